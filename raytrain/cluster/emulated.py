@@ -1,0 +1,113 @@
+"""Ray clusters that raytrain starts itself: this machine as one node, or several nodes that share it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from raytrain.cluster.topology import (
+    EMULATED_LABEL,
+    GROUP_LABEL,
+    INSTANCE_TYPE_LABEL,
+    Topology,
+    from_ray,
+    reserved_cpus,
+)
+from raytrain.config import Group
+from raytrain.errors import ClusterError
+
+OBJECT_STORE_SHARE = 0.3  # of this machine's memory, over all nodes, as Ray itself takes
+LOCAL_GROUP = "local"
+
+
+@dataclass
+class RunningCluster:
+    """A connection to a Ray cluster; `close` ends what was started for it and nothing else."""
+
+    topology: Topology
+    address: str
+    attached: bool
+    _cluster: Any = field(default=None, repr=False)
+
+    def close(self) -> None:
+        import ray
+
+        ray.shutdown()
+        if self._cluster is not None:
+            nodes = [*self._cluster.worker_nodes, self._cluster.head_node]
+            for node in nodes:  # at once: a graceful end drains for seconds, and nothing is left to drain
+                if node is not None:
+                    node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+            self._cluster = None
+
+
+def attach(address: str) -> RunningCluster:
+    """Connect to a running cluster.
+
+    Raises:
+        ClusterError: nothing answers there, it wants another token, or it runs another Ray or Python version.
+    """
+    import ray
+
+    try:
+        ray.init(address=address, logging_level="warning", log_to_driver=True)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(f"cannot attach to the Ray cluster at {address!r}: {reason}") from None
+    return RunningCluster(from_ray(ray.nodes()), address, attached=True)
+
+
+def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> RunningCluster:
+    """Start the nodes of `groups` on this machine, or this machine as one node when there are none.
+
+    The first group that declares GPUs (else the first) is the training group and holds the head.
+
+    Raises:
+        ClusterError: Ray did not start.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+
+    groups = _head_first(groups)
+    plan = [(group, group.gpus > 0 or group is groups[0]) for group in groups for _ in range(group.hosts)]
+    try:
+        cluster = Cluster(shutdown_at_exit=True)
+        for group, trains in plan or [(None, True)]:
+            cluster.add_node(wait=False, **_node(group, trains, wanted_reserve, max(len(plan), 1)))
+        ray.init(address=cluster.address, logging_level="warning", log_to_driver=True)
+        if len(plan) > 1:
+            cluster.wait_for_nodes(timeout=60)
+    except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
+        raise ClusterError(f"Ray did not start on this machine: {' '.join(str(error).split())[:300]}") from None
+    return RunningCluster(from_ray(ray.nodes()), cluster.address, attached=False, _cluster=cluster)
+
+
+def _head_first(groups: Sequence[Group]) -> tuple[Group, ...]:
+    return tuple(sorted(groups, key=lambda group: group.gpus == 0))
+
+
+def _node(group: Group | None, trains: bool, wanted_reserve: int | None, num_nodes: int) -> dict[str, Any]:
+    """Arguments of one Ray node. Without a group: all of this machine, its GPUs included."""
+    store = int(psutil.virtual_memory().total * OBJECT_STORE_SHARE / num_nodes)
+    shared = psutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else store
+    arguments = {
+        "include_dashboard": False,
+        "object_store_memory": max(min(store, int(shared * 0.8 / num_nodes)), 100 << 20),
+    }
+    if group is None:
+        from ray._private.accelerators import get_accelerator_manager_for_resource
+
+        cpus = len(os.sched_getaffinity(0))
+        gpus = get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators()
+        labels = {GROUP_LABEL: LOCAL_GROUP}
+    else:
+        cpus, gpus = group.cpus, group.gpus
+        labels = {GROUP_LABEL: group.name, EMULATED_LABEL: "true"}
+        if group.instance_type:
+            labels[INSTANCE_TYPE_LABEL] = group.instance_type
+    reserve = reserved_cpus(cpus, gpus, wanted_reserve) if trains else 0
+    return {**arguments, "num_cpus": cpus - reserve, "num_gpus": gpus, "labels": labels}

@@ -1,0 +1,52 @@
+"""Where CPU stages and training ranks run: the one place that decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain.cluster.topology import GROUP_LABEL, Topology
+from raytrain.config import Placement
+from raytrain.errors import ClusterError
+
+RANK_MEMORY_BYTES = 1 << 20  # a training rank without a GPU must ask for something, and must not ask for a CPU
+
+
+@dataclass(frozen=True)
+class PlacedStages:
+    """Ray task options for the CPU stages, and how many CPUs they can fill."""
+
+    task_args: dict[str, Any]
+    slots: int
+
+
+def place_stages(topology: Topology, placement: Placement) -> PlacedStages:
+    """Turn a placement into label selectors.
+
+    Raises:
+        ClusterError: `cpu-groups-only` on a cluster without CPU groups.
+    """
+    groups = topology.cpu_groups
+    if placement == "anywhere" or (placement == "cpu-groups-first" and not groups):
+        return PlacedStages({"scheduling_strategy": "SPREAD"}, topology.cpu_slots())
+    if topology.cpu_slots(groups) < 1:
+        raise ClusterError(
+            "cluster.placement is cpu-groups-only, but every host belongs to the training group; "
+            "add a CPU group (--nodes gpu=1x2,cpu=1x2) or use placement: anywhere"
+        )
+    selector = {GROUP_LABEL: f"in({','.join(groups)})"}
+    if placement == "cpu-groups-only":
+        return PlacedStages({"label_selector": selector}, topology.cpu_slots(groups))
+    rest = {"label_selector": {GROUP_LABEL: topology.training_group}}
+    return PlacedStages({"label_selector": selector, "fallback_strategy": [rest]}, topology.cpu_slots())
+
+
+def rank_resources(topology: Topology) -> dict[str, float]:
+    """What a training rank reserves: its GPU, or a little memory; never a CPU slot."""
+    return {"GPU": 1} if topology.num_gpus else {"memory": RANK_MEMORY_BYTES}
+
+
+def rank_selector(topology: Topology) -> dict[str, str] | None:
+    """Keeps a CPU rank in the training group; a GPU rank finds its place by its GPU."""
+    labelled = any(host.group != "default" for host in topology.hosts)
+    return {GROUP_LABEL: topology.training_group} if labelled and not topology.num_gpus else None

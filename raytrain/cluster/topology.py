@@ -1,0 +1,144 @@
+"""Which hosts there are, in which groups. A value: built from a description or read off a running Ray cluster."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain.config import Group
+from raytrain.errors import ClusterError, ConfigError
+
+GROUP_LABEL = "raytrain-group"
+INSTANCE_TYPE_LABEL = "raytrain-instance-type"
+EMULATED_LABEL = "raytrain-emulated"
+
+_NODES = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9-]*)=(?P<hosts>\d+)x(?P<cpus>\d+)(x(?P<gpus>\d+))?$")
+
+
+@dataclass(frozen=True)
+class Host:
+    """One machine, or one Ray node that stands for one.
+
+    Attributes:
+        cpus: that the CPU stages may use.
+        emulated: the node shares this machine with others, and its GPUs, if any, are only declared.
+    """
+
+    name: str
+    group: str
+    cpus: float
+    gpus: float
+    address: str = ""
+    node_id: str = ""
+    instance_type: str | None = None
+    emulated: bool = False
+    is_head: bool = False
+
+
+@dataclass(frozen=True)
+class Topology:
+    """All hosts of a cluster; a single machine is a cluster of one."""
+
+    hosts: tuple[Host, ...]
+
+    @property
+    def num_gpus(self) -> int:
+        return int(sum(host.gpus for host in self.hosts))
+
+    @property
+    def world_size(self) -> int:
+        """Training ranks: one a GPU, or a single CPU rank when there are none."""
+        return max(self.num_gpus, 1)
+
+    @property
+    def training_group(self) -> str:
+        """The group that trains: the first with GPUs, or the head's."""
+        with_gpus = [host.group for host in self.hosts if host.gpus]
+        heads = [host.group for host in self.hosts if host.is_head]
+        return (with_gpus or heads or [self.hosts[0].group])[0]
+
+    @property
+    def emulated_gpus(self) -> bool:
+        return any(host.emulated and host.gpus for host in self.hosts)
+
+    def cpu_slots(self, groups: Sequence[str] | None = None) -> int:
+        """CPUs for the stages, of some groups or of all."""
+        return int(sum(host.cpus for host in self.hosts if groups is None or host.group in groups))
+
+    @property
+    def cpu_groups(self) -> tuple[str, ...]:
+        """The groups that do not train."""
+        return tuple(dict.fromkeys(h.group for h in self.hosts if h.group != self.training_group))
+
+
+def parse_nodes(text: str) -> tuple[Group, ...]:
+    """`gpu=1x2x1,cpu=2x1`: group=hosts x CPUs [x GPUs].
+
+    Raises:
+        ConfigError: another form, a group named twice, no host or no CPU at all.
+    """
+    groups = []
+    for part in text.split(","):
+        match = _NODES.match(part.strip())
+        if not match:
+            raise ConfigError(
+                f"--nodes {part.strip()!r} must look like group=HOSTSxCPUS[xGPUS], such as gpu=1x2x1,cpu=2x1"
+            )
+        hosts, cpus, gpus = int(match["hosts"]), int(match["cpus"]), int(match["gpus"] or 0)
+        if hosts < 1:
+            raise ConfigError(f"--nodes: group {match['name']!r} has no host; give it at least one or leave it out")
+        if match["name"] in {group.name for group in groups}:
+            raise ConfigError(f"--nodes names group {match['name']!r} twice")
+        if cpus < 1:
+            raise ConfigError(f"--nodes: hosts of group {match['name']!r} need at least one CPU")
+        groups.append(Group(name=match["name"], hosts=hosts, cpus=cpus, gpus=gpus))
+    return tuple(groups)
+
+
+def reserved_cpus(cpus: int, gpus: int, wanted: int | None) -> int:
+    """CPUs of a training host that the CPU stages leave alone: as wanted, or one a GPU, at most half.
+
+    Raises:
+        ConfigError: nothing would be left.
+    """
+    if wanted is None:
+        return min(gpus, cpus // 2)
+    if wanted >= cpus:
+        raise ConfigError(f"cluster.reserved_cpus={wanted} leaves nothing of a training host's {cpus} CPUs")
+    return wanted
+
+
+def from_ray(nodes: Sequence[dict[str, Any]], head_node_id: str = "") -> Topology:
+    """Read the topology off `ray.nodes()`. Nodes without our label are one group, `default`.
+
+    Raises:
+        ClusterError: no living node, or none with a CPU.
+    """
+    hosts, numbers = [], Counter()
+    for node in nodes:
+        if not node.get("Alive"):
+            continue
+        resources, labels = node.get("Resources", {}), node.get("Labels") or {}
+        group = labels.get(GROUP_LABEL, "default")
+        numbers[group] += 1
+        hosts.append(
+            Host(
+                name=f"{group}-{numbers[group]}",
+                group=group,
+                cpus=resources.get("CPU", 0.0),
+                gpus=resources.get("GPU", 0.0),
+                address=node.get("NodeManagerAddress", ""),
+                node_id=node["NodeID"],
+                instance_type=labels.get(INSTANCE_TYPE_LABEL),
+                emulated=labels.get(EMULATED_LABEL) == "true",
+                is_head="node:__internal_head__" in resources or node["NodeID"] == head_node_id,
+            )
+        )
+    if not hosts:
+        raise ClusterError("the Ray cluster has no living node")
+    if sum(host.cpus for host in hosts) < 1:
+        raise ClusterError("the Ray cluster has no CPU for the preprocessing; start a node with --num-cpus")
+    return Topology(tuple(sorted(hosts, key=lambda h: (not h.is_head, h.group, h.name))))

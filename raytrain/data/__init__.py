@@ -1,0 +1,34 @@
+"""What goes in: manifest -> epoch order -> CPU stages -> ready batches -> rank.
+
+Names are loaded on first use: a preprocessing worker imports `raytrain.data.produce` and nothing that it does not need.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "raytrain.data.sources": ("image_folder", "parquet", "synthetic", "webdataset"),
+    "raytrain.data.transforms": (
+        "cast",
+        "center_crop",
+        "decode",
+        "flip",
+        "gaussian_blur",
+        "random_resized_crop",
+        "random_shift",
+        "resize",
+        "stage",
+        "to_uint8",
+        "torchvision",
+    ),
+}
+__all__ = [name for names in _WHERE.values() for name in names]  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _WHERE.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'raytrain.data' has no attribute {name!r}")

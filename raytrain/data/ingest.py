@@ -1,0 +1,271 @@
+"""The rank's side: references from the feed -> views of the object store -> batches on the device.
+
+A thread keeps a few batches ahead: fetched from the object store and, when there is a GPU, copied through pinned
+memory on a stream of its own. Cast and normalisation run on the device, so that the narrow type travels.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from raytrain.config import Normalize
+from raytrain.data.batch import Batch, Header, decode
+from raytrain.data.clock import DeviceClock, HostClock
+from raytrain.data.meter import RankMeter
+from raytrain.data.order import Split, StreamPlan
+
+AHEAD = 2
+PROGRESS_EVERY_S = 0.3
+
+
+@dataclass
+class DeviceBatch:
+    """A batch as the training loop sees it.
+
+    Attributes:
+        image: (batch, channels, height, width) on the device, float32 (channels last in memory), normalised.
+        label: (batch,) int64 on the device.
+        ids: (batch,) int64 NumPy, the samples' ids.
+        index: the batch's number among this rank's batches of the pass, from 0.
+        padded: a stand-in of one blank image without an id, for a rank whose whole batch was undecodable while other
+            ranks still step; give it no weight.
+    """
+
+    image: torch.Tensor
+    label: torch.Tensor
+    ids: np.ndarray
+    index: int
+    padded: bool = False
+
+
+@dataclass
+class _Staged:
+    """A batch on its way: tensors on the host or, with `copied_between`, on the device."""
+
+    segment: int
+    header: Header
+    image: torch.Tensor
+    label: torch.Tensor
+    ids: np.ndarray
+    wire_bytes: int
+    copied_between: tuple[Any, Any] | None = None  # CUDA events around the copy
+
+
+class RankIngest:
+    """One rank's stream of batches.
+
+    Args:
+        feed: handle of the Feed actor.
+        attempt: of this worker group, as `Feed.begin` was told.
+        plan: as `Feed.begin` returned it.
+        normalize: None leaves the values as they are.
+
+    Attributes:
+        meter: where this rank's time went.
+        figures: what the feed is told for the live panel, at most every PROGRESS_EVERY_S.
+        stopped: whether the run has been asked to stop; no more batches come then.
+    """
+
+    def __init__(
+        self, feed: Any, attempt: str, rank: int, plan: StreamPlan, device: torch.device, normalize: Normalize | None
+    ):
+        self.plan, self.meter, self.device = plan, RankMeter(), device
+        self.figures: dict[str, Any] = {}
+        self.stopped = False
+        self._feed, self._attempt, self._rank = feed, attempt, rank
+        self._affine = _affine(normalize, device)
+        self._queue: queue.Queue[_Staged | Exception | str] = queue.Queue(maxsize=AHEAD)
+        self._held: _Staged | Exception | str | None = None
+        self._copier = _Copier(device) if device.type == "cuda" else None
+        self._clock = DeviceClock(self.meter) if device.type == "cuda" else HostClock(self.meter)
+        self._blank: torch.Tensor | None = None
+        self._closed = threading.Event()
+        self._told_at, self._answer = 0.0, None
+        threading.Thread(target=self._fetch, name="raytrain-ingest", daemon=True).start()
+
+    def close(self) -> None:
+        """Let go of the feed (the thread ends by itself) and finish the account."""
+        self._closed.set()
+        self._clock.close()
+
+    def segment_of(self, epoch: int, split: Split) -> int | None:
+        """The number of an epoch's pass over a split, or None when the plan has none."""
+        for segment in self.plan.segments:
+            if (segment.epoch, segment.split) == (epoch, split):
+                return segment.number
+        return None
+
+    def num_batches(self, number: int) -> int:
+        """Batches that this rank gets of a segment."""
+        return self.plan.segments[number].num_batches // self.plan.world_size
+
+    def segment(self, number: int) -> Iterator[DeviceBatch]:
+        """The batches of one segment of the plan; what is left of earlier ones is dropped.
+
+        Ends early with `stopped` set when the run has been asked to stop. Raises what ended the stream.
+        """
+        split = self.plan.segments[number].split
+        clock = self._clock if split == "train" else HostClock(RankMeter())
+        for index in range(self.num_batches(number)):
+            self._tell()
+            clock.waiting()
+            staged = None if self.stopped else self._next(number)
+            if staged is None:
+                self.stopped = True
+                return
+            clock.arrived()
+            self.meter.received(split, staged.header, len(staged.ids), staged.wire_bytes)
+            if staged.header.failures:
+                self._feed.failures.remote(split, staged.header.failures)
+            batch = self._on_device(staged, index)
+            clock.ready(staged.copied_between)
+            if batch is None:
+                continue
+            aside = self.meter.checkpoint_s
+            yield batch
+            clock.done(self.meter.checkpoint_s - aside)
+
+    def _tell(self) -> None:
+        """Report progress now and then; a single rank stops as soon as it hears that it should."""
+        import ray
+
+        if self._answer is not None:
+            ready, _ = ray.wait([self._answer], timeout=0)
+            if ready and ray.get(ready[0]) and self.plan.world_size == 1:
+                self.stopped = True
+        now = time.monotonic()
+        if now - self._told_at >= PROGRESS_EVERY_S:
+            self._told_at = now
+            self._answer = self._feed.progress.remote(self._rank, self.figures)
+
+    def _next(self, number: int) -> _Staged | None:
+        """The next batch of segment `number`, or None when the run stops."""
+        while True:
+            item = self._held if self._held is not None else self._queue.get()
+            self._held = None
+            if isinstance(item, Exception):
+                raise item
+            if item == "stop":
+                self._held = item
+                return None
+            assert isinstance(item, _Staged) and item.segment <= number, "the feed skipped a segment"
+            if item.segment == number:
+                return item
+
+    def _on_device(self, staged: _Staged, index: int) -> DeviceBatch | None:
+        if len(staged.ids) == 0:
+            if self.plan.world_size == 1 or self._blank is None:
+                return None
+            label = torch.zeros(1, dtype=torch.int64, device=self.device)
+            return DeviceBatch(self._blank, label, staged.ids, index, padded=True)
+        if staged.copied_between is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(staged.copied_between[1])
+            staged.image.record_stream(stream)
+            staged.label.record_stream(stream)
+        image = staged.image.permute(0, 3, 1, 2) if staged.image.ndim == 4 else staged.image
+        image = image.to(torch.float32)
+        if self._affine is not None:
+            scale, shift = self._affine
+            image = image * scale + shift
+        if self._blank is None:
+            self._blank = torch.zeros_like(image[:1])
+        return DeviceBatch(image, staged.label, staged.ids, index)
+
+    # --- on the thread ---
+
+    def _fetch(self) -> None:
+        import ray
+
+        try:
+            if self._copier is not None:
+                torch.cuda.set_device(self.device)
+            pending = self._ask()
+            while not self._closed.is_set():
+                taken = ray.get(pending)
+                if taken.error is not None:
+                    raise taken.error
+                last = taken.end or taken.stop
+                if not last:
+                    pending = self._ask()
+                for segment, number, reference in taken.batches:
+                    self._put(self._stage(segment, number, decode(ray.get(reference))))
+                if taken.stop:
+                    self._put("stop")
+                if last:
+                    return
+        except Exception as error:  # noqa: BLE001 - raised again by the training thread
+            self._put(error)
+
+    def _ask(self) -> Any:
+        return self._feed.take.remote(self._attempt, self._rank, 1)
+
+    def _put(self, item: _Staged | Exception | str) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._queue.put(item, timeout=0.5)
+            except queue.Full:
+                continue
+        return None
+
+    def _stage(self, segment: int, number: int, batch: Batch) -> _Staged:
+        assert (batch.header.segment, batch.header.batch) == (segment, number), "a batch was routed as another"
+        image, label = _tensor(batch.image), _tensor(batch.label)
+        staged = _Staged(segment, batch.header, image, label, batch.id, batch.image.nbytes)
+        return self._copier.copy(staged) if self._copier is not None and len(batch.id) else staged
+
+
+class _Copier:
+    """Host-to-device copies through pinned buffers on a stream of their own."""
+
+    def __init__(self, device: torch.device):
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._buffers: list[tuple[torch.Tensor, Any]] = []
+
+    def copy(self, staged: _Staged) -> _Staged:
+        pinned = self._pinned(staged.image)
+        pinned.copy_(staged.image)
+        label = staged.label.pin_memory()
+        began, copied = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        with torch.cuda.stream(self._stream):
+            began.record()
+            staged.image = pinned.to(self._device, non_blocking=True)
+            staged.label = label.to(self._device, non_blocking=True)
+            copied.record()
+        self._buffers.append((pinned, copied))
+        staged.copied_between = (began, copied)
+        return staged
+
+    def _pinned(self, like: torch.Tensor) -> torch.Tensor:
+        """A pinned buffer whose last copy has ended, or a new one."""
+        self._buffers = [b for b in self._buffers if b[0].shape == like.shape and b[0].dtype == like.dtype]
+        for position, (buffer, copied) in enumerate(self._buffers):
+            if copied.query():
+                del self._buffers[position]
+                return buffer
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor over the array's memory, which is read-only; nothing here writes to it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
+
+
+def _affine(normalize: Normalize | None, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """`(x * scale - mean) / std` as `x * a + b`, each (1, channels, 1, 1) float32."""
+    if normalize is None:
+        return None
+    mean, std = torch.tensor(normalize.mean), torch.tensor(normalize.std)
+    scale, shift = normalize.scale / std, -mean / std
+    return tuple(t.to(torch.float32).reshape(1, -1, 1, 1).to(device) for t in (scale, shift))

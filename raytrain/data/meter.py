@@ -1,0 +1,87 @@
+"""The stall meter: who waited for whom. Always on; a few clock reads a step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from raytrain.data.batch import Header
+
+
+@dataclass
+class StageMeter:
+    """Seconds of CPU-worker time that a stage took, batch by batch."""
+
+    num_samples: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """`seconds_per_sample` is the mean; percentiles are of whole batches, in seconds."""
+        values = np.asarray(self.seconds or [0.0])
+        return {
+            "num_samples": self.num_samples,
+            "num_batches": len(self.seconds),
+            "seconds": float(values.sum()),
+            "seconds_per_sample": float(values.sum() / max(self.num_samples, 1)),
+            "batch_mean_s": float(values.mean()),
+            "batch_p90_s": float(np.percentile(values, 90)),
+            "batch_p99_s": float(np.percentile(values, 99)),
+        }
+
+
+@dataclass
+class RankMeter:
+    """Where a rank's time went.
+
+    Attributes:
+        wait_s: waiting for the next batch.
+        transfer_s: moving it to the device and into the compute type.
+        compute_s: everything else between batches: forward, backward, step.
+        evaluate_s: whole validation passes, waiting included.
+        checkpoint_s: writing and reporting checkpoints.
+    """
+
+    wait_s: float = 0.0
+    transfer_s: float = 0.0
+    compute_s: float = 0.0
+    evaluate_s: float = 0.0
+    checkpoint_s: float = 0.0
+    num_batches: int = 0
+    num_samples: int = 0
+    wire_bytes: int = 0
+    read_bytes: int = 0
+    first_batch_at: float | None = None
+    first_step_at: float | None = None
+    torch_in_workers: bool = False
+    stages: dict[str, StageMeter] = field(default_factory=dict)
+    nodes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def wait_share(self) -> float:
+        total = self.wait_s + self.transfer_s + self.compute_s
+        return self.wait_s / total if total else 0.0
+
+    def received(self, split: str, header: Header, num_samples: int, wire_bytes: int) -> None:
+        """Account for a batch when it reaches the rank."""
+        self.first_batch_at = self.first_batch_at or time.time()
+        self.wire_bytes += wire_bytes
+        self.read_bytes += header.read_bytes
+        self.torch_in_workers |= header.torch_imported
+        self.nodes[header.node] = self.nodes.get(header.node, 0) + num_samples + len(header.failures)
+        for name, seconds in header.stage_s.items():
+            meter = self.stages.setdefault(f"{name}" if split == "train" else f"{split}/{name}", StageMeter())
+            meter.num_samples += num_samples + len(header.failures)
+            meter.seconds.append(seconds)
+
+    def stepped(self, num_samples: int) -> None:
+        """Account for a trained batch."""
+        self.first_step_at = self.first_step_at or time.time()
+        self.num_batches += 1
+        self.num_samples += num_samples
+
+    def summary(self) -> dict[str, Any]:
+        plain = {k: v for k, v in self.__dict__.items() if k != "stages"}
+        return {**plain, "stages": {name: meter.summary() for name, meter in self.stages.items()}}

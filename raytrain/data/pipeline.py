@@ -1,0 +1,110 @@
+"""What happens to a sample, as a value: sources, stages, batch size. Nothing is listed, opened or started here."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+
+from raytrain.config import Data, Normalize, Source
+from raytrain.data.manifest import Manifest
+from raytrain.data.order import Split
+from raytrain.data.produce import SplitWork
+from raytrain.data.sources import open_manifest
+from raytrain.data.transforms import Stage, as_stage, parse_stage
+from raytrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Where samples come from and what the CPU hosts do to them.
+
+    Args:
+        train: a source, such as `image_folder("s3://bucket/train")`.
+        stages: in order; each a Stage, a torchvision v2 transform or a function of one array.
+        batch_size: samples a rank and step.
+        validation: a source, or None for no evaluation.
+        validation_stages: by default the stages without the random ones.
+        normalize: applied on the device.
+        max_corrupt_share: of a split's samples that may be undecodable before the run stops.
+        batches_per_task: batches that one Ray task prepares, None to choose.
+    """
+
+    train: Source
+    stages: Sequence[Any] = ()
+    batch_size: int = 64
+    validation: Source | None = None
+    validation_stages: Sequence[Any] | None = None
+    normalize: Normalize | None = None
+    max_corrupt_share: float = 0.01
+    batches_per_task: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1 (given: {self.batch_size})")
+        object.__setattr__(self, "stages", tuple(as_stage(s) for s in self.stages))
+        if self.validation_stages is None:
+            object.__setattr__(self, "validation_stages", tuple(s for s in self.stages if not s.random))
+        else:
+            object.__setattr__(self, "validation_stages", tuple(as_stage(s) for s in self.validation_stages))
+
+    @classmethod
+    def from_config(cls, data: Data) -> Pipeline:
+        """The pipeline of a job file's `data` section."""
+        own = data.validation_stages
+        return cls(
+            train=data.train,
+            stages=[parse_stage(spec) for spec in data.stages],
+            batch_size=data.batch_size,
+            validation=data.validation,
+            validation_stages=None if own is None else [parse_stage(spec) for spec in own],
+            normalize=data.normalize,
+            max_corrupt_share=data.max_corrupt_share,
+            batches_per_task=data.batches_per_task,
+        )
+
+    def open(self, seed: int) -> OpenPipeline:
+        """List the sources.
+
+        Raises:
+            DataError: as `open_manifest` says.
+        """
+        train = open_manifest(self.train, seed=seed)
+        validation = None
+        if self.validation is not None:
+            validation = open_manifest(self.validation, seed=seed + 1, classes=train.classes)
+        return OpenPipeline(self, train, validation)
+
+
+@dataclass(frozen=True)
+class OpenPipeline:
+    """A pipeline whose sources have been listed."""
+
+    pipeline: Pipeline
+    train: Manifest
+    validation: Manifest | None
+
+    @property
+    def num_validation(self) -> int:
+        return self.validation.num_samples if self.validation else 0
+
+    def pickled_splits(self) -> bytes:
+        """dict[Split, SplitWork] for the workers; functions of a script or notebook travel by value."""
+        splits: dict[Split, SplitWork] = {"train": SplitWork(self.train, self._stages(self.pipeline.stages))}
+        if self.validation is not None:
+            splits["validation"] = SplitWork(self.validation, self._stages(self.pipeline.validation_stages))
+        return cloudpickle.dumps(splits, protocol=pickle.HIGHEST_PROTOCOL)
+
+    @staticmethod
+    def _stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Names made unique, since seconds are kept by name."""
+        seen: dict[str, int] = {}
+        unique = []
+        for each in stages:
+            seen[each.name] = seen.get(each.name, 0) + 1
+            name = each.name if seen[each.name] == 1 else f"{each.name}_{seen[each.name]}"
+            unique.append(Stage(name, each.function, each.random, each.options))
+        return tuple(unique)

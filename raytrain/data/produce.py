@@ -1,0 +1,175 @@
+"""What a preprocessing worker does: a generator task that turns places in the plan into ready batches.
+
+Imported by every worker of every CPU host: NumPy, OpenCV and pyarrow only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import pickle
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+
+from raytrain.data.batch import Batch, Failure, Header, encode
+from raytrain.data.manifest import Manifest
+from raytrain.data.order import Split, StreamPlan
+from raytrain.data.transforms import Stage
+from raytrain.errors import DataError
+
+CACHED_SEGMENTS = 3
+# glibc's mallopt parameters (malloc.h): never give memory back, never map an allocation of its own.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_TOP_PAD = -1, -3, -2
+
+
+@dataclass(frozen=True)
+class SplitWork:
+    """One split as the workers need it."""
+
+    manifest: Manifest
+    stages: tuple[Stage, ...]
+
+
+@dataclass(frozen=True)
+class StreamWork:
+    """Everything a task needs beside its places in the plan; put into the object store once a stream."""
+
+    plan: StreamPlan
+    splits_pickle: bytes  # of dict[Split, SplitWork]: only workers unpickle what users' stages bring along
+
+    def splits(self) -> dict[Split, SplitWork]:
+        return pickle.loads(self.splits_pickle)
+
+
+class Producer:
+    """One stream's work in one worker process, kept between tasks."""
+
+    def __init__(self, work: StreamWork):
+        self._plan = work.plan
+        self._splits = work.splits()
+        self._ids: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._node = _node_id()
+
+    def batch(self, segment: int, number: int) -> Batch:
+        """Prepare one batch.
+
+        Raises:
+            DataError: a file cannot be read, or the samples of a batch come out in different shapes.
+        """
+        part = self._plan.segments[segment]
+        split = self._splits[part.split]
+        start, stop = self._plan.bounds(segment, number)
+        ids = self._segment_ids(segment, split.manifest)[start:stop]
+        epoch = part.epoch if part.split == "train" else 0
+        stage_s = dict.fromkeys(["read", *(s.name for s in split.stages)], 0.0)
+
+        began = time.perf_counter()
+        raw = split.manifest.read_many(ids)
+        stage_s["read"] = time.perf_counter() - began
+
+        images: np.ndarray | None = None
+        failures: list[Failure] = []
+        kept: list[int] = []
+        random = any(s.random for s in split.stages)
+        for index, sample in zip(ids, raw, strict=True):
+            rng = np.random.default_rng((self._plan.spec.seed, epoch, index)) if random else None
+            try:
+                image = _run(split.stages, sample, rng, stage_s)
+            except Exception as error:  # noqa: BLE001 - a user's stage may raise anything; it is counted and listed
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                failures.append(Failure(int(index), split.manifest.describe(index), reason[:300]))
+                continue
+            if images is None:
+                images = np.empty((len(ids), *image.shape), dtype=image.dtype)
+            if image.shape != images.shape[1:] or image.dtype != images.dtype:
+                raise DataError(
+                    f"samples come out in different shapes or types: {images.shape[1:]} {images.dtype} and "
+                    f"{image.shape} {image.dtype} ({split.manifest.describe(index)}); end the stages with a resize"
+                )
+            images[len(kept)] = image
+            kept.append(int(index))
+        if images is None:
+            images = np.zeros((0, 1, 1, 1), dtype=np.uint8)
+        kept_ids = np.asarray(kept, dtype=np.int64)
+        header = Header(
+            segment,
+            number,
+            stage_s,
+            failures,
+            read_bytes=sum(r.nbytes for r in raw if r.ndim == 1),
+            node=self._node,
+            torch_imported="torch" in sys.modules,
+        )
+        return Batch(images[: len(kept)], split.manifest.labels[kept_ids], kept_ids, header)
+
+    def _segment_ids(self, segment: int, manifest: Manifest) -> np.ndarray:
+        if segment not in self._ids:
+            self._ids[segment] = self._plan.segment_ids(segment, manifest.group_starts)
+            while len(self._ids) > CACHED_SEGMENTS:
+                self._ids.popitem(last=False)
+        return self._ids[segment]
+
+
+def _run(
+    stages: tuple[Stage, ...], sample: np.ndarray, rng: np.random.Generator | None, stage_s: dict[str, float]
+) -> np.ndarray:
+    began = time.perf_counter()
+    for each in stages:
+        sample = each(sample, rng)
+        now = time.perf_counter()
+        stage_s[each.name] += now - began
+        began = now
+    if not isinstance(sample, np.ndarray):
+        raise TypeError(f"the last stage returned {type(sample).__name__}, expected a NumPy array")
+    return sample
+
+
+_PRODUCERS: dict[str, Producer] = {}
+
+
+def produce(places: pa.Table, *, work_ref: list) -> Iterator[pa.Table]:
+    """The Ray Data task: one block of places (columns `segment`, `batch`) in, one ready batch a block out.
+
+    `work_ref` is a list of one reference to a StreamWork, so that Ray passes it on without fetching it.
+    """
+    prepare_process()
+    key = work_ref[0].hex()
+    if key not in _PRODUCERS:
+        import ray
+
+        _PRODUCERS.clear()
+        _PRODUCERS[key] = Producer(ray.get(work_ref[0]))
+    producer = _PRODUCERS[key]
+    for segment, number in zip(
+        places.column("segment").to_pylist(), places.column("batch").to_pylist(), strict=True
+    ):
+        yield encode(producer.batch(segment, number))
+
+
+@cache
+def prepare_process() -> None:
+    """Once a process: one thread per task, and an allocator that keeps its pages.
+
+    glibc maps and unmaps every temporary above 128 kB, page fault by page fault, which halves image preprocessing.
+    Clusters that raytrain starts have this in the environment; on any other cluster it is set here.
+    """
+    import cv2
+
+    cv2.setNumThreads(0)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # glibc refuses more than half of its 64 MiB heap
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def _node_id() -> str:
+    import ray
+
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""

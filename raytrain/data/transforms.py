@@ -1,0 +1,344 @@
+"""CPU stages: frozen values over plain functions of one sample, in NumPy and OpenCV.
+
+A stage function takes an image (height, width, channels) and, when it is random, `rng`, a `numpy.random.Generator`
+seeded with (seed, epoch, sample id): whichever host prepares the sample, and however often, it comes out the same.
+Nothing here imports torch; only `torchvision` stages do, in the workers that run them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import cv2
+import numpy as np
+
+from raytrain.errors import ConfigError, nearest
+
+Image = np.ndarray
+"""(height, width, channels), uint8 or float32."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the preprocessing of a sample.
+
+    Attributes:
+        name: in tables and the record.
+        function: called as `function(sample, **options)`, with `rng=` too when `random`.
+        random: whether it draws from `rng`.
+        options: keyword arguments of `function`.
+    """
+
+    name: str
+    function: Callable[..., np.ndarray]
+    random: bool = False
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __call__(self, sample: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        if self.random:
+            return self.function(sample, rng=rng, **self.options)
+        return self.function(sample, **self.options)
+
+
+def stage(function: Callable[..., np.ndarray], *, name: str | None = None, **options: Any) -> Stage:
+    """A stage of your own: any function of one array, random when it has a parameter `rng`.
+
+    Raises:
+        ConfigError: `options` do not fit the function's signature.
+    """
+    label = name or getattr(function, "__name__", type(function).__name__)
+    try:
+        parameters = inspect.signature(function).parameters
+        random = "rng" in parameters
+        inspect.signature(function).bind(None, **({"rng": None} if random else {}), **options)
+    except TypeError as error:
+        raise ConfigError(f"stage {label!r}: {error}") from None
+    except ValueError:  # a builtin without a signature
+        random = False
+    return Stage(label, function, random, options)
+
+
+def as_stage(value: Any) -> Stage:
+    """A Stage as it is, a torchvision v2 transform, or any function of one array."""
+    if isinstance(value, Stage):
+        return value
+    if type(value).__module__.startswith("torchvision."):
+        return Stage(f"torchvision.{type(value).__name__}", _apply_torchvision, True, {"transform": value})
+    if callable(value):
+        return stage(value)
+    raise ConfigError(f"{value!r} is not a stage: give a function of one array, or a torchvision v2 transform")
+
+
+# --- decoding -----------------------------------------------------------------------------------------------------
+
+
+def decode() -> Stage:
+    """Encoded image bytes -> uint8 (height, width, 3), RGB, turned upright as its EXIF data says."""
+    return stage(decode_image, name="decode")
+
+
+def decode_image(data: np.ndarray) -> Image:
+    """Raises ValueError when `data` (uint8, one dimension) is not a whole image."""
+    if data.ndim != 1:
+        return data  # already an array: Parquet tensors and synthetic images
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
+    if image is None:
+        raise ValueError("not a decodable image")
+    if not _looks_whole(data):
+        _decode_strictly(data)
+    return image
+
+
+def _looks_whole(data: np.ndarray) -> bool:
+    """Whether the end marker is where it should be: OpenCV fills a truncated JPEG or PNG with grey and says nothing."""
+    head, tail = data[:8].tobytes(), data[-64:].tobytes()
+    if head.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in tail
+    if head.startswith(b"\x89PNG"):
+        return b"IEND" in tail
+    return True
+
+
+def _decode_strictly(data: np.ndarray) -> None:
+    from PIL import Image as PillowImage
+
+    try:
+        PillowImage.open(io.BytesIO(data.tobytes())).load()
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"truncated image: {error}") from None
+
+
+# --- geometry -----------------------------------------------------------------------------------------------------
+
+
+def resize(size: int | tuple[int, int]) -> Stage:
+    """To `size` x `size`, or (height, width); area averaging when it shrinks, bilinear when it grows."""
+    return stage(resize_image, name="resize", size=size)
+
+
+def resize_image(image: Image, size: int | tuple[int, int]) -> Image:
+    height, width = (size, size) if isinstance(size, int) else size
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    return _with_channels(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else 1))
+
+
+def center_crop(size: int) -> Stage:
+    """The middle square of the image, resized to `size` x `size`."""
+    return stage(center_crop_image, name="center_crop", size=size)
+
+
+def center_crop_image(image: Image, size: int) -> Image:
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return resize_image(image[top : top + side, left : left + side], size)
+
+
+def random_resized_crop(
+    size: int, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)
+) -> Stage:
+    """A random area of the image with a random aspect ratio, resized to `size` x `size` (as torchvision draws it)."""
+    return stage(random_resized_crop_image, name="random_resized_crop", size=size, scale=scale, ratio=ratio)
+
+
+def random_resized_crop_image(
+    image: Image,
+    rng: np.random.Generator,
+    size: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Image:
+    height, width = image.shape[:2]
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
+        crop_width, crop_height = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top, left = rng.integers(height - crop_height + 1), rng.integers(width - crop_width + 1)
+            return resize_image(image[top : top + crop_height, left : left + crop_width], size)
+    return center_crop_image(image, size)
+
+
+def flip(probability: float = 0.5) -> Stage:
+    """Mirror left and right."""
+    return stage(flip_image, name="flip", probability=probability)
+
+
+def flip_image(image: Image, rng: np.random.Generator, probability: float = 0.5) -> Image:
+    return image[:, ::-1] if rng.random() < probability else image
+
+
+def random_shift(pixels: int) -> Stage:
+    """Move by up to `pixels` in each direction; the border is repeated."""
+    return stage(random_shift_image, name="random_shift", pixels=pixels)
+
+
+def random_shift_image(image: Image, rng: np.random.Generator, pixels: int) -> Image:
+    height, width = image.shape[:2]
+    padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode="edge")
+    top, left = rng.integers(0, 2 * pixels + 1, size=2)
+    return padded[top : top + height, left : left + width]
+
+
+# --- values -------------------------------------------------------------------------------------------------------
+
+
+def gaussian_blur(kernel: int = 11, sigma: tuple[float, float] = (0.1, 2.0), times: int = 1) -> Stage:
+    """`times` Gaussian blurs in a row, each with its own sigma drawn uniformly; border reflected (101).
+
+    The same kernel as torchvision's `gaussian_blur`; OpenCV applies it as two one-dimensional passes.
+
+    Raises:
+        ConfigError: an even kernel, or a sigma that is not positive and in order.
+    """
+    if kernel < 1 or kernel % 2 == 0:
+        raise ConfigError(f"gaussian_blur: kernel must be odd and positive (given: {kernel})")
+    if not 0 < sigma[0] <= sigma[1]:
+        raise ConfigError(f"gaussian_blur: sigma must be [low, high] with 0 < low <= high (given: {sigma})")
+    return stage(gaussian_blur_image, name="gaussian_blur", kernel=kernel, sigma=tuple(sigma), times=times)
+
+
+def gaussian_blur_image(
+    image: Image, rng: np.random.Generator, kernel: int = 11, sigma: tuple[float, float] = (0.1, 2.0), times: int = 1
+) -> Image:
+    for value in rng.uniform(*sigma, size=times):
+        image = cv2.GaussianBlur(image, (kernel, kernel), value, borderType=cv2.BORDER_REFLECT_101)
+    return _with_channels(image)
+
+
+def cast(dtype: str) -> Stage:
+    """To another NumPy dtype, such as `float16`, which halves what travels; the device casts it to what it computes in.
+
+    Raises:
+        ConfigError: not a dtype that NumPy and torch share.
+    """
+    known = ("uint8", "int16", "int32", "int64", "float16", "float32", "float64")
+    if dtype not in known:
+        raise ConfigError(f"cast: unknown dtype {dtype!r}{nearest(str(dtype), known)} (known: {', '.join(known)})")
+    return stage(cast_image, name="cast", dtype=dtype)
+
+
+def cast_image(image: np.ndarray, dtype: str) -> np.ndarray:
+    return image.astype(dtype, copy=False)
+
+
+def to_uint8(size: int | None = None) -> Stage:
+    """Resize to `size` if given, then round and clip to uint8."""
+    return stage(to_uint8_image, name="to_uint8", size=size)
+
+
+def to_uint8_image(image: Image, size: int | None = None) -> Image:
+    if size is not None:
+        image = resize_image(image, size)
+    return image if image.dtype == np.uint8 else np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def _with_channels(image: np.ndarray) -> Image:
+    """OpenCV drops the channel axis of one-channel images."""
+    return image[:, :, None] if image.ndim == 2 else image
+
+
+# --- torchvision --------------------------------------------------------------------------------------------------
+
+
+def torchvision(transform: str, **options: Any) -> Stage:
+    """A torchvision v2 transform by name, such as `torchvision("ColorJitter", brightness=0.4)`.
+
+    It gets the image as a uint8 or float tensor (channels, height, width); its random numbers are seeded per sample.
+    """
+    return Stage(
+        f"torchvision.{transform}", _apply_named_torchvision, True, {"transform": transform, "arguments": options}
+    )
+
+
+def _apply_named_torchvision(
+    image: Image, rng: np.random.Generator, transform: str, arguments: dict[str, Any]
+) -> Image:
+    return _apply_torchvision(image, rng, _torchvision_transform(transform, tuple(sorted(arguments.items()))))
+
+
+@cache
+def _torchvision_transform(name: str, arguments: tuple[tuple[str, Any], ...]) -> Callable:
+    from torchvision.transforms import v2
+
+    return getattr(v2, name)(**dict(arguments))
+
+
+def _apply_torchvision(image: Image, rng: np.random.Generator, transform: Callable) -> Image:
+    import torch
+
+    torch.manual_seed(int(rng.integers(2**63 - 1)))
+    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    result = transform(tensor)
+    if not isinstance(result, torch.Tensor) or result.ndim != 3:
+        raise ValueError(f"{type(transform).__name__} must return an image tensor (channels, height, width)")
+    return result.permute(1, 2, 0).numpy()
+
+
+# --- from a job file ----------------------------------------------------------------------------------------------
+
+STAGES: dict[str, Callable[..., Stage]] = {
+    factory.__name__: factory
+    for factory in (
+        decode,
+        resize,
+        center_crop,
+        random_resized_crop,
+        flip,
+        random_shift,
+        gaussian_blur,
+        cast,
+        to_uint8,
+        torchvision,
+    )
+}
+
+
+def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
+    """`name`, `{name: {option: value}}`, or `package.module:function` in place of the name.
+
+    Raises:
+        ConfigError: an unknown stage (naming the nearest), an option that it does not have, a module without it.
+    """
+    if isinstance(spec, dict):
+        if len(spec) != 1:
+            raise ConfigError(f"a stage is one name with its options, not {len(spec)}: {', '.join(spec)}")
+        name, options = next(iter(spec.items()))
+    else:
+        name, options = spec, None
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in (options or {}).items()}
+    if ":" in name:
+        return stage(import_object(name), **options)
+    if name not in STAGES:
+        raise ConfigError(f"unknown stage {name!r}{nearest(name, STAGES)} (known: {', '.join(STAGES)})")
+    try:
+        return STAGES[name](**options)
+    except TypeError as error:
+        raise ConfigError(f"stage {name!r}: {_short(error)}") from None
+
+
+def import_object(path: str) -> Any:
+    """What `package.module:attribute` names.
+
+    Raises:
+        ConfigError: no such module or attribute.
+    """
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ImportError as error:
+        raise ConfigError(f"cannot import {path!r}: {error}") from None
+    except AttributeError:
+        raise ConfigError(f"module {module!r} has no {attribute!r}") from None
+
+
+def _short(error: TypeError) -> str:
+    return str(error).partition("() ")[2] or str(error)

@@ -1,0 +1,51 @@
+"""The exceptions that a user can meet. Each message says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RaytrainError(Exception):
+    """Base of every error that is the user's to mend; the command line prints it and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class ConfigError(RaytrainError):
+    """The job description, an option or a name is wrong."""
+
+
+class DataError(RaytrainError):
+    """The data set is missing, empty, unreadable or too corrupt to train on."""
+
+
+class ClusterError(RaytrainError):
+    """The Ray cluster cannot be reached, or cannot hold the job."""
+
+
+class CheckpointError(RaytrainError):
+    """There is no usable checkpoint, or it belongs to another data set."""
+
+
+class TrainingError(RaytrainError):
+    """The training loop failed; the cause is in the message."""
+
+    exit_code = 1
+
+
+class Stopped(RaytrainError):
+    """The run was asked to stop (Ctrl-C, SIGTERM); `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, message: str, signal_number: int = 2):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+    def __reduce__(self):
+        return (type(self), (self.args[0], self.exit_code - 128))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint such as `; did you mean 'resize'?`, or an empty string when nothing is near."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

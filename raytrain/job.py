@@ -1,0 +1,326 @@
+"""The composition root: job + cluster + data + train -> a run and its record."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from raytrain.cluster import emulated
+from raytrain.cluster.environ import prepare_environment, ray_address
+from raytrain.cluster.placement import PlacedStages, place_stages, rank_resources, rank_selector
+from raytrain.cluster.topology import Topology, parse_nodes
+from raytrain.config import Job
+from raytrain.data.order import StreamSpec
+from raytrain.data.pipeline import OpenPipeline, Pipeline
+from raytrain.errors import CheckpointError, ConfigError, RaytrainError, Stopped, TrainingError
+from raytrain.outcome import build_record
+from raytrain.record import RunRecord
+from raytrain.run_folder import RunFolder, open_run_folder
+from raytrain.train.models import check_model
+from raytrain.worker import RankWork, position_of, run_rank
+
+STOP_GRACE_S = 7.0  # after a signal, for the step in flight and the checkpoint
+POLL_S = 0.25
+
+Watch = Callable[[dict[str, Any]], None]
+Loop = Callable[[Any], None]
+
+
+@dataclass
+class Run:
+    """What is known of a run while it goes on; `outcome.build_record` turns it into the record.
+
+    Attributes:
+        marks: time.time() at which `manifest`, `cluster` and `trainer` were ready.
+        status: the feed's last.
+    """
+
+    job: Job
+    started_at: float
+    environment: dict[str, str]
+    folder: RunFolder
+    opened: OpenPipeline | None = None
+    cluster: emulated.RunningCluster | None = None
+    placed: PlacedStages | None = None
+    resumed_from: str | None = None
+    marks: dict[str, float] = field(default_factory=dict)
+    status: dict[str, Any] = field(default_factory=dict)
+    signal_number: int | None = None
+
+    @property
+    def topology(self) -> Topology:
+        return self.cluster.topology
+
+
+def run(
+    train_loop: Loop | None,
+    pipeline: Pipeline | None,
+    job: Job,
+    *,
+    nodes: str | None = None,
+    address: str | None = None,
+    resume: bool = False,
+    watch: Watch = lambda status: None,
+    started_at: float | None = None,
+) -> RunRecord:
+    """Run a job to its end and write its record.
+
+    Args:
+        train_loop: called on every rank with a TrainContext; None for supervised image classification.
+        pipeline: None for the one that the job's `data` section describes.
+        job: what to train and how.
+        nodes: emulate a cluster on this machine, such as `gpu=1x2,cpu=2x1`.
+        address: attach to a running Ray cluster; by default to the one this process was started on, if any.
+        resume: go on from the run's last checkpoint.
+        watch: called a few times a second with the figures of the moment.
+        started_at: time.time() from which start-up is counted.
+
+    Raises:
+        RaytrainError: what went wrong, or Stopped after Ctrl-C or SIGTERM.
+    """
+    environment = prepare_environment()
+    if nodes and address:
+        raise ConfigError("--nodes starts a cluster and --address attaches to one; give one of them")
+    groups = parse_nodes(nodes) if nodes else ()
+    pipeline = pipeline or _pipeline_of(job)
+    if train_loop is None:
+        if job.model is None:
+            raise ConfigError("the job has no `model` section, and no training loop was given")
+        check_model(job.model)
+    folder = open_run_folder(job.run_dir, job.name, resume=resume)
+    this = Run(job, started_at or time.time(), environment, folder)
+    try:
+        with _signals(this) as going:
+            _check_data(this, pipeline)
+            threading.Thread(target=_import_trainer, daemon=True).start()
+            address = address or (None if nodes else ray_address())
+            this.cluster = (
+                emulated.attach(address) if address else emulated.start(groups, job.cluster.reserved_cpus)
+            )
+            this.marks["cluster"] = time.time()
+            _train(this, train_loop, pipeline, resume, watch, going)
+        return _close(this, None)
+    except RaytrainError as error:
+        _close(this, error)
+        raise
+    finally:
+        if this.cluster is not None:
+            this.cluster.close()
+        folder.close()
+
+
+def _pipeline_of(job: Job) -> Pipeline:
+    if job.data is None:
+        raise ConfigError("the job has no `data` section, and no pipeline was given")
+    return Pipeline.from_config(job.data)
+
+
+def _check_data(this: Run, pipeline: Pipeline) -> None:
+    this.opened = pipeline.open(this.job.seed)
+    this.marks["manifest"] = time.time()
+    total = this.opened.train.num_samples
+    if pipeline.batch_size > total:
+        raise ConfigError(
+            f"data.batch_size={pipeline.batch_size} is larger than the training set of {total} samples"
+        )
+
+
+def _import_trainer() -> None:
+    """torch takes seconds to import; the nodes start meanwhile."""
+    with contextlib.suppress(ImportError):
+        import ray.train.torch  # noqa: F401
+
+
+def _train(
+    this: Run, loop: Loop | None, pipeline: Pipeline, resume: bool, watch: Watch, going: threading.Event
+) -> None:
+    import ray
+
+    from raytrain.train.trainer import Ranks, run_trainer
+
+    job, topology = this.job, this.topology
+    world_size = topology.world_size
+    if pipeline.batch_size * world_size > this.opened.train.num_samples:
+        raise ConfigError(
+            f"a step of {world_size} ranks x data.batch_size={pipeline.batch_size} is larger than the training set of "
+            f"{this.opened.train.num_samples} samples"
+        )
+    this.placed = place_stages(topology, job.cluster.placement)
+    feed = _start_feed(this, pipeline)
+    position, steps = position_of(_find_checkpoint(this) if resume else None)
+    feed.begin.remote("", position, world_size, steps)
+    host_cpus = max(h.cpus for h in topology.hosts if h.group == topology.training_group)
+    work = RankWork(
+        job=job,
+        loop=loop,
+        feed=feed,
+        normalize=pipeline.normalize,
+        fingerprint=this.opened.train.fingerprint,
+        num_train=this.opened.train.num_samples,
+        num_classes=this.opened.train.num_classes,
+        resume_from=this.resumed_from,
+        threads=job.training.threads or max(int(host_cpus), 1),
+    )
+    ranks = Ranks(
+        world_size,
+        use_gpu=topology.num_gpus > 0,
+        resources=rank_resources(topology),
+        label_selector=rank_selector(topology),
+        emulated_gpus=topology.emulated_gpus,
+    )
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            run_trainer(
+                run_rank,
+                work,
+                ranks,
+                storage=this.folder.checkpoints,
+                attempt=time.strftime("%Y%m%d-%H%M%S"),
+                keep=job.training.checkpoint.keep,
+                failures=job.training.max_failures,
+            )
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, name="raytrain-fit", daemon=True)
+    going.set()
+    this.marks["trainer"] = time.time()
+    thread.start()
+    _wait(this, thread, feed, watch)
+    this.status = ray.get(feed.status.remote())
+    watch(this.status)
+    if this.status["fatal"] is not None:
+        raise this.status["fatal"]
+    if failure:
+        raise failure[0] if isinstance(failure[0], RaytrainError) else TrainingError(_one_line(failure[0]))
+    if this.signal_number is not None:
+        raise Stopped(_stopped_message(this), this.signal_number)
+
+
+def _start_feed(this: Run, pipeline: Pipeline) -> Any:
+    import ray
+
+    from raytrain.data.feed import Feed, FeedOptions
+
+    job, opened = this.job, this.opened
+    spec = StreamSpec(
+        num_train=opened.train.num_samples,
+        num_validation=opened.num_validation,
+        batch_size=pipeline.batch_size,
+        seed=job.seed,
+        epochs=job.training.epochs,
+        steps=job.training.steps,
+    )
+    share = pipeline.max_corrupt_share
+    options = FeedOptions(
+        slots=this.placed.slots,
+        task_args=this.placed.task_args,
+        batches_per_task=pipeline.batches_per_task,
+        max_corrupt={
+            "train": int(share * opened.train.num_samples),
+            "validation": int(share * opened.num_validation),
+        },
+    )
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    actor = ray.remote(num_cpus=0, max_restarts=3, max_concurrency=2 * this.topology.world_size + 8)(Feed)
+    return actor.options(label_selector=here).remote(spec, opened.pickled_splits(), options)
+
+
+def _find_checkpoint(this: Run) -> Any:
+    """The run's last whole checkpoint, checked against the data.
+
+    Raises:
+        CheckpointError: there is none, or it was written for other data or another seed.
+    """
+    from raytrain.train import checkpoint
+    from raytrain.train.context import Restored
+
+    found = checkpoint.latest(this.folder.checkpoints)
+    if found is None:
+        raise CheckpointError(f"{this.folder.path} has no whole checkpoint to resume from; start without --resume")
+    facts, state = checkpoint.load(found)
+    if facts.fingerprint != this.opened.train.fingerprint:
+        raise CheckpointError(f"{found} was written for other training data; start without --resume")
+    if facts.seed != this.job.seed:
+        raise CheckpointError(f"{found} was written with seed {facts.seed}, this job has {this.job.seed}")
+    this.resumed_from = str(found)
+    return Restored(facts, state)
+
+
+def _wait(this: Run, thread: threading.Thread, feed: Any, watch: Watch) -> None:
+    """Until the trainer ends; after a signal, ask for a stop and wait STOP_GRACE_S for it."""
+    import ray
+
+    deadline: float | None = None
+    asked: Any = None
+    while thread.is_alive():
+        thread.join(POLL_S)
+        if this.signal_number is not None and deadline is None:
+            feed.request_stop.remote()
+            deadline = time.monotonic() + STOP_GRACE_S
+        if deadline is not None and time.monotonic() > deadline:
+            raise Stopped(_stopped_message(this), this.signal_number)
+        asked = asked or feed.status.remote()
+        ready, _ = ray.wait([asked], timeout=0)
+        if ready:
+            with contextlib.suppress(ray.exceptions.RayActorError):
+                this.status = ray.get(ready[0])
+                watch({**this.status, "stopping": deadline is not None})
+            asked = None
+
+
+def _stopped_message(this: Run) -> str:
+    from raytrain.train import checkpoint
+
+    if checkpoint.latest(this.folder.checkpoints) is None:
+        return "stopped before the first checkpoint; there is nothing to resume"
+    return f"stopped; go on with --resume (checkpoints in {this.folder.checkpoints})"
+
+
+@contextlib.contextmanager
+def _signals(this: Run) -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM: before training they end the start-up at once, later they ask for a checkpoint first."""
+    going = threading.Event()
+
+    def handle(number: int, _frame: Any) -> None:
+        again = this.signal_number is not None
+        this.signal_number = number
+        if not going.is_set():
+            raise Stopped("stopped before training began", number)
+        if again:
+            raise Stopped("stopped at once, without waiting for a checkpoint", number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield going
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield going
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _close(this: Run, error: RaytrainError | None) -> RunRecord | None:
+    """Write the record of a run that got as far as training, however it ended."""
+    if "trainer" not in this.marks:
+        return None
+    from raytrain.train import checkpoint
+
+    last = checkpoint.latest(this.folder.checkpoints)
+    record = build_record(this, error, checkpoint=str(last) if last else None, command=list(sys.argv))
+    record.write(this.folder.record)
+    return record
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+

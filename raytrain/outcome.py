@@ -1,0 +1,167 @@
+"""From what a run left behind to its record."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from raytrain.cluster import facts
+from raytrain.errors import RaytrainError, Stopped
+from raytrain.record import (
+    Corrupt,
+    Hardware,
+    HostFacts,
+    RankFigures,
+    RunRecord,
+    StageFigures,
+    Startup,
+    Totals,
+)
+
+if TYPE_CHECKING:
+    from raytrain.job import Run
+
+STALLED_SHARE = 0.05  # of training time spent waiting, past which the input path is called the bottleneck
+LISTED_FAILURES = 100
+
+
+def build_record(this: Run, error: RaytrainError | None, *, checkpoint: str | None, command: list[str]) -> RunRecord:
+    """Everything the run's pieces know, in the record's shape."""
+    results: dict[int, dict[str, Any]] = this.status.get("results", {})
+    meters = {rank: result["meter"] for rank, result in sorted(results.items())}
+    failures = this.status.get("failures", [])
+    stages = _stages(meters)
+    history = results[0]["history"] if 0 in results else _last_history(this)
+    total = this.opened.train.num_samples + this.opened.num_validation
+    return RunRecord(
+        name=this.job.name,
+        status="finished" if error is None else "stopped" if isinstance(error, Stopped) else "failed",
+        error=str(error) if error else None,
+        started_at=datetime.fromtimestamp(this.started_at, UTC).isoformat(timespec="milliseconds"),
+        command=command,
+        job=this.job.model_dump(mode="json"),
+        versions=facts.versions(),
+        hardware=Hardware(
+            cpu_model=facts.cpu_model(),
+            cpu_cores=facts.cpu_cores(),
+            memory_bytes=facts.memory_bytes(),
+            platform=facts.platform_name(),
+            gpus=facts.gpu_names(),
+        ),
+        environment=this.environment,
+        cluster_attached=this.cluster.attached,
+        emulated_gpus=this.topology.emulated_gpus,
+        world_size=this.topology.world_size,
+        cpu_slots=this.placed.slots,
+        hosts=_hosts(this, meters),
+        num_train=this.opened.train.num_samples,
+        num_validation=this.opened.num_validation,
+        startup=_startup(this, meters),
+        totals=_totals(this, meters, stages, history),
+        ranks=[_rank(rank, results[rank]) for rank in meters],
+        stages=stages,
+        epochs=history,
+        corrupt=Corrupt(
+            count=len(failures),
+            share=len(failures) / total,
+            listed=[f"{split}: {f.where}: {f.reason}" for split, f in failures[:LISTED_FAILURES]],
+        ),
+        torch_in_preprocessing_workers=any(meter["torch_in_workers"] for meter in meters.values()),
+        resumed_from=this.resumed_from,
+        checkpoint=checkpoint,
+    )
+
+
+def _hosts(this: Run, meters: dict[int, dict[str, Any]]) -> list[HostFacts]:
+    return [
+        HostFacts(
+            name=host.name,
+            group=host.group,
+            cpus=host.cpus,
+            gpus=host.gpus,
+            instance_type=host.instance_type,
+            emulated=host.emulated,
+            is_head=host.is_head,
+            samples_prepared=sum(meter["nodes"].get(host.node_id, 0) for meter in meters.values()),
+        )
+        for host in this.topology.hosts
+    ]
+
+
+def _startup(this: Run, meters: dict[int, dict[str, Any]]) -> Startup:
+    def since(moment: float | None) -> float | None:
+        return None if moment is None else round(moment - this.started_at, 3)
+
+    def first(name: str) -> float | None:
+        return min((meter[name] for meter in meters.values() if meter[name] is not None), default=None)
+
+    return Startup(
+        manifest_s=since(this.marks["manifest"]),
+        cluster_s=since(this.marks["cluster"]),
+        trainer_s=since(this.marks["trainer"]),
+        first_batch_ready_s=since(this.status.get("first_ready_at")),
+        first_batch_s=since(first("first_batch_at")),
+        first_step_s=since(first("first_step_at")),
+    )
+
+
+def _totals(
+    this: Run, meters: dict[int, dict[str, Any]], stages: list[StageFigures], history: list[dict[str, float]]
+) -> Totals:
+    samples = sum(meter["num_samples"] for meter in meters.values())
+    busy = [(m["wait_s"], m["wait_s"] + m["transfer_s"] + m["compute_s"]) for m in meters.values()]
+    waited, trained = sum(w for w, _ in busy), sum(t for _, t in busy)
+    share = waited / trained if trained else 0.0
+    return Totals(
+        wall_s=time.time() - this.started_at,
+        samples=samples,
+        samples_per_s=samples / (trained / len(busy)) if trained else 0.0,
+        wait_share=share,
+        bottleneck=_bottleneck(share, stages),
+        attempts=this.status.get("attempts", 0),
+    )
+
+
+def _bottleneck(wait_share: float, stages: list[StageFigures]) -> str:
+    own = [stage for stage in stages if "/" not in stage.name]
+    if not own:
+        return "unknown: no batch was trained on"
+    if wait_share <= STALLED_SHARE:
+        return "compute: the ranks hardly wait for data"
+    slowest = max(own, key=lambda stage: stage.seconds)
+    return f"input: stage {slowest.name!r} takes {slowest.seconds_per_sample * 1e3:.2f} ms of a CPU per sample"
+
+
+def _rank(rank: int, result: dict[str, Any]) -> RankFigures:
+    names = [name for name in RankFigures.model_fields if name not in ("rank", "device")]
+    return RankFigures(rank=rank, device=result["device"], **{name: result["meter"][name] for name in names})
+
+
+def _stages(meters: dict[int, dict[str, Any]]) -> list[StageFigures]:
+    """The ranks' figures of each stage, together; percentiles are the worst rank's."""
+    merged: dict[str, StageFigures] = {}
+    for meter in meters.values():
+        for name, own in meter["stages"].items():
+            if name not in merged:
+                merged[name] = StageFigures(name=name, **own)
+                continue
+            sofar = merged[name]
+            samples, batches = sofar.num_samples + own["num_samples"], sofar.num_batches + own["num_batches"]
+            seconds = sofar.seconds + own["seconds"]
+            merged[name] = StageFigures(
+                name=name,
+                num_samples=samples,
+                num_batches=batches,
+                seconds=seconds,
+                seconds_per_sample=seconds / max(samples, 1),
+                batch_mean_s=seconds / max(batches, 1),
+                batch_p90_s=max(sofar.batch_p90_s, own["batch_p90_s"]),
+                batch_p99_s=max(sofar.batch_p99_s, own["batch_p99_s"]),
+            )
+    return list(merged.values())
+
+
+def _last_history(this: Run) -> list[dict[str, float]]:
+    """What the last progress report of rank 0 knew, when the ranks did not get to report their results."""
+    return this.status.get("progress", {}).get(0, {}).get("history", [])

@@ -1,0 +1,163 @@
+"""The run record: one versioned JSON a run, with every figure, that tables, pages and comparisons read.
+
+All durations are in seconds, sizes in bytes, times of day in ISO 8601 with UTC offset.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raytrain.errors import ConfigError
+
+SCHEMA_VERSION = 1
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class HostFacts(Part):
+    """A host, or an emulated node that shares this machine."""
+
+    name: str
+    group: str
+    cpus: float
+    gpus: float
+    instance_type: str | None
+    emulated: bool
+    is_head: bool
+    samples_prepared: int
+
+
+class Hardware(Part):
+    """Of the driver's machine."""
+
+    cpu_model: str
+    cpu_cores: int
+    memory_bytes: int
+    platform: str
+    gpus: list[str]
+
+
+class Startup(Part):
+    """Seconds from the start of the command."""
+
+    manifest_s: float
+    cluster_s: float
+    trainer_s: float
+    first_batch_ready_s: float | None
+    first_batch_s: float | None
+    first_step_s: float | None
+
+
+class RankFigures(Part):
+    """One training rank. `wait_s`, `transfer_s` and `compute_s` share out its training time."""
+
+    rank: int
+    device: str
+    wait_s: float
+    transfer_s: float
+    compute_s: float
+    evaluate_s: float
+    checkpoint_s: float
+    num_batches: int
+    num_samples: int
+    wire_bytes: int
+    read_bytes: int
+
+
+class StageFigures(Part):
+    """One CPU stage over all workers; `seconds` is CPU-worker time. Percentiles are of whole batches."""
+
+    name: str
+    num_samples: int
+    num_batches: int
+    seconds: float
+    seconds_per_sample: float
+    batch_mean_s: float
+    batch_p90_s: float
+    batch_p99_s: float
+
+
+class Totals(Part):
+    """Over the run: `samples_per_s` and `wait_share` from the first step to the end of the last epoch."""
+
+    wall_s: float
+    samples: int
+    samples_per_s: float
+    wait_share: float
+    bottleneck: str
+    attempts: int
+
+
+class Corrupt(Part):
+    """Samples that were left out, each once; `listed` names at most 100."""
+
+    count: int
+    share: float
+    listed: list[str]
+
+
+class RunRecord(Part):
+    """Everything about one run."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    status: Literal["finished", "stopped", "failed"]
+    error: str | None
+    started_at: str
+    command: list[str]
+    job: dict[str, Any]
+    versions: dict[str, str]
+    hardware: Hardware
+    environment: dict[str, str]
+    cluster_attached: bool
+    emulated_gpus: bool
+    world_size: int
+    cpu_slots: int
+    hosts: list[HostFacts]
+    num_train: int
+    num_validation: int
+    startup: Startup
+    totals: Totals
+    ranks: list[RankFigures]
+    stages: list[StageFigures]
+    epochs: list[dict[str, float]]
+    corrupt: Corrupt
+    torch_in_preprocessing_workers: bool
+    resumed_from: str | None
+    checkpoint: str | None
+
+    def write(self, path: Path) -> None:
+        """Write the record, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".json.part")
+        draft.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        draft.replace(path)
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a record back.
+
+    Raises:
+        ConfigError: it cannot be read, is cut off, or has another schema version.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(tree, dict) and tree.get("schema_version") != SCHEMA_VERSION:
+            raise ConfigError(
+                f"{path} has schema version {tree.get('schema_version')!r}; this raytrain reads {SCHEMA_VERSION}"
+            )
+        return RunRecord.model_validate(tree)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path} is not a run record: {where}: {first['msg']}") from None
+    except ValueError:
+        raise ConfigError(f"{path} is not JSON, or was cut off") from None

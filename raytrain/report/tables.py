@@ -1,0 +1,86 @@
+"""What a person reads at the end of a run."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from raytrain.record import RunRecord
+
+
+def print_summary(record: RunRecord, console: Console) -> None:
+    """One table per question: who waited for whom, and what each stage cost."""
+    console.print(summary(record))
+
+
+def summary(record: RunRecord) -> Group:
+    parts = [_ranks(record), _stages(record)]
+    if len(record.hosts) > 1:
+        parts.append(_hosts(record))
+    return Group(*parts, *_facts(record))
+
+
+def _ranks(record: RunRecord) -> Table:
+    table = Table(title="Who waited for whom (seconds of training time)", title_justify="left")
+    for name in ("rank", "device", "samples", "wait", "transfer", "compute", "evaluate", "checkpoint"):
+        table.add_column(name, justify="left" if name == "device" else "right")
+    for rank in record.ranks:
+        total = max(rank.wait_s + rank.transfer_s + rank.compute_s, 1e-9)
+        shares = (f"{s:.2f} ({s / total:.0%})" for s in (rank.wait_s, rank.transfer_s, rank.compute_s))
+        table.add_row(
+            str(rank.rank),
+            rank.device,
+            f"{rank.num_samples:,}",
+            *shares,
+            f"{rank.evaluate_s:.2f}",
+            f"{rank.checkpoint_s:.2f}",
+        )
+    return table
+
+
+def _stages(record: RunRecord) -> Table:
+    table = Table(title="What the CPU stages cost", title_justify="left")
+    for name in ("stage", "samples", "ms a sample", "CPU seconds", "batch p90 ms", "batch p99 ms"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for stage in record.stages:
+        table.add_row(
+            stage.name,
+            f"{stage.num_samples:,}",
+            f"{stage.seconds_per_sample * 1e3:.3f}",
+            f"{stage.seconds:.2f}",
+            f"{stage.batch_p90_s * 1e3:.1f}",
+            f"{stage.batch_p99_s * 1e3:.1f}",
+        )
+    return table
+
+
+def _hosts(record: RunRecord) -> Table:
+    emulated = any(host.emulated for host in record.hosts)
+    title = "Where samples were prepared" + (" (nodes emulated on this machine)" if emulated else "")
+    table = Table(title=title, title_justify="left")
+    for name in ("host", "group", "CPUs", "GPUs", "samples prepared"):
+        table.add_column(name, justify="left" if name in ("host", "group") else "right")
+    for host in record.hosts:
+        name = f"{host.name} (head)" if host.is_head else host.name
+        table.add_row(name, host.group, f"{host.cpus:g}", f"{host.gpus:g}", f"{host.samples_prepared:,}")
+    return table
+
+
+def _facts(record: RunRecord) -> list[Text]:
+    totals, lines = record.totals, []
+    lines.append(f"bottleneck: {totals.bottleneck}")
+    lines.append(
+        f"{totals.samples:,} samples at {totals.samples_per_s:,.1f} a second, {totals.wait_share:.1%} of the time "
+        f"waiting for data; first step after {_seconds(record.startup.first_step_s)}, {totals.wall_s:.1f} s in all"
+    )
+    if record.corrupt.count:
+        lines.append(f"{record.corrupt.count} samples left out ({record.corrupt.share:.2%}): see the record")
+    if record.epochs and "validation_accuracy" in record.epochs[-1]:
+        last = record.epochs[-1]
+        lines.append(f"validation accuracy {last['validation_accuracy']:.2%} after epoch {last['epoch']:.0f}")
+    return [Text(line) for line in lines]
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"

@@ -1,0 +1,82 @@
+"""`<run_dir>/<name>`: where a run keeps its record and checkpoints. Nothing in it is ever overwritten unasked."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from raytrain.errors import CheckpointError, ConfigError
+
+
+@dataclass
+class RunFolder:
+    """The folder of one run, held by one driver at a time.
+
+    Attributes:
+        path: `<run_dir>/<name>`.
+        set_aside: where an earlier run of the same name was moved, if there was one.
+    """
+
+    path: Path
+    set_aside: Path | None = None
+    _lock: IO[str] | None = field(default=None, repr=False)
+
+    @property
+    def record(self) -> Path:
+        return self.path / "record.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def open_run_folder(run_dir: str, name: str, *, resume: bool) -> RunFolder:
+    """Take the run's folder; without `resume`, what an earlier run left there is set aside, not lost.
+
+    Raises:
+        CheckpointError: `resume`, and there is nothing to go on from.
+        ConfigError: another process is using it, or it cannot be made.
+    """
+    path = Path(run_dir) / name
+    if resume and not (path / "checkpoints").is_dir():
+        raise CheckpointError(f"{path} has no checkpoint to resume from; start without --resume")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path)
+        aside = None
+        if not resume and any(child.name != ".lock" for child in path.iterdir()):
+            aside = path.with_name(f"{name}~{time.strftime('%Y%m%d-%H%M%S')}")
+            while aside.exists():
+                aside = aside.with_name(aside.name + "+")
+            path.rename(aside)
+            lock.close()
+            path.mkdir()
+            lock = _lock(path)
+    except OSError as error:
+        raise ConfigError(f"cannot use the run folder {path}: {error.strerror or error}") from None
+    return RunFolder(path, aside, lock)
+
+
+def _lock(path: Path) -> IO[str]:
+    file = (path / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"another raytrain process is using {path}; wait for it or choose another name") from None
+    return file
+
+
+def process_started_at() -> float:
+    """time.time() at which this process began, imports included."""
+    return psutil.Process().create_time()

@@ -1,0 +1,100 @@
+"""The loop that runs on every rank when the user brings none: supervised image classification."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from raytrain.config import Optimizer, Schedule
+from raytrain.train.models import build_model
+
+if TYPE_CHECKING:
+    from raytrain.train.context import TrainContext
+
+
+def train_loop(ctx: TrainContext) -> None:
+    """Train and evaluate as the job says."""
+    training = ctx.job.training
+    model = build_model(ctx.job.model)
+    optimizer = build_optimizer(model, training.optimizer)
+    total_updates = ctx.updates + ctx.num_updates(training.accumulate)
+    scheduler = build_scheduler(optimizer, training.schedule, total_updates)
+    scaler = torch.amp.GradScaler(ctx.device.type, enabled=training.precision == "fp16")
+    model, optimizer, scheduler, scaler = ctx.prepare(model, optimizer, scheduler, scaler)
+    for _ in ctx.epochs():
+        model.train()
+        num_batches = ctx.num_batches()
+        for batch in ctx.batches("train"):
+            window = min(training.accumulate, num_batches - batch.index // training.accumulate * training.accumulate)
+            updates = batch.index % training.accumulate == window - 1
+            with ctx.autocast(), _no_sync(model, updates):
+                logits = model(batch.image)
+                loss = F.cross_entropy(logits, batch.label, label_smoothing=training.label_smoothing)
+                scaler.scale(loss * (0.0 if batch.padded else 1.0 / window)).backward()
+            if updates:
+                if training.clip_norm is not None:
+                    scaler.unscale_(optimizer)
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
+                scaler.step(optimizer)
+                scaler.update()
+                scheduler.step()
+                optimizer.zero_grad(set_to_none=True)
+            ctx.report(loss, updated=updates)
+        if ctx.num_batches("validation"):
+            ctx.log(**evaluate(ctx, model))
+
+
+@torch.no_grad()
+def evaluate(ctx: TrainContext, model: torch.nn.Module) -> dict[str, float]:
+    """Mean loss and accuracy over the whole validation split, each sample once."""
+    model.eval()
+    loss = correct = count = 0.0
+    for batch in ctx.batches("validation"):
+        if batch.padded:
+            continue
+        with ctx.autocast():
+            logits = model(batch.image)
+        loss += F.cross_entropy(logits.float(), batch.label, reduction="sum").item()
+        correct += (logits.argmax(1) == batch.label).sum().item()
+        count += len(batch.ids)
+    loss, correct, count = ctx.sum_over_ranks(loss, correct, count)
+    return {"validation_loss": loss / max(count, 1), "validation_accuracy": correct / max(count, 1)}
+
+
+def _no_sync(model: torch.nn.Module, updates: bool) -> contextlib.AbstractContextManager:
+    """DDP need not exchange gradients before the last batch of an accumulation."""
+    if updates or not hasattr(model, "no_sync"):
+        return contextlib.nullcontext()
+    return model.no_sync()
+
+
+def build_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """Weight decay leaves biases and norms (one-dimensional parameters) alone."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    return torch.optim.AdamW(groups, lr=settings.lr)
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, settings: Schedule, total_updates: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rate by optimizer step."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(settings, step, total_updates))
+
+
+def lr_factor(settings: Schedule, step: int, total_steps: int) -> float:
+    """Learning rate at `step` of `total_steps` as a share of the peak: linear warm-up, then flat or half a cosine."""
+    warmup = round(settings.warmup_share * total_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if settings.name == "constant":
+        return 1.0
+    progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
+    return settings.final_share + (1 - settings.final_share) * 0.5 * (1 + math.cos(math.pi * progress))

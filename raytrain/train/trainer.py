@@ -1,0 +1,75 @@
+"""The TorchTrainer, sized to what the cluster has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raytrain.errors import RaytrainError, TrainingError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The worker group.
+
+    Attributes:
+        world_size: number of ranks.
+        use_gpu: each has a GPU, real or declared.
+        resources: that each rank reserves.
+        label_selector: of the nodes they may run on.
+        emulated_gpus: the GPUs are declared only, so that ranks compute on the CPU and talk through gloo.
+    """
+
+    world_size: int
+    use_gpu: bool
+    resources: dict[str, float]
+    label_selector: dict[str, str] | None
+    emulated_gpus: bool = False
+
+
+def run_trainer(
+    worker: Callable[[Any], None], config: Any, ranks: Ranks, *, storage: Path, attempt: str, keep: int, failures: int
+) -> None:
+    """Run `worker(config)` on every rank and wait for the end.
+
+    Raises:
+        RaytrainError: what a rank raised, when it is ours.
+        TrainingError: any other failure, with its last line.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={"worker": config},
+        torch_config=TorchConfig(backend="gloo" if ranks.emulated_gpus or not ranks.use_gpu else "nccl"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=ranks.world_size,
+            use_gpu=ranks.use_gpu,
+            resources_per_worker=ranks.resources,
+            label_selector=ranks.label_selector,
+        ),
+        run_config=ray.train.RunConfig(
+            name=attempt,
+            storage_path=str(storage.absolute()),
+            failure_config=ray.train.FailureConfig(max_failures=failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _translate(error) from None
+
+
+def _translate(error: Any) -> RaytrainError:
+    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+    for failure in failures:
+        inner = getattr(failure, "_base_exc", failure)
+        if isinstance(inner, RaytrainError):
+            return inner
+    last = getattr(failures[0], "_base_exc", failures[0])
+    lines = [line.strip() for line in str(last).splitlines() if line.strip()] or ["no message"]
+    return TrainingError(f"the training loop failed: {type(last).__name__}: {lines[-1]}")

@@ -1,0 +1,146 @@
+"""What one training rank runs: the data room and the training room meet here, under the user's loop."""
+
+from __future__ import annotations
+
+import random
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raytrain.config import Job, Normalize
+from raytrain.data.order import Position, StreamPlan
+from raytrain.errors import RaytrainError, TrainingError
+
+
+@dataclass(frozen=True)
+class RankWork:
+    """What every rank is sent.
+
+    Attributes:
+        loop: called with a TrainContext; None for the job's own.
+        feed: handle of the Feed actor.
+        resume_from: folder of the checkpoint that `--resume` found.
+        threads: torch threads of a CPU rank.
+    """
+
+    job: Job
+    loop: Callable[[Any], None] | None
+    feed: Any
+    normalize: Normalize | None
+    fingerprint: str
+    num_train: int
+    num_classes: int
+    resume_from: str | None
+    threads: int
+
+
+def run_rank(config: dict[str, Any]) -> None:
+    """The function that Ray Train runs on every rank."""
+    import numpy as np
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    from raytrain.data.ingest import RankIngest
+    from raytrain.train.context import StopTraining, TrainContext
+
+    work: RankWork = config["worker"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(work.threads)
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(work.job.seed + rank)
+
+    restored = _restored(work)
+    attempt, plan = _begin(work, restored, rank, world_size)
+    if isinstance(plan, Exception):
+        return  # an earlier attempt ended the run; the driver knows why
+    stream = RankIngest(work.feed, attempt, rank, plan, device, work.normalize)
+    ctx = TrainContext(
+        work.job,
+        stream,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        fingerprint=work.fingerprint,
+        num_train=work.num_train,
+        num_classes=work.num_classes,
+        restored=restored,
+    )
+    try:
+        if work.loop is None:
+            from raytrain.train.loop import train_loop
+
+            train_loop(ctx)
+        else:
+            work.loop(ctx)
+    except StopTraining:
+        pass
+    except Exception as error:
+        _explain(work, error, world_size)
+        raise
+    finally:
+        stream.close()
+    result = {"device": str(device), "meter": stream.meter.summary(), "history": ctx.history, "steps": ctx.steps}
+    ray.get(work.feed.finish.remote(attempt, rank, result))
+
+
+def _restored(work: RankWork) -> Any:
+    """The checkpoint to go on from: of this run's earlier attempt, or the one that `--resume` found."""
+    import ray.train
+
+    from raytrain.train import checkpoint
+    from raytrain.train.context import Restored
+
+    reported = ray.train.get_checkpoint()
+    if reported is not None:
+        with reported.as_directory() as folder:
+            return Restored(*checkpoint.load(Path(folder)))
+    if work.resume_from is not None:
+        return Restored(*checkpoint.load(Path(work.resume_from)))
+    return None
+
+
+def _begin(work: RankWork, restored: Any, rank: int, world_size: int) -> tuple[str, StreamPlan | Exception]:
+    """Rank 0 starts the stream where the checkpoint stands; everyone learns the plan."""
+    import ray
+    import torch.distributed as dist
+
+    answer: list[Any] = [None, None]
+    if rank == 0:
+        attempt = uuid.uuid4().hex
+        position, steps = position_of(restored)
+        answer = [attempt, ray.get(work.feed.begin.remote(attempt, position, world_size, steps))]
+    if world_size > 1:
+        dist.broadcast_object_list(answer, src=0)
+    return tuple(answer)
+
+
+def position_of(restored: Any) -> tuple[Position, int]:
+    """Where a checkpoint stands in the stream, and the batches a rank had by then."""
+    if restored is None:
+        return Position(), 0
+    consumed = restored.state["consumed"]
+    mask = None if consumed is None else consumed.numpy().astype(bool)
+    return Position(restored.facts.epoch, mask), restored.facts.steps
+
+
+def _explain(work: RankWork, error: Exception, world_size: int) -> None:
+    """Tell the feed why the run cannot go on, so that it is not tried again in vain.
+
+    With several ranks a RuntimeError may be no more than a peer's death seen through a collective: that is retried.
+    """
+    import ray
+
+    if isinstance(error, RaytrainError):
+        ray.get(work.feed.fail.remote(error))
+    elif world_size == 1 or not isinstance(error, RuntimeError | OSError):
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        message = " ".join(str(error).split())[:500]
+        text = f"the training loop failed: {type(error).__name__}: {message} ({frame.filename}:{frame.lineno})"
+        ray.get(work.feed.fail.remote(TrainingError(text)))
