@@ -251,7 +251,7 @@ def _find_checkpoint(this: Run) -> Any:
         raise CheckpointError(f"{found} was written for other training data; start without --resume")
     if facts.seed != this.job.seed:
         raise CheckpointError(f"{found} was written with seed {facts.seed}, this job has {this.job.seed}")
-    this.resumed_from = str(found)
+    this.resumed_from = str(found.absolute())
     return Restored(facts, state)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import traceback
 import uuid
@@ -44,17 +45,29 @@ def run_rank(config: dict[str, Any]) -> None:
     import torch
     from ray.train.torch import get_device
 
-    from raytrain.data.ingest import RankIngest
-    from raytrain.train.context import StopTraining, TrainContext
-
     work: RankWork = config["worker"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = get_device()
+    for name in [n for n in logging.root.manager.loggerDict if n.startswith("ray.train") or "/ray/train/" in n]:
+        logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every report and checkpoint
     if device.type == "cpu":
         torch.set_num_threads(work.threads)
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(work.job.seed + rank)
+
+    try:
+        _train(work, rank, world_size, device)
+    except Exception as error:
+        _explain(work, error, world_size)
+        raise
+
+
+def _train(work: RankWork, rank: int, world_size: int, device: Any) -> None:
+    import ray
+
+    from raytrain.data.ingest import RankIngest
+    from raytrain.train.context import StopTraining, TrainContext
 
     restored = _restored(work)
     attempt, plan = _begin(work, restored, rank, world_size)
@@ -73,21 +86,19 @@ def run_rank(config: dict[str, Any]) -> None:
         restored=restored,
     )
     try:
-        if work.loop is None:
-            from raytrain.train.loop import train_loop
-
-            train_loop(ctx)
-        else:
-            work.loop(ctx)
+        (work.loop or _default_loop())(ctx)
     except StopTraining:
         pass
-    except Exception as error:
-        _explain(work, error, world_size)
-        raise
     finally:
         stream.close()
     result = {"device": str(device), "meter": stream.meter.summary(), "history": ctx.history, "steps": ctx.steps}
     ray.get(work.feed.finish.remote(attempt, rank, result))
+
+
+def _default_loop() -> Callable[[Any], None]:
+    from raytrain.train.loop import train_loop
+
+    return train_loop
 
 
 def _restored(work: RankWork) -> Any:

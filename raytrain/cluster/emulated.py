@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from raytrain.cluster import guardian
+from raytrain.cluster.logs import forward_worker_output
 from raytrain.cluster.topology import (
     EMULATED_LABEL,
     GROUP_LABEL,
@@ -32,17 +35,35 @@ class RunningCluster:
     address: str
     attached: bool
     _cluster: Any = field(default=None, repr=False)
+    _guardian: Any = field(default=None, repr=False)
 
     def close(self) -> None:
         import ray
 
         ray.shutdown()
         if self._cluster is not None:
-            nodes = [*self._cluster.worker_nodes, self._cluster.head_node]
-            for node in nodes:  # at once: a graceful end drains for seconds, and nothing is left to drain
-                if node is not None:
-                    node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+            _end_nodes(self._cluster)
+            guardian.dismiss(self._guardian)
             self._cluster = None
+
+
+def _end_nodes(cluster: Any) -> None:
+    """Kill every process of the cluster's nodes, by process id, and wait for them.
+
+    A graceful end drains for seconds and nothing is left to drain; agents outlive a raylet that is killed alone.
+    """
+    guardian.kill(guardian.family(_pids(cluster)), wait_s=10)
+    for node in _nodes(cluster):
+        node.kill_all_processes(check_alive=False, allow_graceful=False, wait=False)
+
+
+def _nodes(cluster: Any) -> list[Any]:
+    return [node for node in (*cluster.worker_nodes, cluster.head_node) if node is not None]
+
+
+def _pids(cluster: Any) -> list[int]:
+    infos = [info for node in _nodes(cluster) for infos in node.all_processes.values() for info in infos]
+    return [info.process.pid for info in infos]
 
 
 def attach(address: str) -> RunningCluster:
@@ -58,6 +79,7 @@ def attach(address: str) -> RunningCluster:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(f"cannot attach to the Ray cluster at {address!r}: {reason}") from None
+    forward_worker_output()
     return RunningCluster(from_ray(ray.nodes()), address, attached=True)
 
 
@@ -72,18 +94,27 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
     import ray
     from ray.cluster_utils import Cluster
 
+    logging.getLogger("ray").setLevel(logging.WARNING)
     groups = _head_first(groups)
     plan = [(group, group.gpus > 0 or group is groups[0]) for group in groups for _ in range(group.hosts)]
+    cluster = Cluster(shutdown_at_exit=True)
     try:
-        cluster = Cluster(shutdown_at_exit=True)
         for group, trains in plan or [(None, True)]:
             cluster.add_node(wait=False, **_node(group, trains, wanted_reserve, max(len(plan), 1)))
+        guarded = guardian.start(_pids(cluster))
         ray.init(address=cluster.address, logging_level="warning", log_to_driver=True)
         if len(plan) > 1:
             cluster.wait_for_nodes(timeout=60)
     except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
+        _end_nodes(cluster)
         raise ClusterError(f"Ray did not start on this machine: {' '.join(str(error).split())[:300]}") from None
-    return RunningCluster(from_ray(ray.nodes()), cluster.address, attached=False, _cluster=cluster)
+    except BaseException:  # Ctrl-C
+        _end_nodes(cluster)
+        raise
+    forward_worker_output()
+    return RunningCluster(
+        from_ray(ray.nodes()), cluster.address, attached=False, _cluster=cluster, _guardian=guarded
+    )
 
 
 def _head_first(groups: Sequence[Group]) -> tuple[Group, ...]:

@@ -18,6 +18,7 @@ from raytrain.record import RunRecord
 from raytrain.report.tables import print_summary
 
 LINE_EVERY_S = 10.0
+WIDTH_OF_A_LOG = 120
 
 
 def fit(
@@ -35,11 +36,17 @@ def fit(
         console: where to show; standard error by default.
         options: `nodes`, `address`, `resume`, `started_at` of `raytrain.job.run`.
     """
-    console = console or Console(stderr=True)
+    console = console or terminal()
     with Display(console) as display:
         record = _job.run(train_loop, pipeline, job, watch=display.update, **options)
     print_summary(record, console)
     return record
+
+
+def terminal() -> Console:
+    """Standard error; where that is a file or a pipe, wide enough for the tables."""
+    console = Console(stderr=True)
+    return console if console.is_terminal else Console(stderr=True, width=WIDTH_OF_A_LOG)
 
 
 class Display:
@@ -67,7 +74,8 @@ class Display:
         figures = status.get("progress", {}).get(0)
         if not figures or "step" not in figures:
             return
-        for epoch in figures["history"]:
+        finished = status.get("results", {}).get(0, figures)["history"]
+        for epoch in finished:
             if epoch["epoch"] > self._epochs_shown:
                 self._epochs_shown = epoch["epoch"]
                 self._console.print(epoch_line(epoch, figures["epochs"]), highlight=False)

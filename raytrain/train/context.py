@@ -134,10 +134,13 @@ class TrainContext:
         number = self._stream.segment_of(self._epoch, split)
         if number is None:
             return
+        began = time.perf_counter()
         for batch in self._stream.segment(number):
             if split == "train" and len(batch.ids):
                 self._pending.append(batch.ids)
             yield batch
+        if split != "train":
+            self._stream.meter.evaluate_s += time.perf_counter() - began
         if self._stream.stopped:
             self._stop()
 
@@ -298,7 +301,7 @@ class TrainContext:
         if self._rate_mark is None or now - mark_time >= 0.5:
             rate = (samples - mark_samples) / (now - mark_time) if now > mark_time else 0.0
             shown = {
-                "loss": float(self._losses[-1]) if self._losses else None,
+                "loss": float(self._losses[-1]) if self._losses else shown.get("loss"),
                 "samples_per_s": rate,
                 "wait_share": self._stream.meter.wait_share,
             }
@@ -309,6 +312,6 @@ class TrainContext:
             "epochs": max((s.epoch for s in plan.segments), default=0) + 1,
             "step": self.steps,
             "total_steps": plan.total_steps,
-            "history": self.history[-1:],
+            "history": self.history[-10:],
             **shown,
         }
