@@ -166,6 +166,7 @@ def _train(
         num_classes=this.opened.train.num_classes,
         resume_from=this.resumed_from,
         threads=job.training.threads or max(int(host_cpus), 1),
+        emulated_gpus=topology.emulated_gpus,
     )
     ranks = Ranks(
         world_size,

@@ -25,6 +25,7 @@ class RankWork:
         feed: handle of the Feed actor.
         resume_from: folder of the checkpoint that `--resume` found.
         threads: torch threads of a CPU rank.
+        emulated_gpus: the GPUs are declared only: compute on the CPU.
     """
 
     job: Job
@@ -36,6 +37,7 @@ class RankWork:
     num_classes: int
     resume_from: str | None
     threads: int
+    emulated_gpus: bool
 
 
 def run_rank(config: dict[str, Any]) -> None:
@@ -48,7 +50,7 @@ def run_rank(config: dict[str, Any]) -> None:
     work: RankWork = config["worker"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = get_device()
+    device = torch.device("cpu") if work.emulated_gpus else get_device()
     for name in [n for n in logging.root.manager.loggerDict if n.startswith("ray.train") or "/ray/train/" in n]:
         logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every report and checkpoint
     if device.type == "cpu":
@@ -144,14 +146,24 @@ def position_of(restored: Any) -> tuple[Position, int]:
 def _explain(work: RankWork, error: Exception, world_size: int) -> None:
     """Tell the feed why the run cannot go on, so that it is not tried again in vain.
 
-    With several ranks a RuntimeError may be no more than a peer's death seen through a collective: that is retried.
+    A failed collective is no more than a peer's death seen from here: that is left to Ray Train to try again.
     """
     import ray
 
     if isinstance(error, RaytrainError):
         ray.get(work.feed.fail.remote(error))
-    elif world_size == 1 or not isinstance(error, RuntimeError | OSError):
+    elif world_size == 1 or not _is_of_a_collective(error):
         frame = traceback.extract_tb(error.__traceback__)[-1]
         message = " ".join(str(error).split())[:500]
         text = f"the training loop failed: {type(error).__name__}: {message} ({frame.filename}:{frame.lineno})"
         ray.get(work.feed.fail.remote(TrainingError(text)))
+
+
+def _is_of_a_collective(error: Exception) -> bool:
+    """Whether a torch.distributed backend raised it: gloo raises plain RuntimeErrors that name their source file."""
+    import torch.distributed as dist
+
+    words = ("gloo", "nccl", "connection closed by peer", "connection reset")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )
