@@ -27,7 +27,7 @@ def start(pids: Sequence[int]) -> subprocess.Popen[bytes]:
 
 def dismiss(guardian: subprocess.Popen[bytes]) -> None:
     """The cluster has been taken down in the regular way."""
-    with contextlib.suppress(BrokenPipeError, OSError):
+    with contextlib.suppress(OSError):
         guardian.stdin.write(b"done\n")
         guardian.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):

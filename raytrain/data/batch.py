@@ -89,4 +89,7 @@ def _cell(array: np.ndarray) -> pa.Array:
 
 
 def _view(table: pa.Table, name: str, dtype: np.dtype) -> np.ndarray:
-    return np.frombuffer(table.column(name)[0].as_buffer(), dtype=dtype)
+    cell = table.column(name).chunk(0)  # not `cell[0].as_buffer()`, which copies
+    _, offsets, data = cell.buffers()
+    start, stop = np.frombuffer(offsets, dtype=np.int64)[cell.offset : cell.offset + 2]
+    return np.frombuffer(data, dtype=np.uint8)[start:stop].view(dtype)

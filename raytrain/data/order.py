@@ -1,4 +1,4 @@
-"""Which sample comes when: the seeded order of an epoch, the plan of the stream, and the ledger of what was consumed.
+"""Which sample comes when: the seeded order of an epoch, and the plan of the stream.
 
 Everything here is a pure function of (seed, epoch, number of samples): any worker of any cluster computes the same
 ids, so that only numbers travel, never lists of ids.
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+from raytrain.ledger import remaining
 
 Split = Literal["train", "validation"]
 GROUPS_IN_A_WINDOW = 8
@@ -32,34 +34,6 @@ def epoch_order(num_samples: int, seed: int, epoch: int, group_starts: np.ndarra
         ids = np.concatenate([np.arange(bounds[g], bounds[g + 1]) for g in window])
         windows.append(rng.permutation(ids))
     return np.concatenate(windows)
-
-
-class Ledger:
-    """The ids of one epoch that were trained on: a bit a sample.
-
-    `add` refuses an id that is already there: consuming a sample twice is a bug, never a rounding error.
-    """
-
-    def __init__(self, num_samples: int, consumed: np.ndarray | None = None):
-        self._mask = np.zeros(num_samples, dtype=bool) if consumed is None else consumed.astype(bool)
-        assert self._mask.shape == (num_samples,)
-
-    def add(self, ids: np.ndarray) -> None:
-        assert len(np.unique(ids)) == len(ids) and not self._mask[ids].any(), "a sample was consumed twice"
-        self._mask[ids] = True
-
-    @property
-    def mask(self) -> np.ndarray:
-        """bool, by id."""
-        return self._mask
-
-    @property
-    def num_consumed(self) -> int:
-        return int(self._mask.sum())
-
-    def remaining(self, order: np.ndarray) -> np.ndarray:
-        """The ids of `order` that are still to come, in that order."""
-        return order[~self._mask[order]]
 
 
 def batch_sizes(num_ids: int, batch_size: int, world_size: int) -> np.ndarray:
@@ -161,5 +135,5 @@ class StreamPlan:
             return np.arange(self.spec.num_validation)
         order = epoch_order(self.spec.num_train, self.spec.seed, part.epoch, group_starts)
         if part.epoch == self.position.epoch and self.position.consumed is not None:
-            order = Ledger(self.spec.num_train, self.position.consumed).remaining(order)
+            order = remaining(order, self.position.consumed)
         return order[: part.num_ids]

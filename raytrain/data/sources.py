@@ -93,10 +93,15 @@ def _list(path: str) -> tuple[pyarrow.fs.FileSystem, str, list[str]]:
             raise DataError(f"{path} does not exist; check the path in the job file (data.*.path)")
         if info.is_file:
             return filesystem, str(PurePosixPath(root).parent), [PurePosixPath(root).name]
-        found = filesystem.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))
+        if isinstance(filesystem, pyarrow.fs.LocalFileSystem):  # pyarrow leaves out links to nothing
+            walk = os.walk(root, followlinks=True)
+            paths = [os.path.join(folder, name) for folder, _, files in walk for name in files]
+        else:
+            found = filesystem.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))
+            paths = [entry.path for entry in found if entry.type != pyarrow.fs.FileType.Directory]
     except OSError as error:
         raise DataError(f"cannot list {path}: {_one_line(error)}") from None
-    names = (entry.path[len(root) :].lstrip("/") for entry in found if entry.type != pyarrow.fs.FileType.Directory)
+    names = (path[len(root) :].lstrip("/") for path in paths)
     return filesystem, root, sorted(n for n in names if not any(p.startswith(".") for p in n.split("/")))
 
 

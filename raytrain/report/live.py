@@ -81,7 +81,7 @@ class Display:
                 self._console.print(epoch_line(epoch, figures["epochs"]), highlight=False)
         left = self._time_left(figures)
         if self._live is not None:
-            self._live.update(self._panel(status, figures, left))
+            self._live.update(self._panel(status, figures, left), refresh=True)
         elif time.monotonic() - self._line_at >= LINE_EVERY_S:
             self._line_at = time.monotonic()
             self._console.print(step_line(figures, left), highlight=False)

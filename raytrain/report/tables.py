@@ -57,7 +57,7 @@ def _stages(record: RunRecord) -> Table:
 
 def _hosts(record: RunRecord) -> Table:
     emulated = any(host.emulated for host in record.hosts)
-    title = "Where samples were prepared" + (" (nodes emulated on this machine)" if emulated else "")
+    title = "Where samples were prepared" + (" (emulated nodes)" if emulated else "")
     table = Table(title=title, title_justify="left")
     for name in ("host", "group", "CPUs", "GPUs", "samples prepared"):
         table.add_column(name, justify="left" if name in ("host", "group") else "right")

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from raytrain.config import Job
+from raytrain.ledger import Ledger
 from raytrain.train import checkpoint
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,8 +84,7 @@ class TrainContext:
         self._own_samples = 0
         self.history: list[dict[str, Any]] = list(facts.history) if facts else []
         self._epoch = facts.epoch if facts else 0
-        self._base = self._restored_mask()
-        self._own = np.zeros(num_train, dtype=bool)
+        self._ledger = Ledger(num_train, self._restored_mask())
         self._pending: list[np.ndarray] = []
         self._epoch_metrics: dict[str, float] = {}
         self._losses: list[torch.Tensor] = []
@@ -172,8 +172,7 @@ class TrainContext:
         if not updated:
             return
         for ids in self._pending:
-            assert not (self._own[ids].any() or self._base[ids].any()), "a sample was consumed twice"
-            self._own[ids] = True
+            self._ledger.add(ids)
             self._own_samples += len(ids)
         self._pending.clear()
         self.updates += 1
@@ -195,10 +194,9 @@ class TrainContext:
 
     # --- behind it ---
 
-    def _restored_mask(self) -> np.ndarray:
-        if self._restored is None or self._restored.state["consumed"] is None:
-            return np.zeros(self._num_train, dtype=bool)
-        return self._restored.state["consumed"].numpy().astype(bool)
+    def _restored_mask(self) -> np.ndarray | None:
+        consumed = self._restored.state["consumed"] if self._restored else None
+        return None if consumed is None else consumed.numpy()
 
     def _restore_objects(self) -> None:
         states = self._restored.state["objects"]
@@ -242,8 +240,7 @@ class TrainContext:
         )
         self._epoch_metrics = {}
         self._checkpoint(epoch + 1, whole_epoch=True)
-        self._own[:] = False
-        self._base[:] = False
+        self._ledger = Ledger(self._num_train)
         self._pending.clear()
         self._show()
 
@@ -252,9 +249,8 @@ class TrainContext:
         import ray.train
 
         began = time.perf_counter()
-        own = np.zeros(0, dtype=bool) if whole_epoch else self._own
         everyone: list[Any] = [None] * self.world_size
-        mine = {"rng": checkpoint.rng_state(), "own": np.packbits(own), "samples": self._own_samples}
+        mine = {"rng": checkpoint.rng_state(), "own": self._ledger.packed(), "samples": self._own_samples}
         if self.world_size > 1:
             dist.all_gather_object(everyone, mine)
         else:
@@ -263,7 +259,7 @@ class TrainContext:
         if self.rank != 0:
             ray.train.report(metrics)
         else:
-            consumed = None if whole_epoch else self._union([e["own"] for e in everyone])
+            consumed = None if whole_epoch else self._ledger.union([e["own"] for e in everyone])
             facts = checkpoint.Facts(
                 epoch=epoch,
                 steps=self.steps,
@@ -285,13 +281,6 @@ class TrainContext:
                 ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
         self._last_checkpoint_step = self.steps
         self._stream.meter.checkpoint_s += time.perf_counter() - began
-
-    def _union(self, packed: list[np.ndarray]) -> np.ndarray:
-        counts = self._base.astype(np.uint8)
-        for bits in packed:
-            counts += np.unpackbits(bits, count=self._num_train)
-        assert counts.max(initial=0) <= 1, "two ranks consumed the same sample"
-        return counts.astype(bool)
 
     def _show(self) -> None:
         """Figures for the live panel; the loss is read from the device only as often as it is shown."""

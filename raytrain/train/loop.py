@@ -51,6 +51,7 @@ def train_loop(ctx: TrainContext) -> None:
 @torch.no_grad()
 def evaluate(ctx: TrainContext, model: torch.nn.Module) -> dict[str, float]:
     """Mean loss and accuracy over the whole validation split, each sample once."""
+    model = getattr(model, "module", model)  # without DDP: there is nothing to exchange
     model.eval()
     loss = correct = count = 0.0
     for batch in ctx.batches("validation"):

@@ -1,0 +1,6 @@
+"""`python -m raytrain` is the command `raytrain`."""
+
+from raytrain.cli import main
+
+if __name__ == "__main__":
+    main()

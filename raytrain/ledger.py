@@ -1,0 +1,49 @@
+"""The ledger: which samples of an epoch have been trained on. A bit a sample, on every rank and in every checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class Ledger:
+    """One rank's account of an epoch.
+
+    Args:
+        num_samples: of the training split.
+        before: bool by id, what the checkpoint that the epoch was resumed from had consumed; None for nothing.
+    """
+
+    def __init__(self, num_samples: int, before: np.ndarray | None = None):
+        self._before = np.zeros(num_samples, dtype=bool) if before is None else before.astype(bool)
+        self._own = np.zeros(num_samples, dtype=bool)
+        assert self._before.shape == (num_samples,)
+
+    def add(self, ids: np.ndarray) -> None:
+        """Note that `ids` (int64) were trained on. To consume a sample twice is a bug, never a rounding error."""
+        twice = len(np.unique(ids)) != len(ids) or self._own[ids].any() or self._before[ids].any()
+        assert not twice, "a sample was consumed twice"
+        self._own[ids] = True
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool by id: consumed before the resume or by this rank since."""
+        return self._before | self._own
+
+    def packed(self) -> np.ndarray:
+        """This rank's own part, a bit a sample, for `union`."""
+        return np.packbits(self._own)
+
+    def union(self, packed: Sequence[np.ndarray]) -> np.ndarray:
+        """bool by id: what all ranks together have consumed, given each one's `packed`."""
+        counts = self._before.astype(np.int32)
+        for bits in packed:
+            counts += np.unpackbits(bits, count=len(counts))
+        assert counts.max(initial=0) <= 1, "two ranks consumed the same sample"
+        return counts.astype(bool)
+
+
+def remaining(order: np.ndarray, consumed: np.ndarray) -> np.ndarray:
+    """The ids of `order` (int64) that are still to come, in that order; `consumed` is bool by id."""
+    return order[~consumed[order]]

@@ -1,0 +1,134 @@
+"""Who the hosts are and where work goes: values, decided without Ray."""
+
+from __future__ import annotations
+
+import pytest
+
+from raytrain.cluster.logs import visible_lines
+from raytrain.cluster.placement import RANK_MEMORY_BYTES, place_stages, rank_resources, rank_selector
+from raytrain.cluster.topology import GROUP_LABEL, from_ray, parse_nodes, reserved_cpus
+from raytrain.errors import ClusterError, ConfigError
+
+
+def node(number, group=None, cpus=2.0, gpus=0.0, alive=True, head=False, **labels):
+    """One entry of `ray.nodes()`."""
+    resources = {"CPU": cpus, "memory": 1e9}
+    if gpus:
+        resources["GPU"] = gpus
+    if head:
+        resources["node:__internal_head__"] = 1.0
+    return {
+        "NodeID": f"{number:056x}",
+        "Alive": alive,
+        "NodeManagerAddress": "10.0.0.1",
+        "Resources": resources,
+        "Labels": {**({GROUP_LABEL: group} if group else {}), **labels},
+    }
+
+
+HETEROGENEOUS = [node(2, "cpu", 8), node(1, "gpu", 3, 1, head=True), node(3, "cpu", 8), node(4, "cpu", 8, alive=False)]
+
+
+def test_nodes_are_read_as_written():
+    gpu, cpu = parse_nodes("gpu=1x2x1, cpu=3x4")
+    assert (gpu.name, gpu.hosts, gpu.cpus, gpu.gpus) == ("gpu", 1, 2, 1)
+    assert (cpu.name, cpu.hosts, cpu.cpus, cpu.gpus) == ("cpu", 3, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gpu", "must look like group=HOSTSxCPUS"),
+        ("", "must look like"),
+        ("gpu=1x2x3x4", "must look like"),
+        ("gpu=1x2,gpu=1x1", "names group 'gpu' twice"),
+        ("gpu=0x2", "group 'gpu' has no host"),
+        ("gpu=1x0", "hosts of group 'gpu' need at least one CPU"),
+    ],
+)
+def test_nodes_that_make_no_sense_say_why(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_nodes(text)
+
+
+def test_a_heterogeneous_cluster():
+    topology = from_ray(HETEROGENEOUS)
+    assert [host.name for host in topology.hosts] == ["gpu-1", "cpu-1", "cpu-2"]
+    assert (topology.num_gpus, topology.world_size, topology.cpu_slots()) == (1, 1, 19)
+    assert (topology.training_group, topology.cpu_groups) == ("gpu", ("cpu",))
+
+
+def test_a_single_host_is_a_cluster_of_one():
+    topology = from_ray([node(1, head=True)])
+    assert (topology.world_size, topology.training_group, topology.cpu_groups) == (1, "default", ())
+    assert rank_resources(topology) == {"memory": RANK_MEMORY_BYTES}
+    assert rank_selector(topology) is None
+
+
+def test_the_group_with_gpus_trains_wherever_the_head_is():
+    topology = from_ray([node(1, "cpu", head=True), node(2, "gpu", 4, 2)])
+    assert (topology.training_group, topology.world_size) == ("gpu", 2)
+    assert rank_resources(topology) == {"GPU": 1}
+    assert rank_selector(topology) is None
+
+
+def test_without_gpus_the_group_of_the_head_trains():
+    topology = from_ray([node(1, "cpu"), node(2, "train", head=True)])
+    assert topology.training_group == "train"
+    assert rank_selector(topology) == {GROUP_LABEL: "train"}
+
+
+def test_a_cluster_that_cannot_work_says_so():
+    with pytest.raises(ClusterError, match="no living node"):
+        from_ray([node(1, alive=False)])
+    with pytest.raises(ClusterError, match="no CPU for the preprocessing"):
+        from_ray([node(1, cpus=0.0)])
+
+
+def test_stages_run_where_the_placement_says():
+    topology = from_ray(HETEROGENEOUS)
+    anywhere = place_stages(topology, "anywhere")
+    assert (anywhere.task_args, anywhere.slots) == ({"scheduling_strategy": "SPREAD"}, 19)
+    only = place_stages(topology, "cpu-groups-only")
+    assert (only.task_args, only.slots) == ({"label_selector": {GROUP_LABEL: "in(cpu)"}}, 16)
+    first = place_stages(topology, "cpu-groups-first")
+    assert first.task_args["label_selector"] == {GROUP_LABEL: "in(cpu)"}
+    assert first.task_args["fallback_strategy"] == [{"label_selector": {GROUP_LABEL: "gpu"}}]
+    assert first.slots == 19
+
+
+def test_placement_on_a_cluster_without_cpu_groups():
+    topology = from_ray([node(1, "gpu", 4, 1, head=True)])
+    assert place_stages(topology, "cpu-groups-first").slots == 4
+    with pytest.raises(ClusterError, match="every host belongs to the training group; add a CPU group"):
+        place_stages(topology, "cpu-groups-only")
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "wanted", "reserved"),
+    [(4, 1, None, 1), (4, 8, None, 2), (1, 1, None, 0), (4, 0, None, 0), (4, 1, 3, 3)],
+)
+def test_training_hosts_keep_cpus_for_themselves(cpus, gpus, wanted, reserved):
+    assert reserved_cpus(cpus, gpus, wanted) == reserved
+
+
+def test_a_reserve_that_leaves_nothing_is_refused():
+    with pytest.raises(ConfigError, match="reserved_cpus=4 leaves nothing of a training host's 4 CPUs"):
+        reserved_cpus(4, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "shown"),
+    [
+        ({"actor_name": "RayTrainWorker", "pid": 7}, "hello", ["rank (pid 7): hello"]),
+        ({"task_name": "MapBatches(produce)", "pid": 8}, "hello", ["stage (pid 8): hello"]),
+        ({"pid": "raylet"}, "out of memory", ["ray: out of memory"]),
+        ({"actor_name": "TrainController", "pid": 7}, "hello", []),
+        ({"pid": 9}, "hello", []),
+        ({"actor_name": "RayTrainWorker", "pid": 7}, "[2026-11-21 22:08:27,534 E 55 56] core_worker.cc:2: x", []),
+        ({"actor_name": "RayTrainWorker", "pid": 7}, "Setting up process group for: env:// [rank=0]", []),
+        ({"actor_name": "RayTrainWorker", "pid": 7}, "  ", []),
+    ],
+)
+def test_only_what_concerns_the_user_is_printed(source, line, shown):
+    assert visible_lines({**source, "lines": [line]}) == shown

@@ -1,0 +1,112 @@
+"""Fixtures that several rooms share: small real image folders, and jobs on them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+RAYTRAIN = [sys.executable, "-m", "raytrain"]
+
+
+def write_images(folder: Path, classes: dict[str, int], side: int = 16, seed: int = 0) -> Path:
+    """Class folders of random JPEG images whose brightness tells the class."""
+    rng = np.random.default_rng(seed)
+    for label, (name, count) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            image = rng.integers(0, 40, (side, side, 3), dtype=np.uint8) + np.uint8(60 * label)
+            (folder / name / f"{number:03d}.jpg").write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """train: 3 classes of 40; validation: 3 classes of 10."""
+    root = tmp_path_factory.mktemp("images")
+    write_images(root / "train", {"dark": 40, "grey": 40, "light": 40})
+    write_images(root / "validation", {"dark": 10, "grey": 10, "light": 10}, seed=1)
+    return root
+
+
+@pytest.fixture
+def job_tree(images, tmp_path) -> dict:
+    """A small job on those images, as a job file would hold it."""
+    return {
+        "name": "small",
+        "run_dir": str(tmp_path / "runs"),
+        "data": {
+            "train": {"kind": "image_folder", "path": str(images / "train")},
+            "validation": {"kind": "image_folder", "path": str(images / "validation")},
+            "stages": ["decode", {"random_shift": {"pixels": 1}}, {"resize": {"size": 8}}],
+            "batch_size": 16,
+            "normalize": {"mean": [0.5], "std": [0.5]},
+        },
+        "model": {
+            "name": "timm.models:VisionTransformer",
+            "options": {
+                "img_size": 8,
+                "patch_size": 4,
+                "embed_dim": 16,
+                "depth": 1,
+                "num_heads": 2,
+                "num_classes": 3,
+                "global_pool": "avg",
+                "class_token": False,
+            },
+        },
+        "training": {"epochs": 2, "optimizer": {"name": "adamw", "lr": 0.01}},
+    }
+
+
+@pytest.fixture
+def job_file(job_tree, tmp_path):
+    """A function that writes `job_tree`, changed by dotted keys, and returns the file's path."""
+
+    def write(**changes) -> Path:
+        tree = yaml.safe_load(yaml.safe_dump(job_tree))
+        for key, value in changes.items():
+            node = tree
+            *parents, last = key.split("__")
+            for part in parents:
+                node = node.setdefault(part, {})
+            node[last] = value
+        path = tmp_path / f"{tree['name']}.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    return write
+
+
+def run_cli(*arguments: object, cwd: Path | None = None, timeout: float = 120, **environment: str):
+    """The command line in a process of its own, output captured."""
+    return subprocess.run(
+        [*RAYTRAIN, *map(str, arguments)],
+        cwd=cwd or ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def ray_processes() -> set[int]:
+    """Process ids of every Ray process of this machine."""
+    import psutil
+
+    found = set()
+    for process in psutil.process_iter(["pid", "cmdline", "status"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if process.info["status"] != psutil.STATUS_ZOMBIE and (
+            "ray::" in command or "/raylet/raylet" in command or "/gcs/gcs_server" in command
+        ):
+            found.add(process.info["pid"])
+    return found

@@ -1,0 +1,300 @@
+"""Sources of every kind, on local disk and on S3 (played by moto's server, over HTTP, through pyarrow)."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import tarfile
+
+import boto3
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import write_images
+from moto.server import ThreadedMotoServer
+
+from raytrain.data.sources import image_folder, open_manifest, parquet, synthetic, webdataset
+from raytrain.data.transforms import decode_image
+from raytrain.errors import DataError
+
+
+def jpeg_of(folder, name):
+    return (folder / name).read_bytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_images(tmp_path / "images", {"cat": 5, "dog": 3})
+
+
+def write_parquet(path, folder, *, struct=False, labels="numbers", rows_a_group=3):
+    files = sorted(folder.glob("*/*.jpg"))
+    images = [{"bytes": f.read_bytes(), "path": f.name} if struct else f.read_bytes() for f in files]
+    names = [f.parent.name for f in files]
+    label = names if labels == "text" else [sorted(set(names)).index(n) for n in names]
+    path.mkdir()
+    half = len(files) // 2
+    for number, part in enumerate((slice(0, half), slice(half, None))):
+        table = pa.table({"image": images[part], "label": label[part]})
+        pq.write_table(table, path / f"{number}.parquet", row_group_size=rows_a_group)
+    return path
+
+
+def write_shards(path, folder, *, label=lambda number: str(number).encode(), extension="cls"):
+    path.mkdir()
+    files = sorted(folder.glob("*/*.jpg"))
+    classes = sorted({f.parent.name for f in files})
+    for number, part in enumerate((files[::2], files[1::2])):
+        with tarfile.open(path / f"{number}.tar", "w") as tar:
+            for position, file in enumerate(part):
+                for name, data in (
+                    (f"{position:04d}.jpg", file.read_bytes()),
+                    (f"{position:04d}.{extension}", label(classes.index(file.parent.name))),
+                ):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def contents(manifest):
+    """(label, bytes) of every sample, sorted: what is in a data set, whatever its format."""
+    data = manifest.read_many(range(manifest.num_samples))
+    return sorted((int(label), bytes(d)) for label, d in zip(manifest.labels, data, strict=True))
+
+
+def expected(folder):
+    return sorted(
+        (label, file.read_bytes())
+        for label, name in enumerate(sorted(p.name for p in folder.iterdir()))
+        for file in (folder / name).glob("*.jpg")
+    )
+
+
+def test_every_format_holds_the_same_samples(folder, tmp_path):
+    assert contents(open_manifest(image_folder(folder))) == expected(folder)
+    assert contents(open_manifest(parquet(write_parquet(tmp_path / "p", folder)))) == expected(folder)
+    assert contents(open_manifest(parquet(write_parquet(tmp_path / "s", folder, struct=True)))) == expected(folder)
+    assert contents(open_manifest(parquet(write_parquet(tmp_path / "t", folder, labels="text")))) == expected(folder)
+    assert contents(open_manifest(webdataset(write_shards(tmp_path / "w", folder)))) == expected(folder)
+    json = write_shards(tmp_path / "j", folder, label=lambda n: b'{"label": %d}' % n, extension="json")
+    assert contents(open_manifest(webdataset(json, label_extension="json"))) == expected(folder)
+
+
+def test_a_manifest_travels_without_its_cache(folder, tmp_path):
+    manifest = open_manifest(parquet(write_parquet(tmp_path / "p", folder)))
+    before = len(pickle.dumps(manifest))
+    manifest.read_many(range(8))
+    assert len(pickle.dumps(manifest)) == before
+    assert contents(pickle.loads(pickle.dumps(manifest))) == expected(folder)
+
+
+def test_row_groups_are_read_once_while_they_fit(folder, tmp_path, monkeypatch):
+    manifest = open_manifest(parquet(write_parquet(tmp_path / "p", folder)))
+    assert manifest.group_starts.tolist() == [0, 3, 4, 7]
+    reads = []
+    real = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: reads.append(a[1]) or real(*a, **k))
+    manifest.read_many([0, 3, 1, 4, 2, 0])
+    assert len(reads) == 3
+    monkeypatch.setattr("raytrain.data.manifest.ROW_GROUP_CACHE_BYTES", 1)
+    manifest = pickle.loads(pickle.dumps(manifest))
+    manifest.read_many([0, 1, 3, 0, 1])
+    assert len(reads) == 6, "one group at a time is still kept"
+
+
+def test_arrays_in_parquet(tmp_path):
+    arrays = np.arange(5 * 2 * 3, dtype=np.uint8).reshape(5, 2, 3)
+    flat = pa.FixedSizeListArray.from_arrays(arrays.reshape(-1), 6)
+    nested = pa.array(arrays.tolist(), type=pa.list_(pa.list_(pa.uint8())))
+    tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(arrays)
+    for name, column, shape in (("flat", flat, (2, 3)), ("nested", nested, None), ("tensor", tensor, None)):
+        pq.write_table(pa.table({"x": column, "y": pa.array(range(5))}), tmp_path / f"{name}.parquet")
+        manifest = open_manifest(
+            parquet(tmp_path / f"{name}.parquet", image_column="x", label_column="y", shape=shape)
+        )
+        read = manifest.read_many([4, 0])
+        assert np.array_equal(read[0], arrays[4]), name
+        assert read[1].dtype == np.uint8
+        assert decode_image(read[0]) is read[0], "an array needs no decoding"
+
+
+def test_synthetic_images_depend_on_seed_and_id_alone():
+    one, same, other = (open_manifest(synthetic(5, shape=(4, 4, 3), num_classes=2), seed=s) for s in (0, 0, 1))
+    assert one.labels.tolist() == [0, 1, 0, 1, 0]
+    assert np.array_equal(one.read_many([3])[0], same.read_many([3])[0])
+    assert not np.array_equal(one.read_many([3])[0], other.read_many([3])[0])
+    assert one.read_many([0])[0].dtype == np.float32
+    assert one.describe(3) == "synthetic image 3"
+    assert one.num_classes == 2
+
+
+def test_validation_numbers_classes_as_training_does(tmp_path):
+    train = open_manifest(image_folder(write_images(tmp_path / "t", {"a": 1, "b": 1, "c": 1})))
+    some = write_images(tmp_path / "v", {"c": 2, "a": 1})
+    assert open_manifest(image_folder(some), classes=train.classes).labels.tolist() == [0, 2, 2]
+    more = write_images(tmp_path / "x", {"a": 1, "zebra": 1})
+    with pytest.raises(DataError, match="class 'zebra' of .* is not among the training classes"):
+        open_manifest(image_folder(more), classes=train.classes)
+
+
+def test_text_labels_of_validation_are_numbered_as_in_training(folder, tmp_path):
+    source = parquet(write_parquet(tmp_path / "t", folder, labels="text"))
+    train = open_manifest(source)
+    assert train.classes == ("cat", "dog")
+    with pytest.raises(DataError, match="class 'cat' of .* is not among the training classes"):
+        open_manifest(source, classes=("dog", "horse"))
+
+
+def test_the_fingerprint_tells_data_sets_apart(folder, tmp_path):
+    first = open_manifest(image_folder(folder)).fingerprint
+    assert open_manifest(image_folder(folder)).fingerprint == first
+    (folder / "cat" / "000.jpg").rename(folder / "cat" / "new.jpg")
+    assert open_manifest(image_folder(folder)).fingerprint != first
+
+
+def test_places_are_described(folder, tmp_path):
+    assert open_manifest(image_folder(folder)).describe(0) == f"{folder}/cat/000.jpg"
+    shards = write_shards(tmp_path / "w", folder)
+    assert open_manifest(webdataset(shards)).describe(1) == f"{shards}/0.tar:0001"
+    rows = write_parquet(tmp_path / "p", folder)
+    assert open_manifest(parquet(rows)).describe(3) == f"{rows}/0.parquet (row group 1, row 0)"
+
+
+def test_hidden_and_foreign_files_are_passed_over(folder):
+    (folder / "cat" / "._000.jpg").write_bytes(b"")
+    (folder / "cat" / "notes.txt").write_text("x")
+    (folder / ".git").mkdir()
+    assert open_manifest(image_folder(folder)).num_samples == 8
+
+
+def test_folders_that_hold_nothing_say_so(tmp_path):
+    with pytest.raises(DataError, match="does not exist; check the path"):
+        open_manifest(image_folder(tmp_path / "none"))
+    with pytest.raises(DataError, match="holds no images in class folders; expected"):
+        open_manifest(image_folder(tmp_path))
+    with pytest.raises(DataError, match="holds no Parquet files"):
+        open_manifest(parquet(tmp_path))
+    with pytest.raises(DataError, match="holds no tar shards"):
+        open_manifest(webdataset(tmp_path))
+    with pytest.raises(DataError, match="cannot open nothing://x"):
+        open_manifest(image_folder("nothing://x"))
+
+
+def test_a_class_folder_without_images_is_an_error(folder):
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match="class folder .*/empty holds no images; add some or remove the folder"):
+        open_manifest(image_folder(folder))
+
+
+def test_an_unreadable_file_is_found_before_training(folder, monkeypatch):
+    (folder / "cat" / "link.jpg").symlink_to(folder / "nowhere.jpg")
+    with pytest.raises(DataError, match=r"cannot read .*link.jpg: not a file, or a link to nothing"):
+        open_manifest(image_folder(folder))
+    (folder / "cat" / "link.jpg").unlink()
+    monkeypatch.setattr("os.access", lambda path, mode: not path.endswith("001.jpg"))
+    with pytest.raises(DataError, match=r"cannot read .*/cat/001.jpg: permission denied"):
+        open_manifest(image_folder(folder))
+
+
+def test_a_file_that_goes_away_during_training_is_named(folder, tmp_path):
+    manifest = open_manifest(image_folder(folder))
+    (folder / "cat" / "002.jpg").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*/cat/002.jpg: No such file"):
+        manifest.read_many([2])
+    shards = write_shards(tmp_path / "w", folder)
+    manifest = open_manifest(webdataset(shards))
+    with (shards / "0.tar").open("r+b") as file:
+        file.truncate(600)
+    with pytest.raises(DataError, match=r"cannot read .*0.tar:0000: the shard ends after"):
+        manifest.read_many([0])
+
+
+def test_parquet_that_does_not_fit_says_why(folder, tmp_path):
+    path = write_parquet(tmp_path / "p", folder)
+    with pytest.raises(DataError, match="has no column 'picture'; it has image, label"):
+        open_manifest(parquet(path, image_column="picture"))
+    pq.write_table(pa.table({"image": [b"x"], "label": [1.5]}), tmp_path / "float.parquet")
+    with pytest.raises(DataError, match="column 'label' is double, expected integers or text"):
+        open_manifest(parquet(tmp_path / "float.parquet"))
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": [1, None]}), tmp_path / "null.parquet")
+    with pytest.raises(DataError, match="1 labels in column 'label' are null"):
+        open_manifest(parquet(tmp_path / "null.parquet"))
+    pq.write_table(pa.table({"image": [b"x"], "label": [-1]}), tmp_path / "negative.parquet")
+    with pytest.raises(DataError, match="holds the negative label -1"):
+        open_manifest(parquet(tmp_path / "negative.parquet"))
+    pq.write_table(pa.table({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}), tmp_path / "e.pq")
+    with pytest.raises(DataError, match="holds no samples"):
+        open_manifest(parquet(tmp_path / "e.pq"))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match="cannot read .*broken.parquet"):
+        open_manifest(parquet(tmp_path / "broken.parquet"))
+    lists = pa.array([None], type=pa.list_(pa.uint8()))
+    for name, column in (("bytes", pa.array([None], pa.binary())), ("list", lists)):
+        pq.write_table(pa.table({"image": column, "label": [0]}), tmp_path / f"no_{name}.parquet")
+        with pytest.raises(DataError, match=r"row 0\): the (image|array) is null"):
+            open_manifest(parquet(tmp_path / f"no_{name}.parquet")).read_many([0])
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.jpg": b"x"}, r"sample 'a' has no .cls label"),
+        ({"a.cls": b"1"}, r"sample 'a' has no image"),
+        ({"a.jpg": b"x", "a.cls": b"cat"}, r"a.cls is not an integer label or JSON with a `label`: b'cat'"),
+        ({"d/a.jpg": b"x", "a.cls": b"1"}, r"sample 'd/a' has no .cls label"),
+    ],
+)
+def test_shards_that_do_not_fit_say_why(tmp_path, members, message):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(DataError) as caught:
+        open_manifest(webdataset(tmp_path))
+    assert re.search(message, str(caught.value)), str(caught.value)
+
+
+def test_a_file_that_is_no_shard_says_so(tmp_path):
+    (tmp_path / "x.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(DataError, match="cannot read .*x.tar"):
+        open_manifest(webdataset(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A bucket of moto's HTTP server."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        client = boto3.client("s3", region_name="us-east-1", endpoint_url=f"http://{host}:{port}")
+        client.create_bucket(Bucket="data")
+        yield client
+    server.stop()
+
+
+def test_s3_holds_the_same_samples(s3, folder, tmp_path):
+    shards, rows = write_shards(tmp_path / "w", folder), write_parquet(tmp_path / "p", folder)
+    for root, prefix in ((folder, "images"), (shards, "shards"), (rows, "rows")):
+        for file in root.rglob("*.*"):
+            s3.upload_file(str(file), "data", f"{prefix}/{file.relative_to(root)}")
+    assert contents(open_manifest(image_folder("s3://data/images"))) == expected(folder)
+    assert contents(open_manifest(webdataset("s3://data/shards"))) == expected(folder)
+    assert contents(open_manifest(parquet("s3://data/rows"))) == expected(folder)
+    manifest = pickle.loads(pickle.dumps(open_manifest(image_folder("s3://data/images"))))
+    assert contents(manifest) == expected(folder)
+    with pytest.raises(DataError, match="s3://data/nothing does not exist"):
+        open_manifest(image_folder("s3://data/nothing"))
+    with pytest.raises(DataError, match="(cannot list|does not exist).*"):
+        open_manifest(image_folder("s3://no-such-bucket/x"))
+    s3.delete_object(Bucket="data", Key="images/cat/001.jpg")
+    with pytest.raises(DataError, match="cannot read data/images/cat/001.jpg"):
+        manifest.read_many([0, 1])

@@ -1,0 +1,186 @@
+"""Stages against references: torchvision for the blur and the crop, Pillow for decoding."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from raytrain.data import transforms as t
+from raytrain.errors import ConfigError
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def photo(height=40, width=60, seed=0):
+    noise = rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def encoded(image, kind="JPEG", **options):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind, **options)
+    return np.frombuffer(file.getvalue(), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_decode_agrees_with_pillow(kind):
+    data = encoded(photo(), kind)
+    expected = np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
+    difference = np.abs(t.decode_image(data).astype(int) - expected)
+    assert difference.max() <= (3 if kind == "JPEG" else 1 if kind == "WEBP" else 0)
+
+
+def test_decode_turns_the_image_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by a quarter
+    assert t.decode_image(encoded(photo(40, 60), exif=exif)).shape == (60, 40, 3)
+
+
+def test_decode_gives_grey_images_three_channels():
+    assert t.decode_image(encoded(photo()[:, :, 0])).shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_truncated_image_is_corrupt_not_grey(kind):
+    data = encoded(photo(200, 300), kind)
+    with pytest.raises(ValueError, match="not a decodable image"):
+        t.decode_image(data[: len(data) * 2 // 3])
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", b"\xff\xd8\xff"])
+def test_what_is_no_image_is_corrupt(data):
+    with pytest.raises(ValueError, match="not a decodable image"):
+        t.decode_image(np.frombuffer(data, dtype=np.uint8))
+
+
+def test_a_jpeg_with_bytes_behind_its_end_is_whole():
+    data = np.concatenate([encoded(photo()), np.zeros(500, np.uint8)])
+    assert t.decode_image(data).shape == (40, 60, 3)
+
+
+def test_ten_blurs_agree_with_torchvision():
+    image = rng().standard_normal((64, 48, 3), dtype=np.float32)
+    ours = t.gaussian_blur_image(image, rng(3), kernel=11, sigma=(0.1, 2.0), times=10)
+    theirs = torch.from_numpy(image).permute(2, 0, 1)
+    for sigma in rng(3).uniform(0.1, 2.0, 10):
+        theirs = F.gaussian_blur(theirs, [11, 11], [float(sigma)] * 2)
+    assert np.abs(ours - theirs.permute(1, 2, 0).numpy()).max() < 1e-5
+
+
+def test_random_resized_crop_draws_boxes_as_torchvision_does():
+    torch.manual_seed(0)
+    transform, image = v2.RandomResizedCrop(32), torch.zeros(3, 300, 400)
+    theirs = [transform.make_params([image]) for _ in range(2000)]
+    ours = [t.random_box(300, 400, generator, (0.08, 1.0), (3 / 4, 4 / 3)) for generator in [rng()] for _ in theirs]
+    for name, column in {"top": 0, "left": 1, "height": 2, "width": 3}.items():
+        for share in (0.25, 0.5, 0.75):
+            expected = np.quantile([box[name] for box in theirs], share)
+            assert abs(np.quantile([box[column] for box in ours], share) - expected) < 15
+    assert t.random_resized_crop_image(photo(300, 400), rng(), 32).shape == (32, 32, 3)
+
+
+def test_a_crop_that_never_fits_takes_the_middle():
+    thin = np.zeros((4, 400, 3), np.uint8)
+    assert t.random_resized_crop_image(thin, rng(), 8, scale=(1.0, 1.0), ratio=(1.0, 1.0)).shape == (8, 8, 3)
+
+
+def test_geometry():
+    image = photo(40, 60)
+    assert t.resize_image(image, 16).shape == (16, 16, 3)
+    assert t.resize_image(image, (10, 20)).shape == (10, 20, 3)
+    assert t.resize_image(image[:, :, :1], 80).shape == (80, 80, 1)
+    assert t.resize_image(image, (40, 60)) is image
+    assert np.array_equal(t.center_crop_image(image, 40), image[:, 10:50])
+    assert np.array_equal(t.flip_image(image, rng(), 1.0), image[:, ::-1])
+    assert t.flip_image(image, rng(), 0.0) is image
+    shifted = {t.random_shift_image(image, rng(seed), 2).tobytes() for seed in range(200)}
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge")
+    assert shifted == {padded[y : y + 40, x : x + 60].tobytes() for y in range(5) for x in range(5)}
+
+
+def test_values():
+    image = np.array([[[-3.0, 0.5, 300.0]]], dtype=np.float32)
+    assert t.to_uint8_image(image).tolist() == [[[0, 0, 255]]]
+    assert t.to_uint8_image(photo(), size=8).shape == (8, 8, 3)
+    assert t.cast_image(image, "float16").dtype == np.float16
+
+
+def test_torchvision_by_name_and_by_value_is_reproducible():
+    image = photo()
+    by_name = t.torchvision("ColorJitter", brightness=0.5)
+    by_value = t.as_stage(v2.ColorJitter(brightness=0.5))
+    assert by_value.random
+    assert by_value.name == "torchvision.ColorJitter"
+    results = [stage(image, rng(5)) for stage in (by_name, by_name, by_value)]
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+    assert not np.array_equal(results[0], by_name(image, rng(6)))
+    with pytest.raises(ValueError, match="must return an image tensor"):
+        t.as_stage(v2.Lambda(lambda x: 3))(image, rng())
+
+
+def test_a_function_becomes_a_stage_and_tells_whether_it_is_random():
+    def darken(image, by=2):
+        return image // by
+
+    def jitter(image, rng):
+        return image + rng.integers(3)
+
+    assert not t.as_stage(darken).random
+    assert t.as_stage(jitter).random
+    assert t.stage(darken, by=4)(np.array([8]), None).tolist() == [2]
+    assert t.as_stage(np.flipud).name == "flipud"
+    with pytest.raises(ConfigError, match=r"stage 'darken': .*unexpected keyword argument 'bye'"):
+        t.stage(darken, bye=3)
+    with pytest.raises(ConfigError, match="3 is not a stage"):
+        t.as_stage(3)
+
+
+@pytest.mark.parametrize("name", sorted(t.STAGES))
+def test_every_stage_of_a_job_file_can_travel(name):
+    options = {
+        "resize": {"size": 8},
+        "center_crop": {"size": 8},
+        "random_resized_crop": {"size": 8},
+        "random_shift": {"pixels": 1},
+        "cast": {"dtype": "float16"},
+        "torchvision": {"transform": "RandomHorizontalFlip"},
+    }.get(name, {})
+    stage = pickle.loads(pickle.dumps(t.parse_stage({name: options})))
+    sample = encoded(photo()) if name == "decode" else photo().astype(np.float32)
+    assert stage(sample, rng()).ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("resise", r"unknown stage 'resise'; did you mean 'resize'\? \(known: decode, "),
+        ({"resize": {"siz": 3}}, r"stage 'resize': got an unexpected keyword argument 'siz'"),
+        ("resize", r"stage 'resize': missing 1 required positional argument: 'size'"),
+        ({"a": {}, "b": {}}, r"a stage is one name with its options, not 2: a, b"),
+        ("nowhere.at_all:f", r"cannot import 'nowhere.at_all:f'"),
+        ("math:nothing", r"module 'math' has no 'nothing'"),
+        ({"gaussian_blur": {"kernel": 4}}, r"kernel must be odd"),
+        ({"gaussian_blur": {"sigma": [2, 1]}}, r"sigma must be \[low, high\]"),
+        ({"cast": {"dtype": "flaot16"}}, r"unknown dtype 'flaot16'; did you mean 'float16'"),
+    ],
+)
+def test_a_wrong_stage_is_one_clear_line(spec, message):
+    with pytest.raises(ConfigError) as caught:
+        t.parse_stage(spec)
+    assert re.search(message, str(caught.value)), str(caught.value)
+
+
+def test_a_stage_of_any_module():
+    assert t.parse_stage({"numpy:clip": {"a_min": 0, "a_max": 1}})(np.array([5]), None).tolist() == [1]

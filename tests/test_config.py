@@ -1,0 +1,104 @@
+"""The job description: every key typed, unknown ones refused, every error one line that names the key."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raytrain.config import Job
+from raytrain.errors import ConfigError, nearest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_job_of_launch_is_valid(path):
+    assert Job.from_yaml(path).name == path.stem
+
+
+def test_single_and_heterogeneous_are_the_same_workload():
+    single, heterogeneous = (Job.from_yaml(ROOT / "launch" / f"{name}.yaml") for name in ("single", "heterogeneous"))
+    assert single.model_dump(exclude={"name", "cluster"}) == heterogeneous.model_dump(exclude={"name", "cluster"})
+    assert single.cluster.groups == heterogeneous.cluster.groups[:1]
+
+
+def test_the_reference_workload_is_as_published():
+    job = Job.from_yaml(ROOT / "launch" / "heterogeneous.yaml")
+    assert job.data.train.shape == (224, 224, 3)
+    assert job.data.train.num_classes == 1000
+    assert job.data.stages[0] == {"gaussian_blur": {"kernel": 11, "sigma": [0.1, 2.0], "times": 10}}
+    assert (job.data.batch_size, job.training.steps) == (64, 1000)
+    assert job.model.name == "timm.models:VisionTransformer"
+    assert job.model.options == {}
+    assert job.training.optimizer.model_dump() == {"name": "sgd", "lr": 0.001, "momentum": 0.9, "weight_decay": 0.0}
+
+
+def test_set_overrides_a_key_with_a_yaml_value(job_file):
+    job = Job.from_yaml(job_file(), ["training.epochs=7", "data.normalize=null", "cluster.placement=cpu-groups-first"])
+    assert (job.training.epochs, job.data.normalize, job.cluster.placement) == (7, None, "cpu-groups-first")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epoch=3", r"unknown key 'training.epoch'; did you mean 'epochs'\?"),
+        ("data.train.pth=x", r"unknown key 'data.train.pth'; did you mean 'path'\?"),
+        ("zzz=1", r"unknown key 'zzz' \(known here: cluster, data, "),
+        ("training.epochs=many", r"training.epochs: input should be a valid integer.*\(given: 'many'\)"),
+        ("training.epochs=0", r"training.epochs: input should be greater than 0 \(given: 0\)"),
+        ("data.batch_size=-4", r"data.batch_size: input should be greater than 0 \(given: -4\)"),
+        ("data.max_corrupt_share=2", r"data.max_corrupt_share: .*less than or equal to 1"),
+        ("training.precision=fp8", r"training.precision: input should be 'fp32', 'bf16' or 'fp16' \(given: 'fp8'\)"),
+        ("training.steps=5", r"training: give exactly one of `epochs` and `steps`"),
+        ("data.train.kind=folder", r"data.train: .*does not match any of the expected tags"),
+        ("name=a/b", r"name: string should match pattern"),
+        ("training=null", r"training: input should be a valid dictionary"),
+        ("epochs", r"must look like key.sub=value"),
+        ("training.epochs=[", r"the value is not YAML"),
+        ("name.x=1", r"'name' is not a section"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(job_file, override, message):
+    with pytest.raises(ConfigError) as caught:
+        Job.from_yaml(job_file(), [override])
+    assert re.search(message, str(caught.value)), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_section_and_further_problems_are_named(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("name: x\nseed: -1\n")
+    with pytest.raises(ConfigError, match=r"seed: .* \(and 1 more\)|'training' is missing \(and 1 more\)"):
+        Job.from_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "is not YAML"), ("- 1", "must hold a mapping"), ("", "must hold a mapping")],
+)
+def test_a_file_that_is_no_job_says_so(tmp_path, text, message):
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        Job.from_yaml(path)
+
+
+def test_an_unreadable_job_file_says_why(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read the job file .*none.yaml: no such file"):
+        Job.from_yaml(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(ConfigError, match="cannot read the job file"):
+        Job.from_yaml(tmp_path / "binary.yaml")
+
+
+def test_a_job_survives_a_round_trip_through_json(job_file):
+    job = Job.from_yaml(job_file())
+    assert Job.from_dict(yaml.safe_load(yaml.safe_dump(job.model_dump(mode="json")))) == job
+
+
+def test_nearest_is_silent_when_nothing_is_near():
+    assert nearest("resise", ["resize", "flip"]) == "; did you mean 'resize'?"
+    assert nearest("qqqq", ["resize", "flip"]) == ""

@@ -1,0 +1,219 @@
+"""The record, the run folder, and what a person reads of them."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import jsonschema
+import pytest
+from rich.console import Console
+
+from raytrain.config import Job
+from raytrain.errors import CheckpointError, ConfigError
+from raytrain.record import RunRecord, read_record
+from raytrain.report.live import Display, clock, epoch_line, step_line
+from raytrain.report.tables import print_summary
+from raytrain.run_folder import open_run_folder, process_started_at
+
+
+def figures(**changes):
+    return {
+        "rank": 0,
+        "device": "cpu",
+        "wait_s": 2.0,
+        "transfer_s": 1.0,
+        "compute_s": 7.0,
+        "evaluate_s": 0.5,
+        "checkpoint_s": 0.25,
+        "num_batches": 10,
+        "num_samples": 640,
+        "wire_bytes": 1000,
+        "read_bytes": 500,
+        **changes,
+    }
+
+
+@pytest.fixture
+def record(job_tree) -> RunRecord:
+    host = {"cpus": 2, "gpus": 0, "instance_type": None, "emulated": True, "samples_prepared": 320}
+    stage = {
+        "name": "decode",
+        "num_samples": 640,
+        "num_batches": 10,
+        "seconds": 3.2,
+        "seconds_per_sample": 0.005,
+        "batch_mean_s": 0.32,
+        "batch_p90_s": 0.4,
+        "batch_p99_s": 0.5,
+    }
+    return RunRecord(
+        name="small",
+        status="finished",
+        error=None,
+        started_at="2026-01-01T00:00:00.000+00:00",
+        command=["raytrain"],
+        job=Job.from_dict(job_tree).model_dump(mode="json"),
+        versions={"python": "3.11"},
+        hardware={"cpu_model": "x", "cpu_cores": 2, "memory_bytes": 1, "platform": "Linux", "gpus": []},
+        environment={},
+        cluster_attached=False,
+        emulated_gpus=False,
+        world_size=1,
+        cpu_slots=4,
+        hosts=[
+            {**host, "name": "train-1", "group": "train", "is_head": True},
+            {**host, "name": "cpu-1", "group": "cpu", "is_head": False},
+        ],
+        num_train=640,
+        num_validation=64,
+        startup={
+            "manifest_s": 0.1,
+            "cluster_s": 1.0,
+            "trainer_s": 1.5,
+            "first_batch_ready_s": 2.0,
+            "first_batch_s": 3.0,
+            "first_step_s": None,
+        },
+        totals={
+            "wall_s": 12.0,
+            "samples": 640,
+            "samples_per_s": 64.0,
+            "wait_share": 0.2,
+            "bottleneck": "input: stage 'decode' takes 5.00 ms of a CPU per sample",
+            "attempts": 1,
+        },
+        ranks=[figures()],
+        stages=[stage],
+        epochs=[{"epoch": 1, "loss": 0.5, "validation_accuracy": 0.9}],
+        corrupt={"count": 2, "share": 0.003, "listed": ["train: a.jpg: bad"]},
+        torch_in_preprocessing_workers=False,
+        resumed_from=None,
+        checkpoint=None,
+    )
+
+
+def test_a_record_comes_back_and_fits_its_own_schema(record, tmp_path):
+    record.write(tmp_path / "deep" / "record.json")
+    assert read_record(tmp_path / "deep" / "record.json") == record
+    jsonschema.validate(json.loads((tmp_path / "deep" / "record.json").read_text()), RunRecord.model_json_schema())
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["record.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot read .*record.json: No such file"),
+        ("{", "is not JSON, or was cut off"),
+        ('{"schema_version": 99}', "has schema version 99; this raytrain reads 1"),
+        ('{"schema_version": 1, "name": "x"}', "is not a run record: status: Field required"),
+        ("[]", "is not a run record"),
+    ],
+)
+def test_a_file_that_is_no_record_says_why(tmp_path, text, message):
+    path = tmp_path / "record.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_record(path)
+
+
+def test_the_summary_says_who_waited_for_whom(record):
+    console = Console(width=120, file=io.StringIO())
+    print_summary(record, console)
+    text = console.file.getvalue()
+    assert "2.00 (20%)" in text
+    assert "1.00 (10%)" in text
+    assert "7.00 (70%)" in text
+    assert "decode" in text
+    assert "5.000" in text
+    assert "emulated nodes" in text
+    assert "bottleneck: input: stage 'decode' takes 5.00 ms of a CPU per sample" in text
+    assert "2 samples left out (0.30%)" in text
+    assert "first step after -" in text
+    assert "validation accuracy 90.00% after epoch 1" in text
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path):
+    first = open_run_folder(str(tmp_path), "x", resume=False)
+    (first.path / "record.json").write_text("{}")
+    first.close()
+    second = open_run_folder(str(tmp_path), "x", resume=False)
+    assert (second.set_aside / "record.json").read_text() == "{}"
+    assert list(second.path.iterdir()) == [second.path / ".lock"]
+    (second.path / "record.json").write_text("2")
+    second.close()
+    third = open_run_folder(str(tmp_path), "x", resume=False)
+    assert (third.set_aside / "record.json").read_text() == "2"
+    assert third.set_aside != second.set_aside
+    third.close()
+    third.close()
+
+
+def test_a_run_folder_belongs_to_one_process(tmp_path):
+    held = open_run_folder(str(tmp_path), "x", resume=False)
+    with pytest.raises(ConfigError, match="another raytrain process is using"):
+        open_run_folder(str(tmp_path), "x", resume=False)
+    held.close()
+
+
+def test_a_run_folder_that_cannot_be_made_or_resumed_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot use the run folder"):
+        open_run_folder(str(tmp_path / "file"), "x", resume=False)
+    with pytest.raises(CheckpointError, match="has no checkpoint to resume from; start without --resume"):
+        open_run_folder(str(tmp_path), "x", resume=True)
+    (tmp_path / "x" / "checkpoints").mkdir(parents=True)
+    open_run_folder(str(tmp_path), "x", resume=True).close()
+
+
+def test_the_start_of_the_process_is_in_the_past():
+    import time
+
+    assert 0 < time.time() - process_started_at() < 86_400
+
+
+STATUS = {
+    "progress": {
+        0: {
+            "epoch": 2,
+            "epochs": 3,
+            "step": 30,
+            "total_steps": 69,
+            "loss": 0.25,
+            "samples_per_s": 812.44,
+            "wait_share": 0.012,
+            "history": [{"epoch": 1, "loss": 0.5, "validation_accuracy": 0.9, "seconds": 2.0, "samples_per_s": 700.0}],
+        }
+    },
+    "results": {},
+    "num_ready": 3,
+    "failures": ["one"],
+    "attempts": 2,
+}
+
+
+def test_lines_and_times():
+    assert step_line(STATUS["progress"][0], 21.9) == (
+        "epoch 2/3  step 30/69  812.4 samples/s  loss 0.2500  waiting 1.2%  0:21 left"
+    )
+    assert epoch_line(STATUS["progress"][0]["history"][0], 3) == (
+        "epoch 1/3  loss 0.5000  validation accuracy 0.9000  2.0 s  700.0 samples/s"
+    )
+    assert clock(3723) == "1:02:03"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_display_shows_each_epoch_once(terminal):
+    console = Console(width=120, force_terminal=terminal, file=io.StringIO())
+    last = {"history": [{"epoch": 3, "loss": 0.1, "seconds": 1, "samples_per_s": 1}]}
+    with Display(console) as display:
+        display.update({"progress": {}})
+        for _ in range(3):
+            display.update({**STATUS, "stopping": True})
+        display.update({**STATUS, "results": {0: last}})
+    text = console.file.getvalue()
+    assert text.count("epoch 1/3  loss 0.5000") == 1
+    assert text.count("epoch 3/3  loss 0.1000") == 1
+    if terminal:
+        assert "3 batches ready  1 samples left out  attempt 2  stopping: writing a checkpoint" in text

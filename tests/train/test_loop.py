@@ -1,0 +1,149 @@
+"""The parts of the training room that need no cluster."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from raytrain.config import Model, Optimizer, Schedule
+from raytrain.errors import CheckpointError, ConfigError
+from raytrain.train import checkpoint
+from raytrain.train.loop import build_optimizer, build_scheduler, lr_factor
+from raytrain.train.models import build_model, check_model
+
+
+def test_the_schedule_warms_up_and_follows_a_cosine():
+    settings = Schedule(name="cosine", warmup_share=0.1, final_share=0.1)
+    factors = [lr_factor(settings, step, 100) for step in range(101)]
+    assert factors[0] == 0.1
+    assert factors[9] == factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.55)
+    assert factors[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert lr_factor(settings, 500, 100) == pytest.approx(0.1)
+
+
+def test_a_constant_rate_is_constant():
+    assert {lr_factor(Schedule(), step, 10) for step in range(20)} == {1.0}
+
+
+def test_the_cosine_agrees_with_torch():
+    parameter = torch.nn.Parameter(torch.zeros(2, 2))
+    ours = build_scheduler(torch.optim.SGD([parameter], lr=0.5), Schedule(name="cosine"), 20)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([parameter], lr=0.5), 20)
+    for _ in range(20):
+        assert ours.get_last_lr()[0] == pytest.approx(theirs.get_last_lr()[0])
+        for scheduler in (ours, theirs):
+            scheduler.optimizer.step()
+            scheduler.step()
+
+
+def test_weight_decay_leaves_biases_alone():
+    model = torch.nn.Linear(3, 2)
+    for name in ("sgd", "adamw"):
+        optimizer = build_optimizer(model, Optimizer(name=name, lr=0.1, weight_decay=0.3))
+        assert [(len(g["params"]), g["weight_decay"], g["lr"]) for g in optimizer.param_groups] == [
+            (1, 0.3, 0.1),
+            (1, 0.0, 0.1),
+        ]
+
+
+def test_models_by_name_and_by_import_path():
+    assert sum(p.numel() for p in build_model(Model(name="test_vit")).parameters()) > 0
+    model = build_model(Model(name="torch.nn:Linear", options={"in_features": 2, "out_features": 3}))
+    assert model.weight.shape == (3, 2)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", "resnet50", "vit_base_patch16_224.augreg_in21k", "a.b:c"])
+def test_models_that_exist_pass_the_check(name):
+    check_model(Model(name=name))
+
+
+def test_a_model_that_does_not_exist_names_the_nearest():
+    with pytest.raises(ConfigError, match="timm has no model 'resnet5O'; did you mean 'resnet50'"):
+        check_model(Model(name="resnet5O"))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Model(name="nowhere:f"), "cannot build model 'nowhere:f': No module named 'nowhere'"),
+        (Model(name="math:f"), "has no attribute 'f'"),
+        (Model(name="test_vit", options={"depht": 3}), "unexpected keyword argument 'depht'"),
+    ],
+)
+def test_a_model_that_cannot_be_built_says_why(model, message):
+    with pytest.raises(ConfigError) as caught:
+        build_model(model)
+    assert re.search(message, str(caught.value)), str(caught.value)
+
+
+FACTS = checkpoint.Facts(
+    epoch=1, steps=20, updates=20, samples=160, consumed_in_epoch=3, fingerprint="f", seed=0, world_size=1
+)
+
+
+def write(folder, **changes):
+    folder.mkdir(parents=True)
+    facts = checkpoint.Facts(**{**FACTS.__dict__, **changes})
+    checkpoint.save(folder, facts, {"objects": [{"w": torch.ones(3)}], "consumed": torch.tensor([True, False])})
+    return folder
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    facts, state = checkpoint.load(write(tmp_path / "c"))
+    assert checkpoint.Facts(**{**facts.__dict__, "sha256": ""}) == FACTS
+    assert state["objects"][0]["w"].tolist() == [1, 1, 1]
+
+
+def test_a_checkpoint_never_executes_code(tmp_path):
+    class Bad:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    folder = tmp_path / "c"
+    folder.mkdir()
+    checkpoint.save(folder, FACTS, {"objects": Bad()})
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "no facts", "cut facts", "version"])
+def test_a_damaged_checkpoint_is_refused_and_passed_over(tmp_path, damage):
+    older = write(tmp_path / "one" / "checkpoint_a", steps=5)
+    newer = write(tmp_path / "one" / "checkpoint_b", steps=9)
+    assert checkpoint.latest(tmp_path) == newer
+    state, facts = newer / "state.pt", newer / "checkpoint.json"
+    if damage == "cut":
+        state.write_bytes(state.read_bytes()[:-20])
+    elif damage == "flip":
+        data = bytearray(state.read_bytes())
+        data[len(data) // 2] ^= 1
+        state.write_bytes(data)
+    elif damage == "gone":
+        state.unlink()
+    elif damage == "no facts":
+        facts.unlink()
+    elif damage == "cut facts":
+        facts.write_text(facts.read_text()[:30])
+    else:
+        facts.write_text(json.dumps({**json.loads(facts.read_text()), "version": 99}))
+    with pytest.raises(CheckpointError):
+        checkpoint.load(newer)
+    assert checkpoint.latest(tmp_path) == older
+    shutil.rmtree(older)
+    assert checkpoint.latest(tmp_path) is None
+
+
+def test_random_numbers_go_on_where_they_stopped(tmp_path):
+    state = checkpoint.rng_state()
+    torch.save(state, tmp_path / "rng.pt")
+    expected = (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())
+    checkpoint.set_rng_state(torch.load(tmp_path / "rng.pt", weights_only=True))
+    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == expected
