@@ -96,13 +96,14 @@ def run(
     folder = open_run_folder(job.run_dir, job.name, resume=resume)
     this = Run(job, started_at or time.time(), environment, folder)
     try:
-        with _signals(this) as going:
+        with _signals(this) as (going, listen):
             _check_data(this, pipeline)
             threading.Thread(target=_import_trainer, daemon=True).start()
             address = address or (None if nodes else ray_address())
             this.cluster = (
                 emulated.attach(address) if address else emulated.start(groups, job.cluster.reserved_cpus)
             )
+            listen()  # again: ray.init puts a SIGTERM handler of its own in place
             this.marks["cluster"] = time.time()
             _train(this, train_loop, pipeline, resume, watch, going)
         return _close(this, None)
@@ -287,8 +288,11 @@ def _stopped_message(this: Run) -> str:
 
 
 @contextlib.contextmanager
-def _signals(this: Run) -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM: before training they end the start-up at once, later they ask for a checkpoint first."""
+def _signals(this: Run) -> Iterator[tuple[threading.Event, Callable[[], None]]]:
+    """Ctrl-C and SIGTERM: before training they end the start-up at once, later they ask for a checkpoint first.
+
+    Yields the event that says that training goes on, and a function that puts the handlers in place (again).
+    """
     going = threading.Event()
 
     def handle(number: int, _frame: Any) -> None:
@@ -300,11 +304,17 @@ def _signals(this: Run) -> Iterator[threading.Event]:
             raise Stopped("stopped at once, without waiting for a checkpoint", number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield going
+        yield going, lambda: None
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def listen() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handle)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    listen()
     try:
-        yield going
+        yield going, listen
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

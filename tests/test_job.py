@@ -1,0 +1,335 @@
+"""Whole runs: real Ray with several nodes, real images, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+
+from conftest import ROOT, ray_processes, run_cli, write_images
+from raytrain.record import RunRecord, read_record
+from raytrain.train import checkpoint
+
+TESTS = ROOT / "tests"
+
+
+@pytest.fixture(autouse=True)
+def no_ray_process_is_left():
+    before = ray_processes()
+    yield
+    deadline = time.monotonic() + 15
+    while ray_processes() - before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray_processes() - before == set()
+
+
+def test_a_job_trains_on_several_nodes_and_leaves_a_record(job_file, tmp_path):
+    result = run_cli("train", job_file(training__epochs=4), "--nodes", "train=1x1,cpu=2x1", "--json")
+    assert result.returncode == 0, result.stderr
+    tree = json.loads(result.stdout)
+    jsonschema.validate(tree, RunRecord.model_json_schema())
+    record = read_record(tmp_path / "runs" / "small" / "record.json")
+    assert record == RunRecord.model_validate(tree)
+    assert (record.status, record.error, record.world_size, record.cpu_slots) == ("finished", None, 1, 3)
+    assert [host.group for host in record.hosts] == ["train", "cpu", "cpu"]
+    assert sum(host.samples_prepared for host in record.hosts) == 4 * (120 + 30)
+    assert sum(host.samples_prepared > 0 for host in record.hosts) >= 2, "CPU work is spread over the nodes"
+    assert not record.torch_in_preprocessing_workers
+    assert record.totals.samples == 4 * 120
+    assert record.epochs[-1]["validation_accuracy"] > 0.9
+    assert [stage.name for stage in record.stages][:4] == ["read", "decode", "random_shift", "resize"]
+    assert all(stage.num_samples == 480 for stage in record.stages[:4])
+    startup = record.startup
+    marks = [startup.manifest_s, startup.cluster_s, startup.trainer_s, startup.first_batch_s, startup.first_step_s]
+    assert marks == sorted(marks)
+    assert startup.first_batch_ready_s < startup.first_step_s
+    assert record.environment["MALLOC_TRIM_THRESHOLD_"]
+    for text in ("Who waited for whom", "What the CPU stages cost", "Where samples were prepared", "epoch 4/4"):
+        assert text in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_emulated_gpus_make_ranks_that_train_together(job_file, tmp_path):
+    job = job_file(training__accumulate=2, training__precision="bf16", training__clip_norm=1.0)
+    result = run_cli("train", job, "--nodes", "gpu=1x1x2,cpu=1x1")
+    assert result.returncode == 0, result.stderr
+    record = read_record(tmp_path / "runs" / "small" / "record.json")
+    assert (record.world_size, record.emulated_gpus) == (2, True)
+    assert [rank.num_samples for rank in record.ranks] == [120, 120]
+    assert [rank.num_batches for rank in record.ranks] == [8, 8]
+    facts, state = checkpoint.load(Path(record.checkpoint))
+    assert (facts.epoch, facts.steps, facts.updates, facts.samples, facts.world_size) == (2, 8, 4, 240, 2)
+    assert len(state["rng"]) == 2
+
+
+def test_steps_fp16_and_a_placement(job_file, tmp_path):
+    job = job_file(training={"steps": 11, "precision": "fp16"}, cluster={"placement": "cpu-groups-only"})
+    result = run_cli("train", job, "--nodes", "train=1x1,cpu=1x1")
+    assert result.returncode == 0, result.stderr
+    record = read_record(tmp_path / "runs" / "small" / "record.json")
+    assert record.ranks[0].num_batches == 11
+    assert {host.group: host.samples_prepared > 0 for host in record.hosts} == {"train": False, "cpu": True}
+
+
+def counting(images, runs, nodes, *more):
+    return [sys.executable, str(TESTS / "counting_job.py"), str(images / "train"), str(runs), nodes, *more]
+
+
+def trace(runs) -> list[dict]:
+    path = runs / "trace.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def steps_of(lines):
+    return [line for line in lines if line["event"] == "step"]
+
+
+def ids_of(lines, epoch):
+    return Counter(i for line in lines if line["epoch"] == epoch for i in line["ids"])
+
+
+EVERY_ID_ONCE = Counter(range(120))
+
+
+def test_a_killed_driver_loses_and_doubles_no_sample_on_another_cluster_shape(images, tmp_path):
+    """kill -9 with two ranks in mid-epoch, resumed with one."""
+    driver = subprocess.Popen(counting(images, tmp_path, "gpu=1x1x2,cpu=1x1"), cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not any(line["steps"] >= 13 for line in steps_of(trace(tmp_path))):  # epoch 1 has steps 9 to 16
+        assert time.monotonic() < deadline, "the run did not get to step 13"
+        assert driver.poll() is None, "the run ended by itself"
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    deadline = time.monotonic() + 30
+    while ray_processes() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    first = steps_of(trace(tmp_path))
+
+    resumed = subprocess.run(
+        counting(images, tmp_path, "train=1x2", "--resume"), cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    second = steps_of(trace(tmp_path))[len(first) :]
+    record = read_record(tmp_path / "counting" / "record.json")
+    facts, state = checkpoint.load(Path(record.resumed_from))
+    assert facts.epoch == 1
+    assert 8 < facts.steps < 16
+    ledger = set(np.flatnonzero(state["consumed"].numpy()).tolist())
+
+    counted = [line for line in first if line["steps"] <= facts.steps]
+    assert ids_of(counted, 0) == EVERY_ID_ONCE
+    assert ids_of(counted, 1) == Counter(ledger), "the ledger is what the loops saw"
+    assert 0 < len(ledger) < 120
+    assert ids_of(counted, 1) + ids_of(second, 1) == EVERY_ID_ONCE
+    assert ids_of(second, 2) == EVERY_ID_ONCE
+    assert {line["rank"] for line in first} == {0, 1}
+    assert {line["rank"] for line in second} == {0}
+
+
+def test_a_killed_rank_comes_back_and_every_sample_counts_once(images, tmp_path):
+    (tmp_path / "die").touch()
+    result = subprocess.run(
+        counting(images, tmp_path, "gpu=1x1x2,cpu=1x1"), cwd=ROOT, capture_output=True, text=True, timeout=150
+    )
+    assert result.returncode == 0, result.stderr
+    lines = trace(tmp_path)
+    begins = [number for number, line in enumerate(lines) if line["event"] == "begin" and line["steps"] > 0]
+    assert len(begins) == 2, "both ranks were started again, from a checkpoint"
+    restored = lines[begins[0]]["steps"]
+    again = {lines[number]["pid"] for number in begins}
+    counted = [line for line in steps_of(lines) if line["pid"] in again or line["steps"] <= restored]
+    for epoch in range(3):
+        assert ids_of(counted, epoch) == EVERY_ID_ONCE
+    record = read_record(tmp_path / "counting" / "record.json")
+    assert record.totals.attempts == 2
+
+
+def test_ctrl_c_ends_soon_and_the_run_can_go_on(images, tmp_path):
+    command = counting(images, tmp_path, "train=1x1,cpu=1x1")
+    driver = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(line["steps"] >= 5 for line in steps_of(trace(tmp_path))):
+        assert time.monotonic() < deadline, "the run did not get to step 5"
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
+    driver.communicate(timeout=10)
+    assert ray_processes() == set()
+    record = read_record(tmp_path / "counting" / "record.json")
+    assert record.status == "stopped"
+    facts = checkpoint.read_facts(Path(record.checkpoint))
+    seen = steps_of(trace(tmp_path))
+    assert facts.steps == seen[-1]["steps"], "the checkpoint holds everything that was done"
+    assert facts.consumed_in_epoch == sum(len(line["ids"]) for line in seen)
+
+    resumed = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert resumed.returncode == 0, resumed.stderr
+    for epoch in range(3):
+        assert ids_of(steps_of(trace(tmp_path)), epoch) == EVERY_ID_ONCE
+
+
+def test_sigterm_through_the_command_line_is_exit_code_143(job_file, tmp_path):
+    job = job_file(training={"epochs": 2000, "checkpoint": {"every_steps": 50}})
+    command = [sys.executable, "-m", "raytrain", "train", str(job), "--nodes", "gpu=1x1x2,cpu=1x1"]
+    driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs").glob("small/checkpoints/*/checkpoint_*")):
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.1)
+    driver.terminate()
+    _, errors = driver.communicate(timeout=10)
+    assert driver.returncode == 143, errors
+    assert "stopped; go on with --resume" in errors
+    assert "Traceback" not in errors
+
+
+def test_the_readmes_own_loop_runs_as_it_stands(images, tmp_path):
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    example = (ROOT / "examples" / "own_everything.py").read_text()
+    assert block == example, "README and examples/ hold the same text"
+    assert len([line for line in block.splitlines() if line.strip()]) < 40
+    script = tmp_path / "own.py"
+    script.write_text(block)
+    result = subprocess.run(
+        [sys.executable, str(script), str(images / "train")], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    record = read_record(tmp_path / "runs" / "own" / "record.json")
+    assert record.totals.samples == 240
+    assert "speckle" in [stage.name for stage in record.stages]
+
+
+def test_corrupt_images_are_skipped_counted_and_listed(job_file, images, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(images / "train", folder)
+    (folder / "dark" / "003.jpg").write_bytes(b"broken")
+    result = run_cli("train", job_file(data__train__path=str(folder)), "--nodes", "train=1x2")
+    assert result.returncode == 0, result.stderr
+    record = read_record(tmp_path / "runs" / "small" / "record.json")
+    assert record.corrupt.count == 1
+    assert record.corrupt.listed == [f"train: {folder}/dark/003.jpg: ValueError: not a decodable image"]
+    assert record.totals.samples == 2 * 119
+    assert "1 samples left out" in result.stderr
+
+
+def test_too_many_corrupt_images_stop_the_run_and_are_named(job_file, images, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(images / "train", folder)
+    for number in range(5):
+        (folder / "dark" / f"{number:03d}.jpg").write_bytes(b"broken")
+    result = run_cli("train", job_file(data__train__path=str(folder)), "--nodes", "train=1x2")
+    assert result.returncode == 2, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert re.match(
+        r"raytrain: [2-5] of 120 train samples could not be prepared, more than data.max_corrupt_share allows \(1\): "
+        r".*/dark/00\d.jpg \(ValueError: not a decodable image\)",
+        last,
+    ), last
+    assert read_record(tmp_path / "runs" / "small" / "record.json").status == "failed"
+
+
+def test_an_error_in_the_users_loop_is_told_once_and_not_tried_again(images, tmp_path):
+    script = tmp_path / "bug.py"
+    script.write_text(
+        "import sys\nfrom raytrain import Job, Pipeline, fit\nfrom raytrain.data import decode, image_folder\n"
+        "def loop(ctx):\n    print('hello from the loop')\n    undefined_name\n"
+        "fit(loop, Pipeline(image_folder(sys.argv[1]), [decode()], batch_size=8),\n"
+        "    Job.from_dict({'name': 'bug', 'training': {'epochs': 1}}))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, str(script), str(images / "train")], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 1
+    assert result.stdout.count("hello from the loop") == 1
+    record = read_record(tmp_path / "runs" / "bug" / "record.json")
+    assert record.status == "failed"
+    assert re.match(r"the training loop failed: NameError: name 'undefined_name' .*bug.py:6\)", record.error)
+
+
+def test_attaching_to_a_running_cluster_leaves_it_running(job_file, tmp_path):
+    from raytrain.cluster import emulated
+    from raytrain.cluster.topology import parse_nodes
+
+    cluster = emulated.start(parse_nodes("train=1x1,cpu=1x1"))
+    try:
+        result = run_cli("train", job_file(), "--address", cluster.address)
+        assert result.returncode == 0, result.stderr
+        record = read_record(tmp_path / "runs" / "small" / "record.json")
+        assert record.cluster_attached
+        assert len(record.hosts) == 2
+        import ray
+
+        assert ray.get(ray.remote(num_cpus=1)(lambda: 1 + 1).remote(), timeout=60) == 2
+    finally:
+        cluster.close()
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(job_file, images, tmp_path):
+    assert run_cli("train", job_file(training__epochs=1), "--nodes", "train=1x2").returncode == 0
+    for changes, message in (
+        ({"seed": 3}, "was written with seed 0, this job has 3"),
+        ({"data__train__path": str(images / "validation")}, "was written for other training data"),
+        ({"model__options__embed_dim": 32}, "the checkpoint does not fit this VisionTransformer"),
+    ):
+        result = run_cli("train", job_file(**changes), "--nodes", "train=1x2", "--resume")
+        assert result.returncode == 2, result.stderr
+        assert message in result.stderr
+    for path in (tmp_path / "runs").glob("small/checkpoints/*/*/state.pt"):
+        path.write_bytes(b"")
+    result = run_cli("train", job_file(), "--nodes", "train=1x2", "--resume")
+    assert result.returncode == 2
+    assert "has no whole checkpoint to resume from" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"data__train__path": "/nowhere"}, [], r"/nowhere does not exist; check the path"),
+        ({"data__batch_size": 121}, [], r"data.batch_size=121 is larger than the training set of 120 samples"),
+        ({"model__name": "resnet5O"}, [], r"timm has no model 'resnet5O'; did you mean 'resnet50'"),
+        ({"model": None}, [], r"the job has no `model` section"),
+        ({"data": None}, [], r"the job has no `data` section"),
+        ({"data__stages": ["decod"]}, [], r"unknown stage 'decod'; did you mean 'decode'"),
+        ({}, ["--set", "training.epochs=0"], r"training.epochs: input should be greater than 0 \(given: 0\)"),
+        ({}, ["--set", "training.epoch=1"], r"unknown key 'training.epoch'; did you mean 'epochs'"),
+        ({}, ["--nodes", "gpu=x"], r"--nodes 'gpu=x' must look like"),
+        ({}, ["--nodes", "a=1x1", "--address", "auto"], r"give one of them"),
+        ({}, ["--resume"], r"has no checkpoint to resume from"),
+        ({}, ["--address", "127.0.0.1:1"], r"cannot attach to the Ray cluster at '127.0.0.1:1'"),
+        ({"cluster__reserved_cpus": 2}, ["--nodes", "a=1x2"], r"reserved_cpus=2 leaves nothing"),
+        ({"data__batch_size": 64}, ["--nodes", "gpu=1x1x2"], r"a step of 2 ranks x data.batch_size=64 is larger than"),
+        ({"cluster__placement": "cpu-groups-only"}, ["--nodes", "a=1x1"], r"every host belongs to the training group"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(job_file, changes, options, message):
+    result = run_cli("train", job_file(**changes), *options)
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("raytrain: ")
+    assert re.search(message, last), last
+    assert "Traceback" not in result.stderr
+
+
+def test_the_same_seed_trains_the_same_model(job_file, tmp_path):
+    states = []
+    for number in range(2):
+        job = job_file(name=f"run{number}", data__batches_per_task=2)
+        assert run_cli("train", job, "--nodes", "train=1x1").returncode == 0
+        record = read_record(tmp_path / "runs" / f"run{number}" / "record.json")
+        states.append(checkpoint.load(Path(record.checkpoint))[1]["objects"][0])
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name])
