@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import torch
+
 from raytrain import Job, Pipeline, fit
 from raytrain.data import decode, image_folder, resize
 

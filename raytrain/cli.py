@@ -4,12 +4,13 @@ standard error."""
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+import typer.exceptions
 
 from raytrain import __version__
 from raytrain.config import Job
@@ -88,15 +89,21 @@ def sample_data(
 
 
 def main() -> None:
-    """Entry point: errors of ours are one line and an exit code, never a traceback."""
+    """Entry point: what the user can mend is one line and an exit code, never a traceback."""
     try:
-        app()
+        raise SystemExit(app(standalone_mode=False) or 0)
     except RaytrainError as error:
-        Console(stderr=True).print(f"[red]raytrain:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        _say(str(error))
         raise SystemExit(error.exit_code) from None
+    except typer.exceptions.TyperException as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        if message:  # calling the program without a command prints the help instead
+            _say(f"{message.rstrip('.')}; see raytrain --help")
+        raise SystemExit(getattr(error, "exit_code", 2)) from None
+    except (KeyboardInterrupt, typer.Abort):
+        _say("stopped")
+        raise SystemExit(130) from None
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+def _say(message: str) -> None:
+    print(f"raytrain: {message}", file=sys.stderr)  # noqa: T201 - rich would wrap the line

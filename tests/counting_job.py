@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+
 from raytrain import Job, Pipeline, fit
 from raytrain.data import decode, image_folder, random_shift, resize
 

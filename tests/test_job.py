@@ -17,8 +17,8 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, ray_processes, run_cli
 
-from conftest import ROOT, ray_processes, run_cli, write_images
 from raytrain.record import RunRecord, read_record
 from raytrain.train import checkpoint
 
@@ -308,7 +308,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(job_file, images, tmp_path):
         ({}, ["--nodes", "gpu=x"], r"--nodes 'gpu=x' must look like"),
         ({}, ["--nodes", "a=1x1", "--address", "auto"], r"give one of them"),
         ({}, ["--resume"], r"has no checkpoint to resume from"),
-        ({}, ["--address", "127.0.0.1:1"], r"cannot attach to the Ray cluster at '127.0.0.1:1'"),
+        ({}, ["--address", "127.0.0.1:1"], r"cannot attach to the Ray cluster at 127.0.0.1:1: .*refused"),
+        ({}, ["--address", "ray://x:1"], r"--address 'ray://x:1' must be auto or HOST:PORT"),
+        ({}, ["--address", "auto"], r"--address auto: no Ray cluster runs on this machine"),
         ({"cluster__reserved_cpus": 2}, ["--nodes", "a=1x2"], r"reserved_cpus=2 leaves nothing"),
         ({"data__batch_size": 64}, ["--nodes", "gpu=1x1x2"], r"a step of 2 ranks x data.batch_size=64 is larger than"),
         ({"cluster__placement": "cpu-groups-only"}, ["--nodes", "a=1x1"], r"every host belongs to the training group"),

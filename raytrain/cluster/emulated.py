@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from raytrain.errors import ClusterError
 
 OBJECT_STORE_SHARE = 0.3  # of this machine's memory, over all nodes, as Ray itself takes
 LOCAL_GROUP = "local"
+CONNECT_TIMEOUT_S = 10.0
 
 
 @dataclass
@@ -74,6 +76,7 @@ def attach(address: str) -> RunningCluster:
     """
     import ray
 
+    address = _answering(address)
     try:
         ray.init(address=address, logging_level="warning", log_to_driver=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -81,6 +84,28 @@ def attach(address: str) -> RunningCluster:
         raise ClusterError(f"cannot attach to the Ray cluster at {address!r}: {reason}") from None
     forward_worker_output()
     return RunningCluster(from_ray(ray.nodes()), address, attached=True)
+
+
+def _answering(address: str) -> str:
+    """`auto` resolved, and somebody listening there: Ray itself goes on trying for minutes.
+
+    Raises:
+        ClusterError: no cluster, nothing listens, or an address of another kind.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if address == "auto":
+        address = canonicalize_bootstrap_address("auto") or ""
+        if not address:
+            raise ClusterError("--address auto: no Ray cluster runs on this machine; start one or use --nodes")
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdigit():
+        raise ClusterError(f"--address {address!r} must be auto or HOST:PORT, as `ray start --head` prints it")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"cannot attach to the Ray cluster at {address}: {error}") from None
+    return address
 
 
 def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> RunningCluster:

@@ -15,6 +15,8 @@ ALLOCATOR = {
 
 RAY = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # how often the controller looks for reports and the end; Ray: 2
+    "RAY_health_check_period_ms": "1000",  # a lost node is noticed after 5 s; Ray: 5 x 3 s
+    "RAY_health_check_failure_threshold": "5",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

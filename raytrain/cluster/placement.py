@@ -14,7 +14,7 @@ RANK_MEMORY_BYTES = 1 << 20  # a training rank without a GPU must ask for someth
 
 @dataclass(frozen=True)
 class PlacedStages:
-    """Ray task options for the CPU stages, and how many CPUs they can fill."""
+    """Ray task options for the CPU stages, and how many CPUs they can fill. Ray Data spreads tasks by itself."""
 
     task_args: dict[str, Any]
     slots: int
@@ -28,7 +28,7 @@ def place_stages(topology: Topology, placement: Placement) -> PlacedStages:
     """
     groups = topology.cpu_groups
     if placement == "anywhere" or (placement == "cpu-groups-first" and not groups):
-        return PlacedStages({"scheduling_strategy": "SPREAD"}, topology.cpu_slots())
+        return PlacedStages({}, topology.cpu_slots())
     if topology.cpu_slots(groups) < 1:
         raise ClusterError(
             "cluster.placement is cpu-groups-only, but every host belongs to the training group; "

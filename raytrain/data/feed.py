@@ -203,21 +203,21 @@ def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any]) 
 
 def _cause(error: BaseException) -> Exception:
     """The error of ours below Ray's wrappers, or one line about the innermost."""
-    seen: BaseException | None = error
-    last = error
-    while seen is not None:
-        if isinstance(seen, RaytrainError):
-            return type(seen)(*seen.args)
-        last = seen
-        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
-    lines = [line for line in str(last).splitlines() if line.strip()] or [""]
-    return TrainingError(f"preprocessing failed: {type(last).__name__}: {lines[-1].strip()}")
+    inner = error
+    while (below := getattr(inner, "cause", None) or inner.__cause__) is not None:
+        inner = below
+    if isinstance(inner, RaytrainError):
+        return inner
+    lines = [line for line in str(inner).splitlines() if line.strip()] or [""]
+    return TrainingError(f"preprocessing failed: {type(inner).__name__}: {lines[-1].strip()}")
 
 
 class Feed:
     """The actor. Its methods are called by the driver and by every rank; each is safe to call at any time."""
 
     def __init__(self, spec: StreamSpec, splits_pickle: bytes, options: FeedOptions):
+        import ray.data  # noqa: F401 - a second, spent while the rest of the run is still starting
+
         self._spec, self._splits_pickle, self._options = spec, splits_pickle, options
         self._changed = threading.Condition()
         self._stream: _Stream | None = None

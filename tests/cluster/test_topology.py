@@ -88,7 +88,7 @@ def test_a_cluster_that_cannot_work_says_so():
 def test_stages_run_where_the_placement_says():
     topology = from_ray(HETEROGENEOUS)
     anywhere = place_stages(topology, "anywhere")
-    assert (anywhere.task_args, anywhere.slots) == ({"scheduling_strategy": "SPREAD"}, 19)
+    assert (anywhere.task_args, anywhere.slots) == ({}, 19)
     only = place_stages(topology, "cpu-groups-only")
     assert (only.task_args, only.slots) == ({"label_selector": {GROUP_LABEL: "in(cpu)"}}, 16)
     first = place_stages(topology, "cpu-groups-first")

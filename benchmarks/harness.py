@@ -1,0 +1,51 @@
+"""What every benchmark shares: interleaved rounds, ratios with their spread, and a result file that says on what."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raytrain.cluster import facts
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleave(variants: dict[str, Callable[[], dict[str, float]]], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Run every variant once a round, `rounds` times: a drift of the machine meets all of them alike."""
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
+    for number in range(rounds):
+        for name, run in variants.items():
+            rows[name].append(run())
+            print(f"round {number + 1}/{rounds} {name}: {rows[name][-1]}", flush=True)
+    return rows
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def ratio(rows: dict[str, list[dict[str, float]]], figure: str, one: str, other: str) -> dict[str, float]:
+    """`one` / `other`, round by round."""
+    return spread([a[figure] / b[figure] for a, b in zip(rows[one], rows[other], strict=True)])
+
+
+def write(name: str, rows: dict[str, Any], ratios: dict[str, Any], **about: Any) -> Path:
+    """Raw rows, ratios, versions and hardware, as benchmarks/results/<name>.json."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    hardware = {"cpu": facts.cpu_model(), "cores": facts.cpu_cores(), "memory_bytes": facts.memory_bytes()}
+    result = {
+        "benchmark": name,
+        "date": time.strftime("%Y-%m-%d"),
+        "about": about,
+        "hardware": hardware,
+        "versions": facts.versions(),
+        "ratios": ratios,
+        "rows": rows,
+    }
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path

@@ -1,0 +1,250 @@
+"""The feed over a real Ray cluster of two nodes: Ray Data tasks, blocks in the object store, ranks that take."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_images
+
+from raytrain.cluster import emulated
+from raytrain.cluster.environ import prepare_environment
+from raytrain.cluster.placement import place_stages
+from raytrain.cluster.topology import parse_nodes
+from raytrain.config import Normalize
+from raytrain.data.batch import Failure, decode
+from raytrain.data.feed import Feed, FeedOptions
+from raytrain.data.ingest import RankIngest
+from raytrain.data.order import Position, StreamSpec
+from raytrain.data.pipeline import Pipeline
+from raytrain.data.sources import image_folder
+from raytrain.data.transforms import decode as decoding
+from raytrain.data.transforms import resize
+from raytrain.errors import DataError, TrainingError
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    prepare_environment()
+    running = emulated.start(parse_nodes("train=1x1,cpu=1x1"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("feed") / "images", {"cat": 50, "dog": 30})
+
+
+def make_feed(cluster, folder, stages=(), *, remote=False, epochs=2, batch_size=8, max_corrupt=0, **options):
+    pipeline = Pipeline(image_folder(folder), [decoding(), *stages, resize(8)], batch_size=batch_size).open(0)
+    placed = place_stages(cluster.topology, "anywhere")
+    arguments = (
+        StreamSpec(pipeline.train.num_samples, 0, batch_size, 0, epochs=epochs),
+        pipeline.pickled_splits(),
+        FeedOptions(placed.slots, placed.task_args, None, {"train": max_corrupt, "validation": 0}, **options),
+    )
+    if not remote:
+        return Feed(*arguments)
+    import ray
+
+    return ray.remote(num_cpus=0, max_concurrency=8)(Feed).remote(*arguments)
+
+
+def take_all(feed, rank=0, attempt="a"):
+    import ray
+
+    batches, taken = [], feed.take(attempt, rank, 4)
+    while True:
+        assert taken.error is None, taken.error
+        batches += [decode(ray.get(reference)) for *_, reference in taken.batches]
+        if taken.end or taken.stop:
+            return batches
+        taken = feed.take(attempt, rank, 4)
+
+
+def test_two_epochs_arrive_whole_as_ready_batches(cluster, folder):
+    feed = make_feed(cluster, folder)
+    plan = feed.begin("a", Position(), 1, 0)
+    assert plan.total_steps == 20
+    batches = take_all(feed)
+    assert [batch.header.segment for batch in batches] == [0] * 10 + [1] * 10
+    for epoch in range(2):
+        ids = np.concatenate([b.id for b in batches[epoch * 10 : epoch * 10 + 10]])
+        assert sorted(ids) == list(range(80))
+    assert all(batch.image.shape == (8, 8, 8, 3) for batch in batches)
+    assert not any(batch.header.torch_imported for batch in batches)
+    assert len({batch.header.node for batch in batches}) == 2, "both nodes worked"
+    assert not any(batch.image.flags.writeable for batch in batches), "views of the object store"
+
+
+def test_the_first_batch_takes_one_batchs_work_not_the_epochs(cluster, folder, tmp_path):
+    counter = tmp_path / "count"
+
+    def count(image):
+        with open(counter, "ab") as file:
+            file.write(b".")
+        time.sleep(0.02)
+        return image
+
+    feed = make_feed(cluster, folder, [count], epochs=50)
+    feed.begin("a", Position(), 1, 0)
+    taken = feed.take("a", 0, 1)
+    while not taken.batches:
+        taken = feed.take("a", 0, 1)
+    done = counter.stat().st_size
+    feed.request_stop()
+    feed.begin("b", Position(1, None), 1, 0)  # abandons the stream
+    assert done <= 5 * 8, f"{done} of 4000 samples were prepared before the first batch of 8 was there"
+
+
+def test_the_running_stream_is_adopted_only_from_the_same_place(cluster, folder):
+    feed = make_feed(cluster, folder, epochs=1)
+    feed.begin("", Position(), 1, 0)
+    early = feed._stream
+    feed.begin("a", Position(), 1, 0)
+    assert feed._stream is early, "what the driver started ahead is used"
+    half = np.arange(80) < 40
+    feed.begin("b", Position(0, half), 1, 0)
+    assert feed._stream is not early
+    assert sorted(np.concatenate([b.id for b in take_all(feed, attempt="b")])) == list(range(40, 80))
+    stale = feed.take("a", 0, 1)
+    assert stale.end
+    assert isinstance(stale.error, TrainingError)
+    assert "belongs to an earlier attempt" in str(stale.error)
+    feed.begin("c", Position(0, half), 2, 0)
+    ranks = [take_all(feed, rank, "c") for rank in range(2)]
+    assert [sum(len(b.id) for b in batches) for batches in ranks] == [20, 20]
+
+
+def test_all_ranks_stop_at_one_step(cluster, folder):
+    feed = make_feed(cluster, folder, epochs=20)
+    feed.begin("a", Position(), 2, 0)
+    for _ in range(5):
+        while not feed.take("a", 0, 1).batches:
+            pass
+    feed.request_stop()
+    assert len(take_all(feed, 1)) == 5
+    last = feed.take("a", 0, 1)
+    assert (last.batches, last.stop) == ([], True)
+    assert feed.progress(0, {"step": 5}) is True
+    assert feed.status()["progress"] == {0: {"step": 5}}
+
+
+def test_an_error_in_a_worker_reaches_whoever_takes(cluster, tmp_path):
+    folder = write_images(tmp_path / "images", {"cat": 20})
+    feed = make_feed(cluster, folder)
+    (folder / "cat" / "003.jpg").unlink()
+    feed.begin("a", Position(), 1, 0)
+    for _ in range(20):
+        taken = feed.take("a", 0, 1)
+        if taken.error:
+            break
+    assert isinstance(taken.error, DataError)
+    assert str(taken.error) == f"cannot read {folder}/cat/003.jpg: No such file or directory"
+
+
+def test_a_worker_that_breaks_in_an_unknown_way_says_what_it_was(cluster, folder):
+    feed = make_feed(cluster, folder)
+    feed._splits_pickle = b"no pickle"
+    feed.begin("a", Position(), 1, 0)
+    for _ in range(20):
+        taken = feed.take("a", 0, 1)
+        if taken.error:
+            break
+    assert "preprocessing failed: UnpicklingError" in str(taken.error)
+
+
+def test_failures_are_counted_once_and_end_the_run_past_the_limit(cluster, folder):
+    feed = make_feed(cluster, folder, max_corrupt=1)
+    feed.begin("a", Position(), 1, 0)
+    feed.failures("train", [Failure(1, "a.jpg", "bad"), Failure(1, "a.jpg", "bad")])
+    assert feed.status()["fatal"] is None
+    feed.failures("train", [Failure(2, "b.jpg", "worse")])
+    fatal = feed.status()["fatal"]
+    assert str(fatal) == (
+        "2 of 80 train samples could not be prepared, more than data.max_corrupt_share allows (1): "
+        "a.jpg (bad); b.jpg (worse)"
+    )
+    assert feed.take("a", 0, 1).error is fatal
+    assert feed.begin("b", Position(), 1, 0) is fatal
+    feed.fail(TrainingError("later"))
+    assert feed.status()["fatal"] is fatal
+
+
+def test_a_rank_sees_normalised_images_and_metres_its_time(cluster, folder):
+    feed = make_feed(cluster, folder, remote=True)
+    import ray
+
+    plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
+    normalize = Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    ingest = RankIngest(feed, "a", 0, plan, torch.device("cpu"), normalize)
+    seen = []
+    for batch in ingest.segment(0):
+        assert batch.image.shape == (8, 3, 8, 8)
+        assert batch.image.dtype == torch.float32
+        assert batch.image.is_contiguous(memory_format=torch.channels_last)
+        assert -2.001 <= batch.image.min() <= batch.image.max() <= 2.001
+        assert batch.label.tolist() == [int(i >= 50) for i in batch.ids]
+        seen += batch.ids.tolist()
+        time.sleep(0.01)
+    assert sorted(seen) == list(range(80))
+    assert [batch.index for batch in ingest.segment(1)] == list(range(10))
+    assert ingest.segment_of(1, "train") == 1
+    assert ingest.segment_of(0, "validation") is None
+    assert ingest.meter.compute_s >= 0.1
+    assert ingest.meter.stages["decode"].num_samples == 160
+    assert sum(ingest.meter.nodes.values()) == 160
+    ingest.close()
+
+
+def test_what_a_loop_leaves_of_a_pass_is_dropped(cluster, folder):
+    feed = make_feed(cluster, folder, remote=True)
+    import ray
+
+    plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
+    ingest = RankIngest(feed, "a", 0, plan, torch.device("cpu"), None)
+    next(iter(ingest.segment(0)))
+    assert sum(len(batch.ids) for batch in ingest.segment(1)) == 80
+    ingest.close()
+
+
+def test_a_rank_whose_batch_is_all_corrupt_still_steps(cluster, tmp_path):
+    folder = write_images(tmp_path / "images", {"cat": 8})
+    for number in range(1, 8):
+        (folder / "cat" / f"{number:03d}.jpg").write_bytes(b"broken")
+    import ray
+
+    for world in (1, 2):
+        feed = make_feed(cluster, folder, remote=True, batch_size=2, epochs=1, max_corrupt=8)
+        plan = ray.get(feed.begin.remote("a", Position(), world, 0))
+        ingests = [RankIngest(feed, "a", rank, plan, torch.device("cpu"), None) for rank in range(world)]
+        for ingest in ingests:
+            ingest._blank = torch.zeros(1, 3, 8, 8)
+        batches = [batch for ingest in ingests for batch in ingest.segment(0)]
+        real = [batch for batch in batches if not batch.padded]
+        assert sum(len(batch.ids) for batch in real) == 1
+        assert len(batches) == (1 if world == 1 else 4)
+        for ingest in ingests:
+            ingest.close()
+
+
+def test_a_lost_node_loses_no_sample(cluster, folder):
+    """A CPU node is killed while it works; its tasks run elsewhere."""
+    extra = cluster._cluster.add_node(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)
+
+    def slow(image):
+        time.sleep(0.02)
+        return image
+
+    feed = make_feed(cluster, folder, [slow], epochs=2)
+    feed.begin("a", Position(), 1, 0)
+    while not feed.take("a", 0, 1).batches:
+        pass
+    cluster._cluster.remove_node(extra, allow_graceful=False)
+    rest = take_all(feed)
+    second = np.concatenate([b.id for b in rest if b.header.segment == 1])
+    assert sorted(second) == list(range(80))
+    assert sum(b.header.segment == 0 for b in rest) == 9

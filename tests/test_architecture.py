@@ -1,0 +1,191 @@
+"""The rules that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_cli
+from typer.main import get_command
+
+from raytrain.cli import app
+
+PACKAGE = ROOT / "raytrain"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A room imports only rooms of lower rows; rooms of one row never import each other.
+ROWS = [
+    {"errors", "config", "record", "ledger"},
+    {"cluster"},
+    {"data", "train", "infer", "cost"},
+    {"worker", "outcome", "run_folder", "job"},
+    {"sagemaker", "report"},
+    {"cli", "__main__", "__init__"},
+]
+TORCH_AT_MODULE_LEVEL = {"data/ingest.py", "train/context.py", "train/loop.py", "train/checkpoint.py"}
+
+
+def room(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def row_of(name: str) -> int:
+    return next(number for number, rooms in enumerate(ROWS) if name in rooms)
+
+
+def imports(tree: ast.AST):
+    """Every imported module with whether it is at module level outside `if TYPE_CHECKING`."""
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+        for node in ast.walk(block)
+    }
+    top = {id(node) for node in ast.iter_child_nodes(tree)}
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            of_root = node.module == "raytrain"
+            names = [f"raytrain.{alias.name}" for alias in node.names] if of_root else [node.module]
+            yield from ((name, id(node) in top) for name in names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_rooms_import_only_lower_rooms(path):
+    here = room(path)
+    for name, _ in imports(ast.parse(path.read_text())):
+        if name.startswith("raytrain."):
+            there = name.split(".")[1]
+            if there not in {here, "__version__"}:
+                same_row = row_of(there) == row_of(here) and row_of(here) in (0, 3, 5)
+                assert same_row or row_of(there) < row_of(here), f"{here} imports {there}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_imports_stay_where_they_are_needed(path):
+    relative = str(path.relative_to(PACKAGE))
+    for name, at_top in imports(ast.parse(path.read_text())):
+        package = name.split(".")[0]
+        if package in ("torch", "torchvision", "timm") and at_top:
+            assert relative in TORCH_AT_MODULE_LEVEL, f"{relative} imports {package} at module level"
+        if package == "ray":
+            assert not at_top, f"{relative} imports ray at module level"
+        if package in ("boto3", "botocore", "sagemaker", "sagemaker_training"):
+            assert room(path) == "sagemaker", f"only sagemaker/ imports {package}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_the_environment_is_read_in_one_place(path):
+    text = path.read_text()
+    if path.relative_to(PACKAGE) != Path("cluster/environ.py"):
+        assert not re.search(r"\bos\.(environ|getenv|putenv)|/opt/ml", text)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_and_functions_stay_small(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 70, f"{path.name}: {node.name} is too long"
+
+
+def test_importing_every_module_does_nothing():
+    """No thread, no child process, no file, no Ray and no environment change, whichever module is imported."""
+    modules = [
+        ".".join(("raytrain", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        for path in FILES
+        if path.stem != "__main__"
+    ]
+    code = f"""
+import os, sys, threading, torch, timm, cv2, pyarrow.parquet, rich, typer
+before = (dict(os.environ), threading.active_count(), set(os.listdir('.')))
+import importlib
+for name in {modules!r}:
+    importlib.import_module(name)
+assert (dict(os.environ), threading.active_count(), set(os.listdir('.'))) == before
+assert 'ray' not in sys.modules, 'ray'
+import psutil
+assert psutil.Process().children() == []
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_every_raise_of_a_user_error_is_reached_by_a_test():
+    """Each message of ours has a piece that stands in some test."""
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__))
+    tests = re.sub(r"\\(.)", r"\1", tests)
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)):
+                continue
+            text = [n.value for n in ast.walk(node.exc) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            phrases = [p.split() for t in text for p in re.split(r"[^A-Za-z ]+", t) if len(p.split()) >= 2]
+            windows = [" ".join(p[i : i + 3]) for p in phrases for i in range(max(len(p) - 2, 1))]
+            if windows:
+                assert any(window in tests for window in windows), f"{path.name}:{node.lineno}: {text}"
+
+
+def readme_tree() -> set[str]:
+    """Paths of the README's file tree."""
+    block = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    found, folders = set(), []
+    for line in block.splitlines():
+        name = line.split("  ")[0] if not line.startswith(" ") else re.split(r" {2,}", line.strip())[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = folders[:depth]
+        for part in name.split(" · "):
+            found.add("".join(folders) + part)
+        if name.endswith("/"):
+            folders.append(name)
+    return found
+
+
+def test_the_readmes_tree_is_the_repositorys():
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    files = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    package = {name for name in files if name.startswith("raytrain/") and not name.endswith("__init__.py")}
+    tree = readme_tree()
+    assert {name for name in tree if name.startswith("raytrain/") and not name.endswith("/")} == package
+    tops = {name.split("/")[0] + ("/" if "/" in name else "") for name in files if not name.startswith(".")}
+    assert {name for name in tree if "/" not in name.rstrip("/")} == tops
+
+
+SURFACE = {
+    "train": ["JOB_FILE", "--set", "--nodes", "--address", "--resume", "--json"],
+    "sample-data": ["NAME", "FOLDER", "--json"],
+}
+
+
+def test_the_command_line_has_just_this_surface():
+    commands = get_command(app).commands
+    found = {
+        name: [p.name.upper() if p.param_type_name == "argument" else p.opts[-1] for p in command.params]
+        for name, command in commands.items()
+    }
+    assert found == SURFACE
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_every_command_has_help_with_an_example_and_json(name):
+    result = run_cli(name, "--help", COLUMNS="140", TERM="dumb")
+    assert result.returncode == 0
+    assert f"Example: raytrain {name} " in result.stdout
+    assert "--json" in result.stdout
+
+
+def test_no_file_names_where_packages_come_from():
+    hosts = re.compile(r"py[p]i\.org|python[h]osted|npm[j]s\.|deb\.debian")
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            assert not hosts.search((ROOT / name).read_text(errors="replace")), name

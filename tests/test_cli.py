@@ -1,0 +1,93 @@
+"""The command line apart from training."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import pytest
+from conftest import run_cli
+
+from raytrain import __version__
+from raytrain.data.sources import image_folder, open_manifest
+
+
+def test_the_digits_are_real_images_split_by_class(tmp_path):
+    result = run_cli("sample-data", "digits", tmp_path / "digits", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == {"folder": str(tmp_path / "digits"), "train": 1438, "validation": 359}
+    train = open_manifest(image_folder(tmp_path / "digits" / "train"))
+    validation = open_manifest(image_folder(tmp_path / "digits" / "validation"), classes=train.classes)
+    assert train.num_samples + validation.num_samples == 1797
+    assert train.classes == tuple("0123456789")
+    names = {p.name for p in tmp_path.rglob("*.jpg")}
+    assert len(names) == 1797, "no image is in both splits"
+    image = cv2.imread(str(next((tmp_path / "digits" / "train" / "0").glob("*.jpg"))))
+    assert image.shape == (32, 32, 3)
+    again = run_cli("sample-data", "digits", tmp_path / "digits")
+    assert again.stdout.strip().endswith("1438 training and 359 validation images")
+    assert open_manifest(image_folder(tmp_path / "digits" / "train")).fingerprint == train.fingerprint
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run_cli("sample-data", "digits", tmp_path / "file" / "x")
+    assert result.returncode == 2
+    assert result.stderr.strip().startswith("raytrain: cannot write ")
+    assert "Traceback" not in result.stderr
+
+
+def test_scikit_learn_is_asked_for_when_it_is_missing(monkeypatch, tmp_path):
+    import sys
+
+    from raytrain.data.samples import write_digits
+    from raytrain.errors import ConfigError
+
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ConfigError, match="sample-data digits needs scikit-learn"):
+        write_digits(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample-data", "cats", "x"], "raytrain: Invalid value for 'name': Value error, 'cats' is not one of 'digits'"),
+        (["trian"], "raytrain: No such command 'trian'. Did you mean 'train'?; see raytrain --help"),
+        (["train"], "raytrain: Missing argument 'JOB.yaml'; see raytrain --help"),
+        (["train", "/no/such.yaml"], "raytrain: cannot read the job file /no/such.yaml: no such file or directory"),
+        (["train", "x.yaml", "--nodse", "a=1x1"], "raytrain: No such option: --nodse"),
+    ],
+)
+def test_a_wrong_call_is_exit_code_2(arguments, message):
+    result = run_cli(*arguments, COLUMNS="140", TERM="dumb")
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_without_a_command_the_help_is_shown():
+    result = run_cli(COLUMNS="140", TERM="dumb")
+    assert result.returncode == 2
+    assert "Commands" in result.stdout + result.stderr
+
+
+def test_ray_that_cannot_start_is_one_line(job_file):
+    result = run_cli("train", job_file(), "--nodes", "a=1x1", RAY_TMPDIR="/proc/nowhere")
+    assert result.returncode == 2
+    assert "raytrain: Ray did not start on this machine: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_version():
+    assert run_cli("--version").stdout == f"raytrain {__version__}\n"
+
+
+def test_names_of_the_package_are_found_where_they_are():
+    import raytrain
+    import raytrain.data
+
+    assert raytrain.Job.__name__ == "Job"
+    assert callable(raytrain.data.resize)
+    for module in (raytrain, raytrain.data):
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+            _ = module.nothing
