@@ -25,6 +25,10 @@ from raytrain.errors import DataError, RaytrainError, TrainingError
 BATCHES_A_LEG = 16_384  # of one Ray Data execution; a plan block costs the executor about 0.3 ms
 MAX_BATCHES_A_TASK = 32
 TAKE_TIMEOUT_S = 5.0
+ABANDON_TIMEOUT_S = 10.0
+LEG_TRIES = 3
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,20 @@ class Router:
 class _Stream:
     """One run of the pipeline from a position to the end, on its own thread."""
 
-    def __init__(self, plan: StreamPlan, splits_pickle: bytes, options: FeedOptions, changed: threading.Condition):
+    def __init__(
+        self,
+        plan: StreamPlan,
+        splits_pickle: bytes,
+        options: FeedOptions,
+        changed: threading.Condition,
+        after: _Stream | None = None,
+    ):
         self.plan, self.router = plan, Router(plan)
         self.taken = [0] * plan.world_size
         self.error: Exception | None = None
         self.abandoned = False
         self.first_ready_at: float | None = None
-        self._options, self._changed, self._splits_pickle = options, changed, splits_pickle
+        self._options, self._changed, self._splits_pickle, self._after = options, changed, splits_pickle, after
         self._thread = threading.Thread(target=self._run, name="raytrain-stream", daemon=True)
         self._thread.start()
 
@@ -148,9 +159,12 @@ class _Stream:
         import ray
 
         try:
+            if self._after is not None:
+                self._after.join()
+                self._after = None
             work_ref = ray.put(StreamWork(self.plan, self._splits_pickle))
             for tasks in task_places(self.plan, self._options.slots, self._options.batches_per_task):
-                self._run_leg(tasks, work_ref)
+                self._run_whole_leg(tasks, work_ref)
                 if self.abandoned:
                     return
         except Exception as error:  # noqa: BLE001 - handed to whoever takes next, and from there to the user
@@ -158,7 +172,24 @@ class _Stream:
                 self.error = _cause(error)
                 self._changed.notify_all()
 
-    def _run_leg(self, tasks: list[np.ndarray], work_ref: Any) -> None:
+    def join(self) -> None:
+        """Wait until the thread has let go of its Ray Data execution."""
+        self._thread.join(ABANDON_TIMEOUT_S)
+
+    def _run_whole_leg(self, tasks: list[np.ndarray], work_ref: Any) -> None:
+        """Run tasks, and again what went missing: a task that Ray cancels ends early and is not reported as failed.
+
+        (Seen when an execution is abandoned: its cancellation can hit the next task of the same worker.)
+        """
+        for _ in range(LEG_TRIES):
+            tasks = self._run_leg(tasks, work_ref)
+            if self.abandoned or not tasks:
+                return
+            logger.warning("%d batches went missing; preparing them again", sum(map(len, tasks)))
+        raise TrainingError(f"Ray Data lost the same batches {LEG_TRIES} times; see its log in the Ray session folder")
+
+    def _run_leg(self, tasks: list[np.ndarray], work_ref: Any) -> list[np.ndarray]:
+        """One Ray Data execution. Returns the tasks, or ends of tasks, whose batches did not come."""
         yielded = [0] * len(tasks)
         for bundle in _dataset(tasks, work_ref, self._options.task_args).iter_internal_ref_bundles():
             for entry in bundle.blocks:
@@ -173,7 +204,8 @@ class _Stream:
             with self._changed:
                 self._changed.wait_for(lambda: self.abandoned or self._has_room())
             if self.abandoned:
-                return
+                break
+        return [task[came:] for task, came in zip(tasks, yielded, strict=True) if came < len(task)]
 
     def _has_room(self) -> bool:
         return min(len(queue) for queue in self.router.queues) < self._options.ready_per_rank
@@ -207,7 +239,7 @@ def _cause(error: BaseException) -> Exception:
     while (below := getattr(inner, "cause", None) or inner.__cause__) is not None:
         inner = below
     if isinstance(inner, RaytrainError):
-        return inner
+        return type(inner)(str(inner).splitlines()[0])  # Ray Data adds lines of its own
     lines = [line for line in str(inner).splitlines() if line.strip()] or [""]
     return TrainingError(f"preprocessing failed: {type(inner).__name__}: {lines[-1].strip()}")
 
@@ -244,7 +276,7 @@ class Feed:
                 if running is not None:
                     running.abandoned = True
                     self._changed.notify_all()
-                self._stream = _Stream(plan, self._splits_pickle, self._options, self._changed)
+                self._stream = _Stream(plan, self._splits_pickle, self._options, self._changed, after=running)
             self._attempt, self._stop_at = attempt, None
             self._results.clear()
             self._attempts += attempt != ""

@@ -41,7 +41,7 @@ def test_nodes_are_read_as_written():
         ("gpu", "must look like group=HOSTSxCPUS"),
         ("", "must look like"),
         ("gpu=1x2x3x4", "must look like"),
-        ("gpu=1x2,gpu=1x1", "names group 'gpu' twice"),
+        ("gpu=1x2,gpu=1x1", "--nodes names group 'gpu' twice"),
         ("gpu=0x2", "group 'gpu' has no host"),
         ("gpu=1x0", "hosts of group 'gpu' need at least one CPU"),
     ],

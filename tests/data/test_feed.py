@@ -14,6 +14,7 @@ from raytrain.cluster.environ import prepare_environment
 from raytrain.cluster.placement import place_stages
 from raytrain.cluster.topology import parse_nodes
 from raytrain.config import Normalize
+from raytrain.data import feed as module
 from raytrain.data.batch import Failure, decode
 from raytrain.data.feed import Feed, FeedOptions
 from raytrain.data.ingest import RankIngest
@@ -23,6 +24,20 @@ from raytrain.data.sources import image_folder
 from raytrain.data.transforms import decode as decoding
 from raytrain.data.transforms import resize
 from raytrain.errors import DataError, TrainingError
+
+IN_THIS_PROCESS: list[Feed] = []
+
+
+@pytest.fixture(autouse=True)
+def no_stream_goes_on():
+    yield
+    while IN_THIS_PROCESS:
+        stream = IN_THIS_PROCESS.pop()._stream
+        with stream._changed:
+            stream.abandoned = True
+            stream._changed.notify_all()
+        stream.join()
+        assert not stream._thread.is_alive()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +62,8 @@ def make_feed(cluster, folder, stages=(), *, remote=False, epochs=2, batch_size=
         FeedOptions(placed.slots, placed.task_args, None, {"train": max_corrupt, "validation": 0}, **options),
     )
     if not remote:
-        return Feed(*arguments)
+        IN_THIS_PROCESS.append(Feed(*arguments))
+        return IN_THIS_PROCESS[-1]
     import ray
 
     return ray.remote(num_cpus=0, max_concurrency=8)(Feed).remote(*arguments)
@@ -117,6 +133,40 @@ def test_the_running_stream_is_adopted_only_from_the_same_place(cluster, folder)
     feed.begin("c", Position(0, half), 2, 0)
     ranks = [take_all(feed, rank, "c") for rank in range(2)]
     assert [sum(len(b.id) for b in batches) for batches in ranks] == [20, 20]
+
+
+class Lossy:
+    """A Ray Data execution that ends before its last bundle."""
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+
+    def iter_internal_ref_bundles(self):
+        bundles = list(self._dataset.iter_internal_ref_bundles())
+        return iter(bundles[:-1])
+
+
+def test_batches_that_go_missing_are_prepared_again(cluster, folder, monkeypatch):
+    real, calls = module._dataset, []
+
+    def twice_lossy(*arguments):
+        calls.append(arguments)
+        return Lossy(real(*arguments)) if len(calls) < 3 else real(*arguments)
+
+    monkeypatch.setattr(module, "_dataset", twice_lossy)
+    feed = make_feed(cluster, folder, epochs=1, ready_per_rank=99)
+    feed.begin("a", Position(), 1, 0)
+    assert sorted(np.concatenate([b.id for b in take_all(feed)])) == list(range(80))
+    assert len(calls) == 3
+
+
+def test_batches_that_never_come_end_the_run(cluster, folder, monkeypatch):
+    real = module._dataset
+    monkeypatch.setattr(module, "_dataset", lambda *arguments: Lossy(real(*arguments)))
+    feed = make_feed(cluster, folder, epochs=1, ready_per_rank=99)
+    feed.begin("a", Position(), 1, 0)
+    with pytest.raises(AssertionError, match="Ray Data lost the same batches 3 times"):
+        take_all(feed)
 
 
 def test_all_ranks_stop_at_one_step(cluster, folder):
