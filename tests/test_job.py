@@ -195,6 +195,48 @@ def test_sigterm_through_the_command_line_is_exit_code_143(job_file, tmp_path):
     assert "Traceback" not in errors
 
 
+def test_ctrl_c_while_ray_starts_ends_at_once(job_file):
+    command = [sys.executable, "-m", "raytrain", "train", str(job_file()), "--nodes", "train=1x1,cpu=1x1"]
+    driver = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not ray_processes():
+        assert time.monotonic() < deadline, "Ray did not start"
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGINT)
+    _, errors = driver.communicate(timeout=10)
+    assert driver.returncode == 130, errors
+    assert errors.strip().splitlines()[-1] == "raytrain: stopped before training began"
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_does_not_wait_for_a_step_that_never_ends(images, tmp_path, times):
+    script = tmp_path / "endless.py"
+    script.write_text(
+        "import sys, time\nfrom raytrain import Job, Pipeline, fit\n"
+        "from raytrain.data import decode, image_folder\n"
+        "def loop(ctx):\n    for _ in ctx.epochs():\n        for batch in ctx.batches():\n"
+        "            open(MARK, 'w').close()\n            time.sleep(600)\n"
+        f"MARK = {str(tmp_path / 'in_step')!r}\n"
+        "fit(loop, Pipeline(image_folder(sys.argv[1]), [decode()], batch_size=8),\n"
+        "    Job.from_dict({'name': 'endless', 'training': {'epochs': 1}}), nodes='train=1x1')\n"
+    )
+    command = [sys.executable, str(script), str(images / "train")]
+    driver = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "in_step").exists():
+        assert time.monotonic() < deadline, "no step began"
+        time.sleep(0.05)
+    for _ in range(times):
+        os.killpg(driver.pid, signal.SIGINT)
+        time.sleep(0.7)
+    _, errors = driver.communicate(timeout=10)
+    assert driver.returncode != 0
+    message = "stopped before the first checkpoint; there is nothing to resume"
+    assert (message if times == 1 else "stopped at once, without waiting for a checkpoint") in errors
+    assert read_record(tmp_path / "runs" / "endless" / "record.json").status == "stopped"
+
+
 def test_the_readmes_own_loop_runs_as_it_stands(images, tmp_path):
     text = (ROOT / "README.md").read_text()
     block = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
