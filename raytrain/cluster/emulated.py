@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from raytrain.cluster import guardian
+from raytrain.cluster.environ import prepare_own_cluster
 from raytrain.cluster.logs import forward_worker_output
 from raytrain.cluster.topology import (
     EMULATED_LABEL,
@@ -119,6 +120,7 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
     import ray
     from ray.cluster_utils import Cluster
 
+    prepare_own_cluster()
     logging.getLogger("ray").setLevel(logging.WARNING)
     groups = _head_first(groups)
     plan = [(group, group.gpus > 0 or group is groups[0]) for group in groups for _ in range(group.hosts)]
@@ -152,6 +154,7 @@ def _node(group: Group | None, trains: bool, wanted_reserve: int | None, num_nod
     shared = psutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else store
     arguments = {
         "include_dashboard": False,
+        "no_monitor": True,  # there is nothing to scale
         "object_store_memory": max(min(store, int(shared * 0.8 / num_nodes)), 100 << 20),
     }
     if group is None:

@@ -36,6 +36,11 @@ def prepare_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in wanted}
 
 
+def prepare_own_cluster() -> None:
+    """For clusters that raytrain itself starts on this machine: no host of theirs can be preempted."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
 def ray_address(environment: Mapping[str, str] | None = None) -> str | None:
     """The Ray cluster that this process was started on, if any."""
     return (os.environ if environment is None else environment).get("RAY_ADDRESS") or None
