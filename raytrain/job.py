@@ -153,6 +153,7 @@ def _train(
             f"{this.opened.train.num_samples} samples"
         )
     this.placed = place_stages(topology, job.cluster.placement)
+    watch({"phase": _phase(this)})
     feed = _start_feed(this, pipeline)
     position, steps = position_of(_find_checkpoint(this) if resume else None)
     feed.begin.remote("", position, world_size, steps)
@@ -205,6 +206,16 @@ def _train(
         raise failure[0] if isinstance(failure[0], RaytrainError) else TrainingError(_one_line(failure[0]))
     if this.signal_number is not None:
         raise Stopped(_stopped_message(this), this.signal_number)
+
+
+def _phase(this: Run) -> str:
+    topology, opened = this.topology, this.opened
+    counts = f"{opened.train.num_samples:,} training and {opened.num_validation:,} validation samples"
+    kind = "emulated GPU" if topology.emulated_gpus else "GPU" if topology.num_gpus else "CPU"
+    return (
+        f"{counts}; Ray nodes: {len(topology.hosts)}, CPUs for the stages: {this.placed.slots}, "
+        f"ranks: {topology.world_size} ({kind}); starting the training processes"
+    )
 
 
 def _start_feed(this: Run, pipeline: Pipeline) -> Any:

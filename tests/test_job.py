@@ -56,7 +56,7 @@ def test_a_job_trains_on_several_nodes_and_leaves_a_record(job_file, tmp_path):
     assert marks == sorted(marks)
     assert startup.first_batch_ready_s < startup.first_step_s
     assert record.environment["MALLOC_TRIM_THRESHOLD_"]
-    for text in ("Who waited for whom", "What the CPU stages cost", "Where samples were prepared", "epoch 4/4"):
+    for text in ("Who waited for whom", "What the CPU stages cost", "Where samples were prepared", "epoch 4/4", "Ray nodes: 3, CPUs for the stages: 3, ranks: 1 (CPU)"):
         assert text in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -208,11 +208,13 @@ def test_the_display_shows_each_epoch_once(terminal):
     console = Console(width=120, force_terminal=terminal, file=io.StringIO())
     last = {"history": [{"epoch": 3, "loss": 0.1, "seconds": 1, "samples_per_s": 1}]}
     with Display(console) as display:
+        display.update({"phase": "2 nodes are up"})
         display.update({"progress": {}})
         for _ in range(3):
             display.update({**STATUS, "stopping": True})
         display.update({**STATUS, "results": {0: last}})
     text = console.file.getvalue()
+    assert text.count("2 nodes are up") == 1
     assert text.count("epoch 1/3  loss 0.5000") == 1
     assert text.count("epoch 3/3  loss 0.1000") == 1
     if terminal:

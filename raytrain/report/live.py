@@ -71,6 +71,9 @@ class Display:
 
     def update(self, status: dict[str, Any]) -> None:
         """Called with the figures of the moment."""
+        if "phase" in status:
+            self._console.print(status["phase"], highlight=False)
+            return
         figures = status.get("progress", {}).get(0)
         if not figures or "step" not in figures:
             return
