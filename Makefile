@@ -15,6 +15,7 @@ test: install-test lint
 
 lint: install-test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 install-demo: $(VENV)/.installed-demo
 install-test: $(VENV)/.installed-test

@@ -19,9 +19,10 @@ from raytrain.cluster import emulated
 from raytrain.cluster.environ import prepare_environment
 from raytrain.cluster.topology import parse_nodes
 from raytrain.data import gaussian_blur, synthetic
-from raytrain.data.feed import Feed, FeedOptions
+from raytrain.data.feed import Feed
 from raytrain.data.order import Position, StreamSpec
 from raytrain.data.pipeline import Pipeline
+from raytrain.data.stream import FeedOptions
 from raytrain.data.transforms import gaussian_blur_image
 
 BATCH = 64

@@ -56,9 +56,7 @@ class SyntheticSource(Section):
     num_classes: PositiveInt = 1000
 
 
-Source = Annotated[
-    ImageFolderSource | ParquetSource | WebDatasetSource | SyntheticSource, Field(discriminator="kind")
-]
+Source = Annotated[ImageFolderSource | ParquetSource | WebDatasetSource | SyntheticSource, Field(discriminator="kind")]
 
 
 class Normalize(Section):

@@ -13,12 +13,12 @@ from typing import Any
 
 from raytrain.cluster import emulated
 from raytrain.cluster.environ import prepare_environment, ray_address
-from raytrain.cluster.placement import PlacedStages, place_stages, rank_resources, rank_selector
+from raytrain.cluster.placement import PlacedStages, check_free_gpus, place_stages, rank_resources, rank_selector
 from raytrain.cluster.topology import Topology, parse_nodes
 from raytrain.config import Job
-from raytrain.data.order import StreamSpec
+from raytrain.data.order import StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline, Pipeline
-from raytrain.errors import CheckpointError, ConfigError, RaytrainError, Stopped, TrainingError
+from raytrain.errors import CheckpointError, ClusterError, ConfigError, RaytrainError, Stopped, TrainingError
 from raytrain.outcome import build_record
 from raytrain.record import RunRecord
 from raytrain.run_folder import RunFolder, open_run_folder
@@ -100,9 +100,8 @@ def run(
             _check_data(this, pipeline)
             threading.Thread(target=_import_trainer, daemon=True).start()
             address = address or (None if nodes else ray_address())
-            this.cluster = (
-                emulated.attach(address) if address else emulated.start(groups, job.cluster.reserved_cpus)
-            )
+            reserved = job.cluster.reserved_cpus
+            this.cluster = emulated.attach(address) if address else emulated.start(groups, reserved)
             listen()  # again: ray.init puts a SIGTERM handler of its own in place
             this.marks["cluster"] = time.time()
             _train(this, train_loop, pipeline, resume, watch, going)
@@ -110,6 +109,12 @@ def run(
     except RaytrainError as error:
         _close(this, error)
         raise
+    except Exception as error:
+        if not type(error).__module__.startswith("ray."):
+            raise
+        lost = ClusterError(f"the Ray cluster failed: {_one_line(error)}")
+        _close(this, lost)
+        raise lost from None
     finally:
         if this.cluster is not None:
             this.cluster.close()
@@ -127,9 +132,7 @@ def _check_data(this: Run, pipeline: Pipeline) -> None:
     this.marks["manifest"] = time.time()
     total = this.opened.train.num_samples
     if pipeline.batch_size > total:
-        raise ConfigError(
-            f"data.batch_size={pipeline.batch_size} is larger than the training set of {total} samples"
-        )
+        raise ConfigError(f"data.batch_size={pipeline.batch_size} is larger than the training set of {total} samples")
 
 
 def _import_trainer() -> None:
@@ -143,8 +146,6 @@ def _train(
 ) -> None:
     import ray
 
-    from raytrain.train.trainer import Ranks, run_trainer
-
     job, topology = this.job, this.topology
     world_size = topology.world_size
     if pipeline.batch_size * world_size > this.opened.train.num_samples:
@@ -152,11 +153,40 @@ def _train(
             f"a step of {world_size} ranks x data.batch_size={pipeline.batch_size} is larger than the training set of "
             f"{this.opened.train.num_samples} samples"
         )
-    this.placed = place_stages(topology, job.cluster.placement)
+    if this.cluster.attached:
+        check_free_gpus(topology, ray.available_resources().get("GPU", 0))
+    reserved = job.cluster.reserved_cpus if this.cluster.attached else 0
+    this.placed = place_stages(topology, job.cluster.placement, reserved)
     watch({"phase": _phase(this)})
-    feed = _start_feed(this, pipeline)
     position, steps = position_of(_find_checkpoint(this) if resume else None)
+    if not StreamPlan(_stream_spec(this, pipeline), position, world_size, steps).total_batches:
+        raise CheckpointError(f"{this.folder.path} is finished; raise training.epochs or training.steps to go on")
+    if not resume:
+        this.folder.set_aside_earlier_run()
+    feed = _start_feed(this, pipeline)
     feed.begin.remote("", position, world_size, steps)
+    thread, failure = _training_thread(this, loop, pipeline, feed)
+    going.set()
+    this.marks["trainer"] = time.time()
+    thread.start()
+    _wait(this, thread, feed, watch)
+    this.status = ray.get(feed.status.remote())
+    watch(this.status)
+    if this.status["fatal"] is not None:
+        raise this.status["fatal"]
+    if failure:
+        raise failure[0] if isinstance(failure[0], RaytrainError) else TrainingError(_one_line(failure[0]))
+    if this.signal_number is not None:
+        raise Stopped(_stopped_message(this), this.signal_number)
+
+
+def _training_thread(
+    this: Run, loop: Loop | None, pipeline: Pipeline, feed: Any
+) -> tuple[threading.Thread, list[BaseException]]:
+    """Ray Train in a thread of its own, so that this one can show progress and hear signals."""
+    from raytrain.train.trainer import Ranks, run_trainer
+
+    job, topology = this.job, this.topology
     host_cpus = max(h.cpus for h in topology.hosts if h.group == topology.training_group)
     work = RankWork(
         job=job,
@@ -171,7 +201,7 @@ def _train(
         emulated_gpus=topology.emulated_gpus,
     )
     ranks = Ranks(
-        world_size,
+        topology.world_size,
         use_gpu=topology.num_gpus > 0,
         resources=rank_resources(topology),
         label_selector=rank_selector(topology),
@@ -193,19 +223,7 @@ def _train(
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
             failure.append(error)
 
-    thread = threading.Thread(target=fit, name="raytrain-fit", daemon=True)
-    going.set()
-    this.marks["trainer"] = time.time()
-    thread.start()
-    _wait(this, thread, feed, watch)
-    this.status = ray.get(feed.status.remote())
-    watch(this.status)
-    if this.status["fatal"] is not None:
-        raise this.status["fatal"]
-    if failure:
-        raise failure[0] if isinstance(failure[0], RaytrainError) else TrainingError(_one_line(failure[0]))
-    if this.signal_number is not None:
-        raise Stopped(_stopped_message(this), this.signal_number)
+    return threading.Thread(target=fit, name="raytrain-fit", daemon=True), failure
 
 
 def _phase(this: Run) -> str:
@@ -218,20 +236,24 @@ def _phase(this: Run) -> str:
     )
 
 
+def _stream_spec(this: Run, pipeline: Pipeline) -> StreamSpec:
+    return StreamSpec(
+        num_train=this.opened.train.num_samples,
+        num_validation=this.opened.num_validation,
+        batch_size=pipeline.batch_size,
+        seed=this.job.seed,
+        epochs=this.job.training.epochs,
+        steps=this.job.training.steps,
+    )
+
+
 def _start_feed(this: Run, pipeline: Pipeline) -> Any:
     import ray
 
-    from raytrain.data.feed import Feed, FeedOptions
+    from raytrain.data.feed import Feed
+    from raytrain.data.stream import FeedOptions
 
-    job, opened = this.job, this.opened
-    spec = StreamSpec(
-        num_train=opened.train.num_samples,
-        num_validation=opened.num_validation,
-        batch_size=pipeline.batch_size,
-        seed=job.seed,
-        epochs=job.training.epochs,
-        steps=job.training.steps,
-    )
+    opened, spec = this.opened, _stream_spec(this, pipeline)
     share = pipeline.max_corrupt_share
     options = FeedOptions(
         slots=this.placed.slots,
@@ -345,4 +367,3 @@ def _close(this: Run, error: RaytrainError | None) -> RunRecord | None:
 
 def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-

@@ -58,7 +58,7 @@ def build_record(this: Run, error: RaytrainError | None, *, checkpoint: str | No
         num_train=this.opened.train.num_samples,
         num_validation=this.opened.num_validation,
         startup=_startup(this, meters),
-        totals=_totals(this, meters, stages, history),
+        totals=_totals(this, meters, stages),
         ranks=[_rank(rank, results[rank]) for rank in meters],
         stages=stages,
         epochs=history,
@@ -106,17 +106,15 @@ def _startup(this: Run, meters: dict[int, dict[str, Any]]) -> Startup:
     )
 
 
-def _totals(
-    this: Run, meters: dict[int, dict[str, Any]], stages: list[StageFigures], history: list[dict[str, float]]
-) -> Totals:
+def _totals(this: Run, meters: dict[int, dict[str, Any]], stages: list[StageFigures]) -> Totals:
     samples = sum(meter["num_samples"] for meter in meters.values())
-    busy = [(m["wait_s"], m["wait_s"] + m["transfer_s"] + m["compute_s"]) for m in meters.values()]
-    waited, trained = sum(w for w, _ in busy), sum(t for _, t in busy)
+    waited = sum(meter["wait_s"] for meter in meters.values())
+    trained = sum(meter["train_s"] for meter in meters.values())
     share = waited / trained if trained else 0.0
     return Totals(
         wall_s=time.time() - this.started_at,
         samples=samples,
-        samples_per_s=samples / (trained / len(busy)) if trained else 0.0,
+        samples_per_s=samples / (trained / len(meters)) if trained else 0.0,
         wait_share=share,
         bottleneck=_bottleneck(share, stages),
         attempts=this.status.get("attempts", 0),

@@ -55,13 +55,15 @@ class Startup(Part):
 
 
 class RankFigures(Part):
-    """One training rank. `wait_s`, `transfer_s` and `compute_s` share out its training time."""
+    """One training rank, in the last attempt. `wait_s`, `transfer_s` and `compute_s` share out its training time; where
+    `transfer_overlaps` (GPU), transfers run beside the computation and the other two do."""
 
     rank: int
     device: str
     wait_s: float
     transfer_s: float
     compute_s: float
+    transfer_overlaps: bool
     evaluate_s: float
     checkpoint_s: float
     num_batches: int
@@ -84,7 +86,8 @@ class StageFigures(Part):
 
 
 class Totals(Part):
-    """Over the run: `samples_per_s` and `wait_share` from the first step to the end of the last epoch."""
+    """Over the last attempt. `samples_per_s` (all ranks) and `wait_share` are of training time: waiting, transferring
+    and computing, without start-up, evaluation and checkpoints."""
 
     wall_s: float
     samples: int
@@ -126,7 +129,7 @@ class RunRecord(Part):
     totals: Totals
     ranks: list[RankFigures]
     stages: list[StageFigures]
-    epochs: list[dict[str, float]]
+    epochs: list[dict[str, float | None]]
     corrupt: Corrupt
     torch_in_preprocessing_workers: bool
     resumed_from: str | None

@@ -39,9 +39,23 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
+    def set_aside_earlier_run(self) -> None:
+        """Move what an earlier run left here to `<name>~<time>`; called when the new one is sure to start."""
+        if all(child.name == ".lock" for child in self.path.iterdir()):
+            return
+        aside = self.path.with_name(f"{self.path.name}~{time.strftime('%Y%m%d-%H%M%S')}")
+        while aside.exists():
+            aside = aside.with_name(aside.name + "+")
+        before = self._lock
+        self.path.rename(aside)
+        self.path.mkdir()
+        self._lock = _lock(self.path)
+        before.close()
+        self.set_aside = aside
+
 
 def open_run_folder(run_dir: str, name: str, *, resume: bool) -> RunFolder:
-    """Take the run's folder; without `resume`, what an earlier run left there is set aside, not lost.
+    """Take the run's folder.
 
     Raises:
         CheckpointError: `resume`, and there is nothing to go on from.
@@ -53,18 +67,9 @@ def open_run_folder(run_dir: str, name: str, *, resume: bool) -> RunFolder:
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
-        aside = None
-        if not resume and any(child.name != ".lock" for child in path.iterdir()):
-            aside = path.with_name(f"{name}~{time.strftime('%Y%m%d-%H%M%S')}")
-            while aside.exists():
-                aside = aside.with_name(aside.name + "+")
-            path.rename(aside)
-            lock.close()
-            path.mkdir()
-            lock = _lock(path)
     except OSError as error:
         raise ConfigError(f"cannot use the run folder {path}: {error.strerror or error}") from None
-    return RunFolder(path, aside, lock)
+    return RunFolder(path, _lock=lock)
 
 
 def _lock(path: Path) -> IO[str]:

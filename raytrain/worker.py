@@ -58,14 +58,16 @@ def run_rank(config: dict[str, Any]) -> None:
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(work.job.seed + rank)
 
+    attempt: list[str] = []
     try:
-        _train(work, rank, world_size, device)
+        _train(work, rank, world_size, device, attempt)
     except Exception as error:
-        _explain(work, error, world_size)
+        _explain(work, error, world_size, attempt[0] if attempt else None)
         raise
 
 
-def _train(work: RankWork, rank: int, world_size: int, device: Any) -> None:
+def _train(work: RankWork, rank: int, world_size: int, device: Any, begun: list[str]) -> None:
+    """One attempt of one rank; `begun` gets its name, for whoever has to explain an error."""
     import ray
 
     from raytrain.data.ingest import RankIngest
@@ -75,6 +77,7 @@ def _train(work: RankWork, rank: int, world_size: int, device: Any) -> None:
     attempt, plan = _begin(work, restored, rank, world_size)
     if isinstance(plan, Exception):
         return  # an earlier attempt ended the run; the driver knows why
+    begun.append(attempt)
     stream = RankIngest(work.feed, attempt, rank, plan, device, work.normalize)
     ctx = TrainContext(
         work.job,
@@ -143,20 +146,23 @@ def position_of(restored: Any) -> tuple[Position, int]:
     return Position(restored.facts.epoch, mask), restored.facts.steps
 
 
-def _explain(work: RankWork, error: Exception, world_size: int) -> None:
+def _explain(work: RankWork, error: Exception, world_size: int, attempt: str | None) -> None:
     """Tell the feed why the run cannot go on, so that it is not tried again in vain.
 
-    A failed collective is no more than a peer's death seen from here: that is left to Ray Train to try again.
+    A lost actor, object or host, and a failed collective, which is no more than a peer's death seen from here, are
+    left to Ray Train to try again.
     """
     import ray
 
+    if isinstance(error, ray.exceptions.RayError):
+        return
     if isinstance(error, RaytrainError):
-        ray.get(work.feed.fail.remote(error))
+        ray.get(work.feed.fail.remote(attempt, error))
     elif world_size == 1 or not _is_of_a_collective(error):
         frame = traceback.extract_tb(error.__traceback__)[-1]
         message = " ".join(str(error).split())[:500]
         text = f"the training loop failed: {type(error).__name__}: {message} ({frame.filename}:{frame.lineno})"
-        ray.get(work.feed.fail.remote(TrainingError(text)))
+        ray.get(work.feed.fail.remote(attempt, TrainingError(text)))
 
 
 def _is_of_a_collective(error: Exception) -> bool:

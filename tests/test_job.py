@@ -56,7 +56,8 @@ def test_a_job_trains_on_several_nodes_and_leaves_a_record(job_file, tmp_path):
     assert marks == sorted(marks)
     assert startup.first_batch_ready_s < startup.first_step_s
     assert record.environment["MALLOC_TRIM_THRESHOLD_"]
-    for text in ("Who waited for whom", "What the CPU stages cost", "Where samples were prepared", "epoch 4/4", "Ray nodes: 3, CPUs for the stages: 3, ranks: 1 (CPU)"):
+    assert "Ray nodes: 3, CPUs for the stages: 3, ranks: 1 (CPU)" in result.stderr
+    for text in ("Who waited for whom", "What the CPU stages cost", "Where samples were prepared", "epoch 4/4"):
         assert text in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -80,6 +81,12 @@ def test_steps_fp16_and_a_placement(job_file, tmp_path):
     assert result.returncode == 0, result.stderr
     record = read_record(tmp_path / "runs" / "small" / "record.json")
     assert record.ranks[0].num_batches == 11
+    facts = checkpoint.read_facts(Path(record.checkpoint))
+    assert (facts.epoch, facts.consumed_in_epoch) == (1, 48), "`steps` ended the second epoch half-way"
+    more = run_cli("train", job, "--nodes", "train=1x1,cpu=1x1", "--resume", "--set", "training.steps=16")
+    assert more.returncode == 0, more.stderr
+    second = read_record(tmp_path / "runs" / "small" / "record.json")
+    assert (second.totals.samples, second.ranks[0].num_batches) == (72, 5), "the rest of that epoch"
     assert {host.group: host.samples_prepared > 0 for host in record.hosts} == {"train": False, "cpu": True}
 
 
@@ -329,6 +336,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused(job_file, images, tmp_path):
         result = run_cli("train", job_file(**changes), "--nodes", "train=1x2", "--resume")
         assert result.returncode == 2, result.stderr
         assert message in result.stderr
+    finished = run_cli("train", job_file(training__epochs=1), "--nodes", "train=1x2", "--resume")
+    assert finished.returncode == 2
+    assert "is finished; raise training.epochs or training.steps to go on" in finished.stderr
+    kept = read_record(tmp_path / "runs" / "small" / "record.json")
+    assert kept.status == "finished"
+    assert run_cli("train", job_file(data__train__path="/nowhere")).returncode == 2
+    assert (tmp_path / "runs" / "small" / "record.json").exists(), "a run that cannot start moves nothing away"
     for path in (tmp_path / "runs").glob("small/checkpoints/*/*/state.pt"):
         path.write_bytes(b"")
     result = run_cli("train", job_file(), "--nodes", "train=1x2", "--resume")

@@ -24,6 +24,7 @@ def figures(**changes):
         "wait_s": 2.0,
         "transfer_s": 1.0,
         "compute_s": 7.0,
+        "transfer_overlaps": False,
         "evaluate_s": 0.5,
         "checkpoint_s": 0.25,
         "num_batches": 10,
@@ -139,11 +140,16 @@ def test_a_run_folder_is_never_overwritten(tmp_path):
     (first.path / "record.json").write_text("{}")
     first.close()
     second = open_run_folder(str(tmp_path), "x", resume=False)
+    assert (second.path / "record.json").exists(), "not before the new run is sure to start"
+    second.set_aside_earlier_run()
     assert (second.set_aside / "record.json").read_text() == "{}"
     assert list(second.path.iterdir()) == [second.path / ".lock"]
     (second.path / "record.json").write_text("2")
     second.close()
     third = open_run_folder(str(tmp_path), "x", resume=False)
+    third.set_aside_earlier_run()
+    with pytest.raises(ConfigError, match="another raytrain process is using"):
+        open_run_folder(str(tmp_path), "x", resume=False)
     assert (third.set_aside / "record.json").read_text() == "2"
     assert third.set_aside != second.set_aside
     third.close()

@@ -120,7 +120,7 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
     import ray
     from ray.cluster_utils import Cluster
 
-    prepare_own_cluster()
+    prepare_own_cluster(emulated_gpus=any(group.gpus for group in groups))
     logging.getLogger("ray").setLevel(logging.WARNING)
     groups = _head_first(groups)
     plan = [(group, group.gpus > 0 or group is groups[0]) for group in groups for _ in range(group.hosts)]
@@ -139,9 +139,7 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
         _end_nodes(cluster)
         raise
     forward_worker_output()
-    return RunningCluster(
-        from_ray(ray.nodes()), cluster.address, attached=False, _cluster=cluster, _guardian=guarded
-    )
+    return RunningCluster(from_ray(ray.nodes()), cluster.address, attached=False, _cluster=cluster, _guardian=guarded)
 
 
 def _head_first(groups: Sequence[Group]) -> tuple[Group, ...]:

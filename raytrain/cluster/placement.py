@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.cluster.topology import GROUP_LABEL, Topology
+from raytrain.cluster.topology import GROUP_LABEL, Topology, reserved_cpus
 from raytrain.config import Placement
 from raytrain.errors import ClusterError
 
@@ -20,15 +20,26 @@ class PlacedStages:
     slots: int
 
 
-def place_stages(topology: Topology, placement: Placement) -> PlacedStages:
+def place_stages(topology: Topology, placement: Placement, reserved: int | None = 0) -> PlacedStages:
     """Turn a placement into label selectors.
+
+    Args:
+        reserved: CPUs of a training host to leave alone by running fewer tasks at a time, on clusters whose nodes
+            were not started with fewer (None for the default, as `reserved_cpus` has it).
 
     Raises:
         ClusterError: `cpu-groups-only` on a cluster without CPU groups.
     """
     groups = topology.cpu_groups
+    spared = sum(
+        reserved_cpus(int(host.cpus), int(host.gpus), reserved)
+        for host in topology.hosts
+        if host.group == topology.training_group and host.cpus >= 1
+    )
+    everywhere = max(topology.cpu_slots() - spared, 1)
+    cap = {"concurrency": everywhere} if spared else {}
     if placement == "anywhere" or (placement == "cpu-groups-first" and not groups):
-        return PlacedStages({}, topology.cpu_slots())
+        return PlacedStages(cap, everywhere)
     if topology.cpu_slots(groups) < 1:
         raise ClusterError(
             "cluster.placement is cpu-groups-only, but every host belongs to the training group; "
@@ -38,7 +49,19 @@ def place_stages(topology: Topology, placement: Placement) -> PlacedStages:
     if placement == "cpu-groups-only":
         return PlacedStages({"label_selector": selector}, topology.cpu_slots(groups))
     rest = {"label_selector": {GROUP_LABEL: topology.training_group}}
-    return PlacedStages({"label_selector": selector, "fallback_strategy": [rest]}, topology.cpu_slots())
+    return PlacedStages({"label_selector": selector, "fallback_strategy": [rest], **cap}, everywhere)
+
+
+def check_free_gpus(topology: Topology, free: float) -> None:
+    """Ray would wait for ever for a GPU that somebody else holds.
+
+    Raises:
+        ClusterError: fewer GPUs are free than the cluster has.
+    """
+    if free < topology.num_gpus:
+        raise ClusterError(
+            f"only {free:g} of the cluster's {topology.num_gpus} GPUs are free; wait for the job that holds the others"
+        )
 
 
 def rank_resources(topology: Topology) -> dict[str, float]:

@@ -17,6 +17,9 @@ class HostClock:
     def __init__(self, meter: RankMeter):
         self._meter, self._mark = meter, 0.0
 
+    def begin(self) -> None:
+        pass
+
     def waiting(self) -> None:
         self._mark = time.perf_counter()
 
@@ -42,24 +45,31 @@ class DeviceClock:
     """Times a GPU rank by the GPU's own timeline, without making the host wait for it.
 
     An event marks where each step starts and ends on the compute stream: between a step's end and the next one's
-    start the GPU had nothing to do, which is what a stall is, however early the host asked.
+    start the GPU had nothing to do, which is what a stall is, however early the host asked. Copies run beside the
+    computation: `transfer_s` overlaps the other two.
     """
 
     def __init__(self, meter: RankMeter):
         self._meter = meter
+        meter.transfer_overlaps = True
         self._steps: list[tuple[Any, Any, CopyEvents, float]] = []
         self._start: Any = None
         self._copied_between: CopyEvents = None
         self._last_end: Any = None
 
+    def begin(self) -> None:
+        """A pass begins: what the GPU did since the last step (evaluation, say) was no waiting for data."""
+        self._drain(wait=True)
+        self._last_end = None
+
     def waiting(self) -> None:
         self._drain(wait=False)
 
     def arrived(self) -> None:
-        pass
+        self._start = self._event()
 
     def ready(self, copied_between: CopyEvents) -> None:
-        self._start, self._copied_between = self._event(), copied_between
+        self._copied_between = copied_between
 
     def done(self, aside_s: float) -> None:
         self._steps.append((self._start, self._event(), self._copied_between, aside_s))

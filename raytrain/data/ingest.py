@@ -25,6 +25,7 @@ from raytrain.data.order import Split, StreamPlan
 
 AHEAD = 2
 PROGRESS_EVERY_S = 0.3
+SLOW_STEP_S = 0.3
 
 
 @dataclass
@@ -36,8 +37,8 @@ class DeviceBatch:
         label: (batch,) int64 on the device.
         ids: (batch,) int64 NumPy, the samples' ids.
         index: the batch's number among this rank's batches of the pass, from 0.
-        padded: a stand-in of one blank image without an id, for a rank whose whole batch was undecodable while other
-            ranks still step; give it no weight.
+        padded: a stand-in of one blank image without an id, because the whole batch was undecodable and every rank
+            must step; give it no weight.
     """
 
     image: torch.Tensor
@@ -87,9 +88,9 @@ class RankIngest:
         self._held: _Staged | Exception | str | None = None
         self._copier = _Copier(device) if device.type == "cuda" else None
         self._clock = DeviceClock(self.meter) if device.type == "cuda" else HostClock(self.meter)
-        self._blank: torch.Tensor | None = None
         self._closed = threading.Event()
         self._told_at, self._answer = 0.0, None
+        self._position, self._slow = 0, False  # batches done; `_slow` never turns back, or ranks could miss the stop
         threading.Thread(target=self._fetch, name="raytrain-ingest", daemon=True).start()
 
     def close(self) -> None:
@@ -115,6 +116,7 @@ class RankIngest:
         """
         split = self.plan.segments[number].split
         clock = self._clock if split == "train" else HostClock(RankMeter())
+        clock.begin()
         for index in range(self.num_batches(number)):
             self._tell()
             clock.waiting()
@@ -122,30 +124,43 @@ class RankIngest:
             if staged is None:
                 self.stopped = True
                 return
+            self._await_copy(staged)
             clock.arrived()
             self.meter.received(split, staged.header, len(staged.ids), staged.wire_bytes)
             if staged.header.failures:
                 self._feed.failures.remote(split, staged.header.failures)
             batch = self._on_device(staged, index)
             clock.ready(staged.copied_between)
-            if batch is None:
-                continue
             aside = self.meter.checkpoint_s
+            began = time.monotonic()
             yield batch
+            self._position += 1
+            self._slow |= time.monotonic() - began > SLOW_STEP_S
             clock.done(self.meter.checkpoint_s - aside)
 
     def _tell(self) -> None:
-        """Report progress now and then; a single rank stops as soon as it hears that it should."""
+        """Say now and then where this rank is, and stop where it is told to.
+
+        Steps are slow enough to ask before each and wait for the answer: then all ranks stop after the step in flight.
+        Fast steps do not wait; a single rank stops when it hears of it, several where the feed gives out no more.
+        """
         import ray
 
         if self._answer is not None:
             ready, _ = ray.wait([self._answer], timeout=0)
-            if ready and ray.get(ready[0]) and self.plan.world_size == 1:
-                self.stopped = True
+            if ready:
+                self._heed(ray.get(self._answer))
+                self._answer = None
         now = time.monotonic()
-        if now - self._told_at >= PROGRESS_EVERY_S:
+        if self._slow and not self.stopped:
+            self._heed(ray.get(self._feed.progress.remote(self._rank, self.figures, self._position, True)))
+        elif now - self._told_at >= PROGRESS_EVERY_S:
             self._told_at = now
-            self._answer = self._feed.progress.remote(self._rank, self.figures)
+            self._answer = self._feed.progress.remote(self._rank, self.figures, self._position, False)
+
+    def _heed(self, stop_at: int | None) -> None:
+        if stop_at is not None and (self.plan.world_size == 1 or (self._slow and self._position >= stop_at)):
+            self.stopped = True
 
     def _next(self, number: int) -> _Staged | None:
         """The next batch of segment `number`, or None when the run stops."""
@@ -161,25 +176,26 @@ class RankIngest:
             if item.segment == number:
                 return item
 
-    def _on_device(self, staged: _Staged, index: int) -> DeviceBatch | None:
-        if len(staged.ids) == 0:
-            if self.plan.world_size == 1 or self._blank is None:
-                return None
-            label = torch.zeros(1, dtype=torch.int64, device=self.device)
-            return DeviceBatch(self._blank, label, staged.ids, index, padded=True)
-        if staged.copied_between is not None:
-            stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(staged.copied_between[1])
-            staged.image.record_stream(stream)
-            staged.label.record_stream(stream)
+    def _on_device(self, staged: _Staged, index: int) -> DeviceBatch:
+        padded = len(staged.ids) == 0
+        if padded:  # every rank steps, whatever was undecodable
+            shape = (1, *staged.image.shape[1:])
+            staged.image = torch.zeros(shape, dtype=staged.image.dtype, device=self.device)
+            staged.label = torch.zeros(1, dtype=torch.int64, device=self.device)
         image = staged.image.permute(0, 3, 1, 2) if staged.image.ndim == 4 else staged.image
         image = image.to(torch.float32)
         if self._affine is not None:
             scale, shift = self._affine
             image = image * scale + shift
-        if self._blank is None:
-            self._blank = torch.zeros_like(image[:1])
-        return DeviceBatch(image, staged.label, staged.ids, index)
+        return DeviceBatch(image, staged.label, staged.ids, index, padded)
+
+    def _await_copy(self, staged: _Staged) -> None:
+        """Have the compute stream wait for the batch; the host goes on."""
+        if staged.copied_between is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(staged.copied_between[1])
+            staged.image.record_stream(stream)
+            staged.label.record_stream(stream)
 
     # --- on the thread ---
 

@@ -86,6 +86,10 @@ class Manifest:
         Raises:
             DataError: a file cannot be read at all (which is not the same as a corrupt image).
         """
+        if self.group_starts is not None:  # by stored run, so that each is read once
+            order = np.argsort(ids, kind="stable")
+            samples = {int(place): self._read(ids[place]) for place in order}
+            return [samples[place] for place in range(len(ids))]
         if not self.reader.remote:
             return [self._read(index) for index in ids]
         return list(_pool().map(self._read, ids))

@@ -38,7 +38,8 @@ class RankMeter:
 
     Attributes:
         wait_s: waiting for the next batch.
-        transfer_s: moving it to the device and into the compute type.
+        transfer_s: moving it to the device; on a CPU rank, casting and normalising it.
+        transfer_overlaps: whether transfers run beside the computation (GPU) and so are no part of `train_s`.
         compute_s: everything else between batches: forward, backward, step.
         evaluate_s: whole validation passes, waiting included.
         checkpoint_s: writing and reporting checkpoints.
@@ -49,6 +50,7 @@ class RankMeter:
     compute_s: float = 0.0
     evaluate_s: float = 0.0
     checkpoint_s: float = 0.0
+    transfer_overlaps: bool = False
     num_batches: int = 0
     num_samples: int = 0
     wire_bytes: int = 0
@@ -60,9 +62,13 @@ class RankMeter:
     nodes: dict[str, int] = field(default_factory=dict)
 
     @property
+    def train_s(self) -> float:
+        """Time between the first batch asked for and the last one done, evaluation and checkpoints apart."""
+        return self.wait_s + self.compute_s + (0.0 if self.transfer_overlaps else self.transfer_s)
+
+    @property
     def wait_share(self) -> float:
-        total = self.wait_s + self.transfer_s + self.compute_s
-        return self.wait_s / total if total else 0.0
+        return self.wait_s / self.train_s if self.train_s else 0.0
 
     def received(self, split: str, header: Header, num_samples: int, wire_bytes: int) -> None:
         """Account for a batch when it reaches the rank."""
@@ -84,4 +90,8 @@ class RankMeter:
 
     def summary(self) -> dict[str, Any]:
         plain = {k: v for k, v in self.__dict__.items() if k != "stages"}
-        return {**plain, "stages": {name: meter.summary() for name, meter in self.stages.items()}}
+        return {
+            **plain,
+            "train_s": self.train_s,
+            "stages": {name: meter.summary() for name, meter in self.stages.items()},
+        }

@@ -68,13 +68,14 @@ class Position:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the stream: one pass over a split."""
+    """A stretch of the stream: one pass over a split; not `whole` when `steps` ends the run within it."""
 
     number: int
     epoch: int
     split: Split
     num_ids: int
     sizes: np.ndarray
+    whole: bool = True
 
     @property
     def num_batches(self) -> int:
@@ -110,18 +111,23 @@ class StreamPlan:
             if spec.steps is not None:
                 sizes = sizes[: (spec.steps - steps) * world_size]
             steps += len(sizes) // world_size
-            self._append(epoch, "train", sizes)
+            self._append(epoch, "train", sizes, whole=int(sizes.sum()) == num_ids)
             if spec.num_validation:
                 self._append(epoch, "validation", batch_sizes(spec.num_validation, spec.batch_size, world_size))
             epoch += 1
         self.total_steps = steps
         self._offsets = [np.concatenate([[0], np.cumsum(s.sizes)]) for s in self.segments]
 
+    @property
+    def total_batches(self) -> int:
+        """Of all ranks and both splits."""
+        return sum(segment.num_batches for segment in self.segments)
+
     def _goes_on(self, epoch: int, steps: int) -> bool:
         return epoch < self.spec.epochs if self.spec.epochs is not None else steps < self.spec.steps
 
-    def _append(self, epoch: int, split: Split, sizes: np.ndarray) -> None:
-        self.segments.append(Segment(len(self.segments), epoch, split, int(sizes.sum()), sizes))
+    def _append(self, epoch: int, split: Split, sizes: np.ndarray, whole: bool = True) -> None:
+        self.segments.append(Segment(len(self.segments), epoch, split, int(sizes.sum()), sizes, whole))
 
     def bounds(self, segment: int, batch: int) -> tuple[int, int]:
         """Start and stop of a batch within the segment's ids."""

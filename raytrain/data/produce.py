@@ -9,7 +9,7 @@ import ctypes
 import pickle
 import sys
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +24,7 @@ from raytrain.data.transforms import Stage
 from raytrain.errors import DataError
 
 CACHED_SEGMENTS = 3
+TEMPLATE_TRIES = 64
 # glibc's mallopt parameters (malloc.h): never give memory back, never map an allocation of its own.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_TOP_PAD = -1, -3, -2
 
@@ -54,6 +55,7 @@ class Producer:
         self._plan = work.plan
         self._splits = work.splits()
         self._ids: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._templates: dict[Split, np.ndarray] = {}
         self._node = _node_id()
 
     def batch(self, segment: int, number: int) -> Batch:
@@ -95,7 +97,8 @@ class Producer:
             images[len(kept)] = image
             kept.append(int(index))
         if images is None:
-            images = np.zeros((0, 1, 1, 1), dtype=np.uint8)
+            images = self._empty(split, epoch)
+        self._templates[part.split] = images[:0]
         kept_ids = np.asarray(kept, dtype=np.int64)
         header = Header(
             segment,
@@ -107,6 +110,20 @@ class Producer:
             torch_imported="torch" in sys.modules,
         )
         return Batch(images[: len(kept)], split.manifest.labels[kept_ids], kept_ids, header)
+
+    def _empty(self, split: SplitWork, epoch: int) -> np.ndarray:
+        """No images, of the shape and type that others have: what a rank gets when a whole batch is undecodable."""
+        name: Split = "train" if split is self._splits["train"] else "validation"
+        if name in self._templates:
+            return self._templates[name]
+        for index in range(min(split.manifest.num_samples, TEMPLATE_TRIES)):
+            try:
+                rng = np.random.default_rng((self._plan.spec.seed, epoch, index))
+                image = _run(split.stages, split.manifest.read_many([index])[0], rng, defaultdict(float))
+                return np.zeros((0, *image.shape), dtype=image.dtype)
+            except Exception:  # noqa: BLE001, S112 - undecodable too: counted when its own batch is made
+                continue
+        return np.zeros((0, 1, 1, 1), dtype=np.uint8)
 
     def _segment_ids(self, segment: int, manifest: Manifest) -> np.ndarray:
         if segment not in self._ids:
@@ -146,9 +163,7 @@ def produce(places: pa.Table, *, work_ref: list) -> Iterator[pa.Table]:
         _PRODUCERS.clear()
         _PRODUCERS[key] = Producer(ray.get(work_ref[0]))
     producer = _PRODUCERS[key]
-    for segment, number in zip(
-        places.column("segment").to_pylist(), places.column("batch").to_pylist(), strict=True
-    ):
+    for segment, number in zip(places.column("segment").to_pylist(), places.column("batch").to_pylist(), strict=True):
         yield encode(producer.batch(segment, number))
 
 

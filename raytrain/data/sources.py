@@ -156,9 +156,7 @@ def _open_parquet(source: ParquetSource, classes: tuple[str, ...]) -> Manifest:
                 file = pq.ParquetFile(handle)
                 for column in (source.image_column, source.label_column):
                     if column not in file.schema_arrow.names:
-                        raise DataError(
-                            f"{path} has no column {column!r}; it has {', '.join(file.schema_arrow.names)}"
-                        )
+                        raise DataError(f"{path} has no column {column!r}; it has {', '.join(file.schema_arrow.names)}")
                 labels += file.read(columns=[source.label_column]).column(0).chunks
                 sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
         except (OSError, pa.ArrowException) as error:

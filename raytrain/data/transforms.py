@@ -68,7 +68,8 @@ def as_stage(value: Any) -> Stage:
     if isinstance(value, Stage):
         return value
     if type(value).__module__.startswith("torchvision."):
-        return Stage(f"torchvision.{type(value).__name__}", _apply_torchvision, True, {"transform": value})
+        random = _draws(value)
+        return Stage(f"torchvision.{type(value).__name__}", _apply_torchvision, random, {"transform": value})
     if callable(value):
         return stage(value)
     raise ConfigError(f"{value!r} is not a stage: give a function of one array, or a torchvision v2 transform")
@@ -233,6 +234,26 @@ def _with_channels(image: np.ndarray) -> Image:
     return image[:, :, None] if image.ndim == 2 else image
 
 
+# torchvision v2 transforms that give the same for the same image; any other is taken to be random.
+_DRAWS_NOTHING = frozenset(
+    [
+        "Resize",
+        "CenterCrop",
+        "FiveCrop",
+        "TenCrop",
+        "Pad",
+        "Grayscale",
+        "RGB",
+        "Normalize",
+        "ToDtype",
+        "ToImage",
+        "ToPureTensor",
+        "ConvertImageDtype",
+        "Identity",
+        "LinearTransformation",
+    ]
+)
+
 # --- torchvision --------------------------------------------------------------------------------------------------
 
 
@@ -241,15 +262,22 @@ def torchvision(transform: str, **options: Any) -> Stage:
 
     It gets the image as a uint8 or float tensor (channels, height, width); its random numbers are seeded per sample.
     """
-    return Stage(
-        f"torchvision.{transform}", _apply_named_torchvision, True, {"transform": transform, "arguments": options}
-    )
+    arguments = {"transform": transform, "arguments": options}
+    return Stage(f"torchvision.{transform}", _apply_named_torchvision, transform not in _DRAWS_NOTHING, arguments)
+
+
+def _draws(transform: Any) -> bool:
+    """Whether a torchvision transform may draw random numbers; what holds others does when one of them does."""
+    inner = getattr(transform, "transforms", None)
+    if type(transform).__name__ == "Compose" and inner is not None:
+        return any(_draws(each) for each in inner)
+    return type(transform).__name__ not in _DRAWS_NOTHING
 
 
 def _apply_named_torchvision(
-    image: Image, rng: np.random.Generator, transform: str, arguments: dict[str, Any]
+    image: Image, transform: str, arguments: dict[str, Any], rng: np.random.Generator | None = None
 ) -> Image:
-    return _apply_torchvision(image, rng, _torchvision_transform(transform, tuple(sorted(arguments.items()))))
+    return _apply_torchvision(image, _torchvision_transform(transform, tuple(sorted(arguments.items()))), rng)
 
 
 @cache
@@ -259,10 +287,11 @@ def _torchvision_transform(name: str, arguments: tuple[tuple[str, Any], ...]) ->
     return getattr(v2, name)(**dict(arguments))
 
 
-def _apply_torchvision(image: Image, rng: np.random.Generator, transform: Callable) -> Image:
+def _apply_torchvision(image: Image, transform: Callable, rng: np.random.Generator | None = None) -> Image:
     import torch
 
-    torch.manual_seed(int(rng.integers(2**63 - 1)))
+    if rng is not None:
+        torch.manual_seed(int(rng.integers(2**63 - 1)))
     tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     result = transform(tensor)
     if not isinstance(result, torch.Tensor) or result.ndim != 3:

@@ -126,11 +126,11 @@ def step_line(figures: dict[str, Any], left_s: float | None) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def epoch_line(epoch: dict[str, float], num_epochs: int) -> str:
+def epoch_line(epoch: dict[str, float | None], num_epochs: int) -> str:
     """One finished epoch."""
-    parts = [f"epoch {epoch['epoch']:.0f}/{num_epochs}", f"loss {epoch['loss']:.4f}"]
-    for name in sorted(set(epoch) - {"epoch", "loss", "seconds", "steps", "samples_per_s"}):
-        parts.append(f"{name.replace('_', ' ')} {epoch[name]:.4f}")
+    parts = [f"epoch {epoch['epoch']:.0f}/{num_epochs}"]
+    for name in ["loss", *sorted(set(epoch) - {"epoch", "loss", "seconds", "steps", "samples_per_s"})]:
+        parts.append(f"{name.replace('_', ' ')} {'-' if epoch[name] is None else format(epoch[name], '.4f')}")
     parts.append(f"{epoch['seconds']:.1f} s")
     parts.append(f"{epoch['samples_per_s']:.1f} samples/s")
     return "  ".join(parts)

@@ -26,7 +26,7 @@ def _ranks(record: RunRecord) -> Table:
     for name in ("rank", "device", "samples", "wait", "transfer", "compute", "evaluate", "checkpoint"):
         table.add_column(name, justify="left" if name == "device" else "right")
     for rank in record.ranks:
-        total = max(rank.wait_s + rank.transfer_s + rank.compute_s, 1e-9)
+        total = max(rank.wait_s + rank.compute_s + (0.0 if rank.transfer_overlaps else rank.transfer_s), 1e-9)
         shares = (f"{s:.2f} ({s / total:.0%})" for s in (rank.wait_s, rank.transfer_s, rank.compute_s))
         table.add_row(
             str(rank.rank),
@@ -76,7 +76,7 @@ def _facts(record: RunRecord) -> list[Text]:
     )
     if record.corrupt.count:
         lines.append(f"{record.corrupt.count} samples left out ({record.corrupt.share:.2%}): see the record")
-    if record.epochs and "validation_accuracy" in record.epochs[-1]:
+    if record.epochs and record.epochs[-1].get("validation_accuracy") is not None:
         last = record.epochs[-1]
         lines.append(f"validation accuracy {last['validation_accuracy']:.2%} after epoch {last['epoch']:.0f}")
     return [Text(line) for line in lines]

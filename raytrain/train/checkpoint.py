@@ -7,8 +7,11 @@ what it is and carries the digest that a whole `state.pt` must have.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import pickle
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +68,11 @@ def load(folder: Path, map_location: Any = "cpu") -> tuple[Facts, dict[str, Any]
         CheckpointError: it is not one, is cut off or damaged, or was written by another version.
     """
     facts = read_facts(folder)
+    _check_digest(folder, facts)
+    return facts, _load_safely(folder / "state.pt", map_location)
+
+
+def _check_digest(folder: Path, facts: Facts) -> None:
     path = folder / "state.pt"
     try:
         with path.open("rb") as file:
@@ -73,7 +81,33 @@ def load(folder: Path, map_location: Any = "cpu") -> tuple[Facts, dict[str, Any]
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     if not whole:
         raise CheckpointError(f"{path} is cut off or damaged")
-    return facts, torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _load_safely(source: Any, map_location: Any) -> dict[str, Any]:
+    try:
+        return torch.load(source, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(f"{source} holds more than tensors and plain values: {first}") from None
+
+
+def check_objects(objects: Sequence[Any]) -> None:
+    """Refuse, at the first checkpoint rather than at the resume, state that would not load without executing code.
+
+    Raises:
+        CheckpointError: naming the object.
+    """
+    for thing in objects:
+        file = io.BytesIO()
+        torch.save(thing.state_dict(), file)
+        file.seek(0)
+        try:
+            torch.load(file, weights_only=True)
+        except pickle.UnpicklingError:
+            raise CheckpointError(
+                f"the state of {type(thing).__name__} holds more than tensors and plain values, and could not be "
+                "loaded again without executing code; make its state_dict return tensors, numbers, text and lists"
+            ) from None
 
 
 def read_facts(folder: Path) -> Facts:
@@ -103,7 +137,7 @@ def latest(folder: Path) -> Path | None:
         found.append((facts.steps, facts.epoch, path.stat().st_mtime, path.parent))
     for *_, candidate in sorted(found, reverse=True):
         try:
-            load(candidate)
+            _check_digest(candidate, read_facts(candidate))
         except CheckpointError:
             continue
         return candidate

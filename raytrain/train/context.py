@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from raytrain.config import Job
+from raytrain.errors import TrainingError
 from raytrain.ledger import Ledger
 from raytrain.train import checkpoint
 
@@ -86,6 +88,7 @@ class TrainContext:
         self._epoch = facts.epoch if facts else 0
         self._ledger = Ledger(num_train, self._restored_mask())
         self._pending: list[np.ndarray] = []
+        self._opened, self._delivered, self._checked = -1, 0, False
         self._epoch_metrics: dict[str, float] = {}
         self._losses: list[torch.Tensor] = []
         self._last_checkpoint_step = self.steps
@@ -122,7 +125,7 @@ class TrainContext:
         """Epoch numbers from where the run stands, 0-based; each ends with a checkpoint."""
         last = max((s.epoch for s in self._stream.plan.segments), default=-1)
         for epoch in range(self._epoch, last + 1):
-            self._epoch, began = epoch, time.time()
+            self._epoch, began, self._delivered = epoch, time.time(), 0
             steps, samples = self.steps, self._own_samples
             yield epoch
             if self._stream.stopped:
@@ -130,14 +133,22 @@ class TrainContext:
             self._end_epoch(epoch, time.time() - began, self.steps - steps, self._own_samples - samples)
 
     def batches(self, split: str = "train") -> Iterator[Any]:
-        """The (rest of the) epoch's batches of a split, on the device."""
+        """The (rest of the) epoch's batches of a split, on the device: training first, then validation.
+
+        Raises:
+            TrainingError: a split that this epoch has passed.
+        """
         number = self._stream.segment_of(self._epoch, split)
         if number is None:
             return
+        if number <= self._opened:
+            raise TrainingError("ctx.batches: take 'train', then 'validation', each once an epoch")
+        self._opened = number
         began = time.perf_counter()
         for batch in self._stream.segment(number):
-            if split == "train" and len(batch.ids):
+            if split == "train":
                 self._pending.append(batch.ids)
+                self._delivered = batch.index + 1
             yield batch
         if split != "train":
             self._stream.meter.evaluate_s += time.perf_counter() - began
@@ -225,30 +236,43 @@ class TrainContext:
         raise StopTraining
 
     def _end_epoch(self, epoch: int, seconds: float, steps: int, samples: int) -> None:
-        losses = torch.stack([x.float() for x in self._losses]).mean().item() if self._losses else float("nan")
-        total_loss, samples = self.sum_over_ranks(losses, samples)
+        loss = torch.stack([x.float() for x in self._losses]).mean().item() if self._losses else float("nan")
+        total_loss, samples = self.sum_over_ranks(loss, samples)
         self._losses.clear()
-        self.history.append(
-            {
-                "epoch": epoch + 1,
-                "loss": total_loss / self.world_size,
-                "seconds": seconds,
-                "steps": steps,
-                "samples_per_s": samples / seconds if seconds else 0.0,
-                **self._epoch_metrics,
-            }
-        )
+        entry = {
+            "epoch": epoch + 1,
+            "loss": total_loss / self.world_size,
+            "seconds": seconds,
+            "steps": steps,
+            "samples_per_s": samples / seconds if seconds else 0.0,
+            **self._epoch_metrics,
+        }
+        # JSON knows no NaN: a loss that diverged, or of an epoch whose training had been done before a resume, is null
+        self.history.append({name: value if math.isfinite(value) else None for name, value in entry.items()})
         self._epoch_metrics = {}
-        self._checkpoint(epoch + 1, whole_epoch=True)
-        self._ledger = Ledger(self._num_train)
         self._pending.clear()
+        if self._is_over(epoch):
+            self._checkpoint(epoch + 1, whole_epoch=True)
+            self._ledger = Ledger(self._num_train)
+        else:
+            self._checkpoint(epoch, whole_epoch=False)
         self._show()
+
+    def _is_over(self, epoch: int) -> bool:
+        """Whether a resumed run should go on after this epoch: not when `steps`, or the loop, ended it half-way."""
+        segments = self._stream.plan.segments
+        part = segments[self._stream.segment_of(epoch, "train")]
+        whole = part.whole and self._delivered == self._stream.num_batches(part.number)
+        return whole or epoch < max(s.epoch for s in segments)
 
     def _checkpoint(self, epoch: int, *, whole_epoch: bool) -> None:
         """Write and report a checkpoint, together with all other ranks."""
         import ray.train
 
         began = time.perf_counter()
+        if not self._checked:
+            checkpoint.check_objects(self._objects)
+            self._checked = True
         everyone: list[Any] = [None] * self.world_size
         mine = {"rng": checkpoint.rng_state(), "own": self._ledger.packed(), "samples": self._own_samples}
         if self.world_size > 1:

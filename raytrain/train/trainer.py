@@ -54,7 +54,7 @@ def run_trainer(
         run_config=ray.train.RunConfig(
             name=attempt,
             storage_path=str(storage.absolute()),
-            failure_config=ray.train.FailureConfig(max_failures=failures),
+            failure_config=ray.train.FailureConfig(max_failures=failures, controller_failure_limit=failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep),
         ),
     )

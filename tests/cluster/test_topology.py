@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raytrain.cluster.logs import visible_lines
-from raytrain.cluster.placement import RANK_MEMORY_BYTES, place_stages, rank_resources, rank_selector
+from raytrain.cluster.placement import RANK_MEMORY_BYTES, check_free_gpus, place_stages, rank_resources, rank_selector
 from raytrain.cluster.topology import GROUP_LABEL, from_ray, parse_nodes, reserved_cpus
 from raytrain.errors import ClusterError, ConfigError
 
@@ -95,6 +95,23 @@ def test_stages_run_where_the_placement_says():
     assert first.task_args["label_selector"] == {GROUP_LABEL: "in(cpu)"}
     assert first.task_args["fallback_strategy"] == [{"label_selector": {GROUP_LABEL: "gpu"}}]
     assert first.slots == 19
+
+
+def test_a_cluster_that_others_started_keeps_cpus_for_its_ranks_too():
+    topology = from_ray(HETEROGENEOUS)
+    assert (place_stages(topology, "anywhere", None).task_args, place_stages(topology, "anywhere", None).slots) == (
+        {"concurrency": 18},
+        18,
+    )
+    assert place_stages(topology, "cpu-groups-first", 2).task_args["concurrency"] == 17
+    assert "concurrency" not in place_stages(topology, "cpu-groups-only", 2).task_args
+
+
+def test_gpus_that_others_hold_are_not_waited_for():
+    topology = from_ray(HETEROGENEOUS)
+    check_free_gpus(topology, 1.0)
+    with pytest.raises(ClusterError, match="only 0 of the cluster's 1 GPUs are free"):
+        check_free_gpus(topology, 0.0)
 
 
 def test_placement_on_a_cluster_without_cpu_groups():

@@ -14,13 +14,14 @@ from raytrain.cluster.environ import prepare_environment
 from raytrain.cluster.placement import place_stages
 from raytrain.cluster.topology import parse_nodes
 from raytrain.config import Normalize
-from raytrain.data import feed as module
+from raytrain.data import stream as module
 from raytrain.data.batch import Failure, decode
-from raytrain.data.feed import Feed, FeedOptions
+from raytrain.data.feed import Feed
 from raytrain.data.ingest import RankIngest
 from raytrain.data.order import Position, StreamSpec
 from raytrain.data.pipeline import Pipeline
 from raytrain.data.sources import image_folder
+from raytrain.data.stream import FeedOptions
 from raytrain.data.transforms import decode as decoding
 from raytrain.data.transforms import resize
 from raytrain.errors import DataError, TrainingError
@@ -53,13 +54,17 @@ def folder(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("feed") / "images", {"cat": 50, "dog": 30})
 
 
-def make_feed(cluster, folder, stages=(), *, remote=False, epochs=2, batch_size=8, max_corrupt=0, **options):
+def make_feed(
+    cluster, folder, stages=(), *, remote=False, epochs=2, batch_size=8, max_corrupt=0, batches_per_task=None, **options
+):
     pipeline = Pipeline(image_folder(folder), [decoding(), *stages, resize(8)], batch_size=batch_size).open(0)
     placed = place_stages(cluster.topology, "anywhere")
     arguments = (
         StreamSpec(pipeline.train.num_samples, 0, batch_size, 0, epochs=epochs),
         pipeline.pickled_splits(),
-        FeedOptions(placed.slots, placed.task_args, None, {"train": max_corrupt, "validation": 0}, **options),
+        FeedOptions(
+            placed.slots, placed.task_args, batches_per_task, {"train": max_corrupt, "validation": 0}, **options
+        ),
     )
     if not remote:
         IN_THIS_PROCESS.append(Feed(*arguments))
@@ -179,8 +184,60 @@ def test_all_ranks_stop_at_one_step(cluster, folder):
     assert len(take_all(feed, 1)) == 5
     last = feed.take("a", 0, 1)
     assert (last.batches, last.stop) == ([], True)
-    assert feed.progress(0, {"step": 5}) is True
+    assert feed.progress(0, {"step": 5}, 5, False) == 5
     assert feed.status()["progress"] == {0: {"step": 5}}
+
+
+def test_slow_ranks_stop_after_the_step_in_flight(cluster, folder):
+    feed = make_feed(cluster, folder, epochs=20, ready_per_rank=4)
+    feed.begin("a", Position(), 2, 0)
+    for rank in (0, 1):
+        for _ in range(6):
+            while not feed.take("a", rank, 1).batches:
+                pass
+    assert feed.progress(0, {}, 3, True) is None
+    assert feed.progress(1, {}, 2, True) is None
+    feed.request_stop()
+    assert feed.progress(1, {}, 3, True) == 4, "the step that rank 0 is in, not what has been fetched ahead"
+    assert feed.progress(0, {}, 4, True) == 4
+
+
+def test_an_earlier_attempts_last_words_are_not_heard(cluster, folder):
+    feed = make_feed(cluster, folder)
+    feed.begin("a", Position(), 1, 0)
+    feed.begin("b", Position(), 1, 0)
+    feed.fail("a", TrainingError("stale"))
+    assert feed.status()["fatal"] is None
+    feed.fail("b", TrainingError("real"))
+    assert str(feed.status()["fatal"]) == "real"
+
+
+def test_a_batch_that_stays_away_is_made_first_and_memory_stays_bounded(cluster, folder, monkeypatch):
+    real, calls = module._dataset, []
+
+    class FirstComesLast:
+        """The first bundle of an execution is held back to its end, as by a slow host."""
+
+        def __init__(self, dataset):
+            self._dataset = dataset
+
+        def iter_internal_ref_bundles(self):
+            bundles = self._dataset.iter_internal_ref_bundles()
+            first = next(bundles)
+            yield from bundles
+            yield first
+
+    def late(tasks, *more):
+        calls.append(sum(map(len, tasks)))
+        return FirstComesLast(real(tasks, *more)) if len(calls) == 1 else real(tasks, *more)
+
+    monkeypatch.setattr(module, "_dataset", late)
+    feed = make_feed(cluster, folder, epochs=60, batches_per_task=2)
+    plan = feed.begin("a", Position(), 1, 0)
+    batches = take_all(feed)
+    assert [b.header.segment for b in batches] == sorted(b.header.segment for b in batches)
+    assert len(batches) == plan.total_batches == calls[0] == 600
+    assert len(calls) >= 2, "the first execution was broken off"
 
 
 def test_an_error_in_a_worker_reaches_whoever_takes(cluster, tmp_path):
@@ -220,7 +277,7 @@ def test_failures_are_counted_once_and_end_the_run_past_the_limit(cluster, folde
     )
     assert feed.take("a", 0, 1).error is fatal
     assert feed.begin("b", Position(), 1, 0) is fatal
-    feed.fail(TrainingError("later"))
+    feed.fail(None, TrainingError("later"))
     assert feed.status()["fatal"] is fatal
 
 
@@ -271,12 +328,10 @@ def test_a_rank_whose_batch_is_all_corrupt_still_steps(cluster, tmp_path):
         feed = make_feed(cluster, folder, remote=True, batch_size=2, epochs=1, max_corrupt=8)
         plan = ray.get(feed.begin.remote("a", Position(), world, 0))
         ingests = [RankIngest(feed, "a", rank, plan, torch.device("cpu"), None) for rank in range(world)]
-        for ingest in ingests:
-            ingest._blank = torch.zeros(1, 3, 8, 8)
         batches = [batch for ingest in ingests for batch in ingest.segment(0)]
-        real = [batch for batch in batches if not batch.padded]
-        assert sum(len(batch.ids) for batch in real) == 1
-        assert len(batches) == (1 if world == 1 else 4)
+        assert [len(batch.ids) for batch in batches if not batch.padded] == [1]
+        assert len(batches) == 4
+        assert {tuple(batch.image.shape) for batch in batches} == {(1, 3, 8, 8)}
         for ingest in ingests:
             ingest.close()
 

@@ -47,9 +47,7 @@ def test_batches_cover_every_id_and_all_ranks_step_alike(num_ids, batch_size, wo
         assert result.min(initial=1) >= 1
 
 
-@given(
-    st.integers(20, 300), st.integers(0, 40), st.integers(1, 16), worlds, st.integers(1, 3), st.floats(0, 1)
-)
+@given(st.integers(20, 300), st.integers(0, 40), st.integers(1, 16), worlds, st.integers(1, 3), st.floats(0, 1))
 def test_the_plan_holds_every_remaining_id_exactly_once(train, validation, batch, world, epochs, share):
     consumed = np.random.default_rng(0).random(train) < share
     plan = StreamPlan(StreamSpec(train, validation, batch, 7, epochs=epochs), Position(0, consumed), world)

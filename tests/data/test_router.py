@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain.data.feed import BATCHES_A_LEG, MAX_BATCHES_A_TASK, Router, task_places
 from raytrain.data.order import Position, StreamPlan, StreamSpec
+from raytrain.data.stream import BATCHES_A_LEG, MAX_BATCHES_A_TASK, Router, task_places
 
 plans = st.builds(
     lambda train, validation, batch, epochs, world: StreamPlan(

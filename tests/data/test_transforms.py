@@ -130,6 +130,15 @@ def test_torchvision_by_name_and_by_value_is_reproducible():
         t.as_stage(v2.Lambda(lambda x: 3))(image, rng())
 
 
+def test_torchvision_transforms_that_draw_nothing_stay_in_validation():
+    assert not t.as_stage(v2.Resize(8)).random
+    assert not t.torchvision("CenterCrop", size=8).random
+    assert not t.as_stage(v2.Compose([v2.Resize(8), v2.CenterCrop(4)])).random
+    assert t.as_stage(v2.Compose([v2.Resize(8), v2.RandomCrop(4)])).random
+    assert t.torchvision("CenterCrop", size=8)(photo(), None).shape == (8, 8, 3)
+    assert t.as_stage(v2.Resize((8, 8)))(photo(), None).shape == (8, 8, 3)
+
+
 def test_a_function_becomes_a_stage_and_tells_whether_it_is_random():
     def darken(image, by=2):
         return image // by

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -110,8 +111,11 @@ def test_a_checkpoint_never_executes_code(tmp_path):
     folder = tmp_path / "c"
     folder.mkdir()
     checkpoint.save(folder, FACTS, {"objects": Bad()})
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(CheckpointError, match="holds more than tensors and plain values: Weights only"):
         checkpoint.load(folder)
+    bad = types.SimpleNamespace(state_dict=lambda: {"best": np.float64(3)})
+    with pytest.raises(CheckpointError, match="the state of SimpleNamespace holds more than tensors"):
+        checkpoint.check_objects([torch.nn.Linear(1, 1), bad])
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "no facts", "cut facts", "version"])
