@@ -154,7 +154,7 @@ def _train(
             f"{this.opened.train.num_samples} samples"
         )
     if this.cluster.attached:
-        check_free_gpus(topology, ray.available_resources().get("GPU", 0))
+        check_free_gpus(topology, ray.available_resources().get(topology.gpu_resource, 0))
     reserved = job.cluster.reserved_cpus if this.cluster.attached else 0
     this.placed = place_stages(topology, job.cluster.placement, reserved)
     watch({"phase": _phase(this)})
@@ -163,6 +163,8 @@ def _train(
         raise CheckpointError(f"{this.folder.path} is finished; raise training.epochs or training.steps to go on")
     if not resume:
         this.folder.set_aside_earlier_run()
+        if this.folder.set_aside is not None:
+            watch({"phase": f"an earlier run of this name was set aside as {this.folder.set_aside}"})
     feed = _start_feed(this, pipeline)
     feed.begin.remote("", position, world_size, steps)
     thread, failure = _training_thread(this, loop, pipeline, feed)
@@ -198,14 +200,13 @@ def _training_thread(
         num_classes=this.opened.train.num_classes,
         resume_from=this.resumed_from,
         threads=job.training.threads or max(int(host_cpus), 1),
-        emulated_gpus=topology.emulated_gpus,
+        use_gpu=topology.num_gpus > 0 and not topology.emulated_gpus,
     )
     ranks = Ranks(
         topology.world_size,
-        use_gpu=topology.num_gpus > 0,
+        use_gpu=topology.num_gpus > 0 and not topology.emulated_gpus,
         resources=rank_resources(topology),
         label_selector=rank_selector(topology),
-        emulated_gpus=topology.emulated_gpus,
     )
     failure: list[BaseException] = []
 
@@ -360,6 +361,7 @@ def _close(this: Run, error: RaytrainError | None) -> RunRecord | None:
     from raytrain.train import checkpoint
 
     last = checkpoint.latest(this.folder.checkpoints)
+    this.folder.keep_earlier_record()
     record = build_record(this, error, checkpoint=str(last) if last else None, command=list(sys.argv))
     record.write(this.folder.record)
     return record

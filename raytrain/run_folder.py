@@ -40,18 +40,33 @@ class RunFolder:
             self._lock = None
 
     def set_aside_earlier_run(self) -> None:
-        """Move what an earlier run left here to `<name>~<time>`; called when the new one is sure to start."""
+        """Move what an earlier run left here to `<name>~<time>`; called when the new one is sure to start.
+
+        Raises:
+            ConfigError: it cannot be moved.
+        """
         if all(child.name == ".lock" for child in self.path.iterdir()):
             return
         aside = self.path.with_name(f"{self.path.name}~{time.strftime('%Y%m%d-%H%M%S')}")
         while aside.exists():
             aside = aside.with_name(aside.name + "+")
         before = self._lock
-        self.path.rename(aside)
-        self.path.mkdir()
+        try:
+            self.path.rename(aside)
+            self.path.mkdir()
+        except OSError as error:
+            raise ConfigError(f"cannot set the earlier run in {self.path} aside: {error.strerror}") from None
         self._lock = _lock(self.path)
         before.close()
         self.set_aside = aside
+
+    def keep_earlier_record(self) -> None:
+        """Before a resumed run writes its own record: `record.json` becomes `record.1.json`, and so on."""
+        if self.record.exists():
+            number = 1
+            while (kept := self.record.with_name(f"record.{number}.json")).exists():
+                number += 1
+            self.record.rename(kept)
 
 
 def open_run_folder(run_dir: str, name: str, *, resume: bool) -> RunFolder:

@@ -25,7 +25,7 @@ class RankWork:
         feed: handle of the Feed actor.
         resume_from: folder of the checkpoint that `--resume` found.
         threads: torch threads of a CPU rank.
-        emulated_gpus: the GPUs are declared only: compute on the CPU.
+        use_gpu: this rank has a GPU; otherwise it computes on the CPU, whatever the host has.
     """
 
     job: Job
@@ -37,7 +37,7 @@ class RankWork:
     num_classes: int
     resume_from: str | None
     threads: int
-    emulated_gpus: bool
+    use_gpu: bool
 
 
 def run_rank(config: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ def run_rank(config: dict[str, Any]) -> None:
     work: RankWork = config["worker"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = torch.device("cpu") if work.emulated_gpus else get_device()
+    device = get_device() if work.use_gpu else torch.device("cpu")
     for name in [n for n in logging.root.manager.loggerDict if n.startswith("ray.train") or "/ray/train/" in n]:
         logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every report and checkpoint
     if device.type == "cpu":

@@ -156,6 +156,25 @@ def test_a_run_folder_is_never_overwritten(tmp_path):
     third.close()
 
 
+def test_an_earlier_run_that_cannot_be_moved_says_so(tmp_path, monkeypatch):
+    folder = open_run_folder(str(tmp_path), "x", resume=False)
+    folder.record.write_text("{}")
+    monkeypatch.setattr("pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    with pytest.raises(ConfigError, match="cannot set the earlier run in .* aside: denied"):
+        folder.set_aside_earlier_run()
+    folder.close()
+
+
+def test_a_resumed_run_keeps_the_record_of_what_came_before(tmp_path):
+    folder = open_run_folder(str(tmp_path), "x", resume=False)
+    for text in ("one", "two", "three"):
+        folder.keep_earlier_record()
+        folder.record.write_text(text)
+    texts = {path.name: path.read_text() for path in folder.path.glob("*.json")}
+    assert texts == {"record.1.json": "one", "record.2.json": "two", "record.json": "three"}
+    folder.close()
+
+
 def test_a_run_folder_belongs_to_one_process(tmp_path):
     held = open_run_folder(str(tmp_path), "x", resume=False)
     with pytest.raises(ConfigError, match="another raytrain process is using"):

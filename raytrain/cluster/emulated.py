@@ -15,6 +15,7 @@ from raytrain.cluster import guardian
 from raytrain.cluster.environ import prepare_own_cluster
 from raytrain.cluster.logs import forward_worker_output
 from raytrain.cluster.topology import (
+    EMULATED_GPU,
     EMULATED_LABEL,
     GROUP_LABEL,
     INSTANCE_TYPE_LABEL,
@@ -120,7 +121,7 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
     import ray
     from ray.cluster_utils import Cluster
 
-    prepare_own_cluster(emulated_gpus=any(group.gpus for group in groups))
+    prepare_own_cluster()
     logging.getLogger("ray").setLevel(logging.WARNING)
     groups = _head_first(groups)
     plan = [(group, group.gpus > 0 or group is groups[0]) for group in groups for _ in range(group.hosts)]
@@ -160,11 +161,12 @@ def _node(group: Group | None, trains: bool, wanted_reserve: int | None, num_nod
 
         cpus = len(os.sched_getaffinity(0))
         gpus = get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators()
-        labels = {GROUP_LABEL: LOCAL_GROUP}
+        arguments |= {"num_gpus": gpus, "labels": {GROUP_LABEL: LOCAL_GROUP}}
     else:
         cpus, gpus = group.cpus, group.gpus
         labels = {GROUP_LABEL: group.name, EMULATED_LABEL: "true"}
         if group.instance_type:
             labels[INSTANCE_TYPE_LABEL] = group.instance_type
+        arguments |= {"num_gpus": 0, "resources": {EMULATED_GPU: gpus} if gpus else {}, "labels": labels}
     reserve = reserved_cpus(cpus, gpus, wanted_reserve) if trains else 0
-    return {**arguments, "num_cpus": cpus - reserve, "num_gpus": gpus, "labels": labels}
+    return {**arguments, "num_cpus": cpus - reserve}

@@ -36,15 +36,9 @@ def prepare_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in wanted}
 
 
-def prepare_own_cluster(*, emulated_gpus: bool) -> None:
-    """For clusters that raytrain itself starts on this machine: no host of theirs can be preempted.
-
-    With `emulated_gpus`, real ones are hidden from the nodes, or ranks would try to use them by number.
-    """
+def prepare_own_cluster() -> None:
+    """For clusters that raytrain itself starts on this machine: no host of theirs can be preempted."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    if emulated_gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        os.environ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"
 
 
 def ray_address(environment: Mapping[str, str] | None = None) -> str | None:

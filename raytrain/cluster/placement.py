@@ -66,7 +66,7 @@ def check_free_gpus(topology: Topology, free: float) -> None:
 
 def rank_resources(topology: Topology) -> dict[str, float]:
     """What a training rank reserves: its GPU, or a little memory; never a CPU slot."""
-    return {"GPU": 1} if topology.num_gpus else {"memory": RANK_MEMORY_BYTES}
+    return {topology.gpu_resource: 1} if topology.num_gpus else {"memory": RANK_MEMORY_BYTES}
 
 
 def rank_selector(topology: Topology) -> dict[str, str] | None:

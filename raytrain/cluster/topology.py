@@ -14,6 +14,7 @@ from raytrain.errors import ClusterError, ConfigError
 GROUP_LABEL = "raytrain-group"
 INSTANCE_TYPE_LABEL = "raytrain-instance-type"
 EMULATED_LABEL = "raytrain-emulated"
+EMULATED_GPU = "raytrain-emulated-gpu"  # a Ray resource of its own: Ray would hand out real devices for its `GPU`
 
 _NODES = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9-]*)=(?P<hosts>\d+)x(?P<cpus>\d+)(x(?P<gpus>\d+))?$")
 
@@ -63,6 +64,11 @@ class Topology:
     @property
     def emulated_gpus(self) -> bool:
         return any(host.emulated and host.gpus for host in self.hosts)
+
+    @property
+    def gpu_resource(self) -> str:
+        """What Ray calls the GPUs of this cluster."""
+        return EMULATED_GPU if self.emulated_gpus else "GPU"
 
     def cpu_slots(self, groups: Sequence[str] | None = None) -> int:
         """CPUs for the stages, of some groups or of all."""
@@ -129,7 +135,7 @@ def from_ray(nodes: Sequence[dict[str, Any]], head_node_id: str = "") -> Topolog
                 name=f"{group}-{numbers[group]}",
                 group=group,
                 cpus=resources.get("CPU", 0.0),
-                gpus=resources.get("GPU", 0.0),
+                gpus=resources.get("GPU", 0.0) or resources.get(EMULATED_GPU, 0.0),
                 address=node.get("NodeManagerAddress", ""),
                 node_id=node["NodeID"],
                 instance_type=labels.get(INSTANCE_TYPE_LABEL),

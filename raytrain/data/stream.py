@@ -188,7 +188,7 @@ class Stream:
         then prepared first, and memory stays bounded.
         """
         yielded = [0] * len(tasks)
-        most_waiting = 4 * self._options.slots * max(map(len, tasks)) + 64
+        most_waiting = self.router.num_waiting + 4 * self._options.slots * max(map(len, tasks)) + 64
         for bundle in _dataset(tasks, work_ref, self._options.task_args).iter_internal_ref_bundles():
             for entry in bundle.blocks:
                 # Task i of the execution runs plan block i, and its blocks come in the order of its places.

@@ -112,7 +112,7 @@ class TrainContext:
         if self._restored is not None:
             self._restore_objects()
         ready = tuple(
-            prepare_model(o, move_to_device=False, parallel_strategy="ddp" if self.world_size > 1 else None)
+            prepare_model(o, move_to_device=self.device, parallel_strategy="ddp" if self.world_size > 1 else None)
             if isinstance(o, torch.nn.Module)
             else o
             for o in objects

@@ -16,17 +16,15 @@ class Ranks:
 
     Attributes:
         world_size: number of ranks.
-        use_gpu: each has a GPU, real or declared.
+        use_gpu: each has a GPU; otherwise they compute on the CPU and talk through gloo.
         resources: that each rank reserves.
         label_selector: of the nodes they may run on.
-        emulated_gpus: the GPUs are declared only, so that ranks compute on the CPU and talk through gloo.
     """
 
     world_size: int
     use_gpu: bool
     resources: dict[str, float]
     label_selector: dict[str, str] | None
-    emulated_gpus: bool = False
 
 
 def run_trainer(
@@ -44,7 +42,7 @@ def run_trainer(
     trainer = TorchTrainer(
         worker,
         train_loop_config={"worker": config},
-        torch_config=TorchConfig(backend="gloo" if ranks.emulated_gpus or not ranks.use_gpu else "nccl"),
+        torch_config=TorchConfig(backend="nccl" if ranks.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=ranks.world_size,
             use_gpu=ranks.use_gpu,

@@ -6,7 +6,7 @@ import pytest
 
 from raytrain.cluster.logs import visible_lines
 from raytrain.cluster.placement import RANK_MEMORY_BYTES, check_free_gpus, place_stages, rank_resources, rank_selector
-from raytrain.cluster.topology import GROUP_LABEL, from_ray, parse_nodes, reserved_cpus
+from raytrain.cluster.topology import EMULATED_GPU, EMULATED_LABEL, GROUP_LABEL, from_ray, parse_nodes, reserved_cpus
 from raytrain.errors import ClusterError, ConfigError
 
 
@@ -105,6 +105,14 @@ def test_a_cluster_that_others_started_keeps_cpus_for_its_ranks_too():
     )
     assert place_stages(topology, "cpu-groups-first", 2).task_args["concurrency"] == 17
     assert "concurrency" not in place_stages(topology, "cpu-groups-only", 2).task_args
+
+
+def test_emulated_gpus_are_a_resource_of_their_own():
+    emulated = node(1, "gpu", 2, head=True, **{EMULATED_LABEL: "true"})
+    emulated["Resources"][EMULATED_GPU] = 2.0
+    topology = from_ray([emulated])
+    assert (topology.num_gpus, topology.emulated_gpus, topology.world_size) == (2, True, 2)
+    assert rank_resources(topology) == {EMULATED_GPU: 1}
 
 
 def test_gpus_that_others_hold_are_not_waited_for():
