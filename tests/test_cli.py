@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import cv2
 import pytest
-from conftest import run_cli
+from conftest import ROOT, run_cli
 
 from raytrain import __version__
 from raytrain.data.sources import image_folder, open_manifest
@@ -76,6 +78,14 @@ def test_ray_that_cannot_start_is_one_line(job_file):
     assert result.returncode == 2
     assert "raytrain: Ray did not start on this machine: " in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_script_of_a_cluster_is_the_same_command():
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "source_dir" / "train.py"), "/no/such.yaml"], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("raytrain: cannot read the job file /no/such.yaml")
 
 
 def test_the_version():

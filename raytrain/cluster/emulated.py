@@ -96,16 +96,20 @@ def _answering(address: str) -> str:
     """
     from ray._private.services import canonicalize_bootstrap_address
 
-    if address == "auto":
+    none = ClusterError("--address auto: no Ray cluster runs on this machine; start one or use --nodes")
+    automatic = address == "auto"
+    if automatic:
         address = canonicalize_bootstrap_address("auto") or ""
         if not address:
-            raise ClusterError("--address auto: no Ray cluster runs on this machine; start one or use --nodes")
+            raise none
     host, colon, port = address.rpartition(":")
     if not colon or "/" in host or not port.isdigit():
         raise ClusterError(f"--address {address!r} must be auto or HOST:PORT, as `ray start --head` prints it")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
+        if automatic:  # Ray remembers the last cluster of this machine, whether it still runs or not
+            raise none from None
         raise ClusterError(f"cannot attach to the Ray cluster at {address}: {error}") from None
     return address
 
