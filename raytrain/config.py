@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from raytrain.errors import ConfigError, nearest
+from raytrain.errors import ConfigError, nearest, one_line
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -169,7 +169,7 @@ class Job(Section):
         try:
             tree = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not YAML: {_one_line(error)}") from None
+            raise ConfigError(f"{path} is not YAML: {one_line(error)}") from None
         if not isinstance(tree, dict):
             raise ConfigError(f"{path} must hold a mapping of job keys, such as `name:` and `training:`")
         for override in overrides:
@@ -193,7 +193,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {_one_line(error)}") from None
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {one_line(error)}") from None
     node = tree
     for part in parts[:-1]:
         child = node.get(part)
@@ -250,8 +250,4 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _reason(error: Exception) -> str:
-    return error.strerror.lower() if isinstance(error, OSError) and error.strerror else _one_line(error)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return error.strerror.lower() if isinstance(error, OSError) and error.strerror else one_line(error)

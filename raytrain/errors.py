@@ -45,6 +45,11 @@ class Stopped(RaytrainError):
         return (type(self), (self.args[0], self.exit_code - 128))
 
 
+def one_line(error: BaseException, limit: int | None = None) -> str:
+    """An error's message on one line, cut to `limit` characters; others' messages may have many."""
+    return " ".join(str(error).split())[:limit]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as `; did you mean 'resize'?`, or an empty string when nothing is near."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

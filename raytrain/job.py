@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from raytrain.cluster import emulated
@@ -18,7 +20,7 @@ from raytrain.cluster.topology import Topology, parse_nodes
 from raytrain.config import Job
 from raytrain.data.order import StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline, Pipeline
-from raytrain.errors import CheckpointError, ClusterError, ConfigError, RaytrainError, Stopped, TrainingError
+from raytrain.errors import CheckpointError, ClusterError, ConfigError, RaytrainError, Stopped, TrainingError, one_line
 from raytrain.outcome import build_record
 from raytrain.record import RunRecord
 from raytrain.run_folder import RunFolder, open_run_folder
@@ -56,6 +58,13 @@ class Run:
     @property
     def topology(self) -> Topology:
         return self.cluster.topology
+
+    @cached_property
+    def last_checkpoint(self) -> Path | None:
+        """The furthest whole one; asked for when the run has ended, since its digest takes time."""
+        from raytrain.train import checkpoint
+
+        return checkpoint.latest(self.folder.checkpoints)
 
 
 def run(
@@ -112,7 +121,7 @@ def run(
     except Exception as error:
         if not type(error).__module__.startswith("ray."):
             raise
-        lost = ClusterError(f"the Ray cluster failed: {_one_line(error)}")
+        lost = ClusterError(f"the Ray cluster failed: {_named(error)}")
         _close(this, lost)
         raise lost from None
     finally:
@@ -177,7 +186,7 @@ def _train(
     if this.status["fatal"] is not None:
         raise this.status["fatal"]
     if failure:
-        raise failure[0] if isinstance(failure[0], RaytrainError) else TrainingError(_one_line(failure[0]))
+        raise failure[0] if isinstance(failure[0], RaytrainError) else TrainingError(_named(failure[0]))
     if this.signal_number is not None:
         raise Stopped(_stopped_message(this), this.signal_number)
 
@@ -200,11 +209,11 @@ def _training_thread(
         num_classes=this.opened.train.num_classes,
         resume_from=this.resumed_from,
         threads=job.training.threads or max(int(host_cpus), 1),
-        use_gpu=topology.num_gpus > 0 and not topology.emulated_gpus,
+        use_gpu=topology.has_real_gpus,
     )
     ranks = Ranks(
         topology.world_size,
-        use_gpu=topology.num_gpus > 0 and not topology.emulated_gpus,
+        use_gpu=topology.has_real_gpus,
         resources=rank_resources(topology),
         label_selector=rank_selector(topology),
     )
@@ -314,9 +323,7 @@ def _wait(this: Run, thread: threading.Thread, feed: Any, watch: Watch) -> None:
 
 
 def _stopped_message(this: Run) -> str:
-    from raytrain.train import checkpoint
-
-    if checkpoint.latest(this.folder.checkpoints) is None:
+    if this.last_checkpoint is None:
         return "stopped before the first checkpoint; there is nothing to resume"
     return f"stopped; go on with --resume (checkpoints in {this.folder.checkpoints})"
 
@@ -358,14 +365,12 @@ def _close(this: Run, error: RaytrainError | None) -> RunRecord | None:
     """Write the record of a run that got as far as training, however it ended."""
     if "trainer" not in this.marks:
         return None
-    from raytrain.train import checkpoint
-
-    last = checkpoint.latest(this.folder.checkpoints)
+    last = this.last_checkpoint
     this.folder.keep_earlier_record()
     record = build_record(this, error, checkpoint=str(last) if last else None, command=list(sys.argv))
     record.write(this.folder.record)
     return record
 
 
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error, 500)}"

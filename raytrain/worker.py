@@ -13,7 +13,7 @@ from typing import Any
 
 from raytrain.config import Job, Normalize
 from raytrain.data.order import Position, StreamPlan
-from raytrain.errors import RaytrainError, TrainingError
+from raytrain.errors import RaytrainError, TrainingError, one_line
 
 
 @dataclass(frozen=True)
@@ -58,26 +58,26 @@ def run_rank(config: dict[str, Any]) -> None:
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(work.job.seed + rank)
 
-    attempt: list[str] = []
+    attempt = None
     try:
-        _train(work, rank, world_size, device, attempt)
+        restored = _restored(work)
+        attempt, plan = _begin(work, restored, rank, world_size)
+        if not isinstance(plan, Exception):  # else an earlier attempt ended the run, and the driver knows why
+            _train(work, rank, world_size, device, restored, attempt, plan)
     except Exception as error:
-        _explain(work, error, world_size, attempt[0] if attempt else None)
+        _explain(work, error, world_size, attempt)
         raise
 
 
-def _train(work: RankWork, rank: int, world_size: int, device: Any, begun: list[str]) -> None:
-    """One attempt of one rank; `begun` gets its name, for whoever has to explain an error."""
+def _train(
+    work: RankWork, rank: int, world_size: int, device: Any, restored: Any, attempt: str, plan: StreamPlan
+) -> None:
+    """One attempt of one rank, from its first batch to its result."""
     import ray
 
     from raytrain.data.ingest import RankIngest
     from raytrain.train.context import StopTraining, TrainContext
 
-    restored = _restored(work)
-    attempt, plan = _begin(work, restored, rank, world_size)
-    if isinstance(plan, Exception):
-        return  # an earlier attempt ended the run; the driver knows why
-    begun.append(attempt)
     stream = RankIngest(work.feed, attempt, rank, plan, device, work.normalize)
     ctx = TrainContext(
         work.job,
@@ -160,8 +160,8 @@ def _explain(work: RankWork, error: Exception, world_size: int, attempt: str | N
         ray.get(work.feed.fail.remote(attempt, error))
     elif world_size == 1 or not _is_of_a_collective(error):
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        message = " ".join(str(error).split())[:500]
-        text = f"the training loop failed: {type(error).__name__}: {message} ({frame.filename}:{frame.lineno})"
+        where = f"{frame.filename}:{frame.lineno}"
+        text = f"the training loop failed: {type(error).__name__}: {one_line(error, 500)} ({where})"
         ray.get(work.feed.fail.remote(attempt, TrainingError(text)))
 
 

@@ -24,7 +24,7 @@ from raytrain.cluster.topology import (
     reserved_cpus,
 )
 from raytrain.config import Group
-from raytrain.errors import ClusterError
+from raytrain.errors import ClusterError, one_line
 
 OBJECT_STORE_SHARE = 0.3  # of this machine's memory, over all nodes, as Ray itself takes
 LOCAL_GROUP = "local"
@@ -82,8 +82,7 @@ def attach(address: str) -> RunningCluster:
     try:
         ray.init(address=address, logging_level="warning", log_to_driver=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ClusterError(f"cannot attach to the Ray cluster at {address!r}: {reason}") from None
+        raise ClusterError(f"cannot attach to the Ray cluster at {address!r}: {one_line(error, 300)}") from None
     forward_worker_output()
     return RunningCluster(from_ray(ray.nodes()), address, attached=True)
 
@@ -137,11 +136,10 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
         ray.init(address=cluster.address, logging_level="warning", log_to_driver=True)
         if len(plan) > 1:
             cluster.wait_for_nodes(timeout=60)
-    except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
+    except BaseException as error:  # Ctrl-C too
         _end_nodes(cluster)
-        raise ClusterError(f"Ray did not start on this machine: {' '.join(str(error).split())[:300]}") from None
-    except BaseException:  # Ctrl-C
-        _end_nodes(cluster)
+        if isinstance(error, ConnectionError | RuntimeError | TimeoutError | OSError):
+            raise ClusterError(f"Ray did not start on this machine: {one_line(error, 300)}") from None
         raise
     forward_worker_output()
     return RunningCluster(from_ray(ray.nodes()), cluster.address, attached=False, _cluster=cluster, _guardian=guarded)

@@ -66,6 +66,10 @@ class Topology:
         return any(host.emulated and host.gpus for host in self.hosts)
 
     @property
+    def has_real_gpus(self) -> bool:
+        return self.num_gpus > 0 and not self.emulated_gpus
+
+    @property
     def gpu_resource(self) -> str:
         """What Ray calls the GPUs of this cluster."""
         return EMULATED_GPU if self.emulated_gpus else "GPU"

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from raytrain.errors import DataError
+from raytrain.errors import DataError, one_line
 
 REMOTE_READS_IN_FLIGHT = 16
 ROW_GROUP_CACHE_BYTES = 256 << 20
@@ -98,7 +98,7 @@ class Manifest:
         try:
             return self.reader.read(self.rows, int(index))
         except (OSError, pa.ArrowInvalid) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            reason = getattr(error, "strerror", None) or one_line(error)
             raise DataError(f"cannot read {self.describe(index)}: {reason}") from None
 
 

@@ -21,7 +21,7 @@ from raytrain.data.batch import Batch, Failure, Header, encode
 from raytrain.data.manifest import Manifest
 from raytrain.data.order import Split, StreamPlan
 from raytrain.data.transforms import Stage
-from raytrain.errors import DataError
+from raytrain.errors import DataError, one_line
 
 CACHED_SEGMENTS = 3
 TEMPLATE_TRIES = 64
@@ -55,7 +55,7 @@ class Producer:
         self._plan = work.plan
         self._splits = work.splits()
         self._ids: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._templates: dict[Split, np.ndarray] = {}
+        self._shapes: dict[Split, tuple[tuple[int, ...], np.dtype]] = {}
         self._node = _node_id()
 
     def batch(self, segment: int, number: int) -> Batch:
@@ -84,7 +84,7 @@ class Producer:
             try:
                 image = _run(split.stages, sample, rng, stage_s)
             except Exception as error:  # noqa: BLE001 - a user's stage may raise anything; it is counted and listed
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                reason = f"{type(error).__name__}: {one_line(error)}"
                 failures.append(Failure(int(index), split.manifest.describe(index), reason[:300]))
                 continue
             if images is None:
@@ -97,8 +97,9 @@ class Producer:
             images[len(kept)] = image
             kept.append(int(index))
         if images is None:
-            images = self._empty(split, epoch)
-        self._templates[part.split] = images[:0]
+            images = self._empty(part.split, epoch)
+        else:
+            self._shapes[part.split] = (images.shape[1:], images.dtype)
         kept_ids = np.asarray(kept, dtype=np.int64)
         header = Header(
             segment,
@@ -111,11 +112,12 @@ class Producer:
         )
         return Batch(images[: len(kept)], split.manifest.labels[kept_ids], kept_ids, header)
 
-    def _empty(self, split: SplitWork, epoch: int) -> np.ndarray:
+    def _empty(self, name: Split, epoch: int) -> np.ndarray:
         """No images, of the shape and type that others have: what a rank gets when a whole batch is undecodable."""
-        name: Split = "train" if split is self._splits["train"] else "validation"
-        if name in self._templates:
-            return self._templates[name]
+        if name in self._shapes:
+            shape, dtype = self._shapes[name]
+            return np.zeros((0, *shape), dtype=dtype)
+        split = self._splits[name]
         for index in range(min(split.manifest.num_samples, TEMPLATE_TRIES)):
             try:
                 rng = np.random.default_rng((self._plan.spec.seed, epoch, index))

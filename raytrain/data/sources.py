@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from raytrain.config import ImageFolderSource, ParquetSource, Source, SyntheticSource, WebDatasetSource
 from raytrain.data.manifest import FileReader, Manifest, NoiseReader, ParquetReader, ShardReader
-from raytrain.errors import DataError
+from raytrain.errors import DataError, one_line
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 
@@ -81,7 +81,7 @@ def _filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
             return pyarrow.fs.FileSystem.from_uri(path)
         return pyarrow.fs.LocalFileSystem(), os.path.abspath(path)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"cannot open {path}: {_one_line(error)}") from None
+        raise DataError(f"cannot open {path}: {one_line(error)}") from None
 
 
 def _list(path: str) -> tuple[pyarrow.fs.FileSystem, str, list[str]]:
@@ -100,7 +100,7 @@ def _list(path: str) -> tuple[pyarrow.fs.FileSystem, str, list[str]]:
             found = filesystem.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))
             paths = [entry.path for entry in found if entry.type != pyarrow.fs.FileType.Directory]
     except OSError as error:
-        raise DataError(f"cannot list {path}: {_one_line(error)}") from None
+        raise DataError(f"cannot list {path}: {one_line(error)}") from None
     names = (path[len(root) :].lstrip("/") for path in paths)
     return filesystem, root, sorted(n for n in names if not any(p.startswith(".") for p in n.split("/")))
 
@@ -160,7 +160,7 @@ def _open_parquet(source: ParquetSource, classes: tuple[str, ...]) -> Manifest:
                 labels += file.read(columns=[source.label_column]).column(0).chunks
                 sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"cannot read {path}: {_one_line(error)}") from None
+            raise DataError(f"cannot read {path}: {one_line(error)}") from None
         for group, size in enumerate(sizes):
             starts.append(total)
             total += size
@@ -206,7 +206,7 @@ def _open_webdataset(source: WebDatasetSource) -> Manifest:
             with filesystem.open_input_file(path) as handle, tarfile.open(fileobj=handle) as tar:
                 samples = _samples_of(tar, source.label_extension)
         except (OSError, tarfile.TarError) as error:
-            raise DataError(f"cannot read {path}: {_one_line(error)}") from None
+            raise DataError(f"cannot read {path}: {one_line(error)}") from None
         for key, parts in samples.items():
             if "image" not in parts or "label" not in parts:
                 missing = "image" if "image" not in parts else f".{source.label_extension} label"
@@ -238,7 +238,3 @@ def _label(text: bytes, name: str) -> int:
         return int(value["label"] if isinstance(value, dict) else value)
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{name} is not an integer label or JSON with a `label`: {text[:40]!r}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -51,7 +51,7 @@ def task_places(plan: StreamPlan, slots: int, batches_per_task: int | None) -> l
     Tasks that run side by side take every `slots`-th batch of a window, so that batches come out nearly in plan
     order whatever the number of hosts, and a task is still long enough (seconds) to hide its scheduling.
     """
-    total = sum(segment.num_batches for segment in plan.segments)
+    total = plan.total_batches
     if total == 0:
         return []
     places = np.concatenate(

@@ -106,7 +106,9 @@ def resize_image(image: Image, size: int | tuple[int, int]) -> Image:
     if image.shape[:2] == (height, width):
         return image
     shrinks = height * width < image.shape[0] * image.shape[1]
-    return _with_channels(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else 1))
+    return _with_channels(
+        cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    )
 
 
 def center_crop(size: int) -> Stage:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from raytrain.config import Job
-from raytrain.errors import TrainingError
+from raytrain.errors import TrainingError, one_line
 from raytrain.ledger import Ledger
 from raytrain.train import checkpoint
 
@@ -220,7 +220,7 @@ class TrainContext:
                 thing.load_state_dict(state)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise checkpoint.CheckpointError(
-                    f"the checkpoint does not fit this {type(thing).__name__}: {' '.join(str(error).split())[:300]}"
+                    f"the checkpoint does not fit this {type(thing).__name__}: {one_line(error, 300)}"
                 ) from None
 
     def _restore_rng(self) -> None:

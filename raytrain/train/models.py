@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raytrain.config import Model
-from raytrain.errors import ConfigError, nearest
+from raytrain.errors import ConfigError, nearest, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -55,4 +55,4 @@ def build_model(model: Model) -> torch.nn.Module:
 
         return timm.create_model(model.name, **model.options)
     except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"cannot build model {model.name!r}: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"cannot build model {model.name!r}: {one_line(error)}") from None

@@ -21,13 +21,19 @@ plans = st.builds(
 )
 
 
-@given(plans, st.randoms())
-def test_every_rank_gets_its_share_of_every_segment_in_order(plan, random):
+def routed(plan, random):
+    """A router that has been given every batch of the plan, in a random order; and that order."""
     arrivals = [(s.number, b) for s in plan.segments for b in range(s.num_batches)]
     random.shuffle(arrivals)
     router = Router(plan)
     for segment, batch in arrivals:
         router.arrive(segment, batch, f"{segment}/{batch}")
+    return router, arrivals
+
+
+@given(plans, st.randoms())
+def test_every_rank_gets_its_share_of_every_segment_in_order(plan, random):
+    router, arrivals = routed(plan, random)
     assert router.done
     given_out = [item for queue in router.queues for item in queue]
     assert sorted((s, b) for s, b, _ in given_out) == sorted(arrivals)
@@ -41,11 +47,7 @@ def test_every_rank_gets_its_share_of_every_segment_in_order(plan, random):
 
 @given(plans, st.randoms())
 def test_ranks_step_on_batches_of_one_size(plan, random):
-    arrivals = [(s.number, b) for s in plan.segments for b in range(s.num_batches)]
-    random.shuffle(arrivals)
-    router = Router(plan)
-    for segment, batch in arrivals:
-        router.arrive(segment, batch, None)
+    router, _ = routed(plan, random)
     for step in zip(*router.queues, strict=True):
         sizes = [plan.segments[s].sizes[b] for s, b, _ in step]
         assert max(sizes) - min(sizes) <= 1
