@@ -31,6 +31,12 @@ class SampleData(StrEnum):
     digits = "digits"
 
 
+class Efa(StrEnum):
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"raytrain {__version__}")
@@ -86,6 +92,70 @@ def sample_data(
         typer.echo(json.dumps({"folder": str(folder), **counts}))
     else:
         typer.echo(f"{folder}: {counts['train']} training and {counts['validation']} validation images")
+
+
+@app.command(
+    epilog="Example: raytrain bootstrap --head-cpus 0 --head-gpus 0 -- train.py job.yaml",
+    context_settings={"allow_interspersed_args": False},
+)
+def bootstrap(
+    program: Annotated[list[str], typer.Argument(metavar="-- PROGRAM [ARGS]...", help="A .py, a .sh or a command.")],
+    head_group: Annotated[
+        str | None, typer.Option(help="Whose first host is the head. [default: the first group with GPUs]")
+    ] = None,
+    head_cpus: Annotated[int | None, typer.Option(min=0, help="CPUs that Ray may use on the head.")] = None,
+    head_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs that Ray may use on the head.")] = None,
+    join_timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for all hosts.")] = 300,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds for the program after SIGTERM.")] = 100,
+    linger: Annotated[float, typer.Option(min=0, help="Seconds to keep the cluster after the program.")] = 0,
+    port: Annotated[int, typer.Option(min=1, max=65534, help="Ray's port on the head; the next one is ours.")] = 6379,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Holds the token of Ray's authentication, the same on every host.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Run without authentication.")] = False,
+    efa: Annotated[Efa, typer.Option(help="Elastic Fabric Adapter: where it is found, or as you say.")] = Efa.auto,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="Serve Ray's dashboard on the head.")] = False,
+    dashboard_host: Annotated[str, typer.Option(help="Where the dashboard listens.")] = "127.0.0.1",
+    dashboard_port: Annotated[int, typer.Option(min=1, max=65535)] = 8265,
+    prometheus: Annotated[
+        str | None, typer.Option(help="Run Prometheus on the head: a binary, its release archive, or path.")
+    ] = None,
+    remote_write: Annotated[str | None, typer.Option(metavar="URL", help="Where Prometheus sends it on.")] = None,
+    remote_write_region: Annotated[
+        str | None, typer.Option(help="Sign for this region (SigV4). [default: as the URL of Amazon's service says]")
+    ] = None,
+    remote_write_user: Annotated[str | None, typer.Option(help="For basic authentication.")] = None,
+    remote_write_password_file: Annotated[Path | None, typer.Option(help="Or RAYTRAIN_REMOTE_WRITE_PASSWORD.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the bootstrap's own lines as JSON.")] = False,
+) -> None:
+    """Start Ray on every host of a job, run PROGRAM once, and end everywhere with its exit status.
+
+    The same command on every host. Outside a SageMaker job it is a cluster of this machine alone.
+    """
+    from raytrain.cluster.bootstrap import run
+    from raytrain.cluster.this_host import Options
+
+    asked = Options(
+        program=tuple(program),
+        head_group=head_group,
+        head_cpus=head_cpus,
+        head_gpus=head_gpus,
+        join_timeout_s=join_timeout,
+        grace_s=grace,
+        linger_s=linger,
+        port=port,
+        token_file=token_file,
+        insecure=insecure,
+        efa=efa.value,
+        dashboard=f"{dashboard_host}:{dashboard_port}" if dashboard else None,
+        prometheus=prometheus,
+        remote_write=remote_write,
+        remote_write_region=remote_write_region,
+        remote_write_user=remote_write_user,
+        remote_write_password_file=remote_write_password_file,
+        as_json=as_json,
+    )
+    raise typer.Exit(run(asked))
 
 
 def main() -> None:

@@ -156,6 +156,7 @@ def _node(group: Group | None, trains: bool, wanted_reserve: int | None, num_nod
     arguments = {
         "include_dashboard": False,
         "no_monitor": True,  # there is nothing to scale
+        "dashboard_agent_listen_port": 0,  # its fixed port is another node's on this machine: 3.5 s of retries
         "object_store_memory": max(min(store, int(shared * 0.8 / num_nodes)), 100 << 20),
     }
     if group is None:

@@ -1,9 +1,15 @@
-"""The one place that reads and writes the process environment."""
+"""The one place that reads and writes the process environment and the files that SageMaker puts into a container."""
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raytrain.errors import ClusterError, ConfigError, one_line
 
 # glibc's malloc maps and unmaps every temporary above 128 kB, page fault by page fault, which halves image
 # preprocessing; these keep the pages. (glibc caps the second at 32 MiB.)
@@ -22,6 +28,10 @@ RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
+
+TOKEN_CHANNEL = "raytrain_token"  # an input channel with one file, `token`
+FAILURE_CHARACTERS = 1024  # SageMaker shows no more of the failure file
+TOKEN_MIN_CHARACTERS = 16
 
 
 def prepare_environment() -> dict[str, str]:
@@ -43,3 +53,114 @@ def prepare_own_cluster() -> None:
 def ray_address(environment: Mapping[str, str] | None = None) -> str | None:
     """The Ray cluster that this process was started on, if any."""
     return (os.environ if environment is None else environment).get("RAY_ADDRESS") or None
+
+
+def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment for a child, without what only the bootstrap should hold, and changed."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")}
+    return {**kept, **changes}
+
+
+def set_environment(changes: Mapping[str, str]) -> None:
+    """For what this process starts."""
+    os.environ.update(changes)
+
+
+def user_set(names: Mapping[str, str]) -> dict[str, str]:
+    """`names` with what the user has set already in its place."""
+    return {name: os.environ.get(name, value) for name, value in names.items()}
+
+
+def _folder() -> Path:
+    """Where SageMaker mounts a job's files; the toolkit reads the same variable."""
+    return Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
+
+
+def read_resource_config() -> tuple[dict[str, Any], str] | None:
+    """SageMaker's resource config and who read it; None outside a SageMaker job.
+
+    The toolkit is asked where it is installed, and only where the job's files exist: importing it elsewhere creates
+    folders in the home directory.
+
+    Raises:
+        ClusterError: the file is there and cannot be read.
+    """
+    path = _folder() / "input/config/resourceconfig.json"
+    if not path.is_file():
+        return None
+    try:
+        from sagemaker_training.environment import Environment
+
+        return dict(Environment().resource_config), "the toolkit"
+    except ImportError:
+        reader = "raytrain, since the toolkit is not installed"
+    except Exception as error:  # noqa: BLE001 - it reads other files too, and stumbles over any of them
+        reader = f"raytrain, since the toolkit failed: {type(error).__name__}: {one_line(error, 200)}"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"{path} cannot be read: {one_line(error, 200)}") from None
+    if not isinstance(config, dict):
+        raise ClusterError(f"{path} must hold a JSON object")
+    return config, reader
+
+
+def write_failure(text: str) -> None:
+    """Say why the job failed where SageMaker looks for it; does nothing outside a SageMaker job."""
+    output = _folder() / "output"
+    if (_folder() / "input/config/resourceconfig.json").is_file():
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "failure").write_text(text[:FAILURE_CHARACTERS], encoding="utf-8")
+
+
+def training_job() -> tuple[str | None, str | None]:
+    """Name and region of the SageMaker training job that this container belongs to."""
+    arn = os.environ.get("TRAINING_JOB_ARN", "").split(":")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or (arn[3] if len(arn) > 3 else None)
+    return os.environ.get("TRAINING_JOB_NAME") or None, region
+
+
+def read_token(token_file: Path | None) -> str | None:
+    """The job's Ray token, from the first of: the option, the input channel, and the three places where Ray looks.
+
+    Raises:
+        ConfigError: the place that comes first holds no usable token.
+    """
+    channel = _folder() / "input/data" / TOKEN_CHANNEL / "token"
+    rays_own = Path.home() / ".ray" / "auth_token"
+    if token_file is not None:
+        where, path = "--token-file", token_file
+    elif channel.exists():
+        where, path = "the token channel", channel
+    elif "RAY_AUTH_TOKEN" in os.environ:
+        return _token(os.environ["RAY_AUTH_TOKEN"], "RAY_AUTH_TOKEN")
+    elif "RAY_AUTH_TOKEN_PATH" in os.environ:
+        where, path = "RAY_AUTH_TOKEN_PATH", Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    elif rays_own.is_file():
+        where, path = "Ray's own token", rays_own
+    else:
+        return None
+    try:
+        return _token(path.read_text(encoding="utf-8"), f"{where} {path}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: {path} cannot be read: {one_line(error, 200)}") from None
+
+
+def new_token() -> str:
+    """256 random bits, as Ray itself makes them."""
+    return secrets.token_hex(32)
+
+
+def _token(text: str, where: str) -> str:
+    token = text.strip()
+    if len(token) < TOKEN_MIN_CHARACTERS or any(c.isspace() or not c.isprintable() for c in token):
+        raise ConfigError(
+            f"{where} must hold one word of at least {TOKEN_MIN_CHARACTERS} characters; "
+            "python -c 'import secrets; print(secrets.token_hex(32))' makes a good one"
+        )
+    return token
+
+
+def remote_write_password() -> str | None:
+    """The password for Prometheus's remote write, when it travels in the environment."""
+    return os.environ.get("RAYTRAIN_REMOTE_WRITE_PASSWORD") or None

@@ -42,6 +42,38 @@ def cpu_cores() -> int:
     return len(psutil.Process().cpu_affinity())
 
 
+def usable_cpus(process: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> int:
+    """Whole CPUs that this process may keep busy: its cores, or the quota of its cgroups (version 1 or 2) if lower."""
+    return max(int(min([cpu_cores(), *_quotas(process, mounted)])), 1)
+
+
+def _quotas(process: Path, mounted: Path) -> list[float]:
+    """CPU quotas of a process's own cgroup and of all above it; containers see their own as the root."""
+    found = []
+    lines = process.read_text(encoding="utf-8").splitlines() if process.is_file() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        roots = [mounted / controllers, mounted / "cpu"] if controllers else [mounted, mounted / "unified"]
+        parts = [part for part in path.split("/") if part]
+        for folder in {root.joinpath(*parts[:n]) for root in roots for n in range(len(parts) + 1)}:
+            found += filter(None, [_quota(folder)])
+    return found
+
+
+def _quota(folder: Path) -> float | None:
+    """CPUs that one cgroup may use; None for no limit."""
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
 def platform_name() -> str:
     return platform.platform()
 

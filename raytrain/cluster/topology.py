@@ -13,6 +13,7 @@ from raytrain.errors import ClusterError, ConfigError
 
 GROUP_LABEL = "raytrain-group"
 INSTANCE_TYPE_LABEL = "raytrain-instance-type"
+HOST_LABEL = "raytrain-host"
 EMULATED_LABEL = "raytrain-emulated"
 EMULATED_GPU = "raytrain-emulated-gpu"  # a Ray resource of its own: Ray would hand out real devices for its `GPU`
 

@@ -1,0 +1,81 @@
+"""The same program on every host of a job: Ray on all of them, the user's program once, one exit status for all."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+from raytrain.cluster import environ, metrics
+from raytrain.cluster import roster as rosters
+from raytrain.cluster.head import lead
+from raytrain.cluster.member import follow
+from raytrain.cluster.program import command
+from raytrain.cluster.roster import Roster
+from raytrain.cluster.this_host import Options, Outcome, ThisHost
+from raytrain.errors import ConfigError, RaytrainError
+
+
+def run(options: Options) -> int:
+    """Live this host's part of the job and return its exit status, which is the program's on every host.
+
+    Raises:
+        RaytrainError: something is wrong with what was asked for; the failure file says it too.
+    """
+    try:
+        roster, reader = read_roster(options.head_group)
+        command(options.program)
+        if roster.am_head:
+            metrics.check(options)
+        token = _token(options, roster)
+        environ.prepare_environment()
+        outcome = asyncio.run(_live(options, roster, token, reader))
+    except RaytrainError as error:
+        environ.write_failure(str(error))
+        raise
+    if outcome.status:
+        environ.write_failure(outcome.failure or f"exit status {outcome.status}")
+    return outcome.status
+
+
+def read_roster(head_group: str | None = None) -> tuple[Roster, str | None]:
+    """The hosts of the SageMaker job that this container belongs to, and who read them; else this machine alone."""
+    found = environ.read_resource_config()
+    if found is None:
+        return rosters.local(socket.gethostname(), head_group), None
+    config, reader = found
+    return rosters.from_resource_config(config, head_group), reader
+
+
+def _token(options: Options, roster: Roster) -> str:
+    """The job's token; a single host makes its own, since nobody else has to know it.
+
+    Raises:
+        ConfigError: several hosts and no token.
+    """
+    if options.insecure:
+        return ""
+    token = environ.read_token(options.token_file)
+    if token is None and roster.others:
+        raise ConfigError(
+            "this job has several hosts and no token for Ray's authentication: give each the same by --token-file, "
+            f"the input channel {environ.TOKEN_CHANNEL!r} or RAY_AUTH_TOKEN, or run without any by --insecure"
+        )
+    return token or environ.new_token()
+
+
+async def _live(options: Options, roster: Roster, token: str, reader: str | None) -> Outcome:
+    folder = Path(tempfile.mkdtemp(prefix="raytrain-"))  # for this user alone
+    here = ThisHost(options, roster, token, folder)
+    try:
+        if reader is not None:
+            here.say(f"{len(roster.members)} hosts, head {roster.head}; resource config read by {reader}")
+        if not token:
+            here.say("--insecure: whoever reaches this host's ports can run code here")
+        await here.begin()
+        return await (lead(here) if roster.am_head else follow(here))
+    finally:
+        await here.end()
+        shutil.rmtree(folder, ignore_errors=True)

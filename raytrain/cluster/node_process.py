@@ -1,0 +1,136 @@
+"""The process that owns one Ray node: python -m raytrain.cluster.node_process, driven by `node.RayNode`.
+
+The first line on standard input is a NodeSpec as JSON, the following are questions; each is answered by a line on
+standard output. A line `ended` comes by itself when one of the node's processes dies. When standard input closes, be it
+that the bootstrap was killed, this process ends all that it started and what it was told to guard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from typing import Any, TextIO
+
+from raytrain.cluster.environ import set_environment
+from raytrain.cluster.guardian import family, kill
+from raytrain.errors import one_line
+
+WATCH_EVERY_S = 0.5
+RANK_CLASSES = ("RayTrainWorker", "_RayTrainWorker")
+COORDINATOR_MEMORY_BYTES = 1  # Ray wants some; no rank fits
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what Ray prints goes to the log
+    import ray._private.node  # noqa: F401 - the slow part, while the other hosts are being found
+
+    questions = iter(sys.stdin)
+    spec = json.loads(next(questions, "null"))
+    if spec is None:
+        return
+    try:
+        node = _start(spec)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the bootstrap must hear it
+        _say(answers, error=f"{type(error).__name__}: {one_line(error, 500)}")
+        raise
+    _say(answers, **_facts(node), number=spec["number"])
+    threading.Thread(target=_watch, args=(node, answers), daemon=True).start()
+    state = _state(spec["head_address"])
+    guarded = [os.getpid()]
+    for line in questions:
+        question = json.loads(line)
+        if "guard" in question:
+            guarded.append(question["guard"])
+        else:
+            _say(answers, **_answer(state, question["ask"]), number=question["number"])
+    kill([process for process in family(guarded) if process.pid != os.getpid()], wait_s=1)
+
+
+def _say(answers: TextIO, **message: Any) -> None:
+    answers.write(json.dumps(message) + "\n")
+
+
+def _start(spec: dict[str, Any]) -> Any:
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    from raytrain.cluster.facts import usable_cpus
+
+    set_environment(spec["environment"])
+    gpus, cpus = spec["gpus"], spec["cpus"]
+    if gpus is None:
+        gpus = get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators()
+    host, _, port = (spec["dashboard"] or "127.0.0.1:0").rpartition(":")
+    parameters = RayParams(
+        node_ip_address=spec["address"],
+        node_name=spec["labels"].get("raytrain-host", spec["address"]),
+        num_cpus=usable_cpus() if cpus is None else cpus,
+        num_gpus=gpus,
+        memory=COORDINATOR_MEMORY_BYTES if spec["coordinator"] else None,
+        resources=dict(spec["resources"]),
+        labels=spec["labels"],
+        include_dashboard=spec["dashboard"] is not None,
+        dashboard_host=host,
+        dashboard_port=int(port) or None,
+        no_monitor=True,  # there is nothing to scale; Ray Client has no port either unless asked for
+    )
+    if spec["head"]:
+        parameters.gcs_server_port = int(spec["head_address"].rpartition(":")[2])
+        kind = Node if spec["dashboard"] else _without_dashboard(Node)
+        return kind(parameters, head=True, shutdown_at_exit=False)
+    parameters.gcs_address = spec["head_address"]
+    return Node(parameters, head=False, shutdown_at_exit=False, connect_only=False)
+
+
+def _without_dashboard(kind: type) -> type:
+    """Without a dashboard Ray starts its server all the same, for usage statistics alone, and waits for it."""
+
+    class Quiet(kind):
+        def start_api_server(self, **_: Any) -> None:
+            self._webui_url = ""
+
+    return Quiet
+
+
+def _facts(node: Any) -> dict[str, Any]:
+    spec = node.get_resource_and_label_spec()
+    return {"node_id": node.node_id, "cpus": spec.num_cpus, "gpus": spec.num_gpus}
+
+
+def _watch(node: Any, answers: TextIO) -> None:
+    while True:
+        time.sleep(WATCH_EVERY_S)
+        dead = node.dead_processes()
+        if dead:
+            kind, process = dead[0]
+            _say(answers, ended=f"Ray's {kind} ended with code {process.returncode}")
+            return
+
+
+def _state(address: str) -> Any:
+    from ray._private.services import _get_gcs_client_options
+    from ray._private.state import GlobalState
+
+    state = GlobalState()
+    state._initialize_global_state(_get_gcs_client_options(address))
+    return state
+
+
+def _answer(state: Any, question: str) -> dict[str, Any]:
+    try:
+        if question == "nodes":
+            return {"nodes": state.node_table()}
+        actors = state.actor_table(None, actor_state_name="ALIVE").values()
+        return {"ranks": Counter(a["Address"]["NodeID"] for a in actors if a["ActorClassName"] in RANK_CLASSES)}
+    except Exception as error:  # noqa: BLE001 - the bootstrap decides what a cluster that does not answer means
+        return {"error": f"{type(error).__name__}: {one_line(error, 300)}"}
+
+
+if __name__ == "__main__":
+    main()
