@@ -29,6 +29,7 @@ RAY = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
+ML_FOLDER = "/opt/ml"
 TOKEN_CHANNEL = "raytrain_token"  # an input channel with one file, `token`
 FAILURE_CHARACTERS = 1024  # SageMaker shows no more of the failure file
 TOKEN_MIN_CHARACTERS = 16
@@ -71,9 +72,16 @@ def user_set(names: Mapping[str, str]) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in names.items()}
 
 
+def simulated_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """What a command on a simulated host starts with: this process's environment, but nothing of a cluster of it."""
+    foreign = ("RAY_", "SM_", "SAGEMAKER_", "TRAINING_JOB_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return {**kept, "HOME": "/tmp", **changes}
+
+
 def _folder() -> Path:
     """Where SageMaker mounts a job's files; the toolkit reads the same variable."""
-    return Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
+    return Path(os.environ.get("SAGEMAKER_BASE_DIR", ML_FOLDER))
 
 
 def read_resource_config() -> tuple[dict[str, Any], str] | None:
