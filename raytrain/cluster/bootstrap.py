@@ -31,6 +31,7 @@ def run(options: Options) -> int:
             metrics.check(options)
         token = _token(options, roster)
         environ.prepare_environment()
+        environ.prepare_own_cluster()
         outcome = asyncio.run(_live(options, roster, token, reader))
     except RaytrainError as error:
         environ.write_failure(str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ class RayNode:
         ended: set to the reason when a Ray process of this node ends by itself.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path):
-        self.process = process
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, say: Callable[[str], None]):
+        self.process, self._say = process, say
         self.facts: dict[str, Any] = {}
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._log = log
@@ -60,8 +60,8 @@ class RayNode:
         self._listener = asyncio.create_task(self._listen())
 
     @classmethod
-    async def prepare(cls, environment: Mapping[str, str], log: Path) -> RayNode:
-        """Start the process; its own messages go to the file `log`."""
+    async def prepare(cls, environment: Mapping[str, str], log: Path, say: Callable[[str], None]) -> RayNode:
+        """Start the process; its own messages go to the file `log`, what a person should read to `say`."""
         with open(log, "wb") as errors:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -74,7 +74,7 @@ class RayNode:
                 start_new_session=True,
                 limit=LINE_BYTES,
             )
-        return cls(process, log)
+        return cls(process, log, say)
 
     async def start(self, spec: NodeSpec) -> None:
         """Start the node and wait until the cluster knows it.
@@ -125,6 +125,8 @@ class RayNode:
             message = json.loads(line)
             if "ended" in message:
                 self._end(message["ended"])
+            elif "note" in message:
+                self._say(message["note"])
             else:
                 self._answers.put_nowait(message)
         self._answers.put_nowait({"error": ""})

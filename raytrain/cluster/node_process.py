@@ -1,7 +1,8 @@
 """The process that owns one Ray node: python -m raytrain.cluster.node_process, driven by `node.RayNode`.
 
 The first line on standard input is a NodeSpec as JSON, the following are questions; each is answered by a line on
-standard output. A line `ended` comes by itself when one of the node's processes dies. When standard input closes, be it
+standard output. A line `ended` comes by itself when one of the node's processes dies, a line `note` for a person to
+read. When standard input closes, be it
 that the bootstrap was killed, this process ends all that it started and what it was told to guard.
 """
 
@@ -39,7 +40,7 @@ def main() -> None:
         _say(answers, error=f"{type(error).__name__}: {one_line(error, 500)}")
         raise
     _say(answers, **_facts(node), number=spec["number"])
-    threading.Thread(target=_watch, args=(node, answers), daemon=True).start()
+    threading.Thread(target=_serve, args=(node, spec["dashboard"] is not None, answers), daemon=True).start()
     state = _state(spec["head_address"])
     guarded = [os.getpid()]
     for line in questions:
@@ -82,20 +83,35 @@ def _start(spec: dict[str, Any]) -> Any:
     )
     if spec["head"]:
         parameters.gcs_server_port = int(spec["head_address"].rpartition(":")[2])
-        kind = Node if spec["dashboard"] else _without_dashboard(Node)
-        return kind(parameters, head=True, shutdown_at_exit=False)
+        return _server_later(Node)(parameters, head=True, shutdown_at_exit=False)
     parameters.gcs_address = spec["head_address"]
     return Node(parameters, head=False, shutdown_at_exit=False, connect_only=False)
 
 
-def _without_dashboard(kind: type) -> type:
-    """Without a dashboard Ray starts its server all the same, for usage statistics alone, and waits for it."""
+def _server_later(kind: type) -> type:
+    """The dashboard's server takes seconds, and nothing but a person waits for it: `_serve` starts it."""
 
-    class Quiet(kind):
+    class Head(kind):
         def start_api_server(self, **_: Any) -> None:
             self._webui_url = ""
 
-    return Quiet
+    return Head
+
+
+def _serve(node: Any, dashboard: bool, answers: TextIO) -> None:
+    """Start the server on the head, then watch all processes.
+
+    Without a dashboard it starts too, with next to nothing inside: Ray Train asks it whether its controller is alive
+    and waits twelve seconds at the end of a run when there is none.
+    """
+    from ray._private.node import Node
+
+    if node.head:
+        try:
+            Node.start_api_server(node, include_dashboard=dashboard, raise_on_failure=dashboard)
+        except Exception as error:  # noqa: BLE001 - the job does not need it
+            _say(answers, note=f"no dashboard: {one_line(error, 300)}")
+    _watch(node, answers)
 
 
 def _facts(node: Any) -> dict[str, Any]:

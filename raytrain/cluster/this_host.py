@@ -108,7 +108,7 @@ class ThisHost:
         if self.token:
             with open(self.token_path, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
                 file.write(self.token)
-        self.node = await RayNode.prepare(self.environment(), self.folder / "node.log")
+        self.node = await RayNode.prepare(self.environment(), self.folder / "node.log", self.say)
         self.awaited.add(self.node.process.pid)
 
     @property

@@ -57,10 +57,11 @@ class Topology:
 
     @property
     def training_group(self) -> str:
-        """The group that trains: the first with GPUs, or the head's."""
+        """The group that trains: the first with GPUs, or the head's; never one that only coordinates."""
         with_gpus = [host.group for host in self.hosts if host.gpus]
-        heads = [host.group for host in self.hosts if host.is_head]
-        return (with_gpus or heads or [self.hosts[0].group])[0]
+        working = [host.group for host in self.hosts if host.cpus]
+        heads = [host.group for host in self.hosts if host.is_head and host.group in working]
+        return (with_gpus or heads or working)[0]
 
     @property
     def emulated_gpus(self) -> bool:
