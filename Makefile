@@ -10,8 +10,14 @@ demo: install-demo
 	$(BIN)/raytrain sample-data digits data/digits
 	$(BIN)/raytrain train launch/digits.yaml --nodes $(DEMO_NODES)
 
-test: install-test lint
-	$(BIN)/python -m pytest
+test: install-test lint $(BIN)/prometheus
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+# The real program for the tests that collect metrics, unpacked and not installed; they are skipped where it is not to be had.
+$(BIN)/prometheus: | install-test
+	cd $(VENV) && (apt-get download prometheus || (apt-get update && apt-get download prometheus)) >/dev/null 2>&1 \
+	  && dpkg-deb -x prometheus_*.deb prometheus && ln -sf ../prometheus/usr/bin/prometheus bin/prometheus \
+	  || echo "no Prometheus: Debian's package could not be fetched"
 
 lint: install-test
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,14 +20,17 @@ from raytrain.cluster.environ import remote_write_password, training_job
 from raytrain.cluster.network import LOOPBACK, port_is_free
 from raytrain.cluster.this_host import Options, ThisHost
 from raytrain.cluster.topology import GROUP_LABEL, HOST_LABEL, INSTANCE_TYPE_LABEL
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, one_line
 
 PORT = 9090
 SCRAPE_EVERY_S = 5
 LAST_SEND_S = 2.0  # what Prometheus gets at the end for what it has not sent yet
 ON_THE_PATH = "path"
+DEBIANS = "+ds"  # in the version; found by looking at what it sends (2.42.0+ds)
+LOOK_EVERY_S = 2.0
 
 _LABELS = {"host": HOST_LABEL, "group": GROUP_LABEL, "instance_type": INSTANCE_TYPE_LABEL}
+_ERROR = re.compile(r"level=error|level=ERROR|component=remote.*level=warn")
 _MANAGED = re.compile(r"^https://aps-workspaces\.([a-z0-9-]+)\.amazonaws\.com(\.cn)?/")
 
 
@@ -48,6 +52,11 @@ def check(options: Options) -> None:
         return
     if not re.match(r"^https?://[^/\s]+", options.remote_write):
         raise ConfigError(f"--remote-write {options.remote_write!r} must be an http:// or https:// address")
+    if region(options) and DEBIANS in _version(wanted):
+        raise ConfigError(
+            "this prometheus is Debian's build, which takes a SigV4 region and sends unsigned all the same; "
+            "give the Prometheus project's own release with --prometheus"
+        )
     if options.remote_write_user and region(options):
         raise ConfigError("--remote-write signs with a region or with a user and password, not with both")
     password = options.remote_write_password_file
@@ -55,6 +64,18 @@ def check(options: Options) -> None:
         raise ConfigError("--remote-write-user needs --remote-write-password-file or RAYTRAIN_REMOTE_WRITE_PASSWORD")
     if password is not None and not (options.remote_write_user and password.is_file()):
         raise ConfigError("--remote-write-password-file must be a file, beside --remote-write-user")
+
+
+def _version(wanted: str) -> str:
+    """What the program says of itself; nothing for an archive."""
+    program = shutil.which("prometheus") if wanted == ON_THE_PATH else wanted
+    if wanted != ON_THE_PATH and tarfile.is_tarfile(wanted):
+        return ""
+    try:
+        asked = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"--prometheus {program} cannot be run: {one_line(error, 200)}") from None
+    return asked.stdout + asked.stderr
 
 
 def region(options: Options) -> str | None:
@@ -124,15 +145,22 @@ async def start(here: ThisHost, nodes: Sequence[Mapping[str, Any]]) -> asyncio.s
         )
     here.awaited.add(process.pid)
     here.say(f"Prometheus at http://{LOOPBACK}:{PORT} collects from {len(nodes)} nodes")
-    here.background.append(asyncio.create_task(_tell_its_end(here, process)))
+    here.background.append(asyncio.create_task(_tell(here, process)))
     return process
 
 
-async def _tell_its_end(here: ThisHost, process: asyncio.subprocess.Process) -> None:
-    status = await process.wait()
-    if status not in (0, -signal.SIGTERM):
-        lines = (here.folder / "prometheus.log").read_text(errors="replace").strip().splitlines()
-        here.say(f"Prometheus ended with status {status}, the job goes on: {lines[-1][:300] if lines else ''}")
+async def _tell(here: ThisHost, process: asyncio.subprocess.Process) -> None:
+    """Pass on the first error that Prometheus reports, and that it has ended should it end by itself."""
+    log, told = here.folder / "prometheus.log", False
+    while process.returncode is None:
+        await asyncio.sleep(LOOK_EVERY_S)
+        lines = log.read_text(errors="replace").strip().splitlines()
+        error = next((line for line in lines if _ERROR.search(line)), None)
+        if error and not told:
+            told = True
+            here.say(f"Prometheus: {error[:500]}")
+    if process.returncode not in (0, -signal.SIGTERM):
+        here.say(f"Prometheus ended with status {process.returncode}, the job goes on: {''.join(lines[-1:])[:300]}")
 
 
 def _binary(given: str, folder: Path) -> Path:

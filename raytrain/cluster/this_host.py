@@ -157,7 +157,8 @@ class ThisHost:
             head_address=head_address,
             labels={name: value for name, value in labels.items() if value},
             resources={f"group:{me.group}": 1, **({f"instance:{me.instance_type}": 1} if me.instance_type else {})},
-            environment=self.collective_settings(interface),
+            # without the address, Ray's own helpers look for a cluster on their host, for 20 s if need be
+            environment={"RAY_ADDRESS": head_address, **self.collective_settings(interface)},
             cpus=options.head_cpus if head else None,
             gpus=options.head_gpus if head else None,
             coordinator=head and options.head_cpus == 0 and options.head_gpus == 0,

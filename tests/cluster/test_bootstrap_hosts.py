@@ -5,6 +5,9 @@ Each host is a set of Linux namespaces with its own name, address, SageMaker fol
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import signal
 import sys
 import time
@@ -23,6 +26,7 @@ pytestmark = [
     pytest.mark.timeout(180),
 ]
 
+PROMETHEUS = Path(sys.prefix) / "bin" / "prometheus"
 TOKEN = "0123456789abcdef" * 4
 TWO = {"gpu": ("ml.g5.xlarge", ["algo-1"]), "cpu": ("ml.c5.4xlarge", ["algo-2"])}
 THREE = {"cpu": ("ml.c5.4xlarge", ["algo-1", "algo-3"]), "gpu": ("ml.g5.xlarge", ["algo-2"])}
@@ -110,8 +114,6 @@ def job(tmp_path):
 
 
 def nodes_of(host: SimulatedHost) -> list[dict]:
-    import json
-
     lines = [line for line in host.output.splitlines() if line.startswith("NODES ")]
     assert len(lines) == 1, host.output  # the program ran once
     return json.loads(lines[0].removeprefix("NODES "))
@@ -396,8 +398,6 @@ def test_a_raylet_that_dies_is_reported_and_its_host_stays(job):
 
 def training_job(job_tree, started: Job, images: Path, **training: object) -> None:
     """`source_dir` and a small training job, as SageMaker would put them on every host."""
-    import shutil
-
     job_tree["run_dir"] = "/opt/ml/checkpoints"
     for split in ("train", "validation"):
         job_tree["data"][split]["path"] = f"/opt/ml/input/data/images/{split}"
@@ -539,3 +539,53 @@ def test_no_more_ports_are_open_to_the_network_than_ray_and_we_need(job):
     assert fixed <= {6379, 6380}, seen  # no Ray Client, no dashboard
     started.hosts["algo-1"].kill()
     assert started.wait()["algo-2"] == 1
+
+
+RECEIVER = """
+import base64, http.server, json, os, sys, threading, time, urllib.request
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        print("WRITTEN", len(body), self.headers["Content-Encoding"], self.headers["Authorization"], flush=True)
+        self.send_response(int(sys.argv[1]))
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+threading.Thread(target=http.server.HTTPServer(("127.0.0.1", 9999), Receiver).serve_forever, daemon=True).start()
+deadline = time.time() + 40
+while time.time() < deadline:
+    try:
+        answer = json.load(urllib.request.urlopen("http://127.0.0.1:9090/api/v1/targets"))
+        targets = answer["data"]["activeTargets"]
+        if targets and all(t["health"] == "up" for t in targets):
+            break
+    except OSError:
+        pass
+    time.sleep(0.5)
+print("TARGETS", json.dumps(sorted([t["labels"]["host"], t["labels"]["group"], t["health"]] for t in targets)))
+query = urllib.request.urlopen("http://127.0.0.1:9090/api/v1/query?query=ray_node_cpu_count")
+print("SERIES", len(json.load(query)["data"]["result"]), flush=True)
+time.sleep(3)
+"""
+
+
+@pytest.mark.skipif(not PROMETHEUS.exists() and not shutil.which("prometheus"), reason="no prometheus on this machine")
+@pytest.mark.parametrize("answer", ["204", "403"])
+def test_a_real_prometheus_collects_from_every_node_and_sends_it_on(job, answer):
+    started = job(TWO)
+    started.write("program.py", RECEIVER)
+    words = ["--remote-write", "http://127.0.0.1:9999/api/v1/write", "--remote-write-user", "me"]
+    path = f"{PROMETHEUS.parent}:{os.environ['PATH']}"
+    secret = {"PATH": path, "RAYTRAIN_REMOTE_WRITE_PASSWORD": "secretsecretsecret"}
+    started.start(*words, "--", "program.py", answer, **secret)
+    started.check({"algo-1": 0, "algo-2": 0}, failure=None)
+    seen = started.head_log("algo-1")
+    assert 'TARGETS [["algo-1", "gpu", "up"], ["algo-2", "cpu", "up"]]' in seen
+    assert "SERIES 2" in seen
+    written = [line for line in seen.splitlines() if line.startswith("WRITTEN ")]
+    assert written and all(line.endswith(" snappy Basic bWU6c2VjcmV0c2VjcmV0c2VjcmV0") for line in written), seen
+    assert ("raytrain [algo-1" in seen and "server returned HTTP status 403" in seen) == (answer == "403")
+    assert "secretsecretsecret" not in seen
