@@ -13,6 +13,7 @@ import typer
 import typer.exceptions
 
 from raytrain import __version__
+from raytrain.cluster.environ import write_failure
 from raytrain.config import Job
 from raytrain.errors import RaytrainError
 
@@ -168,7 +169,10 @@ def main() -> None:
     except typer.exceptions.TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         if message:  # calling the program without a command prints the help instead
-            _say(f"{message.rstrip('.')}; see raytrain --help")
+            message = f"{message.rstrip('.')}; see raytrain --help"
+            _say(message)
+            if sys.argv[1:2] == ["bootstrap"]:  # a job that fails for its command line should say so too
+                write_failure(message)
         raise SystemExit(getattr(error, "exit_code", 2)) from None
     except (KeyboardInterrupt, typer.Abort):
         _say("stopped")

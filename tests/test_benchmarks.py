@@ -8,9 +8,21 @@ import sys
 import pytest
 from conftest import ROOT
 
+from raytrain.cluster.simulated import unavailable
 
-@pytest.mark.parametrize("name", ["first_batch"])
-def test_a_benchmark_runs(name):
+
+@pytest.mark.parametrize(
+    ("name", "figure"),
+    [
+        ("first_batch", "seconds to the first batch {'min':"),
+        pytest.param(
+            "bootstrap",
+            "bootstrap, all_gone_s {'min':",
+            marks=pytest.mark.skipif(unavailable() is not None, reason=str(unavailable())),
+        ),
+    ],
+)
+def test_a_benchmark_runs(name, figure):
     result = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--smoke"],
         capture_output=True,
@@ -19,4 +31,4 @@ def test_a_benchmark_runs(name):
         cwd=ROOT,
     )
     assert result.returncode == 0, result.stderr
-    assert "seconds to the first batch {'min':" in result.stdout
+    assert figure in result.stdout

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 
 import cv2
 import pytest
-from conftest import ROOT, run_cli
+from conftest import ROOT, ray_processes, run_cli
 
 from raytrain import __version__
 from raytrain.data.sources import image_folder, open_manifest
@@ -101,3 +102,54 @@ def test_names_of_the_package_are_found_where_they_are():
     for module in (raytrain, raytrain.data):
         with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
             _ = module.nothing
+
+
+def bootstrap_lines(stderr: str) -> list[dict]:
+    return [json.loads(line) for line in stderr.splitlines() if line.startswith("{")]
+
+
+def test_a_laptop_is_a_cluster_of_one_under_the_same_command(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("import ray, sys; ray.init(logging_level='error'); print(len(ray.nodes()), sys.argv[1:]); 1 / 0")
+    before = ray_processes()
+    result = run_cli("bootstrap", "--json", "--", program, "--json", "a b")
+    assert result.returncode == 1
+    assert result.stdout == "1 ['--json', 'a b']\n"
+    said = bootstrap_lines(result.stderr)
+    assert said[-1]["message"] == "ZeroDivisionError: division by zero" and said[-1]["status"] == 1
+    assert ray_processes() <= before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Missing argument '-- PROGRAM [ARGS]...'"),
+        (["--", "gone.py"], "there is no program 'gone.py' in "),
+        (["--port", "0", "--", "true"], "Invalid value for '--port'"),
+        (["--efa", "maybe", "--", "true"], "Invalid value for '--efa'"),
+        (["--no-such-option", "--", "true"], "No such option: --no-such-option"),
+        (["--head-group", "gpu", "--", "true"], "--head-group 'gpu' is not a group of this job"),
+        (["--token-file", "gone", "--", "true"], "--token-file: gone cannot be read"),
+        (["--remote-write-user", "me", "--", "true"], "say how to use --remote-write"),
+    ],
+)
+def test_a_wrong_bootstrap_is_one_line_and_in_the_failure_file(words, message, tmp_path):
+    config = tmp_path / "input/config"
+    config.mkdir(parents=True)
+    (config / "resourceconfig.json").write_text('{"current_host": "algo-1", "hosts": ["algo-1"]}')
+    result = run_cli("bootstrap", *words, SAGEMAKER_BASE_DIR=str(tmp_path))
+    assert result.returncode == 2
+    line = result.stderr.strip()
+    assert len(line.splitlines()) == 1 and message in line
+    assert f"raytrain: {(tmp_path / 'output/failure').read_text()}" == line
+
+
+def test_a_taken_port_is_named_or_passed_by(tmp_path):
+    with socket.socket() as holder:
+        holder.bind(("", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        result = run_cli("bootstrap", "--port", port, "--", "env")  # alone, the next free one will do
+    assert result.returncode == 0 and "RAY_ADDRESS=" in result.stdout
+    assert f":{port}\n" not in result.stdout
+    assert "RAY_AUTH_MODE=token" in result.stdout and "RAY_AUTH_TOKEN=" not in result.stdout

@@ -33,8 +33,8 @@ def run(options: Options) -> int:
         environ.prepare_environment()
         environ.prepare_own_cluster()
         outcome = asyncio.run(_live(options, roster, token, reader))
-    except RaytrainError as error:
-        environ.write_failure(str(error))
+    except Exception as error:
+        environ.write_failure(str(error) if isinstance(error, RaytrainError) else f"{type(error).__name__}: {error}")
         raise
     if outcome.status:
         environ.write_failure(outcome.failure or f"exit status {outcome.status}")

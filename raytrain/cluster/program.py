@@ -19,6 +19,7 @@ from raytrain.errors import ConfigError
 
 TAIL_BYTES = 1 << 16
 FAILURE_CHARACTERS = 1000
+MESSAGE_LINES = 20  # what follows an exception's line for longer is not its message
 SHELLS = ("sh", "bash", "dash", "zsh", "ksh")
 PIPE_END_S = 2.0  # how long a background process of the program may hold its standard error open
 
@@ -81,7 +82,7 @@ def _exception(lines: list[str]) -> str | None:
         if _EXCEPTION.match(line):
             rest = [] if grouped else lines[number + 1 :]
             blank = rest.index("") if "" in rest else len(rest)
-            return None if rest[blank + 1 :] else " ".join([line, *rest])
+            return None if rest[blank + 1 :] or blank > MESSAGE_LINES else " ".join([line, *rest])
     return None
 
 

@@ -8,9 +8,11 @@ import sys
 import time
 
 import psutil
+import pytest
 
-from raytrain.cluster import guardian
+from raytrain.cluster import environ, guardian
 from raytrain.cluster.environ import ALLOCATOR, RAY, prepare_environment, ray_address
+from raytrain.errors import ClusterError, ConfigError
 
 
 def test_the_users_settings_stay(monkeypatch):
@@ -73,3 +75,92 @@ def test_a_dismissed_guardian_kills_nobody():
     guardian.kill(guardian.family([parent.pid, 2**22 + 1]), wait_s=5)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     parent.wait(timeout=5)
+
+
+@pytest.fixture
+def container(tmp_path, monkeypatch):
+    """A SageMaker container's folder, without the toolkit."""
+    monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(sys.modules, "sagemaker_training.environment", None)
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "input/config").mkdir(parents=True)
+    return tmp_path
+
+
+def test_a_container_without_the_toolkit_is_read_by_ourselves(container):
+    assert environ.read_resource_config() is None
+    path = container / "input/config/resourceconfig.json"
+    path.write_text('{"current_host": "algo-1"}')
+    config, reader = environ.read_resource_config()
+    assert config == {"current_host": "algo-1"} and reader == "raytrain, since the toolkit is not installed"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "resourceconfig.json cannot be read: Expecting"), ("[]", "must hold a JSON object")]
+)
+def test_a_broken_resource_config(container, text, message):
+    (container / "input/config/resourceconfig.json").write_text(text)
+    with pytest.raises(ClusterError, match=message):
+        environ.read_resource_config()
+
+
+def test_a_toolkit_that_stumbles_is_named_and_passed_by(tmp_path):
+    config = tmp_path / "input/config"
+    config.mkdir(parents=True)
+    (config / "resourceconfig.json").write_text('{"current_host": "algo-1", "hosts": ["algo-1"]}')
+    code = "from raytrain.cluster.environ import read_resource_config; print(read_resource_config()[1])"
+    asked = [sys.executable, "-c", code]
+    found = {**os.environ, "SAGEMAKER_BASE_DIR": str(tmp_path)}
+    done = subprocess.run(asked, env=found, capture_output=True, text=True)
+    assert "raytrain, since the toolkit failed: FileNotFoundError" in done.stdout  # it wants hyperparameters.json too
+    for name in ("hyperparameters.json", "inputdataconfig.json"):
+        (config / name).write_text("{}")
+    done = subprocess.run(asked, env=found, capture_output=True, text=True)
+    assert done.stdout == "the toolkit\n", done.stderr
+
+
+def test_the_failure_file_is_written_only_in_a_job(container):
+    environ.write_failure("why")
+    assert not (container / "output").exists()
+    (container / "input/config/resourceconfig.json").write_text("{}")
+    environ.write_failure("x" * 5000)
+    assert (container / "output/failure").read_text() == "x" * 1024
+
+
+def test_the_tokens_places_in_their_order(container, monkeypatch):
+    assert environ.read_token(None) is None
+    places = {name: name[0] * 32 for name in ("own", "path", "variable", "channel", "file")}
+    (container / "home/.ray").mkdir(parents=True)
+    (container / "home/.ray/auth_token").write_text(places["own"] + "\n")
+    assert environ.read_token(None) == places["own"]
+    (container / "path").write_text(places["path"])
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(container / "path"))
+    assert environ.read_token(None) == places["path"]
+    monkeypatch.setenv("RAY_AUTH_TOKEN", places["variable"])
+    assert environ.read_token(None) == places["variable"]
+    (container / "input/data/raytrain_token").mkdir(parents=True)
+    (container / "input/data/raytrain_token/token").write_text(places["channel"])
+    assert environ.read_token(None) == places["channel"]
+    (container / "file").write_text(places["file"])
+    assert environ.read_token(container / "file") == places["file"]
+
+
+def test_a_token_that_is_none(container):
+    (container / "file").write_text("short")
+    with pytest.raises(ConfigError, match="must hold one word of at least 16 characters"):
+        environ.read_token(container / "file")
+    with pytest.raises(ConfigError, match="--token-file: .*gone cannot be read"):
+        environ.read_token(container / "gone")
+
+
+def test_the_job_and_its_region(monkeypatch):
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "TRAINING_JOB_NAME", "TRAINING_JOB_ARN"):
+        monkeypatch.delenv(name, raising=False)
+    assert environ.training_job() == (None, None)
+    monkeypatch.setenv("TRAINING_JOB_NAME", "vit-1")
+    monkeypatch.setenv("TRAINING_JOB_ARN", "arn:aws:sagemaker:eu-west-1:123456789012:training-job/vit-1")
+    assert environ.training_job() == ("vit-1", "eu-west-1")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    assert environ.training_job() == ("vit-1", "us-east-1")

@@ -1,0 +1,117 @@
+"""The line between head and hosts: who gets in, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from raytrain.cluster.link import Line, call, listen
+from raytrain.cluster.network import free_port
+from raytrain.errors import ClusterError
+
+TOKEN = "t" * 32
+
+
+def talk(scenario, token: str = TOKEN):
+    """Run `scenario(port, joined, refused)` against a listening head."""
+
+    async def whole():
+        port, joined, refused = free_port(), [], []
+
+        async def serve(line: Line) -> None:
+            joined.append(line.name)
+            line.send(hello=line.name)
+            async for message in line.messages():
+                joined.append(message)
+
+        expected = frozenset({"algo-2"})
+        server = await listen(port, token, "plan", expected, serve, lambda *why: refused.append(why))
+        async with server:
+            await asyncio.wait_for(scenario(port, joined, refused), 20)
+
+    asyncio.run(whole())
+
+
+def test_both_ends_prove_the_token_and_then_talk():
+    async def scenario(port, joined, refused):
+        line = await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "plan")
+        messages = line.messages()
+        assert await anext(messages) == {"hello": "algo-2"}
+        line.send(joined="x" * 1000)
+        line.close()
+        async for _ in messages:
+            pass
+        while len(joined) < 2:
+            await asyncio.sleep(0.01)
+        assert joined == ["algo-2", {"joined": "x" * 1000}] and refused == []
+
+    talk(scenario)
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "plan", "reason"),
+    [
+        ("algo-2", "u" * 32, "plan", "its token is not the head's"),
+        ("algo-2", "", "plan", "its token is not the head's"),
+        ("algo-9", TOKEN, "plan", "it is not a host of this job"),
+        ("algo-2", TOKEN, "other", "it disagrees with the head about the hosts, the head or raytrain's version"),
+    ],
+)
+def test_strangers_are_refused_with_the_reason(name, token, plan, reason):
+    async def scenario(port, joined, refused):
+        with pytest.raises(ClusterError, match=f"the head algo-1 refuses {name}: {reason}"):
+            await call("127.0.0.1", port, name, "algo-1", token, plan)
+        assert joined == [] and refused == [(name, reason)]
+
+    talk(scenario)
+
+
+def test_a_head_that_does_not_hold_the_token_is_not_followed():
+    async def whole():
+        async def impostor(reader, writer):
+            writer.write(b'{"nonce": "00"}\n')
+            await reader.readline()
+            writer.write(b'{"proof": "guess"}\n')
+
+        port = free_port()
+        async with await asyncio.start_server(impostor, "127.0.0.1", port):
+            with pytest.raises(ClusterError, match="does not hold the token of algo-2"):
+                await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "plan")
+
+    asyncio.run(whole())
+
+
+@pytest.mark.parametrize("noise", [b"GET / HTTP/1.1\r\n\r\n", b"\x00\xff\n", b"[1]\n", b"x" * 200_000, b""])
+def test_noise_neither_enters_nor_harms(noise):
+    async def scenario(port, joined, refused):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(noise)
+        writer.write_eof()
+        heard = await reader.read()
+        assert b"proof" not in heard
+        writer.close()
+        line = await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "plan")
+        assert await anext(line.messages()) == {"hello": "algo-2"}
+        assert joined == ["algo-2"]
+
+    talk(scenario)
+
+
+def test_the_token_itself_never_travels():
+    async def whole():
+        heard = []
+
+        async def listener(reader, writer):
+            writer.write(json.dumps({"nonce": "00"}).encode() + b"\n")
+            heard.append(await reader.readline())
+            writer.close()
+
+        port = free_port()
+        async with await asyncio.start_server(listener, "127.0.0.1", port):
+            with pytest.raises(ConnectionError, match="the head closed the line"):
+                await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "plan")
+        assert b"proof" in heard[0] and TOKEN.encode() not in heard[0]
+
+    asyncio.run(whole())

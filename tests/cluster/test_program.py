@@ -1,0 +1,139 @@
+"""How the user's program is called and what counts as its last error."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raytrain.cluster.program import Program, command, exit_status, failure_text, last_error
+from raytrain.errors import ConfigError
+
+
+def test_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("train.py", "train.sh"):
+        Path(name).touch()
+    assert command(["train.py", "a", "--b"]) == [sys.executable, "-u", "train.py", "a", "--b"]
+    assert command(["train.sh", "a"]) == ["bash", "train.sh", "a"]
+    assert command(["env", "x"])[1:] == ["x"]
+    with pytest.raises(ConfigError, match="there is no program to run; name it after --"):
+        command([])
+    with pytest.raises(ConfigError, match="there is no program 'gone.py' in "):
+        command(["gone.py"])
+    with pytest.raises(ConfigError, match="there is no command 'no-such-thing' on this host's PATH"):
+        command(["no-such-thing"])
+
+
+HANDLED = "import logging, sys\ntry: 1 / 0\nexcept Exception: logging.exception('handled')\n"
+
+
+def run(code: str, *words: str) -> tuple[int, str]:
+    done = subprocess.run([sys.executable, *words, "-c", code], capture_output=True, text=True)
+    return done.returncode, failure_text("p.py", done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "text"),
+    [
+        ("raise ValueError('bad value')", 1, "ValueError: bad value"),
+        ("raise ValueError('two\\nlines')", 1, "ValueError: two lines"),
+        ("assert 1 == 2", 1, "AssertionError"),
+        ("try: 1 / 0\nexcept Exception as e: raise RuntimeError('outer') from e", 1, "RuntimeError: outer"),
+        ("import json; json.loads('{')", 1, "json.decoder.JSONDecodeError: Expecting property name"),
+        ("raise ExceptionGroup('several', [ValueError('a'), TypeError('b')])", 1, "ExceptionGroup: several (2 sub-"),
+        ("def f(:", 1, "SyntaxError: invalid syntax"),
+        ("import sys; sys.exit('not enough data')", 1, "not enough data"),
+        ("import sys; sys.exit(3)", 3, "p.py ended with exit code 3"),
+        ("import sys; print('\\x1b[31mred\\x1b[0m', file=sys.stderr); sys.exit(4)", 4, "red"),
+        ("import os; os.kill(os.getpid(), 9)", 137, "p.py was ended by SIGKILL (often: out of memory)"),
+        ("import os; os.kill(os.getpid(), 15)", 143, "p.py was ended by SIGTERM"),
+        (f"{HANDLED}print('it goes on', file=sys.stderr)\nsys.exit('fatal')", 1, "ZeroDivisionError: division"),
+        (f"{HANDLED}for n in range(30): print(n, file=sys.stderr)\nsys.exit('fatal')", 1, "fatal"),
+    ],
+)
+def test_the_last_error_of_real_programs(code, status, text):
+    returncode, said = run(code)
+    assert exit_status(returncode) == status
+    assert said.startswith(text)
+
+
+def test_what_ray_forwards_after_an_exception_is_not_the_error():
+    text = (
+        "Traceback (most recent call last):\n  File 'x'\nOSError: disk full\n(raylet) a worker died\n(f pid=7) bye\n\n"
+    )
+    assert last_error(text) == "OSError: disk full"
+    assert last_error("") == ""
+    assert len(last_error("x" * 5000)) == 1000
+
+
+def live(code: str, suffix: str, tmp_path: Path, during=lambda program: None) -> tuple[int, Program]:
+    path = tmp_path / f"program{suffix}"
+    path.write_text(code)
+
+    async def whole() -> tuple[int, Program]:
+        program = await Program.start(command([str(path)]), dict(os.environ))
+        await asyncio.to_thread(during, program)
+        return await program.wait(), program
+
+    return asyncio.run(whole())
+
+
+def test_a_program_has_its_own_session_and_unbuffered_output(tmp_path, capfd):
+    code = "import os, sys; print(os.getsid(0) == os.getpid(), os.environ['PYTHONUNBUFFERED']); sys.exit('said')"
+    status, program = live(code, ".py", tmp_path)
+    out, err = capfd.readouterr()
+    assert (status, out, err) == (1, "True 1\n", "said\n")
+    assert program.name == "program.py" and program.failure(status) == "said"
+
+
+def test_a_data_loaders_worker_is_not_told_but_a_shells_command_is(tmp_path, capfd):
+    code = f"""
+import signal, subprocess, sys, time, os
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+def stop(*_):
+    print("child lives", child.poll() is None, flush=True)
+    child.kill()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+open({str(tmp_path / "ready")!r}, "w").close()
+time.sleep(600)
+"""
+
+    def stop(program: Program) -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        program.signal(signal.SIGTERM)
+
+    assert live(code, ".py", tmp_path, stop)[0] == 0
+    assert capfd.readouterr().out == "child lives True\n"
+    (tmp_path / "ready").unlink()
+    (tmp_path / "inner.py").write_text(code)
+    shell = f"{sys.executable} {tmp_path / 'inner.py'}\necho not reached\n"
+    status, program = live(shell, ".sh", tmp_path, stop)
+    assert status == -signal.SIGTERM
+    while program.group_lives():  # the command still writes its checkpoint when the shell has gone
+        time.sleep(0.01)
+    assert capfd.readouterr().out == "child lives True\n"
+
+
+def test_a_background_process_that_holds_standard_error_does_not_hold_the_end(tmp_path):
+    began = time.monotonic()
+    status, program = live("sleep 600 &\nexit 5\n", ".sh", tmp_path)
+    assert status == 5 and time.monotonic() - began < 30
+    assert program.group_lives()
+    program.kill()
+
+
+def test_a_program_that_cannot_be_executed(tmp_path):
+    path = tmp_path / "program"
+    path.write_text("#!/no/such/interpreter\n")
+    path.chmod(0o755)
+    with pytest.raises(ConfigError, match="cannot be executed: No such file or directory"):
+        asyncio.run(Program.start(command([str(path)]), dict(os.environ)))
