@@ -49,9 +49,10 @@ async def _start_ray(here: ThisHost, crew: Crew) -> str:
     await here.node.start(here.node_spec(own, address, interface))
     facts = here.node.facts
     here.say(f"Ray runs here with {facts['cpus']:g} CPUs, {facts['gpus']:g} GPUs at {address}", address=address)
-    _say_dashboard(here)
     crew.start_joining(address)
     await crew.gather(here.node, deadline)
+    here.node.serve(dashboard=options.dashboard is not None)  # not before: the other hosts' nodes come first
+    _say_dashboard(here)
     return address
 
 

@@ -88,6 +88,10 @@ class RayNode:
         """Should this process be killed, the node's process ends `pid` and all below it with the node."""
         self._write({"guard": pid})
 
+    def serve(self, dashboard: bool) -> None:
+        """Start the head's server, with the dashboard or without; nothing waits for it."""
+        self._write({"serve": dashboard})
+
     async def nodes(self) -> list[dict[str, Any]]:
         """The cluster's nodes as `ray.nodes()` has them."""
         return (await self._ask({"ask": "nodes"}, ANSWER_TIMEOUT_S))["nodes"]

@@ -8,6 +8,7 @@ that the bootstrap was killed, this process ends all that it started and what it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -40,13 +41,16 @@ def main() -> None:
         _say(answers, error=f"{type(error).__name__}: {one_line(error, 500)}")
         raise
     _say(answers, **_facts(node), number=spec["number"])
-    threading.Thread(target=_serve, args=(node, spec["dashboard"] is not None, answers), daemon=True).start()
+    threading.Thread(target=_watch, args=(node, answers), daemon=True).start()
     state = _state(spec["head_address"])
     guarded = [os.getpid()]
     for line in questions:
         question = json.loads(line)
         if "guard" in question:
             guarded.append(question["guard"])
+        elif "serve" in question:
+            wanted = (node, question["serve"], answers)
+            threading.Thread(target=_serve, args=wanted, daemon=True).start()
         else:
             _say(answers, **_answer(state, question["ask"]), number=question["number"])
     kill([process for process in family(guarded) if process.pid != os.getpid()], wait_s=1)
@@ -99,19 +103,17 @@ def _server_later(kind: type) -> type:
 
 
 def _serve(node: Any, dashboard: bool, answers: TextIO) -> None:
-    """Start the server on the head, then watch all processes.
+    """Start the server on the head.
 
     Without a dashboard it starts too, with next to nothing inside: Ray Train asks it whether its controller is alive
     and waits twelve seconds at the end of a run when there is none.
     """
     from ray._private.node import Node
 
-    if node.head:
-        try:
-            Node.start_api_server(node, include_dashboard=dashboard, raise_on_failure=dashboard)
-        except Exception as error:  # noqa: BLE001 - the job does not need it
-            _say(answers, note=f"no dashboard: {one_line(error, 300)}")
-    _watch(node, answers)
+    try:
+        Node.start_api_server(node, include_dashboard=dashboard, raise_on_failure=dashboard)
+    except Exception as error:  # noqa: BLE001 - the job does not need it
+        _say(answers, note=f"no dashboard: {one_line(error, 300)}")
 
 
 def _facts(node: Any) -> dict[str, Any]:
@@ -122,7 +124,9 @@ def _facts(node: Any) -> dict[str, Any]:
 def _watch(node: Any, answers: TextIO) -> None:
     while True:
         time.sleep(WATCH_EVERY_S)
-        dead = node.dead_processes()
+        dead = []
+        with contextlib.suppress(RuntimeError):  # the server is being added to them
+            dead = node.dead_processes()
         if dead:
             kind, process = dead[0]
             _say(answers, ended=f"Ray's {kind} ended with code {process.returncode}")
