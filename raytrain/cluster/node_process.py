@@ -23,6 +23,7 @@ from raytrain.errors import one_line
 
 WATCH_EVERY_S = 0.5
 RANK_CLASSES = ("RayTrainWorker", "_RayTrainWorker")
+VITAL = ("gcs_server", "raylet")  # the cluster lives on without its dashboard or log monitor
 COORDINATOR_MEMORY_BYTES = 1  # Ray wants some; no rank fits
 
 
@@ -114,6 +115,7 @@ def _serve(node: Any, dashboard: bool, answers: TextIO) -> None:
         Node.start_api_server(node, include_dashboard=dashboard, raise_on_failure=dashboard)
     except Exception as error:  # noqa: BLE001 - the job does not need it
         _say(answers, note=f"no dashboard: {one_line(error, 300)}")
+    threading.Event().wait()  # the kernel ends what this thread has started when this thread ends
 
 
 def _facts(node: Any) -> dict[str, Any]:
@@ -122,15 +124,17 @@ def _facts(node: Any) -> dict[str, Any]:
 
 
 def _watch(node: Any, answers: TextIO) -> None:
+    seen: set[str] = set()
     while True:
         time.sleep(WATCH_EVERY_S)
-        dead = []
+        dead: list[tuple[str, Any]] = []
         with contextlib.suppress(RuntimeError):  # the server is being added to them
             dead = node.dead_processes()
-        if dead:
-            kind, process = dead[0]
-            _say(answers, ended=f"Ray's {kind} ended with code {process.returncode}")
-            return
+        for kind, process in dead:
+            if kind not in seen:
+                seen.add(kind)
+                text = f"Ray's {kind} ended with code {process.returncode}"
+                _say(answers, **({"ended": text} if kind in VITAL else {"note": text}))
 
 
 def _state(address: str) -> Any:

@@ -399,6 +399,30 @@ def test_a_raylet_that_dies_is_reported_and_its_host_stays(job):
     )
 
 
+@pytest.mark.parametrize("port", [6379, 6380])
+def test_a_taken_port_on_the_head(job, port):
+    started = job(TWO)
+    started.write("program.py", "print('RUNS')")
+    started.write("holder.py", f"import socket, time; s = socket.create_server(('', {port})); time.sleep(600)")
+    words = f"{sys.executable} holder.py & sleep 0.5; exec {sys.executable} -m raytrain bootstrap -- program.py"
+    started.hosts.start("algo-1", ["bash", "-c", words], {"RAY_AUTH_TOKEN": TOKEN})
+    assert started.wait() == {"algo-1": 2}
+    assert started.hosts["algo-1"].failure.startswith(f"port {port} is taken on algo-1")
+
+
+@pytest.mark.parametrize(("process", "vital"), [("gcs_server", True), ("log_monitor", False)])
+def test_the_heads_ray_processes_are_watched(job, process, vital):
+    started = job(TWO)
+    started.write("program.py", STUBBORN if vital else "print('READY'); import time; time.sleep(4)")
+    started.start("--grace", "1", "--", "program.py")
+    started.until("algo-1", "READY")
+    below = started.hosts["algo-1"].init().children(recursive=True)
+    next(found for found in below if process in " ".join(found.cmdline())).kill()
+    failure = "Ray ended on the head: Ray's gcs_server ended with code -9" if vital else None
+    started.check({"algo-1": int(vital), "algo-2": int(vital)}, failure)
+    assert f"Ray's {process} ended with code -9" in started.head_log("algo-1")
+
+
 def training_job(job_tree, started: Job, images: Path, **training: object) -> None:
     """`source_dir` and a small training job, as SageMaker would put them on every host."""
     job_tree["run_dir"] = "/opt/ml/checkpoints"

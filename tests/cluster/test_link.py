@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from raytrain.cluster import link
 from raytrain.cluster.link import Line, call, listen
 from raytrain.cluster.network import free_port
 from raytrain.errors import ClusterError
@@ -97,6 +98,22 @@ def test_noise_neither_enters_nor_harms(noise):
         assert joined == ["algo-2"]
 
     talk(scenario)
+
+
+def test_a_head_that_says_nothing_is_given_up(monkeypatch):
+    monkeypatch.setattr(link, "HANDSHAKE_TIMEOUT_S", 0.3)
+
+    async def whole():
+        async def silent(reader, writer):
+            await reader.read()
+            writer.close()
+
+        port = free_port()
+        async with await asyncio.start_server(silent, "127.0.0.1", port):
+            with pytest.raises(TimeoutError, match="no answer within 0.3 s"):
+                await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "plan")
+
+    asyncio.run(whole())
 
 
 def test_the_token_itself_never_travels():
