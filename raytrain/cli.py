@@ -13,7 +13,6 @@ import typer
 import typer.exceptions
 
 from raytrain import __version__
-from raytrain.cluster.environ import write_failure
 from raytrain.config import Job
 from raytrain.errors import RaytrainError
 
@@ -172,7 +171,9 @@ def main() -> None:
             message = f"{message.rstrip('.')}; see raytrain --help"
             _say(message)
             if sys.argv[1:2] == ["bootstrap"]:  # a job that fails for its command line should say so too
-                write_failure(message)
+                from raytrain.cluster.bootstrap import tell_failure
+
+                tell_failure(message)
         raise SystemExit(getattr(error, "exit_code", 2)) from None
     except (KeyboardInterrupt, typer.Abort):
         _say("stopped")

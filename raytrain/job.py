@@ -29,6 +29,7 @@ from raytrain.worker import RankWork, position_of, run_rank
 
 STOP_GRACE_S = 7.0  # after a signal, for the step in flight and the checkpoint
 POLL_S = 0.25
+SAME_SIGNAL_S = 1.0  # a launcher and a shell's trap may both pass the same stop on
 
 Watch = Callable[[dict[str, Any]], None]
 Loop = Callable[[Any], None]
@@ -336,8 +337,11 @@ def _signals(this: Run) -> Iterator[tuple[threading.Event, Callable[[], None]]]:
     """
     going = threading.Event()
 
+    first: list[float] = []
+
     def handle(number: int, _frame: Any) -> None:
-        again = this.signal_number is not None
+        first.append(time.monotonic())
+        again = first[-1] - first[0] > SAME_SIGNAL_S
         this.signal_number = number
         if not going.is_set():
             raise Stopped("stopped before training began", number)

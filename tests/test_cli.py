@@ -144,6 +144,13 @@ def test_a_wrong_bootstrap_is_one_line_and_in_the_failure_file(words, message, t
     assert f"raytrain: {(tmp_path / 'output/failure').read_text()}" == line
 
 
+def test_a_prometheus_that_does_not_start_does_not_end_the_job(tmp_path):
+    (tmp_path / "prometheus").write_text("no program at all")
+    result = run_cli("bootstrap", "--prometheus", tmp_path / "prometheus", "--", "true")
+    assert result.returncode == 0
+    assert "no Prometheus, the job goes on: [Errno 8] Exec format error" in result.stderr
+
+
 def test_a_taken_port_is_named_or_passed_by(tmp_path):
     with socket.socket() as holder:
         holder.bind(("", 0))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from raytrain.cluster.member import follow
 from raytrain.cluster.program import command
 from raytrain.cluster.roster import Roster
 from raytrain.cluster.this_host import Options, Outcome, ThisHost
-from raytrain.errors import ConfigError, RaytrainError
+from raytrain.errors import ClusterError, ConfigError, RaytrainError
 
 
 def run(options: Options) -> int:
@@ -24,21 +26,32 @@ def run(options: Options) -> int:
     Raises:
         RaytrainError: something is wrong with what was asked for; the failure file says it too.
     """
+    heard: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _frame: heard.append(number))
     try:
         roster, reader = read_roster(options.head_group)
         command(options.program)
-        if roster.am_head:
+        if not roster.others:
             metrics.check(options)
         token = _token(options, roster)
         environ.prepare_environment()
         environ.prepare_own_cluster()
-        outcome = asyncio.run(_live(options, roster, token, reader))
+        outcome = asyncio.run(_live(options, roster, token, reader, heard))
     except Exception as error:
-        environ.write_failure(str(error) if isinstance(error, RaytrainError) else f"{type(error).__name__}: {error}")
+        tell_failure(str(error) if isinstance(error, RaytrainError) else f"{type(error).__name__}: {error}")
         raise
     if outcome.status:
-        environ.write_failure(outcome.failure or f"exit status {outcome.status}")
+        tell_failure(outcome.failure or f"exit status {outcome.status}")
     return outcome.status
+
+
+def tell_failure(text: str) -> None:
+    """Write the failure file; a full or read-only disk changes nothing about how the job ended."""
+    try:
+        environ.write_failure(text)
+    except OSError as error:
+        print(f"raytrain: the failure file cannot be written: {error}", file=sys.stderr)  # noqa: T201
 
 
 def read_roster(head_group: str | None = None) -> tuple[Roster, str | None]:
@@ -67,15 +80,18 @@ def _token(options: Options, roster: Roster) -> str:
     return token or environ.new_token()
 
 
-async def _live(options: Options, roster: Roster, token: str, reader: str | None) -> Outcome:
-    folder = Path(tempfile.mkdtemp(prefix="raytrain-"))  # for this user alone
+async def _live(options: Options, roster: Roster, token: str, reader: str | None, heard: list[int]) -> Outcome:
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="raytrain-"))  # for this user alone
+    except OSError as error:
+        raise ClusterError(f"no folder for temporary files on {roster.me.name}: {error}") from None
     here = ThisHost(options, roster, token, folder)
     try:
         if reader is not None:
             here.say(f"{len(roster.members)} hosts, head {roster.head}; resource config read by {reader}")
         if not token:
             here.say("--insecure: whoever reaches this host's ports can run code here")
-        await here.begin()
+        await here.begin(heard)
         return await (lead(here) if roster.am_head else follow(here))
     finally:
         await here.end()

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from raytrain.cluster.link import Line, listen
-from raytrain.cluster.network import why_unreachable
+from raytrain.cluster.network import aside, why_unreachable
 from raytrain.cluster.node import RayNode
 from raytrain.cluster.roster import Member
 from raytrain.cluster.this_host import Outcome, ThisHost
@@ -17,6 +17,9 @@ from raytrain.errors import ClusterError
 PROGRESS_EVERY_S = 10.0
 REGISTERED_WITHIN_S = 10.0
 RANKS_EVERY_S = 5.0
+RANKS_KNOWN_FOR_S = 40.0  # longer than a silent host's line lives
+DIAGNOSIS_TIMEOUT_S = 3.0
+FLUSH_TIMEOUT_S = 2.0
 DISMISS_TIMEOUT_S = 4.0
 
 
@@ -29,6 +32,7 @@ class Mate:
         cause: why it is not in, as far as is known.
         failed: it said that it cannot join.
         node_id: of its Ray node, once that has started.
+        told: how the job ended.
     """
 
     member: Member
@@ -37,6 +41,7 @@ class Mate:
     failed: str | None = None
     node_id: str | None = None
     lost: bool = False
+    told: bool = False
 
 
 class Crew:
@@ -53,7 +58,8 @@ class Crew:
         self._changed = asyncio.Event()
         self._head_address: str | None = None
         self._running = False
-        self._ranks: dict[str, int] = {}
+        self._ranks: dict[str, tuple[int, float]] = {}
+        self._outcome: Outcome | None = None
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
@@ -85,11 +91,7 @@ class Crew:
         """
         last_said = time.monotonic()
         while missing := [mate for mate in self.mates.values() if mate.node_id is None]:
-            for mate in missing:
-                if mate.failed or mate.lost:
-                    raise ClusterError(f"{mate.member} cannot join: {mate.failed or mate.cause}")
-            if node.ended.done():
-                raise ClusterError(f"Ray ended on the head: {node.ended.result()}")
+            self._check_whole(node)
             if time.monotonic() >= deadline:
                 raise ClusterError(await self._who_is_missing(missing))
             if time.monotonic() - last_said >= PROGRESS_EVERY_S:
@@ -101,15 +103,30 @@ class Crew:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), max(left, 0.01))
         await self._check_registered(node)
+        self._check_whole(node)
         self._running = True
         if self.mates:
             self._watcher = asyncio.create_task(self._watch_ranks(node))
 
+    def _check_whole(self, node: RayNode) -> None:
+        """Nobody who was in may be lost before the program starts."""
+        for mate in self.mates.values():
+            if mate.failed or mate.lost:
+                raise ClusterError(f"{mate.member} cannot join: {mate.failed or mate.cause}")
+        if node.ended.done():
+            raise ClusterError(f"Ray ended on the head: {node.ended.result()}")
+
     async def _who_is_missing(self, missing: list[Mate]) -> str:
-        causes = [
-            f"{mate.member}: {mate.cause or await asyncio.to_thread(why_unreachable, mate.member.name)}"
-            for mate in missing
-        ]
+        async def why(mate: Mate) -> str:
+            cause = mate.cause
+            if cause is None:
+                try:
+                    cause = await asyncio.wait_for(aside(why_unreachable, mate.member.name), DIAGNOSIS_TIMEOUT_S)
+                except TimeoutError:
+                    cause = "it did not call, and its name is slow to resolve"
+            return f"{mate.member}: {cause}"
+
+        causes = await asyncio.gather(*map(why, missing))
         total, timeout = len(self.mates) + 1, self.here.options.join_timeout_s
         return f"{total - len(missing)} of {total} hosts joined within {timeout:g} s; missing: {'; '.join(causes)}"
 
@@ -129,8 +146,14 @@ class Crew:
     async def _attend(self, line: Line) -> None:
         """One host's line, from its first word to its end."""
         mate = self.mates[line.name]
+        if self._outcome is not None:
+            line.send(end=self._outcome.status, failure=self._outcome.failure)
+            await line.flush(FLUSH_TIMEOUT_S)
+            mate.told = True
+            return
         if mate.line is not None:
             line.send(end=2, failure=f"another {line.name} is there already")
+            await line.flush(FLUSH_TIMEOUT_S)
             return
         mate.line, mate.cause = line, "it is starting Ray"
         if self._head_address is not None:
@@ -166,7 +189,10 @@ class Crew:
         mate.lost, mate.cause = True, why
         if not self._running:
             return
-        ranks = self._ranks.get(mate.node_id, 0)
+        # a host that fell silent is taken off Ray's list before its line is given up
+        ranks, seen = self._ranks.get(mate.node_id, (0, 0.0))
+        if time.monotonic() - seen > RANKS_KNOWN_FOR_S:
+            ranks = 0
         with contextlib.suppress(ClusterError):
             ranks = max(ranks, (await self.here.node.ranks()).get(mate.node_id, 0))
         self.here.say(f"lost {mate.member}: {why}; " + (f"it held {ranks} training ranks" if ranks else "Ray goes on"))
@@ -177,21 +203,29 @@ class Crew:
         """Remember where the ranks are, for when it can no longer be asked."""
         while True:
             with contextlib.suppress(ClusterError):
-                self._ranks = await node.ranks()
+                now = time.monotonic()
+                self._ranks |= {node_id: (count, now) for node_id, count in (await node.ranks()).items()}
             await asyncio.sleep(RANKS_EVERY_S)
 
     async def dismiss(self, outcome: Outcome) -> None:
         """Tell everybody how it ended, and see them off."""
+        self._outcome, ran = outcome, self._running
         self._running = False
         if self._server is None:
             return
-        self._server.close()
         for mate in self.mates.values():
             if mate.line is not None:
                 mate.line.send(end=outcome.status, failure=outcome.failure)
+                mate.told = True
+
+        def stay() -> list[Mate]:
+            """Those who have not left, and those who may still call to hear that it is over already."""
+            return [m for m in self.mates.values() if m.line is not None or not (ran or m.told or m.lost)]
+
         deadline = time.monotonic() + DISMISS_TIMEOUT_S
-        while time.monotonic() < deadline and any(mate.line for mate in self.mates.values()):
+        while time.monotonic() < deadline and stay():
             await asyncio.sleep(0.02)
-        for mate in self.mates.values():
+        self._server.close()
+        for mate in stay():
             if mate.line is not None:
                 self.here.say(f"{mate.member} has not left")

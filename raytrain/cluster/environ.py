@@ -31,6 +31,7 @@ RAY = {
 
 ML_FOLDER = "/opt/ml"
 TOKEN_CHANNEL = "raytrain_token"  # an input channel with one file, `token`
+OURS_ALONE = ("RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAYTRAIN_REMOTE_WRITE_PASSWORD")
 FAILURE_CHARACTERS = 1024  # SageMaker shows no more of the failure file
 TOKEN_MIN_CHARACTERS = 16
 
@@ -59,7 +60,7 @@ def ray_address(environment: Mapping[str, str] | None = None) -> str | None:
 
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
     """This process's environment for a child, without what only the bootstrap should hold, and changed."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")}
+    kept = {name: value for name, value in os.environ.items() if name not in OURS_ALONE}
     return {**kept, **changes}
 
 
@@ -75,7 +76,7 @@ def user_set(names: Mapping[str, str]) -> dict[str, str]:
 
 def simulated_environment(changes: Mapping[str, str]) -> dict[str, str]:
     """What a command on a simulated host starts with: this process's environment, but nothing of a cluster of it."""
-    foreign = ("RAY_", "SM_", "SAGEMAKER_", "TRAINING_JOB_")
+    foreign = ("RAY_", "SM_", "SAGEMAKER_", "TRAINING_JOB_", "TMPDIR")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "HOME": "/tmp", **changes}
 
@@ -115,7 +116,11 @@ def read_resource_config() -> tuple[dict[str, Any], str] | None:
 
 
 def write_failure(text: str) -> None:
-    """Say why the job failed where SageMaker looks for it; does nothing outside a SageMaker job."""
+    """Say why the job failed where SageMaker looks for it; does nothing outside a SageMaker job.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     output = _folder() / "output"
     if (_folder() / "input/config/resourceconfig.json").is_file():
         output.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,13 @@ import time
 from raytrain.cluster import metrics, network
 from raytrain.cluster.crew import Crew
 from raytrain.cluster.environ import training_job
-from raytrain.cluster.program import Program, command, exit_status
+from raytrain.cluster.program import Program, exit_status
 from raytrain.cluster.roster import Roster
 from raytrain.cluster.this_host import Outcome, ThisHost
-from raytrain.errors import ClusterError, RaytrainError
+from raytrain.errors import ClusterError, RaytrainError, one_line
 
 POLL_S = 0.1
+STRAYS_S = 3.0
 
 
 async def lead(here: ThisHost) -> Outcome:
@@ -23,12 +24,15 @@ async def lead(here: ThisHost) -> Outcome:
     prometheus = None
     try:
         await crew.open()
+        await here.unless_stopped(asyncio.to_thread(metrics.check, here.options))
         address = await here.unless_stopped(_start_ray(here, crew))
-        prometheus = await metrics.start(here, await here.node.nodes())
+        prometheus = await metrics.start(here)
         outcome = await _run(here, crew, address)
         await _linger(here, outcome)
     except RaytrainError as error:
         outcome = Outcome(error.exit_code, str(error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the others must hear that it is over
+        outcome = Outcome(1, f"{type(error).__name__}: {one_line(error, 500)}")
     if outcome.failure:
         here.say(outcome.failure, status=outcome.status)
     await asyncio.gather(crew.dismiss(outcome), metrics.stop(prometheus))
@@ -39,20 +43,21 @@ async def _start_ray(here: ThisHost, crew: Crew) -> str:
     """Returns the cluster's address when every host is in it."""
     options, roster = here.options, here.roster
     deadline = here.started + options.join_timeout_s
-    own, interface = _own_address(roster)
+    own, interface = await network.aside(_own_address, roster)
     port = options.port
     if not network.port_is_free(port):
         if crew.mates:
             raise ClusterError(f"port {port} is taken on {roster.me.name}; try another --port")
         port = network.free_port()
     address = f"{own}:{port}"
-    await here.node.start(here.node_spec(own, address, interface))
+    await here.node.start(here.node_spec(own, address, interface), deadline - time.monotonic())
     facts = here.node.facts
     here.say(f"Ray runs here with {facts['cpus']:g} CPUs, {facts['gpus']:g} GPUs at {address}", address=address)
     crew.start_joining(address)
     await crew.gather(here.node, deadline)
-    here.node.serve(dashboard=options.dashboard is not None)  # not before: the other hosts' nodes come first
-    _say_dashboard(here)
+    here.node.serve(options.dashboard)  # not before: the other hosts' nodes come first
+    if options.dashboard:
+        _say_the_way(here, options.dashboard)
     return address
 
 
@@ -66,11 +71,9 @@ def _own_address(roster: Roster) -> tuple[str, str | None]:
         return network.LOOPBACK, None
 
 
-def _say_dashboard(here: ThisHost) -> None:
-    if here.options.dashboard is None:
-        return
-    host, _, port = here.options.dashboard.rpartition(":")
-    here.say(f"dashboard at http://{host}:{port}")
+def _say_the_way(here: ThisHost, dashboard: str) -> None:
+    """The command that forwards the dashboard's port out of a SageMaker job."""
+    port = dashboard.rpartition(":")[2]
     job, region = training_job()
     if job:
         here.say(
@@ -87,7 +90,7 @@ async def _run(here: ThisHost, crew: Crew, address: str) -> Outcome:
         number = here.stopped.result()
         return Outcome(128 + number, f"stopped by {signal.Signals(number).name} before the program started")
     environment = here.environment({"RAY_ADDRESS": address, **here.collective_settings(None)})
-    program = await Program.start(command(here.options.program), environment)
+    program = await Program.start(here.options.program, environment)
     here.awaited.add(program.process.pid)
     here.node.guard(program.process.pid)
     here.say(f"{program.name} runs (pid {program.process.pid})")
@@ -116,15 +119,21 @@ async def _stop(here: ThisHost, program: Program, ended: asyncio.Task[int], numb
 
 
 async def _let_go(here: ThisHost, program: Program, ended: asyncio.Task[int], number: int) -> bool:
-    """Signal the program, wait for it and its process group, at last kill it; False if that was needed."""
+    """Signal the program, wait for it, at last kill what is left; False if the program itself had to be killed.
+
+    A shell goes before the commands that it ran, which may have a checkpoint to write; what another program leaves in
+    its group gets a moment only.
+    """
     program.signal(number)
     deadline = time.monotonic() + here.options.grace_s
     while time.monotonic() < deadline and not here.impatient.is_set():
         await asyncio.wait({ended}, timeout=POLL_S)
         here.reap()
         if ended.done() and not program.group_lives():
-            return True
-    in_time = ended.done()
+            break
+        if ended.done() and not program.is_shell:
+            deadline = min(deadline, time.monotonic() + STRAYS_S)
+    in_time = ended.done() and not (program.is_shell and program.group_lives())
     program.kill()
     await ended
     return in_time

@@ -110,7 +110,7 @@ async def _admit(
     hello = await _read(reader)
     name, theirs = str(hello.get("name", "")), str(hello.get("nonce", ""))
     reason = None
-    if not hmac.compare_digest(proof(token, "member", ours, theirs, name), str(hello.get("proof", ""))):
+    if not _same(proof(token, "member", ours, theirs, name), hello.get("proof")):
         reason = "its token is not the head's"
     elif name not in expected:
         reason = "it is not a host of this job"
@@ -132,19 +132,23 @@ async def call(address: str, port: int, name: str, head: str, token: str, plan: 
         ClusterError: the head refuses, or cannot prove that it holds the token.
         OSError: nobody answers (yet).
     """
+    writer = None
+    trusted = False
     try:
         opened = asyncio.open_connection(address, port, limit=LINE_BYTES)
         reader, writer = await asyncio.wait_for(opened, HANDSHAKE_TIMEOUT_S)
         answer = await asyncio.wait_for(_introduce(reader, writer, name, token, plan), HANDSHAKE_TIMEOUT_S)
+        trusted = answer["proven"]
     except TimeoutError:
         raise TimeoutError(f"no answer within {HANDSHAKE_TIMEOUT_S:g} s") from None
     except (EOFError, ValueError) as error:
         raise ConnectionError("the head closed the line") from error
+    finally:
+        if writer is not None and not trusted:
+            writer.close()
     if "refused" in answer:
-        writer.close()
         raise ClusterError(f"the head {head} refuses {name}: {answer['refused']}")
-    if not answer["proven"]:
-        writer.close()
+    if not trusted:
         raise ClusterError(f"what answers at {address}:{port} does not hold the token of {name}")
     return Line(head, reader, writer)
 
@@ -159,7 +163,11 @@ async def _introduce(
     _write(writer, said)
     answer = await _read(reader)
     wanted = proof(token, "head", theirs, ours, name)
-    return {**answer, "proven": hmac.compare_digest(wanted, str(answer.get("proof", "")))}
+    return {**answer, "proven": _same(wanted, answer.get("proof"))}
+
+
+def _same(one: str, other: object) -> bool:
+    return hmac.compare_digest(one.encode(), str(other).encode())
 
 
 def _write(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
@@ -170,7 +178,10 @@ async def _read(reader: asyncio.StreamReader) -> dict[str, Any]:
     line = await reader.readline()
     if not line.endswith(b"\n"):
         raise EOFError
-    message = json.loads(line)
+    try:
+        message = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     return message if isinstance(message, dict) else {}
 
 

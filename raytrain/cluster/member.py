@@ -46,7 +46,7 @@ async def _find_head(here: ThisHost) -> tuple[link.Line, str]:
     pause, cause, next_said = FIRST_PAUSE_S, "", time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
-            address = await asyncio.to_thread(network.resolve, head)
+            address = await network.aside(network.resolve, head)
             called = await link.call(address, options.port + 1, here.name, head, here.token, here.plan)
             return called, address
         except OSError as error:
@@ -102,10 +102,12 @@ async def _serve(here: ThisHost, line: link.Line, head: str, orders: asyncio.Que
 async def _join(here: ThisHost, line: link.Line, head: str, head_address: str) -> None:
     """Start this host's Ray node and say so, or why not."""
     try:
-        own, interface = network.own_address(here.roster.interface, here.name, towards=head)
+        own, interface = await network.aside(network.own_address, here.roster.interface, here.name, head)
         await here.node.start(here.node_spec(own, head_address, interface))
         facts = here.node.facts
         here.say(f"Ray runs here with {facts['cpus']:g} CPUs, {facts['gpus']:g} GPUs")
         line.send(joined=facts["node_id"], cpus=facts["cpus"], gpus=facts["gpus"])
     except ClusterError as error:
         line.send(failed=str(error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the head must not wait for this host
+        line.send(failed=f"{type(error).__name__}: {one_line(error, 300)}")

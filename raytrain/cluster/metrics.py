@@ -20,7 +20,7 @@ from raytrain.cluster.environ import remote_write_password, training_job
 from raytrain.cluster.network import LOOPBACK, port_is_free
 from raytrain.cluster.this_host import Options, ThisHost
 from raytrain.cluster.topology import GROUP_LABEL, HOST_LABEL, INSTANCE_TYPE_LABEL
-from raytrain.errors import ConfigError, one_line
+from raytrain.errors import ConfigError, RaytrainError, one_line
 
 PORT = 9090
 SCRAPE_EVERY_S = 5
@@ -69,7 +69,7 @@ def check(options: Options) -> None:
 def _version(wanted: str) -> str:
     """What the program says of itself; nothing for an archive."""
     program = shutil.which("prometheus") if wanted == ON_THE_PATH else wanted
-    if wanted != ON_THE_PATH and tarfile.is_tarfile(wanted):
+    if wanted != ON_THE_PATH and (tarfile.is_tarfile(wanted) or not os.access(wanted, os.X_OK)):
         return ""
     try:
         asked = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10)
@@ -116,11 +116,19 @@ def configuration(
     return found
 
 
-async def start(here: ThisHost, nodes: Sequence[Mapping[str, Any]]) -> asyncio.subprocess.Process | None:
+async def start(here: ThisHost) -> asyncio.subprocess.Process | None:
     """Start Prometheus if it was asked for. Should it fail, the job goes on without."""
-    options = here.options
-    if options.prometheus is None and options.remote_write is None:
+    if here.options.prometheus is None and here.options.remote_write is None:
         return None
+    try:
+        return await _start(here, await here.node.nodes())
+    except (OSError, EOFError, tarfile.TarError, RaytrainError) as error:
+        here.say(f"no Prometheus, the job goes on: {one_line(error, 300)}")
+        return None
+
+
+async def _start(here: ThisHost, nodes: Sequence[Mapping[str, Any]]) -> asyncio.subprocess.Process | None:
+    options = here.options
     binary = await asyncio.to_thread(_binary, options.prometheus or ON_THE_PATH, here.folder)
     password = options.remote_write_password_file
     if options.remote_write_user and password is None:
@@ -138,6 +146,7 @@ async def start(here: ThisHost, nodes: Sequence[Mapping[str, Any]]) -> asyncio.s
             f"--config.file={file}",
             f"--storage.tsdb.path={here.folder / 'prometheus'}",
             f"--web.listen-address={LOOPBACK}:{PORT}",
+            env=here.environment(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -173,7 +182,12 @@ def _binary(given: str, folder: Path) -> Path:
         return Path(shutil.which("prometheus") or "prometheus")
     path = Path(given)
     if not tarfile.is_tarfile(path):
-        return path
+        if os.access(path, os.X_OK):
+            return path
+        copy = folder / "prometheus-program"  # what comes through S3 has lost its mode
+        shutil.copy(path, copy)
+        copy.chmod(0o700)
+        return copy
     with tarfile.open(path) as archive:
         for member in archive:
             if member.isfile() and Path(member.name).name == "prometheus":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
@@ -16,7 +19,7 @@ LOOPBACK = "127.0.0.1"
 SYS_INFINIBAND = Path("/sys/class/infiniband")
 FIRST_RDMA_EFA = 0xEFA1  # PCI device ids of EFA: 0xefa0 has no RDMA, those after it do (Linux, drivers/.../efa_main.c)
 
-Resolve = Callable[[str], str]
+T = TypeVar("T")
 
 
 def resolve(name: str) -> str:
@@ -25,7 +28,32 @@ def resolve(name: str) -> str:
     Raises:
         OSError: it does not resolve (yet).
     """
-    return socket.gethostbyname(name)
+    try:
+        return socket.gethostbyname(name)
+    except UnicodeError as error:  # a label that is empty or too long
+        raise OSError(str(error)) from None
+
+
+async def aside(function: Callable[..., T], *arguments: object) -> T:
+    """Run what may block for long, such as a look-up of a name, where neither the loop nor the end waits for it."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: Exception | None) -> None:
+        if not done.done():
+            done.set_result(result) if error is None else done.set_exception(error)
+
+    def run() -> None:
+        outcome: tuple[T | None, Exception | None]
+        try:
+            outcome = function(*arguments), None
+        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
+            outcome = None, error
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await done
 
 
 def own_address(interface: str | None, own_name: str, towards: str | None = None) -> tuple[str, str | None]:

@@ -28,6 +28,7 @@ class NodeSpec:
         cpus, gpus: what Ray may hand out; None for what the host has.
         coordinator: nothing that asks for memory runs here either.
         dashboard: `host:port` to serve it at, on the head; None for none.
+        folder: the bootstrap's private one, to be removed should the bootstrap be killed.
     """
 
     head: bool
@@ -40,6 +41,7 @@ class NodeSpec:
     gpus: int | None = None
     coordinator: bool = False
     dashboard: str | None = None
+    folder: str = ""
 
 
 class RayNode:
@@ -76,20 +78,20 @@ class RayNode:
             )
         return cls(process, log, say)
 
-    async def start(self, spec: NodeSpec) -> None:
+    async def start(self, spec: NodeSpec, timeout_s: float = STARTING_TIMEOUT_S) -> None:
         """Start the node and wait until the cluster knows it.
 
         Raises:
             ClusterError: it did not start; the last cause is in the message.
         """
-        self.facts = await self._ask(asdict(spec), STARTING_TIMEOUT_S)
+        self.facts = await self._ask(asdict(spec), max(min(timeout_s, STARTING_TIMEOUT_S), 1.0))
 
     def guard(self, pid: int) -> None:
         """Should this process be killed, the node's process ends `pid` and all below it with the node."""
         self._write({"guard": pid})
 
-    def serve(self, dashboard: bool) -> None:
-        """Start the head's server, with the dashboard or without; nothing waits for it."""
+    def serve(self, dashboard: str | None) -> None:
+        """Start the head's server, with a dashboard at `host:port` or without any; nothing waits for it."""
         self._write({"serve": dashboard})
 
     async def nodes(self) -> list[dict[str, Any]]:

@@ -11,11 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import threading
 import time
 from collections import Counter
 from typing import Any, TextIO
+
+import psutil
 
 from raytrain.cluster.environ import set_environment
 from raytrain.cluster.guardian import family, kill
@@ -44,17 +47,20 @@ def main() -> None:
     _say(answers, **_facts(node), number=spec["number"])
     threading.Thread(target=_watch, args=(node, answers), daemon=True).start()
     state = _state(spec["head_address"])
-    guarded = [os.getpid()]
+    guarded = [psutil.Process()]
     for line in questions:
         question = json.loads(line)
         if "guard" in question:
-            guarded.append(question["guard"])
+            with contextlib.suppress(psutil.NoSuchProcess):
+                guarded.append(psutil.Process(question["guard"]))
         elif "serve" in question:
             wanted = (node, question["serve"], answers)
             threading.Thread(target=_serve, args=wanted, daemon=True).start()
         else:
             _say(answers, **_answer(state, question["ask"]), number=question["number"])
-    kill([process for process in family(guarded) if process.pid != os.getpid()], wait_s=1)
+    left = family([process.pid for process in guarded if process.is_running()])
+    kill([process for process in left if process.pid != os.getpid()], wait_s=1)
+    shutil.rmtree(spec["folder"], ignore_errors=True)
 
 
 def _say(answers: TextIO, **message: Any) -> None:
@@ -103,7 +109,7 @@ def _server_later(kind: type) -> type:
     return Head
 
 
-def _serve(node: Any, dashboard: bool, answers: TextIO) -> None:
+def _serve(node: Any, dashboard: str | None, answers: TextIO) -> None:
     """Start the server on the head.
 
     Without a dashboard it starts too, with next to nothing inside: Ray Train asks it whether its controller is alive
@@ -112,7 +118,10 @@ def _serve(node: Any, dashboard: bool, answers: TextIO) -> None:
     from ray._private.node import Node
 
     try:
-        Node.start_api_server(node, include_dashboard=dashboard, raise_on_failure=dashboard)
+        wanted = dashboard is not None
+        Node.start_api_server(node, include_dashboard=wanted, raise_on_failure=wanted)
+        if wanted:
+            _say(answers, note=f"dashboard at http://{dashboard}; it asks for the token")
     except Exception as error:  # noqa: BLE001 - the job does not need it
         _say(answers, note=f"no dashboard: {one_line(error, 300)}")
     threading.Event().wait()  # the kernel ends what this thread has started when this thread ends

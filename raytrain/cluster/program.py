@@ -24,9 +24,14 @@ SHELLS = ("sh", "bash", "dash", "zsh", "ksh")
 PIPE_END_S = 2.0  # how long a background process of the program may hold its standard error open
 
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_TRACEBACK = re.compile(r"^\s*(?:\+ )?(?:Exception Group )?Traceback \(most recent call last\):$")
-_FORWARDED = re.compile(r"^\([^()]*(?:pid=|raylet|autoscaler)[^()]*\) ")  # what Ray passes on from its workers
+_PREFIX = re.compile(r"^\[rank\d+\]: ?")  # torch, before every line of a rank's exception
+_TRACEBACK = re.compile(
+    r"(?P<group>Exception Group )?Traceback \(most recent call last\):$"
+)  # a progress bar may precede
+_NOISE = re.compile(r"^\([^()]*(?:pid=|raylet|autoscaler)[^()]*\) |\d+%\||^$")  # forwarded by Ray; progress bars; blank
+_AFTERWARDS = re.compile(r"^(Exception ignored in|Error in atexit|Exception in thread)")
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?::\s|$)")
+_FATAL = re.compile(r"^Fatal Python error: ")
 
 
 def command(words: Sequence[str]) -> list[str]:
@@ -55,7 +60,7 @@ def exit_status(returncode: int) -> int:
 
 def failure_text(name: str, returncode: int, standard_error: str) -> str:
     """Why a program failed, in a line: its exception, else its last line on standard error, else how it ended."""
-    said = last_error(standard_error)
+    said = last_error(standard_error, returncode)
     if returncode < 0:
         number = -returncode
         known = signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
@@ -64,45 +69,57 @@ def failure_text(name: str, returncode: int, standard_error: str) -> str:
     return said or f"{name} ended with exit code {returncode}"
 
 
-def last_error(text: str) -> str:
-    """The text of the Python exception that `text` ends with, else its last line that is not blank."""
-    lines = [_COLOURS.sub("", line).rstrip() for line in text.splitlines()]
-    while lines and (not lines[-1] or _FORWARDED.match(lines[-1])):
+def last_error(text: str, returncode: int = 1) -> str:
+    """The exception that `text` ends with, where the program ended as Python does for one; else its last line."""
+    lines = [_PREFIX.sub("", _COLOURS.sub("", line)).rstrip() for line in text.splitlines()]
+    cut = next((number for number, line in enumerate(lines) if _AFTERWARDS.match(line)), len(lines))
+    lines = lines[:cut] or lines
+    while lines and _NOISE.search(lines[-1]):
         lines.pop()
-    starts = [number for number, line in enumerate(lines) if _TRACEBACK.match(line)]
-    found = _exception(lines[starts[-1] :]) if starts else None
+    fatal = next((line for line in lines if _FATAL.match(line)), None) if returncode < 0 else None
+    starts = [number for number, line in enumerate(lines) if _TRACEBACK.search(line)] if returncode == 1 else []
+    found = fatal or (_exception(lines[starts[-1] :]) if starts else None)
     return " ".join((found or "".join(lines[-1:])).split())[:FAILURE_CHARACTERS]
 
 
 def _exception(lines: list[str]) -> str | None:
-    """The exception's line and the lines of its message, unless something else was said after them."""
-    grouped = "Group" in lines[0]
+    """The exception's line, its message, and the last line should more have been said after a blank one."""
+    grouped = _TRACEBACK.search(lines[0])["group"] is not None
     for number, line in enumerate(lines[1:], start=1):
         line = line.lstrip("| +") if grouped else line
         if _EXCEPTION.match(line):
             rest = [] if grouped else lines[number + 1 :]
-            blank = rest.index("") if "" in rest else len(rest)
-            return None if rest[blank + 1 :] or blank > MESSAGE_LINES else " ".join([line, *rest])
+            message = rest[: rest.index("")] if "" in rest else rest
+            if len(message) > MESSAGE_LINES:
+                return None
+            after = rest[len(message) :]
+            return " ".join([line, *message, *after[-1:]])
     return None
 
 
 class Program:
-    """A running program: its own session and process group, standard output as it comes, standard error copied."""
+    """A running program: its own session and process group, standard output as it comes, standard error copied.
+
+    Attributes:
+        is_shell: known once it was signalled; a shell may go before the commands that it ran.
+    """
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, reading: int):
         self.name = name
         self.process = process
+        self.is_shell = False
         self._tail = bytearray()
         self._copier = threading.Thread(target=self._copy, args=(reading,), name="raytrain-stderr", daemon=True)
         self._copier.start()
 
     @classmethod
-    async def start(cls, words: Sequence[str], environment: Mapping[str, str]) -> Program:
-        """Start what `command` made of the user's words.
+    async def start(cls, given: Sequence[str], environment: Mapping[str, str]) -> Program:
+        """Start what `command` makes of the user's words.
 
         Raises:
             ConfigError: the file cannot be executed.
         """
+        words = command(given)
         reading, writing = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -117,8 +134,7 @@ class Program:
             raise ConfigError(f"{words[0]} cannot be executed: {error.strerror}") from None
         finally:
             os.close(writing)
-        name = words[1] if Path(words[0]).name == "bash" else words[2] if words[1:2] == ["-u"] else words[0]
-        return cls(Path(name).name, process, reading)
+        return cls(Path(given[0]).name, process, reading)
 
     def _copy(self, reading: int) -> None:
         """Pass standard error on as it comes, and keep its end."""
@@ -146,10 +162,10 @@ class Program:
         Its other children are its own to tell: a data loader's worker that heard SIGTERM would die before the program
         could write its checkpoint.
         """
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            for process in _with_commands(psutil.Process(self.process.pid)):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            leader = psutil.Process(self.process.pid)
+            self.is_shell = is_shell(leader)
+            _tell(leader, number)
 
     def group_lives(self) -> bool:
         """Whether anything of the program's process group is left."""
@@ -165,7 +181,17 @@ class Program:
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
-def _with_commands(process: psutil.Process) -> list[psutil.Process]:
-    if process.name() not in SHELLS:
-        return [process]
-    return [process, *(deeper for child in process.children() for deeper in _with_commands(child))]
+def _tell(process: psutil.Process, number: int) -> None:
+    """Signal a process and, below a shell, what it runs; those that go meanwhile are passed by."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = process.children() if is_shell(process) else []
+        process.send_signal(number)
+        for child in children:
+            _tell(child, number)
+
+
+def is_shell(process: psutil.Process) -> bool:
+    """By its program: a script without a suffix goes by the script's name."""
+    with contextlib.suppress(psutil.Error):
+        return Path(process.exe()).name in SHELLS or process.name() in SHELLS
+    return False

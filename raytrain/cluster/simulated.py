@@ -29,6 +29,7 @@ SHM_BYTES = 2 << 30
 CPU_PERIOD_US = 100_000
 CGROUPS = Path("/sys/fs/cgroup")
 GONE_WITHIN_S = 10.0
+INIT_WITHIN_S = 5.0
 
 # Runs as PID 1's first steps in the new namespaces: $1 the host's folder, $2 its name, $3 SageMaker's folder,
 # $4 the cgroup to enter or an empty string, $5 whether PID 1 stays to see what the command leaves behind, then the
@@ -42,18 +43,22 @@ mount -t proc proc /proc
 echo "$name" > /proc/sys/kernel/hostname
 mount -t tmpfs -o size={SHM_BYTES} shm /dev/shm
 parent=$(dirname "$ml")
-mount -t overlay overlay -o "lowerdir=$parent,upperdir=$host/above,workdir=$host/work" "$parent"
+mount -t tmpfs over "$host/over"
+mkdir "$host/over/above" "$host/over/work"
+mount -t overlay overlay -o "lowerdir=$parent,upperdir=$host/over/above,workdir=$host/over/work" "$parent"
 mkdir -p "$ml"
 mount --bind "$host/ml" "$ml"
 mount --bind "$host/hosts" /etc/hosts
 mount --bind "$host/resolv.conf" /etc/resolv.conf
-mount --rbind "$host" /mnt
-for path in $(cat "$host/visible"); do mkdir -p "/mnt/tmp/$path"; mount --rbind "/tmp/$path" "/mnt/tmp/$path"; done
-mount --rbind /mnt/tmp /tmp
+for path in $(cat "$host/visible"); do
+  mkdir -p "$host/tmp/$path"; mount --rbind "/tmp/$path" "$host/tmp/$path"
+done
+exec 9> "$host/left"
+mount --rbind "$host/tmp" /tmp
 cd "$folder"
-[ -n "$watch" ] || exec "$@"
+[ -n "$watch" ] || exec "$@" 9>&-
 set +e
-"$@" &
+"$@" 9>&- &
 child=$!
 trap 'kill -TERM $child' TERM
 trap 'kill -INT $child' INT
@@ -61,7 +66,7 @@ while kill -0 $child 2>/dev/null; do wait $child; status=$?; done
 for entry in /proc/[0-9]*; do
   pid=${{entry#/proc/}}
   [ $pid -eq 1 ] || tr '\\0' ' ' < $entry/cmdline 2>/dev/null | sed "s/^/$pid /;s/$/\\n/"
-done > /mnt/left
+done >&9
 exit $status
 """
 
@@ -72,12 +77,16 @@ def unavailable() -> str | None:
         return "hosts are simulated with Linux namespaces; this is not Linux"
     if os.geteuid() != 0:
         return "simulating hosts needs root"
-    missing = [tool for tool in ("unshare", "nsenter", "mount") if shutil.which(tool) is None]
+    missing = [tool for tool in ("unshare", "nsenter", "setpriv", "mount") if shutil.which(tool) is None]
     if missing:
         return f"simulating hosts needs util-linux ({', '.join(missing)} not found)"
     if importlib.util.find_spec("pyroute2") is None:
         return "simulating hosts needs pyroute2 (pip install 'raytrain[twin]')"
-    tried = subprocess.run(["unshare", "-mnupif", "true"], capture_output=True, text=True)
+    script = (
+        "mount -t tmpfs x /mnt && mkdir /mnt/a /mnt/b && "
+        "mount -t overlay overlay -o lowerdir=/opt,upperdir=/mnt/a,workdir=/mnt/b /opt"
+    )
+    tried = subprocess.run(["unshare", "-mnupif", "sh", "-c", script], capture_output=True, text=True)
     return f"this machine does not allow namespaces: {tried.stderr.strip()}" if tried.returncode else None
 
 
@@ -118,8 +127,18 @@ class SimulatedHost:
         return [line for line in (self.folder / "left").read_text().splitlines() if len(line.split()) > 1]
 
     def init(self) -> psutil.Process:
-        """PID 1 of the host, as this machine sees it."""
-        return psutil.Process(self.process.pid).children()[0]
+        """PID 1 of the host, as this machine sees it.
+
+        Raises:
+            ClusterError: it has ended, or not begun in time.
+        """
+        deadline = time.monotonic() + INIT_WITHIN_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if children := psutil.Process(self.process.pid).children():
+                    return children[0]
+            time.sleep(0.01)
+        raise ClusterError(f"the simulated host {self.name} is not running")
 
     def signal(self, number: int) -> None:
         """To PID 1, as a container gets it."""
@@ -184,16 +203,18 @@ class SimulatedHosts:
         return self.hosts[name]
 
     def __exit__(self, *_: object) -> None:
-        for host in self.hosts.values():
-            if host.process is not None and host.process.poll() is None:
-                with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-                    host.kill()
+        running = [host for host in self.hosts.values() if host.process is not None and host.process.poll() is None]
+        for host in running:
+            with contextlib.suppress(psutil.NoSuchProcess, ClusterError):
+                host.kill()
+        for host in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 host.process.wait(GONE_WITHIN_S)
         _remove_leftovers(self._prefix)
 
     def _prepare(self, number: int, name: str) -> SimulatedHost:
         host = SimulatedHost(name, f"{NETWORK}.{number}", self.folder / name, f"{self._prefix}-{number}")
-        for part in ("ml", "tmp", "above", "work"):
+        for part in ("ml", "tmp", "over"):
             (host.folder / part).mkdir(parents=True)
         (host.folder / "tmp").chmod(0o1777)
         for part in ("hosts", "resolv.conf"):
@@ -283,7 +304,7 @@ class SimulatedHosts:
         namespaces = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child"]
         with open(host.log, "ab") as log:
             host.process = subprocess.Popen(
-                ["nsenter", f"--net=/var/run/netns/{host.namespace}", *namespaces]
+                ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net=/var/run/netns/{host.namespace}", *namespaces]
                 + ["bash", "-c", _ENTER, "enter", *steps, *command],
                 env=simulated_environment(environment or {}),
                 stdin=subprocess.DEVNULL,

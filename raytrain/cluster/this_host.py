@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -96,13 +96,20 @@ class ThisHost:
     node: RayNode = field(init=False)
     awaited: set[int] = field(default_factory=set)
     background: list[asyncio.Task[None]] = field(default_factory=list)
+    _own_signals: int = 0
 
-    async def begin(self) -> None:
-        """Listen for signals, adopt orphans, and start the process of the Ray node, which takes its time."""
+    async def begin(self, heard: Sequence[int] = ()) -> None:
+        """Listen for signals, adopt orphans, and start the process of the Ray node, which takes its time.
+
+        Args:
+            heard: signals that came before.
+        """
         self.stopped = asyncio.get_running_loop().create_future()
         self.impatient = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._heard, number)
+        for number in heard:
+            self._heard(number)
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.background.append(asyncio.create_task(self._reap_for_ever()))
         if self.token:
@@ -133,7 +140,8 @@ class ThisHost:
             line = json.dumps({"host": self.name, "seconds": round(since, 2), "message": message, **facts})
         else:
             line = f"raytrain [{self.name} {since:6.1f} s] {message}"
-        print(line, file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap the line
+        with contextlib.suppress(OSError):  # nobody reads any more, and the job goes on
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap the line
 
     def environment(self, changes: Mapping[str, str] | None = None) -> dict[str, str]:
         """For Ray's processes and the program on this host."""
@@ -150,7 +158,11 @@ class ThisHost:
     def node_spec(self, address: str, head_address: str, interface: str | None) -> NodeSpec:
         me, options = self.roster.me, self.options
         head = self.roster.am_head
-        labels = {GROUP_LABEL: me.group, INSTANCE_TYPE_LABEL: me.instance_type, HOST_LABEL: network.label(me.name)}
+        labels = {
+            GROUP_LABEL: network.label(me.group),
+            INSTANCE_TYPE_LABEL: me.instance_type,
+            HOST_LABEL: network.label(me.name),
+        }
         return NodeSpec(
             head=head,
             address=address,
@@ -163,6 +175,7 @@ class ThisHost:
             gpus=options.head_gpus if head else None,
             coordinator=head and options.head_cpus == 0 and options.head_gpus == 0,
             dashboard=options.dashboard if head else None,
+            folder=str(self.folder),
         )
 
     def stop(self, number: int) -> None:
@@ -171,10 +184,11 @@ class ThisHost:
             self.stopped.set_result(number)
 
     def _heard(self, number: int) -> None:
-        if self.stopped.done():
+        if self._own_signals:
             self.impatient.set()
-        self.say(f"{signal.Signals(number).name} received")
+        self._own_signals += 1  # another host may have told of the same stop already
         self.stop(number)
+        self.say(f"{signal.Signals(number).name} received")
 
     async def unless_stopped(self, work: Awaitable[T]) -> T:
         """Do `work`, or give it up when the job is asked to stop.

@@ -84,7 +84,18 @@ def test_a_head_that_does_not_hold_the_token_is_not_followed():
     asyncio.run(whole())
 
 
-@pytest.mark.parametrize("noise", [b"GET / HTTP/1.1\r\n\r\n", b"\x00\xff\n", b"[1]\n", b"x" * 200_000, b""])
+NOISE = {
+    "a browser": b"GET / HTTP/1.1\r\n\r\n",
+    "no text": b"\x00\xff\n",
+    "no object": b"[1]\n",
+    "endless": b"x" * 200_000,
+    "nested too deeply": b"[" * 60_000 + b"\n",
+    "a proof that is not ASCII": '{"name": "algo-2", "nonce": "0", "proof": "\u00e9"}\n'.encode(),
+    "silence": b"",
+}
+
+
+@pytest.mark.parametrize("noise", NOISE.values(), ids=NOISE)
 def test_noise_neither_enters_nor_harms(noise):
     async def scenario(port, joined, refused):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

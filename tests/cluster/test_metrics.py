@@ -84,6 +84,14 @@ def test_a_build_that_sends_unsigned_is_refused():
     check(options(prometheus=REAL, remote_write="http://h/w"))
 
 
+def test_a_binary_that_came_through_s3_has_lost_its_mode(release, tmp_path):
+    Path(release).chmod(0o644)
+    check(options(prometheus=release, remote_write=AMAZONS))
+    (tmp_path / "private").mkdir()
+    found = metrics._binary(release, tmp_path / "private")
+    assert "3.5.0" in subprocess.run([found], capture_output=True, text=True).stdout
+
+
 def test_a_release_archive_is_unpacked(release, tmp_path):
     archive = tmp_path / "prometheus-3.5.0.tar.gz"
     with tarfile.open(archive, "w:gz") as file:
@@ -122,7 +130,8 @@ def test_a_release_archive_is_unpacked(release, tmp_path):
 )
 def test_half_a_wish_is_refused(asked, message, release, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    (tmp_path / "broken").write_text("")
+    (tmp_path / "broken").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "broken").chmod(0o755)
     names = {"RELEASE": release, "BROKEN": str(tmp_path / "broken")}
     asked = {key: names.get(value, value) if isinstance(value, str) else value for key, value in asked.items()}
     with pytest.raises(ConfigError, match=message):

@@ -70,15 +70,29 @@ def test_what_ray_forwards_after_an_exception_is_not_the_error():
     )
     assert last_error(text) == "OSError: disk full"
     assert last_error("") == ""
+    bars = "  0%|  | 0/10 [00:00]Traceback (most recent call last):\n  File 'x'\nOSError: gone\n 30%|# | 3/10 [00:01]"
+    assert last_error(bars) == "OSError: gone"
+    ranks = "[rank0]: Traceback (most recent call last):\n[rank0]:   File 'x'\n[rank0]: OSError: gone\n"
+    assert last_error(ranks) == "OSError: gone"
+    ignored = (
+        "Traceback (most recent call last):\n  File 'x'\nOSError: gone\nException ignored in: <x>\nTypeError: no\n"
+    )
+    assert last_error(ignored) == "OSError: gone"
+    blank = "Traceback (most recent call last):\n  File 'x'\nOSError: cannot load\n\npass a token\n"
+    assert last_error(blank) == "OSError: cannot load pass a token"
+    assert last_error(blank, returncode=3) == "pass a token"  # Python ends with 1 for an exception
+    crash = "Fatal Python error: Segmentation fault\n\nThread 0x1:\nExtension modules: numpy (total: 1)\n"
+    assert last_error(crash, returncode=-11) == "Fatal Python error: Segmentation fault"
     assert len(last_error("x" * 5000)) == 1000
 
 
 def live(code: str, suffix: str, tmp_path: Path, during=lambda program: None) -> tuple[int, Program]:
     path = tmp_path / f"program{suffix}"
     path.write_text(code)
+    path.chmod(0o755)
 
     async def whole() -> tuple[int, Program]:
-        program = await Program.start(command([str(path)]), dict(os.environ))
+        program = await Program.start([str(path)], dict(os.environ))
         await asyncio.to_thread(during, program)
         return await program.wait(), program
 
@@ -113,14 +127,15 @@ time.sleep(600)
 
     assert live(code, ".py", tmp_path, stop)[0] == 0
     assert capfd.readouterr().out == "child lives True\n"
-    (tmp_path / "ready").unlink()
     (tmp_path / "inner.py").write_text(code)
-    shell = f"{sys.executable} {tmp_path / 'inner.py'}\necho not reached\n"
-    status, program = live(shell, ".sh", tmp_path, stop)
-    assert status == -signal.SIGTERM
-    while program.group_lives():  # the command still writes its checkpoint when the shell has gone
-        time.sleep(0.01)
-    assert capfd.readouterr().out == "child lives True\n"
+    for suffix in (".sh", ""):  # without a suffix the process goes by the script's name
+        (tmp_path / "ready").unlink()
+        shell = f"#!/bin/bash\n{sys.executable} {tmp_path / 'inner.py'}\necho not reached\n"
+        status, program = live(shell, suffix, tmp_path, stop)
+        assert status == -signal.SIGTERM and program.is_shell
+        while program.group_lives():  # the command still writes its checkpoint when the shell has gone
+            time.sleep(0.01)
+        assert capfd.readouterr().out == "child lives True\n"
 
 
 def test_a_background_process_that_holds_standard_error_does_not_hold_the_end(tmp_path):
@@ -136,4 +151,4 @@ def test_a_program_that_cannot_be_executed(tmp_path):
     path.write_text("#!/no/such/interpreter\n")
     path.chmod(0o755)
     with pytest.raises(ConfigError, match="cannot be executed: No such file or directory"):
-        asyncio.run(Program.start(command([str(path)]), dict(os.environ)))
+        asyncio.run(Program.start([str(path)], dict(os.environ)))

@@ -65,9 +65,12 @@ def test_hosts_talk_until_one_is_unplugged_or_killed(hosts):
     with pytest.raises(ClusterError, match="still running after 0.1 s: algo-1, algo-2"):
         hosts.wait(0.1)
     below = hosts["algo-1"].init()
+    assert below.is_running()
     hosts["algo-1"].kill()
     hosts["algo-2"].kill()
     assert hosts.wait(10) == {"algo-1": 137, "algo-2": 137}
+    with pytest.raises(ClusterError, match="the simulated host algo-1 is not running"):
+        hosts["algo-1"].init()
     assert not below.is_running() or below.status() == psutil.STATUS_ZOMBIE
 
 
@@ -99,7 +102,7 @@ from pathlib import Path
 from raytrain.cluster.simulated import SimulatedHosts
 with SimulatedHosts(["algo-1"], Path({str(tmp_path / "killed")!r}), {{"algo-1": 0.5}}) as hosts:
     hosts.start("algo-1", ["sleep", "600"])
-    print("READY", flush=True)
+    print(hosts["algo-1"].init().pid, flush=True)
     time.sleep(600)
 """
 
@@ -108,8 +111,7 @@ with SimulatedHosts(["algo-1"], Path({str(tmp_path / "killed")!r}), {{"algo-1": 
         return [str(path) for place in places for path in place.glob(f"raytrain-{pid}-*")]
 
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert owner.stdout.readline() == b"READY\n"
-    init = next(p for p in psutil.Process(owner.pid).children(recursive=True) if "sleep" in p.name())
+    init = psutil.Process(int(owner.stdout.readline()))
     assert ours(owner.pid)
     owner.kill()
     owner.wait()
@@ -127,7 +129,7 @@ def test_a_machine_without_what_it_takes_is_told_so(monkeypatch, tmp_path):
         pass
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(simulated.shutil, "which", lambda tool: None)
-    assert "needs util-linux (unshare, nsenter, mount not found)" in unavailable()
+    assert "needs util-linux (unshare, nsenter, setpriv, mount not found)" in unavailable()
     monkeypatch.setattr(simulated.sys, "platform", "darwin")
     assert "this is not Linux" in unavailable()
 
