@@ -16,7 +16,7 @@ from raytrain.errors import ClusterError
 
 PROGRESS_EVERY_S = 10.0
 REGISTERED_WITHIN_S = 10.0
-RANKS_EVERY_S = 5.0
+CENSUS_EVERY_S = 1.0
 RANKS_KNOWN_FOR_S = 40.0  # longer than a silent host's line lives
 DIAGNOSIS_TIMEOUT_S = 3.0
 FLUSH_TIMEOUT_S = 2.0
@@ -106,7 +106,7 @@ class Crew:
         self._check_whole(node)
         self._running = True
         if self.mates:
-            self._watcher = asyncio.create_task(self._watch_ranks(node))
+            self.here.background.append(asyncio.create_task(self._watch(node)))
 
     def _check_whole(self, node: RayNode) -> None:
         """Nobody who was in may be lost before the program starts."""
@@ -134,7 +134,7 @@ class Crew:
         """Ray itself must know all that said they are in."""
         deadline = time.monotonic() + REGISTERED_WITHIN_S
         while True:
-            alive = {found["NodeID"] for found in await node.nodes() if found["Alive"]}
+            alive, _ = await node.census()
             unknown = [mate for mate in self.mates.values() if mate.node_id not in alive]
             if not unknown:
                 return
@@ -194,18 +194,25 @@ class Crew:
         if time.monotonic() - seen > RANKS_KNOWN_FOR_S:
             ranks = 0
         with contextlib.suppress(ClusterError):
-            ranks = max(ranks, (await self.here.node.ranks()).get(mate.node_id, 0))
+            ranks = max(ranks, (await self.here.node.census())[1].get(mate.node_id, 0))
         self.here.say(f"lost {mate.member}: {why}; " + (f"it held {ranks} training ranks" if ranks else "Ray goes on"))
         if ranks and not self.broken.done():
             self.broken.set_result(f"{mate.member} was lost and with it a training rank: {why}")
 
-    async def _watch_ranks(self, node: RayNode) -> None:
-        """Remember where the ranks are, for when it can no longer be asked."""
+    async def _watch(self, node: RayNode) -> None:
+        """Remember where the ranks are, for when it can no longer be asked, and notice hosts that Ray has given up.
+
+        Ray's health check finds a silent host sooner than its line does.
+        """
         while True:
             with contextlib.suppress(ClusterError):
+                alive, ranks = await node.census()
                 now = time.monotonic()
-                self._ranks |= {node_id: (count, now) for node_id, count in (await node.ranks()).items()}
-            await asyncio.sleep(RANKS_EVERY_S)
+                self._ranks |= {node_id: (count, now) for node_id, count in ranks.items()}
+                for mate in self.mates.values():
+                    if mate.node_id not in alive:
+                        await self._lose(mate, "Ray no longer hears from it")
+            await asyncio.sleep(CENSUS_EVERY_S)
 
     async def dismiss(self, outcome: Outcome) -> None:
         """Tell everybody how it ended, and see them off."""

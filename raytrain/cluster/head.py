@@ -98,7 +98,8 @@ async def _run(here: ThisHost, crew: Crew, address: str) -> Outcome:
     await asyncio.wait({ended, here.stopped, here.node.ended, crew.broken}, return_when=asyncio.FIRST_COMPLETED)
     if here.stopped.done():
         return await _stop(here, program, ended, here.stopped.result())
-    if not ended.done():
+    lost = crew.broken.done() or here.node.ended.done()
+    if not ended.done() or (lost and ended.result()):
         why = crew.broken.result() if crew.broken.done() else f"Ray ended on the head: {here.node.ended.result()}"
         here.say(why)
         await _let_go(here, program, ended, signal.SIGTERM)

@@ -98,9 +98,10 @@ class RayNode:
         """The cluster's nodes as `ray.nodes()` has them."""
         return (await self._ask({"ask": "nodes"}, ANSWER_TIMEOUT_S))["nodes"]
 
-    async def ranks(self) -> dict[str, int]:
-        """Node id -> living training ranks of Ray Train on it."""
-        return (await self._ask({"ask": "ranks"}, ANSWER_TIMEOUT_S))["ranks"]
+    async def census(self) -> tuple[set[str], dict[str, int]]:
+        """The ids of the nodes that Ray counts as alive; node id -> living training ranks of Ray Train on it."""
+        answer = await self._ask({"ask": "census"}, ANSWER_TIMEOUT_S)
+        return set(answer["alive"]), answer["ranks"]
 
     async def _ask(self, question: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         async with self._asking:

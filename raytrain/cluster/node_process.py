@@ -159,8 +159,10 @@ def _answer(state: Any, question: str) -> dict[str, Any]:
     try:
         if question == "nodes":
             return {"nodes": state.node_table()}
+        alive = [found["NodeID"] for found in state.node_table() if found["Alive"]]
         actors = state.actor_table(None, actor_state_name="ALIVE").values()
-        return {"ranks": Counter(a["Address"]["NodeID"] for a in actors if a["ActorClassName"] in RANK_CLASSES)}
+        ranks = Counter(a["Address"]["NodeID"] for a in actors if a["ActorClassName"] in RANK_CLASSES)
+        return {"alive": alive, "ranks": ranks}
     except Exception as error:  # noqa: BLE001 - the bootstrap decides what a cluster that does not answer means
         return {"error": f"{type(error).__name__}: {one_line(error, 300)}"}
 

@@ -328,7 +328,7 @@ def test_the_others_leave_when_the_head_vanishes(job, how):
         while started.hosts["algo-2"].process.poll() is None and time.monotonic() - began < 40:
             time.sleep(0.1)
         assert 10 < time.monotonic() - began < 30
-        started.until("algo-1", "lost algo-2 (cpu, ml.c5.4xlarge): its bootstrap is gone; Ray goes on")
+        started.until("algo-1", "lost algo-2 (cpu, ml.c5.4xlarge): Ray no longer hears from it; Ray goes on")
         started.hosts["algo-1"].kill()
     assert started.wait() == {"algo-1": 137, "algo-2": 1}, started.outputs
     assert started.hosts["algo-2"].failure == "the head algo-1 (gpu, ml.g5.xlarge) is gone"
@@ -472,7 +472,7 @@ def test_a_lost_training_rank_ends_the_job(job, job_tree, images, how):
     words = ("--head-group", "head", "--head-cpus", "0", "--head-gpus", "0", "--grace", "12", "--", "train.py")
     started.start(*words, "job.yaml")
     started.until("algo-1", "step", timeout_s=90)
-    time.sleep(6)  # the head looks every 5 s where the ranks are
+    time.sleep(2)  # the head looks every second where the ranks are
     if how == "killed":
         started.hosts["algo-2"].kill()
     else:
