@@ -60,6 +60,7 @@ class Crew:
         self._running = False
         self._ranks: dict[str, tuple[int, float]] = {}
         self._outcome: Outcome | None = None
+        self._gave_up = False
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
@@ -93,6 +94,7 @@ class Crew:
         while missing := [mate for mate in self.mates.values() if mate.node_id is None]:
             self._check_whole(node)
             if time.monotonic() >= deadline:
+                self._gave_up = True
                 raise ClusterError(await self._who_is_missing(missing))
             if time.monotonic() - last_said >= PROGRESS_EVERY_S:
                 last_said = time.monotonic()
@@ -216,7 +218,8 @@ class Crew:
 
     async def dismiss(self, outcome: Outcome) -> None:
         """Tell everybody how it ended, and see them off."""
-        self._outcome, ran = outcome, self._running
+        self._outcome = outcome
+        had_their_time = self._running or self._gave_up or self.here.stopped.done()
         self._running = False
         if self._server is None:
             return
@@ -227,7 +230,7 @@ class Crew:
 
         def stay() -> list[Mate]:
             """Those who have not left, and those who may still call to hear that it is over already."""
-            return [m for m in self.mates.values() if m.line is not None or not (ran or m.told or m.lost)]
+            return [m for m in self.mates.values() if m.line is not None or not (had_their_time or m.told or m.lost)]
 
         deadline = time.monotonic() + DISMISS_TIMEOUT_S
         while time.monotonic() < deadline and stay():

@@ -110,7 +110,8 @@ class ThisHost:
             asyncio.get_running_loop().add_signal_handler(number, self._heard, number)
         for number in heard:
             self._heard(number)
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if sys.platform == "linux":
+            ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.background.append(asyncio.create_task(self._reap_for_ever()))
         if self.token:
             with open(self.token_path, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
