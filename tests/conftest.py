@@ -110,3 +110,23 @@ def ray_processes() -> set[int]:
         ):
             found.add(process.info["pid"])
     return found
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A function that makes a job of groups on simulated hosts; the hosts are gone afterwards."""
+    from simulated_job import Job
+
+    from raytrain.cluster.simulated import SimulatedHosts
+
+    made: list[SimulatedHosts] = []
+
+    def make(groups, cpus=None) -> Job:
+        names = sorted(name for _, members in groups.values() for name in members)
+        hosts = SimulatedHosts(names, tmp_path / "hosts", cpus or {})
+        made.append(hosts.__enter__())
+        return Job(hosts, groups)
+
+    yield make
+    for hosts in made:
+        hosts.__exit__()

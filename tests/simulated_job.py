@@ -1,0 +1,105 @@
+"""Jobs of `raytrain bootstrap` on simulated hosts: what a test starts, waits for and looks at.
+
+Each host is a set of Linux namespaces with its own name, address, SageMaker folder, /tmp and /dev/shm; Ray, the
+toolkit and the processes are real.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from raytrain.cluster.simulated import SimulatedHost, SimulatedHosts, unavailable
+from raytrain.errors import ClusterError
+
+on_simulated_hosts = [
+    pytest.mark.skipif(unavailable() is not None, reason=str(unavailable())),
+    pytest.mark.timeout(180),
+]
+
+TOKEN = "0123456789abcdef" * 4
+TWO = {"gpu": ("ml.g5.xlarge", ["algo-1"]), "cpu": ("ml.c5.4xlarge", ["algo-2"])}
+THREE = {"cpu": ("ml.c5.4xlarge", ["algo-1", "algo-3"]), "gpu": ("ml.g5.xlarge", ["algo-2"])}
+GONE_WITHIN_S = 5.0
+
+NODES = """
+import json, ray
+ray.init(logging_level="warning")
+nodes = [{**n["Labels"], **n["Resources"]} for n in ray.nodes() if n["Alive"]]
+print("NODES", json.dumps(nodes))
+"""
+
+ONE = {"gpu": ("ml.g5.xlarge", ["algo-1"])}
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("READY", flush=True)
+time.sleep(600)
+"""
+
+
+class Job:
+    """A job on simulated hosts: what a test starts, waits for and looks at."""
+
+    def __init__(self, hosts: SimulatedHosts, groups: Mapping[str, tuple[str, Sequence[str]]]):
+        self.hosts, self.groups = hosts, groups
+        hosts.place(groups)
+
+    def write(self, name: str, text: str) -> None:
+        for host in self.hosts.hosts.values():
+            (host.ml / "code").mkdir(exist_ok=True)
+            (host.ml / "code" / name).write_text(text)
+
+    def start(self, *words: str, names: Sequence[str] | None = None, watch: bool = True, **environment: str) -> None:
+        """`raytrain bootstrap WORDS` on all hosts, or on some."""
+        command = [sys.executable, "-m", "raytrain", "bootstrap", *words]
+        for name in names or self.hosts.names:
+            self.hosts.start(name, command, {"RAY_AUTH_TOKEN": TOKEN, **environment}, watch=watch)
+
+    def until(self, name: str, text: str, timeout_s: float = 60) -> None:
+        """Wait until a host has said something."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.hosts[name].output:
+            assert time.monotonic() < deadline, f"{name} did not say {text!r}:\n{self.hosts[name].output}"
+            assert self.hosts[name].process.poll() is None, self.hosts[name].output
+            time.sleep(0.02)
+
+    def wait(self, timeout_s: float = 60) -> dict[str, int]:
+        """Exit statuses; whatever a host did, it must have left no process behind."""
+        try:
+            statuses = self.hosts.wait(timeout_s)
+        except ClusterError as error:
+            pytest.fail(f"{error}\n" + self.outputs)
+        for host in self.hosts.hosts.values():
+            if (host.folder / "left").exists():
+                assert host.left_behind == [], self.outputs
+        return statuses
+
+    @property
+    def outputs(self) -> str:
+        return "\n".join(f"--- {host.name}\n{host.output[-4000:]}" for host in self.hosts.hosts.values())
+
+    def spread_s(self) -> float:
+        """From the first host's end to the last's."""
+        ends = [host.ended_at for host in self.hosts.hosts.values() if host.ended_at is not None]
+        return max(ends) - min(ends)
+
+    def check(self, statuses: Mapping[str, int], failure: str | None) -> None:
+        """The same end everywhere: exit status, failure file, within the time that a teardown may take."""
+        assert self.wait() == dict(statuses), self.outputs
+        assert self.spread_s() < GONE_WITHIN_S
+        for name in statuses:
+            assert self.hosts[name].failure == failure, self.outputs
+
+    def head_log(self, head: str) -> str:
+        return self.hosts[head].output
+
+
+def nodes_of(host: SimulatedHost) -> list[dict]:
+    lines = [line for line in host.output.splitlines() if line.startswith("NODES ")]
+    assert len(lines) == 1, host.output  # the program ran once
+    return json.loads(lines[0].removeprefix("NODES "))
