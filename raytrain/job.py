@@ -29,7 +29,7 @@ from raytrain.worker import RankWork, position_of, run_rank
 
 STOP_GRACE_S = 7.0  # after a signal, for the step in flight and the checkpoint
 POLL_S = 0.25
-SAME_SIGNAL_S = 1.0  # a launcher and a shell's trap may both pass the same stop on
+SAME_SIGNAL_S = 1.0  # a launcher and a shell's trap may both pass the same SIGTERM on
 
 Watch = Callable[[dict[str, Any]], None]
 Loop = Callable[[Any], None]
@@ -341,7 +341,7 @@ def _signals(this: Run) -> Iterator[tuple[threading.Event, Callable[[], None]]]:
 
     def handle(number: int, _frame: Any) -> None:
         first.append(time.monotonic())
-        again = first[-1] - first[0] > SAME_SIGNAL_S
+        again = len(first) > 1 and (number == signal.SIGINT or first[-1] - first[0] > SAME_SIGNAL_S)
         this.signal_number = number
         if not going.is_set():
             raise Stopped("stopped before training began", number)

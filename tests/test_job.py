@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
@@ -19,6 +20,8 @@ import pytest
 import torch
 from conftest import ROOT, ray_processes, run_cli
 
+from raytrain import job
+from raytrain.errors import Stopped
 from raytrain.record import RunRecord, read_record
 from raytrain.train import checkpoint
 
@@ -242,6 +245,18 @@ def test_ctrl_c_does_not_wait_for_a_step_that_never_ends(images, tmp_path, times
     message = "stopped before the first checkpoint; there is nothing to resume"
     assert (message if times == 1 else "stopped at once, without waiting for a checkpoint") in errors
     assert read_record(tmp_path / "runs" / "endless" / "record.json").status == "stopped"
+
+
+def test_a_stop_that_is_passed_on_twice_is_one_stop_and_ctrl_c_is_another():
+    this = SimpleNamespace(signal_number=None)
+    with job._signals(this) as (going, _):
+        going.set()
+        for _ in range(2):  # the launcher's and the shell's
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert this.signal_number == signal.SIGTERM
+        with pytest.raises(Stopped, match="stopped at once, without waiting for a checkpoint"):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
 
 
 def test_the_readmes_own_loop_runs_as_it_stands(images, tmp_path):
