@@ -204,7 +204,7 @@ class Crew:
     async def _watch(self, node: RayNode) -> None:
         """Remember where the ranks are, for when it can no longer be asked, and notice hosts that Ray has given up.
 
-        Ray's health check finds a silent host sooner than its line does.
+        Whichever notices a silent host first, Ray's health check or its line.
         """
         while True:
             with contextlib.suppress(ClusterError):
