@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 import typer.exceptions
 
-from raytrain import __version__
+from raytrain import __version__, cloud_cli
 from raytrain.config import Job
 from raytrain.errors import RaytrainError
 
@@ -24,7 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+app.add_typer(cloud_cli.app)
+Json = cloud_cli.Json
 
 
 class SampleData(StrEnum):

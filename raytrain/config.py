@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from raytrain.errors import ConfigError, nearest, one_line
+from raytrain.errors import ConfigError
+from raytrain.job_file import explain, read_tree
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -126,11 +125,17 @@ class Training(Section):
 class Group(Section):
     """An instance group: hosts of one kind."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$", max_length=64)]
     hosts: PositiveInt = 1
-    cpus: PositiveInt
-    gpus: Annotated[int, Field(ge=0)] = 0
-    instance_type: str | None = None
+    cpus: PositiveInt | None = Field(None, description="of a host; default: as the instance type has")
+    gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="likewise")
+    instance_type: Annotated[str, Field(pattern=r"^ml\.")] | None = None
+
+    @model_validator(mode="after")
+    def _of_some_size(self) -> Group:
+        if self.cpus is None and self.instance_type is None:
+            raise ValueError(f"group {self.name!r} needs `instance_type` or `cpus`")
+        return self
 
 
 Placement = Literal["anywhere", "cpu-groups-first", "cpu-groups-only"]
@@ -144,6 +149,81 @@ class Cluster(Section):
     )
 
 
+S3Uri = Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$", max_length=1024)]
+
+
+class Image(Section):
+    """An AWS deep-learning container, by what is in it."""
+
+    framework: Literal["pytorch"] = "pytorch"
+    version: str = "2.9.0"
+    python: str | None = Field(None, description="such as py312; default: the only one there is")
+
+
+class Channel(Section):
+    """Input data that SageMaker puts under /opt/ml/input/data/<name>."""
+
+    uri: S3Uri
+    groups: tuple[str, ...] = Field((), description="whose hosts get it; all channels name groups, or none does")
+    mode: Literal["File", "FastFile"] = "File"
+    distribution: Literal["FullyReplicated", "ShardedByS3Key"] = "FullyReplicated"
+    content_type: str | None = None
+
+
+class Checkpoints(Section):
+    """Kept in S3 while the job runs; a spot job that was interrupted goes on from them."""
+
+    uri: S3Uri | None = Field(None, description="default: <bucket>/<prefix>/<name>/checkpoints, for every job its own")
+    path: str = "/opt/ml/checkpoints"
+
+
+class Vpc(Section):
+    subnets: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)]
+    security_groups: Annotated[tuple[str, ...], Field(min_length=1, max_length=5)]
+
+
+class Kms(Section):
+    """Keys by id, alias or ARN."""
+
+    volume: str | None = Field(None, description="of the hosts' disks")
+    output: str | None = Field(None, description="of results, and of what is staged in S3")
+
+
+class SageMaker(Section):
+    """How the job becomes a SageMaker training job; `cluster.groups` says on which hosts."""
+
+    region: str | None = Field(None, description="default: of your AWS configuration")
+    role: str | None = Field(None, description="ARN or name of the role that the job assumes")
+    bucket: str | None = Field(None, description="for code and results; default: sagemaker-<region>-<account>")
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9!_.*'()/-]*$")] = "raytrain"
+    image: str | Image = Image()
+    source_dir: str = "source_dir"
+    program: tuple[str, ...] = Field(("train.py", "job.yaml"), description="run on the head; job.yaml is this job")
+    bootstrap: tuple[str, ...] = Field((), description="options of `raytrain bootstrap`")
+    channels: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], Channel] = {}
+    output: S3Uri | None = Field(None, description="default: <bucket>/<prefix>/<name>")
+    checkpoints: Checkpoints | None = Checkpoints()
+    spot: bool = False
+    max_run_s: PositiveInt = 86_400
+    max_wait_s: PositiveInt | None = Field(None, description="of a spot job, waits included; default: twice max_run_s")
+    max_pending_s: Annotated[int, Field(ge=1800, le=2_419_200)] | None = None
+    volume_gb: PositiveInt = 30
+    vpc: Vpc | None = None
+    kms: Kms = Kms()
+    encrypt_traffic: bool = Field(False, description="between the hosts")
+    network_isolation: bool = False
+    tags: dict[str, str] = {}
+    environment: dict[str, str] = {}
+    keep_alive_s: PositiveInt | None = Field(None, description="warm pool: keep the hosts for the next job")
+    remote_debug: bool = Field(False, description="allow a shell in the containers (SSM)")
+    retries: Annotated[int, Field(ge=1, le=30)] | None = Field(None, description="after failures of SageMaker's own")
+    metrics: dict[str, str] = Field({}, description="more CloudWatch metrics: name -> regular expression with a group")
+    token: Literal["channel", "environment"] = Field(
+        "channel", description="how Ray's token travels; whoever may describe the job can read its environment"
+    )
+    max_usd_per_hour: Annotated[float, Field(gt=0)] | None = Field(None, description="refuse to launch above it")
+
+
 class Job(Section):
     """What to train, on what, how, and where."""
 
@@ -153,6 +233,7 @@ class Job(Section):
     model: Model | None = None
     training: Training
     cluster: Cluster = Cluster()
+    sagemaker: SageMaker | None = None
     run_dir: str = Field("runs", description="the run's folder is `<run_dir>/<name>`")
 
     @classmethod
@@ -162,19 +243,7 @@ class Job(Section):
         Raises:
             ConfigError: the file cannot be read or parsed, or a key or value is wrong.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the job file {path}: {_reason(error)}") from None
-        try:
-            tree = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not YAML: {one_line(error)}") from None
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{path} must hold a mapping of job keys, such as `name:` and `training:`")
-        for override in overrides:
-            _apply(tree, override)
-        return cls.from_dict(tree, where=str(path))
+        return cls.from_dict(read_tree(path, overrides), where=str(path))
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any], where: str = "job") -> Job:
@@ -182,72 +251,4 @@ class Job(Section):
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            raise ConfigError(_explain(error, cls, where)) from None
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {override!r} must look like key.sub=value, such as training.epochs=2")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {one_line(error)}") from None
-    node = tree
-    for part in parts[:-1]:
-        child = node.get(part)
-        if child is None:
-            child = node[part] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {override!r}: {part!r} is not a section")
-        node = child
-    node[parts[-1]] = parsed
-
-
-def _explain(error: ValidationError, root: type[BaseModel], where: str) -> str:
-    """The first problem in one line: which key, what is wrong, and the nearest key that exists."""
-    first, more = error.errors()[0], len(error.errors()) - 1
-    names = [part for part in first["loc"] if not _is_union_tag(part)]
-    key = ".".join(str(part) for part in names) or "the job"
-    if first["type"] == "extra_forbidden":
-        fields = _fields_at(root, first["loc"][:-1])
-        message = f"{where}: unknown key {key!r}{nearest(str(names[-1]), fields)}"
-        if "did you mean" not in message:
-            message += f" (known here: {', '.join(sorted(fields))})"
-    elif first["type"] == "missing":
-        message = f"{where}: {key!r} is missing"
-    else:
-        text = first["msg"].removeprefix("Value error, ")
-        given = first.get("input")
-        shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
-        message = f"{where}: {key}: {text[0].lower()}{text[1:]}{shown}"
-    return message + (f" (and {more} more)" if more else "")
-
-
-def _is_union_tag(part: Any) -> bool:
-    return isinstance(part, str) and part in {"image_folder", "parquet", "webdataset", "synthetic"}
-
-
-def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """Names of the fields of the section that `loc` points to."""
-    current: Any = model
-    for part in loc:
-        candidates = _models_in(current)
-        if _is_union_tag(part):
-            current = next(c for c in candidates if part in get_args(c.model_fields["kind"].annotation))
-        elif isinstance(part, str):
-            current = next((c.model_fields[part].annotation for c in candidates if part in c.model_fields), current)
-    return [name for candidate in _models_in(current) for name in candidate.model_fields]
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, Annotated, tuple, list):
-        return [model for arg in get_args(annotation) for model in _models_in(arg)]
-    return []
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror.lower() if isinstance(error, OSError) and error.strerror else one_line(error)
+            raise ConfigError(explain(error, cls, where)) from None

@@ -24,6 +24,10 @@ class ClusterError(RaytrainError):
     """The Ray cluster cannot be reached, or cannot hold the job."""
 
 
+class CloudError(RaytrainError):
+    """AWS cannot be reached, refuses, or lacks what was asked for."""
+
+
 class CheckpointError(RaytrainError):
     """There is no usable checkpoint, or it belongs to another data set."""
 

@@ -43,10 +43,10 @@ def fit(
     return record
 
 
-def terminal() -> Console:
-    """Standard error; where that is a file or a pipe, wide enough for the tables."""
-    console = Console(stderr=True)
-    return console if console.is_terminal else Console(stderr=True, width=WIDTH_OF_A_LOG)
+def terminal(*, standard_output: bool = False) -> Console:
+    """Standard error, or output; where that is a file or a pipe, wide enough for the tables."""
+    console = Console(stderr=not standard_output)
+    return console if console.is_terminal else Console(stderr=not standard_output, width=WIDTH_OF_A_LOG)
 
 
 class Display:

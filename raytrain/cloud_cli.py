@@ -1,0 +1,146 @@
+"""The commands that launch on SageMaker, or on simulated hosts, and look after what was launched."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raytrain.config import Job
+
+app = typer.Typer()
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job description.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")
+]
+JobName = Annotated[str, typer.Argument(metavar="NAME", help="Of the training job.")]
+Region = Annotated[str | None, typer.Option(help="[default: of your AWS configuration]")]
+
+
+@app.command(epilog="Example: raytrain launch launch/heterogeneous.yaml --set sagemaker.role=training --wait")
+def launch(
+    job_file: JobFile,
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="Of the training job. [default: the job's and the time]")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Show the log and end as the job ends.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the request; ask and send nothing.")] = False,
+    prices: Annotated[Path | None, typer.Option(metavar="FILE", help="More types and prices.")] = None,
+    no_prices: Annotated[bool, typer.Option("--no-prices", help="Launch without knowing what it costs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a job on SageMaker: show what it is and costs, ask, upload, create."""
+    from raytrain.report.live import terminal
+    from raytrain.sagemaker import aws, submit, watch
+    from raytrain.sagemaker.show import show_plan
+    from raytrain.sagemaker.stage import stage
+
+    job = Job.from_yaml(job_file, overrides or [])
+    console = terminal()
+    known = None if dry_run else aws.account(submit.settings(job).region)
+    planned = submit.prepare(job, known, name=name, prices=prices, priced=not no_prices)
+    with tempfile.TemporaryDirectory() as folder:
+        staged = stage(job, Path(folder) / "staged")
+        show_plan(planned.plan, console, staged, planned.notes)
+        if dry_run:
+            typer.echo(json.dumps(planned.request, indent=1))
+            return
+        if not yes:
+            typer.confirm("launch?", abort=True, err=True)
+        arn = submit.submit(planned, staged, known, say=lambda text: console.print(text, highlight=False))
+    link = known.console + planned.plan.name
+    if as_json and not wait:
+        typer.echo(json.dumps({"name": planned.plan.name, "arn": arn, "console": link}))
+    elif not as_json:
+        typer.echo(planned.plan.name)
+    console.print(link, highlight=False, soft_wrap=True)
+    if wait:
+        described = _follow(planned.plan.name, known)
+        if as_json:
+            _echo_json(described)
+        raise typer.Exit(watch.EXIT_CODES[described["TrainingJobStatus"]])
+
+
+def _follow(name: str, known: Any) -> dict[str, Any]:
+    """Log lines on standard output, changes of state on standard error."""
+    from raytrain.report.live import terminal
+    from raytrain.sagemaker import submit, watch
+
+    console = terminal()
+    with submit.goes_on(name):
+        return watch.follow(
+            name,
+            known,
+            show=lambda line: typer.echo(f"[{line.host}] {line.text}"),
+            say=lambda text: console.print(text, highlight=False, soft_wrap=True),
+        )
+
+
+def _echo_json(tree: Any) -> None:
+    typer.echo(json.dumps(tree, indent=1, default=lambda value: value.isoformat()))
+
+
+@app.command(epilog="Example: raytrain status digits-20261122130455")
+def status(name: JobName, region: Region = None, as_json: Json = False) -> None:
+    """Say how a training job is."""
+    from raytrain.report.live import terminal
+    from raytrain.sagemaker import aws, submit
+    from raytrain.sagemaker.show import show_status
+
+    described = submit.describe(name, aws.account(region))
+    if as_json:
+        _echo_json(described)
+    else:
+        show_status(described, terminal(standard_output=True))
+
+
+@app.command(epilog="Example: raytrain logs digits-20261122130455 --follow")
+def logs(
+    name: JobName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    region: Region = None,
+    as_json: Json = False,
+) -> None:
+    """Print a training job's log, the lines of all hosts by time."""
+    from raytrain.sagemaker import aws, submit, watch
+
+    known = aws.account(region)
+    if follow:
+        described = _follow(name, known)
+        raise typer.Exit(watch.EXIT_CODES[described["TrainingJobStatus"]])
+    submit.describe(name, known)
+    for line in watch.Logs(name, known).new():
+        as_dict = {"host": line.host, "at_ms": line.at_ms, "text": line.text}
+        typer.echo(json.dumps(as_dict) if as_json else f"[{line.host}] {line.text}")
+
+
+@app.command(epilog="Example: raytrain stop digits-20261122130455")
+def stop(name: JobName, region: Region = None, as_json: Json = False) -> None:
+    """End a training job: SIGTERM to every host, and SIGKILL two minutes later."""
+    from raytrain.sagemaker import aws, watch
+
+    watch.stop(name, aws.account(region))
+    typer.echo(json.dumps({"name": name, "status": "Stopping"}) if as_json else f"{name} is stopping")
+
+
+@app.command(epilog="Example: raytrain jobs --contains digits")
+def jobs(
+    contains: Annotated[str, typer.Option(help="Only names with this in them.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="How many, at most.")] = 20,
+    region: Region = None,
+    as_json: Json = False,
+) -> None:
+    """List the latest training jobs, newest first."""
+    from raytrain.report.live import terminal
+    from raytrain.sagemaker import aws, watch
+    from raytrain.sagemaker.show import show_jobs
+
+    found = watch.jobs(aws.account(region), contains, limit)
+    if as_json:
+        _echo_json(found)
+    else:
+        show_jobs(found, terminal(standard_output=True))

@@ -1,0 +1,239 @@
+"""The account that this machine may use: clients, who we are, what exists, and AWS's errors on one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from raytrain.config import Image, SageMaker
+from raytrain.errors import CloudError, ConfigError, one_line
+
+TRIES = 8  # of a request that is throttled, with growing pauses; about 20 s in all
+CONNECT_TIMEOUT_S = 10
+
+EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
+WRONG_KEYS = ("InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch", "InvalidAccessKeyId")
+DENIED = ("AccessDenied", "AccessDeniedException", "403", "Forbidden", "UnauthorizedOperation")
+THROTTLED = ("Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException", "SlowDown")
+MISSING = ("404", "NoSuchKey", "NotFound", "NoSuchEntity", "ResourceNotFoundException", "ResourceNotFound")
+
+
+def code_of(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextlib.contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turn what boto3 raises into one line that says what was being done and what to do.
+
+    Raises:
+        CloudError: AWS cannot be reached, or refused.
+    """
+    from botocore import exceptions as botocore
+    from s3transfer.exceptions import S3UploadFailedError
+
+    try:
+        yield
+    except (botocore.NoCredentialsError, botocore.PartialCredentialsError):
+        raise CloudError(f"{doing}: no AWS credentials found; run `aws configure` or `aws sso login`") from None
+    except (botocore.SSOTokenLoadError, botocore.UnauthorizedSSOTokenError, botocore.TokenRetrievalError):
+        raise CloudError(f"{doing}: the AWS credentials have expired; run `aws sso login` again") from None
+    except botocore.NoRegionError:
+        raise CloudError(f"{doing}: no AWS region; set sagemaker.region or AWS_DEFAULT_REGION") from None
+    except botocore.ClientError as error:
+        raise CloudError(f"{doing}: {_refusal(error)}") from None
+    except (botocore.HTTPClientError, botocore.ConnectionError) as error:
+        raise CloudError(f"{doing}: AWS cannot be reached: {one_line(error, 300)}") from None
+    except S3UploadFailedError as error:
+        raise CloudError(f"{doing}: {one_line(error, 300)}") from None
+    except botocore.BotoCoreError as error:
+        raise CloudError(f"{doing}: {one_line(error, 300)}") from None
+
+
+def _refusal(error: Any) -> str:
+    code, text = code_of(error), one_line(Exception(error.response.get("Error", {}).get("Message", "")), 400)
+    if code in EXPIRED:
+        return "the AWS credentials have expired; log in again"
+    if code in WRONG_KEYS:
+        return f"AWS does not know these credentials ({code}); run `aws configure` or `aws sso login`"
+    if code == "ResourceLimitExceeded":
+        return f"a quota of this account is too small: {text} Ask for more in the Service Quotas console"
+    if code in DENIED:
+        return f"not allowed: {text or code}"
+    if code in THROTTLED:
+        return f"AWS goes on throttling after {TRIES} tries; try again in a minute"
+    if code == "NoSuchBucket":
+        return f"there is no bucket {error.response.get('Error', {}).get('BucketName', '')}".rstrip()
+    return f"{code}: {text}"
+
+
+@dataclass(frozen=True)
+class Account:
+    """A session of boto3 and the region it works in.
+
+    Attributes:
+        session: a boto3.Session; its region is the job's.
+    """
+
+    session: Any
+
+    @property
+    def region(self) -> str:
+        return self.session.region_name
+
+    def client(self, service: str) -> Any:
+        from botocore.config import Config
+
+        config = Config(
+            retries={"mode": "standard", "total_max_attempts": TRIES},
+            connect_timeout=CONNECT_TIMEOUT_S,
+            user_agent_extra="raytrain",
+        )
+        with explained(f"reaching {service}"):
+            return self.session.client(service, config=config)
+
+    @cached_property
+    def sagemaker(self) -> Any:
+        return self.client("sagemaker")
+
+    @cached_property
+    def s3(self) -> Any:
+        return self.client("s3")
+
+    @cached_property
+    def number(self) -> str:
+        """The account's twelve digits, from STS."""
+        with explained("asking AWS who you are"):
+            return self.client("sts").get_caller_identity()["Account"]
+
+    @property
+    def console(self) -> str:
+        """Where a person looks at it."""
+        return f"https://{self.region}.console.aws.amazon.com/sagemaker/home?region={self.region}#/jobs/"
+
+
+def account(region: str | None = None) -> Account:
+    """The account of this machine's AWS configuration.
+
+    Raises:
+        ConfigError: boto3 is not installed, there is no such profile, or no region is known.
+    """
+    try:
+        import boto3
+        from botocore.exceptions import ProfileNotFound
+    except ImportError:
+        raise ConfigError("this needs boto3: pip install 'raytrain[sagemaker]'") from None
+    try:
+        session = boto3.Session(region_name=region)
+    except ProfileNotFound as error:
+        raise ConfigError(f"AWS_PROFILE: {one_line(error)}") from None
+    if session.region_name is None:
+        raise ConfigError("no AWS region is known; set sagemaker.region in the job file, or AWS_DEFAULT_REGION")
+    return Account(session)
+
+
+def role_arn(asked: SageMaker, known: Account) -> str:
+    """The role by its ARN, looked up if the job gives its name.
+
+    Raises:
+        ConfigError: none is given.
+        CloudError: there is no such role.
+    """
+    from botocore.exceptions import ClientError
+
+    if asked.role is None:
+        raise ConfigError("no role: set sagemaker.role to the ARN or name of a role that SageMaker may assume")
+    name = asked.role.rpartition("/")[2]
+    with explained(f"looking up the role {name}"):
+        try:
+            return known.client("iam").get_role(RoleName=name)["Role"]["Arn"]
+        except ClientError as error:
+            if code_of(error) in MISSING:
+                raise CloudError(f"there is no role {asked.role}; create it, or correct sagemaker.role") from None
+            if code_of(error) in DENIED and asked.role.startswith("arn:"):
+                return asked.role  # one may use a role that one may not look at
+            raise
+
+
+def bucket_of(asked: SageMaker, known: Account) -> str:
+    """Name of the job's bucket, whether it exists or not."""
+    return asked.bucket or f"sagemaker-{known.region}-{known.number}"
+
+
+def check_bucket(bucket: str, known: Account) -> None:
+    """
+    Raises:
+        CloudError: it does not exist, lies elsewhere, or may not be used.
+    """
+    from botocore.exceptions import ClientError
+
+    with explained(f"looking at the bucket {bucket}"):
+        try:
+            known.s3.head_bucket(Bucket=bucket)
+        except ClientError as error:
+            if code_of(error) in MISSING:
+                raise CloudError(
+                    f"there is no bucket {bucket}; create it in {known.region}, or name yours in sagemaker.bucket"
+                ) from None
+            raise
+
+
+def check_channels(asked: SageMaker, known: Account) -> list[str]:
+    """Look at every channel; what could not be looked at is returned as notes.
+
+    Raises:
+        CloudError: nothing lies where a channel points.
+    """
+    from botocore.exceptions import ClientError
+
+    notes = []
+    for name, channel in asked.channels.items():
+        bucket, key = split(channel.uri)
+        with explained(f"channel {name!r} ({channel.uri})"):
+            try:
+                found = known.s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+            except ClientError as error:
+                if code_of(error) not in DENIED:
+                    raise
+                notes.append(f"channel {name}: you may not look into {channel.uri}; the role must be able to")
+                continue
+        if not found.get("KeyCount"):
+            raise CloudError(f"channel {name!r}: there is nothing at {channel.uri}")
+    return notes
+
+
+def split(uri: str) -> tuple[str, str]:
+    """`s3://bucket/key` -> (bucket, key)."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def image_uri(asked: SageMaker, region: str, *, gpus: bool) -> str:
+    """The user's own image, or the AWS deep-learning container for this region; one image serves all groups.
+
+    Raises:
+        ConfigError: there is no such container, or the SageMaker SDK, which knows them, is not installed.
+    """
+    if isinstance(asked.image, str):
+        return asked.image
+    wanted: Image = asked.image
+    try:
+        from sagemaker.core import image_uris
+    except ImportError:
+        raise ConfigError(
+            "sagemaker.image: give an address, or pip install 'raytrain[sagemaker]': its SDK knows AWS's"
+        ) from None
+    try:
+        return image_uris.retrieve(
+            wanted.framework,
+            region,
+            version=wanted.version,
+            py_version=wanted.python,
+            instance_type="ml.g5.xlarge" if gpus else "ml.c5.xlarge",  # only chooses the GPU or the CPU build
+            image_scope="training",
+        )
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"sagemaker.image: {one_line(error, 400)}") from None

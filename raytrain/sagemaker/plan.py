@@ -1,0 +1,153 @@
+"""What a launch would be, before anything is sent: the request, the hosts, and what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raytrain.config import Job
+from raytrain.cost.instances import Catalog, InstanceType, Price, Source, catalog
+from raytrain.errors import ConfigError
+from raytrain.sagemaker.request import Group, Request, groups_of
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """An instance group with its type's facts.
+
+    Attributes:
+        price: of one host; None when the user goes without prices.
+    """
+
+    group: Group
+    type: InstanceType
+    price: Price | None
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Of all hosts of the group."""
+        return None if self.price is None else self.group.hosts * self.price.usd_per_hour
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a launch would be.
+
+    Attributes:
+        request: as CreateTrainingJob takes it.
+        sources: of the prices.
+        max_run_s: after which SageMaker stops the job.
+        alternative: the largest single instance of the first group's family that costs no more an hour, with its price;
+            None when there is none larger than the group's own, or nothing to compare with.
+    """
+
+    request: Request
+    region: str
+    groups: tuple[PlannedGroup, ...]
+    sources: tuple[Source, ...]
+    max_run_s: int
+    spot: bool
+    alternative: tuple[InstanceType, Price] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.request["TrainingJobName"]
+
+    @property
+    def num_hosts(self) -> int:
+        return sum(planned.group.hosts for planned in self.groups)
+
+    @property
+    def vcpus(self) -> int:
+        return sum(planned.group.hosts * planned.type.vcpus for planned in self.groups)
+
+    @property
+    def gpus(self) -> int:
+        return sum(planned.group.hosts * planned.type.gpus for planned in self.groups)
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        costs = [planned.usd_per_hour for planned in self.groups]
+        return None if None in costs else sum(costs)
+
+    @property
+    def max_usd(self) -> float | None:
+        """If the job runs to its limit. Every group is billed until the job ends."""
+        return None if self.usd_per_hour is None else self.usd_per_hour * self.max_run_s / 3600
+
+    @property
+    def single(self) -> PlannedGroup:
+        """The group that a job without CPU hosts would be: the first with GPUs, else the first."""
+        return next((planned for planned in self.groups if planned.type.gpus), self.groups[0])
+
+    @property
+    def break_even(self) -> float | None:
+        """How many times faster than the single group alone the job must be to cost no more a sample: the ratio of
+        their prices. None for one group, and without prices."""
+        if len(self.groups) == 1 or self.usd_per_hour is None:
+            return None
+        return self.usd_per_hour / self.single.usd_per_hour
+
+
+def plan(request: Request, job: Job, region: str, prices: Path | None = None, *, priced: bool = True) -> Plan:
+    """Look up what the request's hosts are and cost.
+
+    Args:
+        prices: a file of the user's, besides the snapshot.
+        priced: False to go without prices.
+
+    Raises:
+        ConfigError: an instance type or its price is unknown, the job file contradicts the type's facts, or the price
+            is above the job's limit.
+    """
+    known = catalog(prices)
+    asked = job.sagemaker
+    groups = tuple(
+        PlannedGroup(g, known.type(g.instance_type), known.price(g.instance_type, region) if priced else None)
+        for g in groups_of(request)
+    )
+    _check_sizes(job, groups)
+    used = list(dict.fromkeys(planned.price.source for planned in groups if planned.price))
+    found = Plan(
+        request,
+        region,
+        groups,
+        tuple(known.sources[name] for name in used),
+        request["StoppingCondition"]["MaxRuntimeInSeconds"],
+        bool(request.get("EnableManagedSpotTraining")),
+        _alternative(groups, known, region) if priced and len(groups) > 1 else None,
+    )
+    limit = asked.max_usd_per_hour if asked else None
+    if limit is not None and found.usd_per_hour is not None and found.usd_per_hour > limit:
+        raise ConfigError(
+            f"the job costs ${found.usd_per_hour:.3f} an hour, more than sagemaker.max_usd_per_hour: {limit:g}"
+        )
+    if limit is not None and found.usd_per_hour is None:
+        raise ConfigError("sagemaker.max_usd_per_hour cannot be kept with --no-prices; drop one of them")
+    return found
+
+
+def _check_sizes(job: Job, groups: tuple[PlannedGroup, ...]) -> None:
+    """
+    Raises:
+        ConfigError: `cpus` or `gpus` of the job file are not those of the instance type.
+    """
+    for asked, planned in zip(job.cluster.groups, groups, strict=True):
+        for what, mine, theirs in (("cpus", asked.cpus, planned.type.vcpus), ("gpus", asked.gpus, planned.type.gpus)):
+            if mine is not None and mine != theirs:
+                raise ConfigError(
+                    f"cluster.groups: group {asked.name!r} says {what}: {mine}, but {planned.type.name} has {theirs}; "
+                    "leave it out"
+                )
+
+
+def _alternative(groups: tuple[PlannedGroup, ...], known: Catalog, region: str) -> tuple[InstanceType, Price] | None:
+    """The biggest sibling of the GPU host that the same money buys."""
+    single = next((planned for planned in groups if planned.type.gpus), groups[0])
+    money = sum(planned.usd_per_hour for planned in groups)
+    found = [
+        (sibling, known.prices[region, sibling.name])
+        for sibling in known.siblings(single.type.name)
+        if (region, sibling.name) in known.prices and sibling.vcpus > single.type.vcpus
+    ]
+    return next(((t, p) for t, p in reversed(found) if p.usd_per_hour * single.group.hosts <= money), None)

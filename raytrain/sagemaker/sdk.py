@@ -1,0 +1,125 @@
+"""The other door: the same job as a ModelTrainer of the SageMaker Python SDK, for those who work with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raytrain.cluster.environ import TOKEN_CHANNEL
+from raytrain.config import Channel, Job
+from raytrain.sagemaker.request import (
+    Places,
+    command,
+    environment,
+    homogeneous,
+    managed_groups,
+    metrics,
+    settings,
+    stopping,
+)
+
+
+def model_trainer(job: Job, code: Path, places: Places, *, image: str, role: str, session: Any, token: str = "") -> Any:
+    """A ModelTrainer whose `train()` sends the request of `request.build`, under a name of the SDK's making.
+
+    The token must lie at `places.token` already (`submit.upload`). `train()` uploads `code` itself.
+
+    Args:
+        code: the staged folder, such as `stage.stage` makes; the SDK packs it as its `code` channel.
+        session: a boto3 session.
+        token: of Ray's authentication, for a job that sends it in the environment.
+    """
+    from sagemaker.core.helper.session_helper import Session
+    from sagemaker.core.training import configs
+    from sagemaker.train import ModelTrainer
+
+    asked = settings(job)
+    times = stopping(asked)
+    output = {"kms_key_id": asked.kms.output} if asked.kms.output else {}
+    trainer = ModelTrainer(
+        sagemaker_session=Session(
+            session, default_bucket=places.bucket, default_bucket_prefix=places.prefix.strip("/") or None
+        ),
+        base_job_name=places.base,
+        role=role,
+        training_image=image,
+        compute=_compute(job),
+        source_code=configs.SourceCode(
+            source_dir=str(code), requirements="requirements.txt", command=command(asked), ignore_patterns=None
+        ),
+        input_data_config=_channels(job, places),
+        output_data_config=configs.OutputDataConfig(s3_output_path=asked.output or places.root, **output),
+        stopping_condition=configs.StoppingCondition(
+            max_runtime_in_seconds=times["MaxRuntimeInSeconds"],
+            max_wait_time_in_seconds=times.get("MaxWaitTimeInSeconds"),
+            max_pending_time_in_seconds=times.get("MaxPendingTimeInSeconds"),
+        ),
+        networking=configs.Networking(
+            subnets=list(asked.vpc.subnets) if asked.vpc else None,
+            security_group_ids=list(asked.vpc.security_groups) if asked.vpc else None,
+            enable_network_isolation=asked.network_isolation or None,
+            enable_inter_container_traffic_encryption=asked.encrypt_traffic or None,
+        ),
+        environment=environment(asked, token),
+        tags=[configs.Tag(key=key, value=value) for key, value in asked.tags.items()] or None,
+    )
+    if asked.checkpoints is not None:
+        where = {"s3_uri": asked.checkpoints.uri} if asked.checkpoints.uri else {}
+        trainer.with_checkpoint_config(configs.CheckpointConfig(local_path=asked.checkpoints.path, **where))
+    trainer.with_metric_definitions([configs.MetricDefinition(name=n, regex=r) for n, r in metrics(asked).items()])
+    if asked.retries is not None:
+        trainer.with_retry_strategy(configs.RetryStrategy(maximum_retry_attempts=asked.retries))
+    if asked.remote_debug:
+        trainer.with_remote_debug_config(configs.RemoteDebugConfig(enable_remote_debug=True))
+    return trainer
+
+
+def _compute(job: Job) -> Any:
+    from sagemaker.core.training.configs import Compute, InstanceGroup
+
+    asked, groups = settings(job), job.cluster.groups
+    if homogeneous(job):
+        where: dict[str, Any] = {"instance_type": groups[0].instance_type, "instance_count": groups[0].hosts}
+    else:
+        where = {
+            "instance_groups": [
+                InstanceGroup(instance_group_name=g.name, instance_type=g.instance_type, instance_count=g.hosts)
+                for g in groups
+            ]
+        }
+    return Compute(
+        **where,
+        volume_size_in_gb=asked.volume_gb,
+        volume_kms_key_id=asked.kms.volume,
+        keep_alive_period_in_seconds=asked.keep_alive_s,
+        enable_managed_spot_training=asked.spot or None,
+    )
+
+
+def _channels(job: Job, places: Places) -> list[Any]:
+    """The user's channels and the token's; the SDK adds its own two."""
+    asked = settings(job)
+    found = [_channel(name, c.uri, list(c.groups), c) for name, c in asked.channels.items()]
+    if asked.token == "channel":
+        found.append(_channel(TOKEN_CHANNEL, places.token, managed_groups(job)))
+    return found
+
+
+def _channel(name: str, uri: str, groups: list[str], channel: Channel | None = None) -> Any:
+    from sagemaker.core.training import configs
+
+    bound = {"instance_group_names": groups} if groups else {}
+    more = {"content_type": channel.content_type} if channel and channel.content_type else {}
+    return configs.Channel(
+        channel_name=name,
+        data_source=configs.DataSource(
+            s3_data_source=configs.S3DataSource(
+                s3_data_type="S3Prefix",
+                s3_uri=uri,
+                s3_data_distribution_type=channel.distribution if channel else "FullyReplicated",
+                **bound,
+            )
+        ),
+        input_mode=channel.mode if channel else "File",
+        **more,
+    )

@@ -1,0 +1,252 @@
+"""What is uploaded: the user's source folder, raytrain itself, the job file, and a requirements file that leaves the
+image's torch alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import yaml
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from raytrain.config import Job
+from raytrain.errors import ConfigError
+from raytrain.sagemaker.request import CODE_FOLDER, command, settings
+
+IGNORE_FILE = ".raytrainignore"  # the syntax of .gitignore
+ALWAYS_IGNORED = (
+    ".git/",
+    "__pycache__/",
+    "*.pyc",
+    ".DS_Store",
+    ".ipynb_checkpoints/",
+    ".cache/",
+    ".venv/",
+    IGNORE_FILE,
+)
+# Of the image: another build of these could not use its CUDA, or would take minutes to download on every host.
+OF_THE_IMAGE = re.compile(r"^(torch|torchvision|torchaudio|triton|pytorch-triton|nvidia-.*|raytrain)$")
+
+SECRET_NAMES = re.compile(
+    r"(^|/)(\.env(\..*)?|\.netrc|\.pypirc|\.pgpass|\.aws|\.ssh|id_(rsa|dsa|ecdsa|ed25519)|credentials(\.json)?"
+    r"|.*\.(pem|key|p12|pfx|jks|keystore))$",
+    re.IGNORECASE,
+)
+SECRET_TEXTS = {
+    "an AWS access key": re.compile(rb"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
+    "an AWS secret key": re.compile(rb"aws_secret_access_key\s*[=:]\s*['\"]?[A-Za-z0-9/+=]{40}\b", re.IGNORECASE),
+    "a private key": re.compile(rb"-----BEGIN ([A-Z]+ )*PRIVATE KEY-----"),
+    "a GitHub token": re.compile(rb"\bgh[pousr]_[A-Za-z0-9]{36}\b"),
+    "a Hugging Face token": re.compile(rb"\bhf_[A-Za-z0-9]{34}\b"),
+}
+LOOKED_INTO_BYTES = 4 << 20  # larger files are data, and are not searched for secrets
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A folder ready to upload.
+
+    Attributes:
+        code: becomes the `code` channel.
+        drivers: becomes the `sm_drivers` channel, for who does not use the SDK's own.
+        num_files, num_bytes: of both.
+        left_out: requirements that the image has.
+    """
+
+    code: Path
+    drivers: Path
+    num_files: int
+    num_bytes: int
+    left_out: tuple[str, ...]
+
+
+def stage(job: Job, folder: Path, base: Path = Path()) -> Staged:
+    """Fill a new folder with what the job's hosts need.
+
+    Args:
+        folder: does not exist yet.
+        base: what a relative `sagemaker.source_dir` starts from.
+
+    Raises:
+        ConfigError: there is no such source folder or program in it, it holds a secret or a link out of it, or its
+            requirements cannot be read.
+    """
+    asked = settings(job)
+    source = base / asked.source_dir
+    if not source.is_dir():
+        raise ConfigError(f"sagemaker.source_dir: there is no folder {source}")
+    code, drivers = folder / "code", folder / "sm_drivers"
+    code.mkdir(parents=True)
+    drivers.mkdir()
+    for relative, path in _files(source):
+        _refuse_secret(relative, path)
+        target = code / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        target.chmod(path.stat().st_mode & 0o777)
+    _check_program(asked.program[0] if asked.program else "", code, source)
+    if (code / "raytrain").exists():
+        raise ConfigError(f"{source} holds something named raytrain, which is where raytrain itself goes; rename it")
+    _copy_package(code / "raytrain")
+    (code / "job.yaml").write_text(
+        yaml.safe_dump(job.model_dump(mode="json", exclude_unset=True, exclude={"sagemaker"}), sort_keys=False)
+    )
+    wanted = code / "requirements.txt"
+    lines, left_out = requirements(wanted if wanted.is_file() else None, code)
+    wanted.write_text("\n".join(lines) + "\n")
+    (drivers / "sm_train.sh").write_text(start_script(job))
+    (drivers / "sm_train.sh").chmod(0o755)
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return Staged(code, drivers, len(sizes), sum(sizes), tuple(left_out))
+
+
+def start_script(job: Job) -> str:
+    """What the container runs where the SDK's drivers are not used: install, then become the bootstrap."""
+    return f"""#!/bin/bash
+# raytrain: the first process of every host.
+set -e
+trap 'status=$?; [ -s /opt/ml/output/failure ] || echo "$BASH_COMMAND ended with $status" > /opt/ml/output/failure' ERR
+cd {CODE_FOLDER}
+python3 -m pip install --disable-pip-version-check --quiet -r requirements.txt
+{command(settings(job))}
+"""
+
+
+def requirements(path: Path | None, folder: Path) -> tuple[list[str], list[str]]:
+    """The user's requirements and raytrain's own, without what the image has.
+
+    Args:
+        path: the user's requirements.txt; None for none.
+        folder: that files named by `-r` must not leave.
+
+    Returns:
+        The lines, and what was left out.
+
+    Raises:
+        ConfigError: a line cannot be read, or names a file that is not there.
+    """
+    kept, left_out, named = [], [], set()
+    for line in _lines(path, folder) if path else []:
+        if line.startswith(("-", "./", "../", "/")) or "://" in line:
+            kept.append(line)  # options, addresses and files are pip's business
+            continue
+        try:
+            name = canonicalize_name(Requirement(line).name)
+        except InvalidRequirement:
+            raise ConfigError(f"{path.name}: {line!r} is not a requirement that pip understands") from None
+        named.add(name)
+        (left_out if OF_THE_IMAGE.match(name) else kept).append(line)
+    for own in _own_requirements():
+        name = canonicalize_name(own.name)
+        if name not in named and not OF_THE_IMAGE.match(name):
+            kept.append(str(own))
+    return kept, left_out
+
+
+def _lines(path: Path, folder: Path) -> Iterator[str]:
+    """Requirement lines without comments, of the files that it names too."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"requirements: cannot read {path.name}, or it lies outside of source_dir") from None
+    for raw in text.replace("\\\n", " ").splitlines():
+        line = re.sub(r"(^|\s)#.*$", "", raw).strip()
+        other = re.match(r"(-r|--requirement)[\s=]*(\S+)$", line)
+        if other:
+            yield from _lines(_inside(path.parent / other[2], folder), folder)
+        elif line:
+            yield line
+
+
+def _inside(path: Path, folder: Path) -> Path:
+    resolved = path.resolve()
+    return resolved if resolved.is_relative_to(folder.resolve()) else folder / "nowhere"
+
+
+def _own_requirements() -> list[Requirement]:
+    try:
+        found = [Requirement(text) for text in requires("raytrain") or []]
+    except PackageNotFoundError:
+        raise ConfigError("raytrain is not installed as a package here, so that its requirements are unknown") from None
+    return [own for own in found if own.marker is None or own.marker.evaluate({"extra": ""})]
+
+
+def _files(source: Path) -> Iterator[tuple[str, Path]]:
+    """Files of the source folder that are not ignored, as (path with slashes, where it lies).
+
+    Raises:
+        ConfigError: a link leads out of the folder, around in it, or nowhere.
+    """
+    from pathspec import GitIgnoreSpec
+
+    ignore = source / IGNORE_FILE
+    own = ignore.read_text(encoding="utf-8").splitlines() if ignore.is_file() else []
+    ignored = GitIgnoreSpec.from_lines([*ALWAYS_IGNORED, *own])
+    root = source.resolve()
+
+    def walk(folder: Path, above: str, via: frozenset[Path]) -> Iterator[tuple[str, Path]]:
+        for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+            relative = above + entry.name
+            path = Path(entry.path)
+            is_folder = entry.is_dir()
+            if ignored.match_file(relative + "/" if is_folder else relative):
+                continue
+            resolved = path.resolve()
+            if entry.is_symlink() and not resolved.is_relative_to(root):
+                raise ConfigError(f"{path} is a link out of {source}; copy what it means, or name it in {IGNORE_FILE}")
+            if is_folder:
+                if resolved in via:
+                    raise ConfigError(f"{path} is a link to a folder around it; name it in {IGNORE_FILE}")
+                yield from walk(path, relative + "/", via | {resolved})
+            elif entry.is_file():
+                yield relative, path
+            else:
+                raise ConfigError(f"{path} is a link to nothing, or no plain file; name it in {IGNORE_FILE}")
+
+    yield from walk(source, "", frozenset({root}))
+
+
+def _refuse_secret(relative: str, path: Path) -> None:
+    """
+    Raises:
+        ConfigError: by its name or what is in it, the file is a secret.
+    """
+    found = "a secret, by its name," if any(SECRET_NAMES.search(part) for part in _leading(relative)) else None
+    if found is None and path.stat().st_size <= LOOKED_INTO_BYTES:
+        content = path.read_bytes()
+        found = next((what for what, pattern in SECRET_TEXTS.items() if pattern.search(content)), None)
+    if found:
+        raise ConfigError(
+            f"{path} looks like {found} and would be uploaded; take it out, or leave it here by {IGNORE_FILE}"
+        )
+
+
+def _leading(relative: str) -> list[str]:
+    """The path and every folder above it."""
+    parts = relative.split("/")
+    return ["/".join(parts[: n + 1]) for n in range(len(parts))]
+
+
+def _check_program(program: str, code: Path, source: Path) -> None:
+    """
+    Raises:
+        ConfigError: it is a script that is not in the source folder.
+    """
+    if not program:
+        raise ConfigError("sagemaker.program is empty; name what the head runs, such as [train.py, job.yaml]")
+    if program.endswith((".py", ".sh")) and not program.startswith("/") and not (code / program).is_file():
+        raise ConfigError(f"sagemaker.program: {program} is not in {source}, or is ignored there")
+
+
+def _copy_package(target: Path) -> None:
+    """raytrain as it runs here."""
+    import raytrain
+
+    source = Path(raytrain.__file__).parent
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
