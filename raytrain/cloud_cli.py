@@ -84,6 +84,79 @@ def _echo_json(tree: Any) -> None:
     typer.echo(json.dumps(tree, indent=1, default=lambda value: value.isoformat()))
 
 
+@app.command(epilog="Example: raytrain twin launch/heterogeneous.yaml --set training.steps=4 --scale 0.125")
+def twin(
+    job_file: Annotated[Path | None, typer.Argument(metavar="JOB.yaml", help="The job description.")] = None,
+    overrides: Overrides = None,
+    described: Annotated[
+        str | None, typer.Option("--job", metavar="NAME", help="Run what DescribeTrainingJob says of this job instead.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the twin. [default: the job's and the time]")] = None,
+    channels: Annotated[
+        list[str] | None,
+        typer.Option("--channel", metavar="NAME=FOLDER", help="What stands for a channel's place in S3."),
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="CPUs a host, as a share of its vCPUs. [default: no limit]")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="Emulated GPUs a GPU host. [default: as it has]")] = None,
+    stop_after: Annotated[float | None, typer.Option(min=0, help="Stop the job after so many seconds.")] = None,
+    folder: Annotated[Path, typer.Option(help="What the job leaves goes to FOLDER/NAME.")] = Path("runs/twin"),
+    prices: Annotated[Path | None, typer.Option(metavar="FILE", help="More instance types.")] = None,
+    region: Region = None,
+    as_json: Json = False,
+) -> None:
+    """Run the request of a job on simulated hosts of this machine, and collect what it leaves."""
+    from raytrain.report.live import terminal
+    from raytrain.sagemaker import watch
+    from raytrain.sagemaker.show import show_status
+    from raytrain.sagemaker.twin import TwinOptions
+    from raytrain.sagemaker.twin_job import twin_of_description, twin_of_file
+
+    console = terminal()
+    options = TwinOptions(scale=scale, gpus=gpus, stop_after_s=stop_after)
+    shown = {
+        "show": lambda host, line: typer.echo(f"[{host}] {line}", err=as_json),
+        "say": lambda text: console.print(text, highlight=False, soft_wrap=True),
+    }
+    common = {"name": name, "channels": channels or [], "folder": folder, "prices": prices, "options": options, **shown}
+    if (job_file is None) == (described is None):
+        raise typer.BadParameter("give a JOB.yaml or --job NAME, one of them")
+    if described is None:
+        found = twin_of_file(Job.from_yaml(job_file, overrides or []), **common)
+    else:
+        found = twin_of_description(described, region=region, **common)
+    if as_json:
+        _echo_json(found)
+    else:
+        show_status(found, console)
+        typer.echo(folder / found["TrainingJobName"])
+    raise typer.Exit(watch.EXIT_CODES[found["TrainingJobStatus"]])
+
+
+@app.command(epilog="Example: raytrain record digits-20261122130455")
+def record(
+    name: JobName,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="[default: runs/NAME/record.json]")] = None,
+    folder: Annotated[Path, typer.Option(help="Where twins leave their things.")] = Path("runs/twin"),
+    prices: Annotated[Path | None, typer.Option(metavar="FILE", help="More types and prices.")] = None,
+    no_prices: Annotated[bool, typer.Option("--no-prices", help="Leave the money out.")] = False,
+    region: Region = None,
+    as_json: Json = False,
+) -> None:
+    """Gather what is known of an ended job, or of a twin, into its run record."""
+    from raytrain.sagemaker import aws, gather
+
+    twin_folder = folder / name
+    if twin_folder.exists():
+        found = gather.gather_twin(twin_folder)
+    else:
+        found = gather.gather(name, aws.account(region), prices, priced=not no_prices)
+    path = out or Path("runs") / name / "record.json"
+    found.write(path)
+    typer.echo(found.model_dump_json(indent=1) if as_json else f"record: {path}")
+
+
 @app.command(epilog="Example: raytrain status digits-20261122130455")
 def status(name: JobName, region: Region = None, as_json: Json = False) -> None:
     """Say how a training job is."""

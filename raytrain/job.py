@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.cluster import emulated
-from raytrain.cluster.environ import prepare_environment, ray_address
+from raytrain.cluster.environ import job_folders, prepare_environment, ray_address
 from raytrain.cluster.placement import PlacedStages, check_free_gpus, place_stages, rank_resources, rank_selector
 from raytrain.cluster.topology import Topology, parse_nodes
 from raytrain.config import Job
 from raytrain.data.order import StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.errors import CheckpointError, ClusterError, ConfigError, RaytrainError, Stopped, TrainingError, one_line
+from raytrain.hosted import deliver, hosted
 from raytrain.outcome import build_record
 from raytrain.record import RunRecord
 from raytrain.run_folder import RunFolder, open_run_folder
@@ -103,6 +104,9 @@ def run(
         if job.model is None:
             raise ConfigError("the job has no `model` section, and no training loop was given")
         check_model(job.model)
+    kept = job_folders()
+    if kept is not None:
+        job, resume = hosted(job, resume, kept)
     folder = open_run_folder(job.run_dir, job.name, resume=resume)
     this = Run(job, started_at or time.time(), environment, folder)
     try:
@@ -128,6 +132,8 @@ def run(
     finally:
         if this.cluster is not None:
             this.cluster.close()
+        if kept is not None:
+            deliver(this.folder, kept)
         folder.close()
 
 

@@ -105,6 +105,57 @@ class Corrupt(Part):
     listed: list[str]
 
 
+class Utilization(Part):
+    """Percent over the training time; 100 is one whole core or GPU where a host has several."""
+
+    mean: float
+    max: float
+
+
+class HostLoad(Part):
+    """How busy a host was; None where nobody measured."""
+
+    host: str
+    group: str | None
+    cpu_percent: Utilization | None = None
+    memory_percent: Utilization | None = None
+    disk_percent: Utilization | None = None
+    gpu_percent: Utilization | None = None
+    gpu_memory_percent: Utilization | None = None
+
+
+class BilledGroup(Part):
+    """An instance group; `billable_s` is of all its hosts together, `usd_per_hour` of one of them."""
+
+    name: str
+    instance_type: str
+    hosts: int
+    billable_s: float
+    usd_per_hour: float | None
+    usd: float | None
+    price_source: str | None
+    price_date: str | None
+
+
+class CloudFacts(Part):
+    """What SageMaker says of the training job that the run was in; of a twin, what this machine says in its place.
+
+    `billable_s` is of all hosts together. A twin costs nothing, so that it has no money.
+    """
+
+    kind: Literal["sagemaker", "twin"]
+    job_name: str
+    arn: str
+    status: str
+    failure: str | None
+    spot: bool
+    training_s: float
+    billable_s: float
+    usd: float | None
+    groups: list[BilledGroup]
+    loads: list[HostLoad]
+
+
 class RunRecord(Part):
     """Everything about one run."""
 
@@ -134,6 +185,7 @@ class RunRecord(Part):
     torch_in_preprocessing_workers: bool
     resumed_from: str | None
     checkpoint: str | None
+    cloud: CloudFacts | None = None
 
     def write(self, path: Path) -> None:
         """Write the record, whole or not at all."""
@@ -150,14 +202,26 @@ def read_record(path: Path) -> RunRecord:
         ConfigError: it cannot be read, is cut off, or has another schema version.
     """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        return parse_record(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not JSON, or was cut off") from None
+
+
+def parse_record(text: str, path: str) -> RunRecord:
+    """Read a record out of its text; `path` says in an error where it came from.
+
+    Raises:
+        ConfigError: it is cut off, or has another schema version.
+    """
+    try:
+        tree = json.loads(text)
         if isinstance(tree, dict) and tree.get("schema_version") != SCHEMA_VERSION:
             raise ConfigError(
                 f"{path} has schema version {tree.get('schema_version')!r}; this raytrain reads {SCHEMA_VERSION}"
             )
         return RunRecord.model_validate(tree)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

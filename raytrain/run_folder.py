@@ -10,6 +10,7 @@ from typing import IO
 
 import psutil
 
+from raytrain.config import Job
 from raytrain.errors import CheckpointError, ConfigError
 
 
@@ -25,6 +26,11 @@ class RunFolder:
     path: Path
     set_aside: Path | None = None
     _lock: IO[str] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, job: Job) -> RunFolder:
+        """Where a job's run is, whoever holds it."""
+        return cls(Path(job.run_dir) / job.name)
 
     @property
     def record(self) -> Path:

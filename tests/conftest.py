@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+pytest_plugins = ["cloud_job"]
 ROOT = Path(__file__).parent.parent
 RAYTRAIN = [sys.executable, "-m", "raytrain"]
 

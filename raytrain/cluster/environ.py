@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ RAY = {
 }
 
 ML_FOLDER = "/opt/ml"
+EMULATED_GPUS = "RAYTRAIN_EMULATED_GPUS"
 TOKEN_CHANNEL = "raytrain_token"  # an input channel with one file, `token`
 OURS_ALONE = ("RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAYTRAIN_REMOTE_WRITE_PASSWORD")
 FAILURE_CHARACTERS = 1024  # SageMaker shows no more of the failure file
@@ -79,6 +82,49 @@ def simulated_environment(changes: Mapping[str, str]) -> dict[str, str]:
     foreign = ("RAY_", "SM_", "SAGEMAKER_", "TRAINING_JOB_", "TMPDIR")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "HOME": "/tmp", **changes}
+
+
+def container_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """What a container starts with whose image is this machine: this Python first on the path, and nothing else of
+    this process."""
+    path = os.pathsep.join(
+        [os.path.dirname(sys.executable), "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"]
+    )
+    return {"PATH": path, "HOME": "/tmp", "LANG": "C.UTF-8", **changes}
+
+
+def emulated_gpus() -> int:
+    """GPUs that this host declares without having them; raytrain's own twin of a job says so.
+
+    Raises:
+        ConfigError: the variable holds something else than a number.
+    """
+    text = os.environ.get(EMULATED_GPUS, "0")
+    if not text.isdigit():
+        raise ConfigError(f"{EMULATED_GPUS} must be a whole number of GPUs to emulate, not {text!r}")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class JobFolders:
+    """Where a SageMaker job's program leaves what shall be kept.
+
+    Attributes:
+        checkpoints: copied to S3 all the time, and there again when a spot job goes on.
+        model: becomes model.tar.gz.
+        output: becomes output.tar.gz.
+    """
+
+    checkpoints: Path
+    model: Path
+    output: Path
+
+
+def job_folders() -> JobFolders | None:
+    """None outside a SageMaker job."""
+    if not (_folder() / "input/config/resourceconfig.json").is_file():
+        return None
+    return JobFolders(_folder() / "checkpoints", _folder() / "model", _folder() / "output/data")
 
 
 def _folder() -> Path:

@@ -72,9 +72,13 @@ def _start(spec: dict[str, Any]) -> Any:
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
+    from raytrain.cluster.environ import emulated_gpus
     from raytrain.cluster.facts import usable_cpus
+    from raytrain.cluster.topology import EMULATED_GPU, EMULATED_LABEL
 
     set_environment(spec["environment"])
+    emulated = {} if spec["coordinator"] or not emulated_gpus() else {EMULATED_GPU: emulated_gpus()}
+    labels = spec["labels"] | ({EMULATED_LABEL: "true"} if emulated else {})
     gpus, cpus = spec["gpus"], spec["cpus"]
     if gpus is None:
         gpus = get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators()
@@ -85,8 +89,8 @@ def _start(spec: dict[str, Any]) -> Any:
         num_cpus=usable_cpus() if cpus is None else cpus,
         num_gpus=gpus,
         memory=COORDINATOR_MEMORY_BYTES if spec["coordinator"] else None,
-        resources=dict(spec["resources"]),
-        labels=spec["labels"],
+        resources=spec["resources"] | emulated,
+        labels=labels,
         include_dashboard=spec["dashboard"] is not None,
         dashboard_host=host,
         dashboard_port=int(port) or None,

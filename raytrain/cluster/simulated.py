@@ -286,11 +286,12 @@ class SimulatedHosts:
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
         watch: bool = False,
+        inherit: bool = True,
     ) -> SimulatedHost:
         """Run a command on a host, as PID 1 of it.
 
         Args:
-            environment: besides what every process of this machine has.
+            environment: besides what every process of this machine has, or all there is without `inherit`.
             folder: to start in; by default the code folder of the host's SageMaker folder.
             watch: PID 1 is a shell that passes SIGTERM and SIGINT on and notes what the command left behind.
         """
@@ -306,7 +307,7 @@ class SimulatedHosts:
             host.process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net=/var/run/netns/{host.namespace}", *namespaces]
                 + ["bash", "-c", _ENTER, "enter", *steps, *command],
-                env=simulated_environment(environment or {}),
+                env=simulated_environment(environment or {}) if inherit else dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -138,7 +138,7 @@ def from_ray(nodes: Sequence[dict[str, Any]], head_node_id: str = "") -> Topolog
         numbers[group] += 1
         hosts.append(
             Host(
-                name=f"{group}-{numbers[group]}",
+                name=labels.get(HOST_LABEL) or f"{group}-{numbers[group]}",
                 group=group,
                 cpus=resources.get("CPU", 0.0),
                 gpus=resources.get("GPU", 0.0) or resources.get(EMULATED_GPU, 0.0),

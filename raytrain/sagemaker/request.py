@@ -163,7 +163,8 @@ def environment(asked: SageMaker, token: str) -> dict[str, str]:
     """The staged raytrain comes before any that the image has; the user's own variables stay."""
     path = ":".join(filter(None, (CODE_FOLDER, asked.environment.get("PYTHONPATH"))))
     own = {"RAY_AUTH_TOKEN": token} if asked.token == "environment" else {}
-    return {**asked.environment, "PYTHONPATH": path, **own}
+    quiet = {"PIP_QUIET": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}  # else a line for every package that is there
+    return {**quiet, **asked.environment, "PYTHONPATH": path, **own}
 
 
 def stopping(asked: SageMaker) -> dict[str, int]:

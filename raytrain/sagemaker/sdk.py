@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from raytrain.cluster.environ import TOKEN_CHANNEL
 from raytrain.config import Channel, Job
+from raytrain.sagemaker import aws, submit
+from raytrain.sagemaker.drivers import REQUIREMENTS
 from raytrain.sagemaker.request import (
     Places,
     command,
@@ -17,6 +22,41 @@ from raytrain.sagemaker.request import (
     settings,
     stopping,
 )
+from raytrain.sagemaker.stage import stage
+
+
+@contextlib.contextmanager
+def trainer_for(job: Job, *, known: aws.Account | None = None) -> Iterator[Any]:
+    """A sagemaker.train.ModelTrainer for the job, ready for `train()`: everything is looked at and staged as
+    `raytrain launch` does it, and the job's token lies in S3.
+
+    Raises:
+        ConfigError: the job file is wrong, or SageMaker would refuse the request.
+        CloudError: something does not exist in the account, or the account cannot be reached.
+    """
+    known = known or aws.account(settings(job).region)
+    launch = submit.prepare(job, known, priced=False)
+    uploaded: list[tuple[str, str]] = []
+    trainer = None
+    with tempfile.TemporaryDirectory() as folder:
+        staged = stage(job, Path(folder) / "staged")
+        try:
+            submit.upload(launch, None, known, uploaded)
+            algorithm = launch.request["AlgorithmSpecification"]
+            trainer = model_trainer(
+                job,
+                staged.code,
+                launch.places,
+                image=algorithm["TrainingImage"],
+                role=launch.request["RoleArn"],
+                session=known.session,
+                token=launch.token,
+            )
+            yield trainer
+        except BaseException:
+            if trainer is None or trainer._latest_training_job is None:  # no job of it exists that needs the token
+                submit.take_back(uploaded, known)
+            raise
 
 
 def model_trainer(job: Job, code: Path, places: Places, *, image: str, role: str, session: Any, token: str = "") -> Any:
@@ -45,7 +85,7 @@ def model_trainer(job: Job, code: Path, places: Places, *, image: str, role: str
         training_image=image,
         compute=_compute(job),
         source_code=configs.SourceCode(
-            source_dir=str(code), requirements="requirements.txt", command=command(asked), ignore_patterns=None
+            source_dir=str(code), requirements=REQUIREMENTS, command=command(asked), ignore_patterns=None
         ),
         input_data_config=_channels(job, places),
         output_data_config=configs.OutputDataConfig(s3_output_path=asked.output or places.root, **output),

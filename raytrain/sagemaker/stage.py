@@ -1,5 +1,5 @@
-"""What is uploaded: the user's source folder, raytrain itself, the job file, and a requirements file that leaves the
-image's torch alone."""
+"""What is uploaded: the user's source folder, raytrain itself, the job file, a requirements file that leaves the
+image's torch alone, and the start of the container."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+from typing import Any
 
 import yaml
 from packaging.requirements import InvalidRequirement, Requirement
@@ -17,7 +18,8 @@ from packaging.utils import canonicalize_name
 
 from raytrain.config import Job
 from raytrain.errors import ConfigError
-from raytrain.sagemaker.request import CODE_FOLDER, command, settings
+from raytrain.sagemaker.drivers import REQUIREMENTS, write_drivers
+from raytrain.sagemaker.request import settings
 
 IGNORE_FILE = ".raytrainignore"  # the syntax of .gitignore
 ALWAYS_IGNORED = (
@@ -54,7 +56,7 @@ class Staged:
 
     Attributes:
         code: becomes the `code` channel.
-        drivers: becomes the `sm_drivers` channel, for who does not use the SDK's own.
+        drivers: becomes the `sm_drivers` channel.
         num_files, num_bytes: of both.
         left_out: requirements that the image has.
     """
@@ -94,28 +96,20 @@ def stage(job: Job, folder: Path, base: Path = Path()) -> Staged:
     if (code / "raytrain").exists():
         raise ConfigError(f"{source} holds something named raytrain, which is where raytrain itself goes; rename it")
     _copy_package(code / "raytrain")
-    (code / "job.yaml").write_text(
-        yaml.safe_dump(job.model_dump(mode="json", exclude_unset=True, exclude={"sagemaker"}), sort_keys=False)
-    )
-    wanted = code / "requirements.txt"
+    (code / "job.yaml").write_text(yaml.safe_dump(_as_run(job), sort_keys=False))
+    wanted = code / REQUIREMENTS
     lines, left_out = requirements(wanted if wanted.is_file() else None, code)
     wanted.write_text("\n".join(lines) + "\n")
-    (drivers / "sm_train.sh").write_text(start_script(job))
-    (drivers / "sm_train.sh").chmod(0o755)
+    write_drivers(asked, drivers)
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return Staged(code, drivers, len(sizes), sum(sizes), tuple(left_out))
 
 
-def start_script(job: Job) -> str:
-    """What the container runs where the SDK's drivers are not used: install, then become the bootstrap."""
-    return f"""#!/bin/bash
-# raytrain: the first process of every host.
-set -e
-trap 'status=$?; [ -s /opt/ml/output/failure ] || echo "$BASH_COMMAND ended with $status" > /opt/ml/output/failure' ERR
-cd {CODE_FOLDER}
-python3 -m pip install --disable-pip-version-check --quiet -r requirements.txt
-{command(settings(job))}
-"""
+def _as_run(job: Job) -> dict[str, Any]:
+    """The job file for the hosts: without what only the launch needs, and with the run where checkpoints are kept."""
+    tree = job.model_dump(mode="json", exclude_unset=True, exclude={"sagemaker"})
+    kept = settings(job).checkpoints
+    return {"run_dir": kept.path, **tree} if kept is not None else tree
 
 
 def requirements(path: Path | None, folder: Path) -> tuple[list[str], list[str]]:

@@ -142,7 +142,7 @@ def submit(launch: Launch, staged: Staged, known: aws.Account, say: Say = lambda
         return _create(launch, known)
     except BaseException:
         say("nothing was started; taking back what was uploaded")
-        _take_back(uploaded, known)
+        take_back(uploaded, known)
         raise
 
 
@@ -200,7 +200,8 @@ def _token_uri(request: Request) -> str | None:
     return _uri(request, TOKEN_CHANNEL)
 
 
-def _take_back(uploaded: list[tuple[str, str]], known: aws.Account) -> None:
+def take_back(uploaded: list[tuple[str, str]], known: aws.Account) -> None:
+    """Delete what was uploaded, as far as that is possible."""
     for bucket, key in uploaded:
         with contextlib.suppress(CloudError), aws.explained("deleting"):
             known.s3.delete_object(Bucket=bucket, Key=key)

@@ -144,6 +144,19 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
+def write_model(folder: Path, path: Path) -> None:
+    """The model of a checkpoint alone, as `torch.load(path, weights_only=True)` and `load_state_dict` take it.
+
+    Of a loop that prepared several modules it is the list of their states, in that order.
+
+    Raises:
+        CheckpointError: the checkpoint is cut off or damaged.
+    """
+    _, state = load(folder)
+    states = [state["objects"][index] for index in state["modules"]]
+    torch.save(states[0] if len(states) == 1 else states, path)
+
+
 def rng_state() -> dict[str, Any]:
     """The state of every random generator of this process that a training loop may draw from."""
     version, numbers, gauss = random.getstate()

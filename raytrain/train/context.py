@@ -297,6 +297,7 @@ class TrainContext:
             )
             state = {
                 "objects": [thing.state_dict() for thing in self._objects],
+                "modules": [i for i, thing in enumerate(self._objects) if isinstance(thing, torch.nn.Module)],
                 "rng": [e["rng"] for e in everyone],
                 "consumed": None if consumed is None else torch.from_numpy(consumed),
             }

@@ -1,0 +1,107 @@
+"""A twin from a job file, or from a job that SageMaker knows."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from raytrain.cluster.environ import TOKEN_CHANNEL
+from raytrain.config import Job
+from raytrain.cost.instances import catalog
+from raytrain.errors import ConfigError, nearest
+from raytrain.sagemaker import aws, submit
+from raytrain.sagemaker.request import CODE_CHANNEL, DRIVERS_CHANNEL, Request
+from raytrain.sagemaker.stage import stage
+from raytrain.sagemaker.store import Store
+from raytrain.sagemaker.twin import TwinJob, TwinOptions
+
+SOMEONE = f"arn:aws:iam::{submit.NO_ACCOUNT}:role/twin"  # a twin assumes no role
+SOMEWHERE = "us-east-1"
+
+
+def twin_of_file(
+    job: Job,
+    *,
+    name: str | None,
+    channels: Sequence[str],
+    folder: Path,
+    prices: Path | None,
+    options: TwinOptions,
+    **shown: Any,
+) -> dict[str, Any]:
+    """Stage a job file and run it without asking any account, but for channels that nobody gave a folder for.
+
+    Raises:
+        RaytrainError: the job file is wrong, or the twin cannot run it.
+    """
+    asked = submit.settings(job)
+    made_up = {"role": asked.role or SOMEONE, "region": asked.region or SOMEWHERE}
+    job = job.model_copy(update={"sagemaker": asked.model_copy(update=made_up)})
+    planned = submit.prepare(job, None, name=name, prices=prices, priced=False)
+    local = _given(channels, planned.request)
+    missing = [n for n, c in asked.channels.items() if c.uri not in local]
+    known = aws.account(asked.region) if missing else None
+    with tempfile.TemporaryDirectory(prefix="raytrain-twin-") as temporary:
+        staged = stage(job, Path(temporary) / "staged")
+        token = Path(temporary) / "token"
+        token.touch(mode=0o600)
+        token.write_text(planned.token)
+        own = {
+            planned.places.input(CODE_CHANNEL): staged.code,
+            planned.places.input(DRIVERS_CHANNEL): staged.drivers,
+            planned.places.token: token,
+        }
+        store = Store({**own, **local}, known)
+        return TwinJob(planned.request, folder.absolute() / planned.plan.name, store, catalog(prices), options, **shown).run()
+
+
+def twin_of_description(
+    described: str,
+    *,
+    region: str | None,
+    name: str | None,
+    channels: Sequence[str],
+    folder: Path,
+    prices: Path | None,
+    options: TwinOptions,
+    **shown: Any,
+) -> dict[str, Any]:
+    """Run what DescribeTrainingJob says of a job, with what lies in S3.
+
+    Raises:
+        RaytrainError: there is no such job, or the twin cannot run it.
+    """
+    known = aws.account(region)
+    request = as_request(submit.describe(described, known))
+    if name is not None:
+        request["TrainingJobName"] = name
+    store = Store(_given(channels, request), known)
+    return TwinJob(request, folder.absolute() / request["TrainingJobName"], store, catalog(prices), options, **shown).run()
+
+
+def as_request(described: dict[str, Any]) -> Request:
+    """The part of a description that was the request."""
+    import botocore.session
+
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    members = model.operation_model("CreateTrainingJob").input_shape.members
+    return {key: value for key, value in described.items() if key in members}
+
+
+def _given(channels: Sequence[str], request: Request) -> dict[str, Path]:
+    """`NAME=FOLDER` words, by the address that the folder stands for."""
+    uris = {c["ChannelName"]: c["DataSource"]["S3DataSource"]["S3Uri"] for c in request["InputDataConfig"]}
+    users = [n for n in uris if n not in (CODE_CHANNEL, DRIVERS_CHANNEL, TOKEN_CHANNEL)]
+    found = {}
+    for word in channels:
+        name, equals, where = word.partition("=")
+        if not equals:
+            raise ConfigError(f"--channel {word!r} must look like NAME=FOLDER")
+        if name not in uris:
+            raise ConfigError(f"--channel: the job has no channel {name!r}{nearest(name, users)}")
+        if not Path(where).exists():
+            raise ConfigError(f"--channel {name}: there is nothing at {where}")
+        found[uris[name]] = Path(where)
+    return found

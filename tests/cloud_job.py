@@ -1,0 +1,75 @@
+"""Jobs for SageMaker, and moto's server to send them to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from aws import BUCKET, REGION, ROLE, Aws
+
+ROOT = Path(__file__).parent.parent
+
+GROUPS = [
+    {"name": "gpu", "instance_type": "ml.g5.xlarge"},
+    {"name": "cpu", "instance_type": "ml.c5.4xlarge", "hosts": 2},
+]
+
+
+@pytest.fixture(scope="session")
+def server():
+    aws = Aws().start()
+    yield aws
+    aws.stop()
+
+
+@pytest.fixture
+def aws(server, monkeypatch):
+    """moto's server, empty but for the default bucket and the role, as this process's AWS."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    server.reset()
+    return server
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A small source folder of a user's."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "train.py").write_text((ROOT / "source_dir" / "train.py").read_text())
+    return folder
+
+
+@pytest.fixture
+def cloud_tree(source):
+    """A job file for two groups."""
+    return {
+        "name": "digits",
+        "data": {"train": {"kind": "synthetic", "num_samples": 64, "shape": [8, 8, 3], "num_classes": 4}},
+        "model": {"name": "timm.models:VisionTransformer"},
+        "training": {"epochs": 1},
+        "cluster": {"groups": GROUPS},
+        "sagemaker": {"role": ROLE, "region": REGION, "bucket": BUCKET, "source_dir": str(source)},
+    }
+
+
+@pytest.fixture
+def cloud_file(cloud_tree, tmp_path):
+    """A function that writes `cloud_tree`, changed by dotted keys, and returns the file's path."""
+
+    def write(**changes):
+        tree = yaml.safe_load(yaml.safe_dump(cloud_tree))
+        for key, value in changes.items():
+            node = tree
+            *parents, last = key.split("__")
+            for part in parents:
+                node = node.setdefault(part, {})
+            node[last] = value
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    return write
