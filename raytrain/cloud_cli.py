@@ -47,7 +47,7 @@ def launch(
         staged = stage(job, Path(folder) / "staged")
         show_plan(planned.plan, console, staged, planned.notes)
         if dry_run:
-            typer.echo(json.dumps(planned.request, indent=1))
+            _echo_json({**planned.plan.figures, "request": planned.shown} if as_json else planned.shown)
             return
         if not yes:
             typer.confirm("launch?", abort=True, err=True)

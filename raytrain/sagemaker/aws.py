@@ -11,7 +11,8 @@ from typing import Any
 from raytrain.config import Image, SageMaker
 from raytrain.errors import CloudError, ConfigError, one_line
 
-TRIES = 8  # of a request that is throttled, with growing pauses; about 20 s in all
+TRIES = 8  # of a SageMaker request that is throttled, with growing pauses; about 20 s in all
+TRIES_ELSEWHERE = 3  # boto3's own
 CONNECT_TIMEOUT_S = 10
 
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
@@ -32,8 +33,8 @@ def explained(doing: str) -> Iterator[None]:
     Raises:
         CloudError: AWS cannot be reached, or refused.
     """
+    from boto3.exceptions import S3UploadFailedError
     from botocore import exceptions as botocore
-    from s3transfer.exceptions import S3UploadFailedError
 
     try:
         yield
@@ -88,7 +89,7 @@ class Account:
         from botocore.config import Config
 
         config = Config(
-            retries={"mode": "standard", "total_max_attempts": TRIES},
+            retries={"mode": "standard", "total_max_attempts": TRIES if service == "sagemaker" else TRIES_ELSEWHERE},
             connect_timeout=CONNECT_TIMEOUT_S,
             user_agent_extra="raytrain",
         )
@@ -127,10 +128,10 @@ def account(region: str | None = None) -> Account:
     except ImportError:
         raise ConfigError("this needs boto3: pip install 'raytrain[sagemaker]'") from None
     try:
-        session = boto3.Session(region_name=region)
+        session = boto3.Session(region_name=region or None)
     except ProfileNotFound as error:
         raise ConfigError(f"AWS_PROFILE: {one_line(error)}") from None
-    if session.region_name is None:
+    if not session.region_name:
         raise ConfigError("no AWS region is known; set sagemaker.region in the job file, or AWS_DEFAULT_REGION")
     return Account(session)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from raytrain.config import Job
 from raytrain.cost.instances import Catalog, InstanceType, Price, Source, catalog
@@ -87,6 +88,21 @@ class Plan:
         if len(self.groups) == 1 or self.usd_per_hour is None:
             return None
         return self.usd_per_hour / self.single.usd_per_hour
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """For a program to read."""
+        return {
+            "name": self.name,
+            "region": self.region,
+            "hosts": self.num_hosts,
+            "vcpus": self.vcpus,
+            "gpus": self.gpus,
+            "usd_per_hour": self.usd_per_hour,
+            "max_usd": self.max_usd,
+            "break_even": self.break_even,
+            "price_sources": [f"{source.text} ({source.date or 'undated'})" for source in self.sources],
+        }
 
 
 def plan(request: Request, job: Job, region: str, prices: Path | None = None, *, priced: bool = True) -> Plan:

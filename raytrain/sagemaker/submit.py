@@ -56,6 +56,13 @@ class Launch:
     def request(self) -> Request:
         return self.plan.request
 
+    @property
+    def shown(self) -> Request:
+        """The request as it may be printed."""
+        variables = self.request["Environment"]
+        hidden = {"RAY_AUTH_TOKEN": "(made for every launch)"} if variables.get("RAY_AUTH_TOKEN") == self.token else {}
+        return {**self.request, "Environment": {**variables, **hidden}}
+
 
 def prepare(
     job: Job,

@@ -54,7 +54,9 @@ def twin_of_file(
             planned.places.token: token,
         }
         store = Store({**own, **local}, known)
-        return TwinJob(planned.request, folder.absolute() / planned.plan.name, store, catalog(prices), options, **shown).run()
+        return TwinJob(
+            planned.request, folder.absolute() / planned.plan.name, store, catalog(prices), options, **shown
+        ).run()
 
 
 def twin_of_description(
@@ -78,7 +80,9 @@ def twin_of_description(
     if name is not None:
         request["TrainingJobName"] = name
     store = Store(_given(channels, request), known)
-    return TwinJob(request, folder.absolute() / request["TrainingJobName"], store, catalog(prices), options, **shown).run()
+    return TwinJob(
+        request, folder.absolute() / request["TrainingJobName"], store, catalog(prices), options, **shown
+    ).run()
 
 
 def as_request(described: dict[str, Any]) -> Request:

@@ -1,0 +1,364 @@
+"""Launching, over real HTTP to moto's server: everything or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import NamedTuple
+
+import boto3
+import pytest
+from aws import ACCOUNT, BUCKET, REGION, ROLE
+from botocore.exceptions import ClientError
+from conftest import RAYTRAIN, ROOT, run_cli
+
+from raytrain.cli import main
+from raytrain.config import Job
+from raytrain.errors import CloudError, ConfigError
+from raytrain.sagemaker import aws as door
+from raytrain.sagemaker import submit
+from raytrain.sagemaker.stage import stage
+
+
+class Ran(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def launch(monkeypatch, capsys):
+    """`raytrain launch` in this process: what it printed and its exit status."""
+
+    def run(path, *words, **environment) -> Ran:
+        with monkeypatch.context() as changed:
+            for name, value in environment.items():
+                changed.setenv(name, value)
+            changed.setattr(sys, "argv", ["raytrain", "launch", str(path), *words])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        return Ran(ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+def line_of(result) -> str:
+    """The one line that an error is."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    last = [line for line in result.stderr.splitlines() if line.startswith("raytrain: ")]
+    assert len(last) == 1, result.stderr
+    return last[0]
+
+
+def test_a_launch_shows_the_plan_uploads_and_creates(aws, cloud_file, launch):
+    result = launch(cloud_file(), "--yes")
+    assert result.returncode == 0, result.stderr
+    name = result.stdout.strip()
+    assert "$3.040" in result.stderr
+    assert f"https://{REGION}.console.aws.amazon.com/sagemaker/home?region={REGION}#/jobs/{name}" in result.stderr
+    [request] = aws.requests("CreateTrainingJob")
+    assert request["TrainingJobName"] == name
+    for channel in request["InputDataConfig"]:
+        key = channel["DataSource"]["S3DataSource"]["S3Uri"].removeprefix(f"s3://{BUCKET}/")
+        assert any(found.startswith(f"{key}/") for found in aws.objects()), channel
+    [token_key] = [key for key in aws.objects() if "/tokens/" in key]
+    token = boto3.client("s3").get_object(Bucket=BUCKET, Key=token_key)["Body"].read().decode()
+    assert len(token) == 64
+    assert token not in result.stdout + result.stderr + json.dumps(request)
+
+
+def test_two_launches_have_two_tokens(aws, cloud_file, launch):
+    for name in ("a", "b"):
+        assert launch(cloud_file(), "--yes", "--name", name).returncode == 0
+    keys = [key for key in aws.objects() if "/tokens/" in key]
+    assert len({boto3.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}) == 2
+
+
+def test_a_dry_run_prints_the_request_and_touches_nothing(aws, cloud_file, launch):
+    result = launch(cloud_file(), "--dry-run", AWS_ENDPOINT_URL="http://127.0.0.1:1")
+    assert result.returncode == 0, result.stderr
+    request = json.loads(result.stdout)
+    assert request["RoleArn"] == ROLE
+    assert request["ResourceConfig"]["InstanceGroups"][1]["InstanceCount"] == 2
+    assert aws.sent == []
+    assert aws.objects() == []
+
+
+def test_a_dry_run_as_json_has_the_money_too(cloud_file, launch):
+    result = launch(cloud_file(), "--dry-run", "--json")
+    tree = json.loads(result.stdout)
+    assert tree["usd_per_hour"] == pytest.approx(1.408 + 2 * 0.816)
+    assert tree["break_even"] == pytest.approx((1.408 + 2 * 0.816) / 1.408)
+    assert tree["request"]["TrainingJobName"].startswith("digits-")
+
+
+def test_a_dry_run_knows_the_account_from_the_role_or_says_that_it_does_not(cloud_file, launch):
+    named = launch(cloud_file(sagemaker__bucket=None), "--dry-run")
+    assert f"s3://sagemaker-{REGION}-{ACCOUNT}/" in named.stdout
+    unnamed = launch(cloud_file(sagemaker__bucket=None, sagemaker__role="training"), "--dry-run")
+    assert "nobody was asked for the account's number: 000000000000 stands for it" in unnamed.stderr
+
+
+def test_no_is_no(aws, cloud_file):
+    result = run_cli("launch", cloud_file())  # nothing on standard input: nobody said yes
+    assert result.returncode == 130
+    assert aws.requests("CreateTrainingJob") == []
+    assert aws.objects() == []
+
+
+def test_a_yes_is_asked_for(aws, cloud_file):
+    asked = subprocess.run([*RAYTRAIN, "launch", cloud_file()], input="y\n", capture_output=True, text=True, cwd=ROOT)
+    assert asked.returncode == 0, asked.stderr
+    assert "launch? [y/N]" in asked.stderr
+    assert len(aws.requests("CreateTrainingJob")) == 1
+
+
+def test_role_by_name_and_default_bucket_are_looked_up(aws, cloud_file, launch):
+    result = launch(cloud_file(sagemaker__role="training", sagemaker__bucket=None), "--yes", "--json")
+    assert json.loads(result.stdout)["arn"].startswith("arn:aws:sagemaker:")
+    [request] = aws.requests("CreateTrainingJob")
+    assert request["RoleArn"] == ROLE
+    assert request["OutputDataConfig"]["S3OutputPath"].startswith(f"s3://{BUCKET}/")
+
+
+@pytest.mark.parametrize(
+    ("changes", "environment", "message"),
+    [
+        ({"sagemaker__role": None}, {}, "no role: set sagemaker.role to the ARN or name"),
+        ({"sagemaker__role": "nobody"}, {}, "there is no role nobody; create it, or correct sagemaker.role"),
+        ({"sagemaker__bucket": "not-there"}, {}, f"there is no bucket not-there; create it in {REGION}"),
+        (
+            {"sagemaker__channels": {"images": {"uri": f"s3://{BUCKET}/no/such"}}},
+            {},
+            f"channel 'images': there is nothing at s3://{BUCKET}/no/such",
+        ),
+        (
+            {"sagemaker__channels": {"images": {"uri": "s3://no-bucket/x"}}},
+            {},
+            "channel 'images' (s3://no-bucket/x): there is no bucket no-bucket",
+        ),
+        ({}, {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "no AWS credentials found; run `aws configure`"),
+        ({}, {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "AWS cannot be reached: "),
+        ({}, {"AWS_PROFILE": "nobody"}, "AWS_PROFILE: The config profile (nobody) could not be found"),
+        ({"sagemaker__region": None}, {"AWS_DEFAULT_REGION": ""}, "no AWS region is known; set sagemaker.region"),
+        ({"cluster__groups": [{"name": "a", "instance_type": "ml.g5.xlrge"}]}, {}, "there is no 'ml.g5.xlrge'; did"),
+        ({"sagemaker__image": {"version": "0.1"}}, {}, "sagemaker.image: Unsupported pytorch version: 0.1"),
+        ({"sagemaker__source_dir": "/nowhere"}, {}, "sagemaker.source_dir: there is no folder /nowhere"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_no_job(aws, cloud_file, changes, environment, message, launch):
+    result = launch(cloud_file(**changes), "--yes", **environment)
+    assert message in line_of(result)
+    assert aws.requests("CreateTrainingJob") == []
+    assert aws.objects() == []
+
+
+def test_a_region_without_prices_says_how_to_go_on(aws, cloud_file, launch):
+    boto3.client("s3", region_name="eu-west-3").create_bucket(
+        Bucket="in-paris", CreateBucketConfiguration={"LocationConstraint": "eu-west-3"}
+    )
+    path = cloud_file(sagemaker__region="eu-west-3", sagemaker__bucket="in-paris")
+    message = line_of(launch(path, "--yes"))
+    assert "there are no prices of region 'eu-west-3' here (only of us-east-1, us-west-2)" in message
+    assert "--no-prices" in message
+    assert launch(path, "--yes", "--no-prices").returncode == 0
+
+
+REFUSALS = [
+    ("ResourceLimitExceeded", "The account-level service limit 'ml.g5.xlarge' is 0.", "a quota of this account is too"),
+    ("ExpiredTokenException", "The security token is expired", "the AWS credentials have expired; log in again"),
+    ("UnrecognizedClientException", "Invalid", "AWS does not know these credentials (UnrecognizedClientException)"),
+    ("AccessDeniedException", "User is not authorized to perform PassRole", "not allowed: User is not authorized"),
+    ("ValidationException", "Something else", "ValidationException: Something else"),
+]
+
+
+@pytest.mark.parametrize(("code", "text", "message"), REFUSALS)
+def test_a_refusal_is_one_line_and_takes_back_what_was_uploaded(aws, cloud_file, code, text, message, launch):
+    aws.refuse("CreateTrainingJob", code, text, times=9)
+    result = launch(cloud_file(), "--yes")
+    assert message in line_of(result)
+    assert "taking back what was uploaded" in result.stderr
+    assert aws.objects() == []
+
+
+@pytest.fixture
+def ready(aws, cloud_file, tmp_path):
+    """A function that prepares and stages a launch in this process."""
+
+    def make(**changes):
+        job = Job.from_yaml(cloud_file(**changes))
+        known = door.account(REGION)
+        return submit.prepare(job, known), stage(job, tmp_path / "staged"), known
+
+    return make
+
+
+def test_throttling_is_tried_again(aws, ready):
+    prepared, staged, known = ready()
+    aws.refuse("CreateTrainingJob", "ThrottlingException", "Rate exceeded", times=2)
+    assert submit.submit(prepared, staged, known).endswith(prepared.plan.name)
+    assert len(aws.requests("CreateTrainingJob")) == 3
+
+
+def test_throttling_that_does_not_end(aws, ready, monkeypatch):
+    monkeypatch.setattr(door, "TRIES", 2)
+    prepared, staged, known = ready()
+    aws.refuse("CreateTrainingJob", "ThrottlingException", "Rate exceeded", times=99)
+    with pytest.raises(CloudError, match="AWS goes on throttling after 2 tries"):
+        submit.submit(prepared, staged, known)
+    assert aws.objects() == []
+
+
+def test_a_name_that_is_taken_is_found_before_anything_is_uploaded(aws, cloud_file, launch):
+    assert launch(cloud_file(), "--yes", "--name", "mine").returncode == 0
+    before = aws.objects()
+    message = line_of(launch(cloud_file(), "--yes", "--name", "mine"))
+    assert "there is a training job named mine already; choose another by --name" in message
+    assert aws.objects() == before
+
+
+def test_a_name_taken_meanwhile_is_found_too(aws, ready):
+    prepared, staged, known = ready()
+    other = {**prepared.request, "InputDataConfig": [dict(c) for c in prepared.request["InputDataConfig"][1:]]}
+    known.sagemaker.create_training_job(**other)
+    with pytest.raises(CloudError, match="there is a training job named .* already"):
+        submit.submit(prepared, staged, known)
+    assert aws.objects() == []
+
+
+def test_an_answer_that_was_lost_is_no_second_job(aws, ready):
+    """The first try created the job, its answer did not come back, and the second finds the name taken: by us."""
+    prepared, staged, known = ready()
+    known.sagemaker.create_training_job(**prepared.request)
+    assert submit.submit(prepared, staged, known).endswith(prepared.plan.name)
+    assert len(aws.jobs) == 1
+    assert len(aws.objects()) > 10
+
+
+def test_ctrl_c_while_uploading_leaves_nothing(aws, ready, monkeypatch):
+    prepared, staged, known = ready()
+    monkeypatch.setattr(known.s3, "put_object", lambda **_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        submit.submit(prepared, staged, known)
+    assert aws.objects() == []
+
+
+def test_uploads_are_encrypted_with_the_users_key(aws, ready):
+    prepared, staged, known = ready(sagemaker__kms={"output": "alias/mine"})
+    submit.submit(prepared, staged, known)
+    for key in aws.objects():
+        head = boto3.client("s3").head_object(Bucket=BUCKET, Key=key)
+        assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "alias/mine")
+
+
+def test_the_token_travels_in_the_environment_only_when_asked_to(aws, cloud_file, launch):
+    result = launch(cloud_file(sagemaker__token="environment"), "--yes")
+    [request] = aws.requests("CreateTrainingJob")
+    token = request["Environment"]["RAY_AUTH_TOKEN"]
+    assert "whoever may describe the job can read it" in result.stderr
+    assert token not in result.stdout + result.stderr
+    assert not any("/tokens/" in key for key in aws.objects())
+    dry = launch(cloud_file(sagemaker__token="environment"), "--dry-run")
+    assert json.loads(dry.stdout)["Environment"]["RAY_AUTH_TOKEN"] == "(made for every launch)"
+
+
+@pytest.mark.parametrize("name", ["a_b", "-a", "a" * 64, "a--b-"])
+def test_a_name_that_sagemaker_does_not_take(cloud_tree, name):
+    with pytest.raises(ConfigError, match="must be letters, digits and single hyphens"):
+        submit.prepare(Job.from_dict(cloud_tree), None, name=name)
+
+
+def test_what_one_may_not_see_is_left_to_the_role(aws, cloud_tree, monkeypatch):
+    """Neither the role nor a channel that the user may use but not look at stops a launch."""
+    known = door.account(REGION)
+    denied = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "x")
+
+    def refuse(**_):
+        raise denied
+
+    asked = Job.from_dict(cloud_tree | {"sagemaker": {"role": ROLE, "channels": {"a": {"uri": "s3://bucket/x"}}}})
+    monkeypatch.setattr(known.s3, "list_objects_v2", refuse)
+    [note] = door.check_channels(asked.sagemaker, known)
+    assert note == "channel a: you may not look into s3://bucket/x; the role must be able to"
+    iam = known.client("iam")
+    monkeypatch.setattr(iam, "get_role", refuse)
+    monkeypatch.setattr(door.Account, "client", lambda *_: iam)
+    assert door.role_arn(asked.sagemaker, known) == ROLE
+    with pytest.raises(CloudError, match="looking up the role training: not allowed: no"):
+        door.role_arn(asked.sagemaker.model_copy(update={"role": "training"}), known)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("SSOTokenLoadError", "have expired; run `aws sso login` again"),
+        ("UnauthorizedSSOTokenError", "have expired; run `aws sso login` again"),
+        ("NoRegionError", "no AWS region; set sagemaker.region or AWS_DEFAULT_REGION"),
+        ("DataNotFoundError", "looking: Unable to load data"),
+    ],
+)
+def test_what_boto3_raises_is_one_line(error, message):
+    import botocore.exceptions
+
+    kind = getattr(botocore.exceptions, error)
+    words = {"error_msg": "gone", "data_path": "x"} if error != "NoRegionError" else {}
+    with pytest.raises(CloudError, match=message), door.explained("looking"):
+        raise kind(**words)
+
+
+def test_an_upload_that_s3_refuses(aws, ready):
+    prepared, staged, known = ready()
+    boto3.client("s3").delete_bucket(Bucket=BUCKET)
+    with pytest.raises(CloudError, match="uploading to s3://.*Failed to upload .*NoSuchBucket"):
+        submit.submit(prepared, staged, known)
+
+
+@pytest.mark.parametrize("module", ["boto3", "sagemaker.core"])
+def test_what_is_not_installed_is_named(cloud_tree, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=r"pip install 'raytrain\[sagemaker\]'"):
+        submit.prepare(Job.from_dict(cloud_tree), None)
+
+
+def test_wait_shows_the_log_and_ends_as_the_job_does(aws, cloud_file, launch):
+    name = "mine"
+    aws.states[name] = {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Starting"}
+    logs = boto3.client("logs")
+    logs.create_log_group(logGroupName="/aws/sagemaker/TrainingJobs")
+    stream = {"logGroupName": "/aws/sagemaker/TrainingJobs", "logStreamName": f"{name}/algo-1-1700000000"}
+    logs.create_log_stream(**stream)
+    logs.put_log_events(**stream, logEvents=[{"timestamp": int(time.time() * 1000), "message": "hello from the job"}])
+
+    def fail():
+        aws.states[name] = {"TrainingJobStatus": "Failed", "FailureReason": "AlgorithmError: it broke, exit code: 3"}
+
+    threading.Timer(4, fail).start()
+    result = launch(cloud_file(), "--yes", "--name", name, "--wait")
+    assert result.returncode == 1
+    assert result.stdout.splitlines() == [name, "[algo-1] hello from the job"]
+    assert "InProgress: Starting" in result.stderr
+    assert "Failed (AlgorithmError: it broke, exit code: 3)" in result.stderr
+
+
+def test_ctrl_c_while_waiting_leaves_the_job_alone(aws, cloud_file):
+    aws.states["mine"] = {"TrainingJobStatus": "InProgress"}
+    seen = threading.Event()
+    aws.on_describe = lambda name: seen.set() if aws.jobs else None
+    command = [*RAYTRAIN, "launch", str(cloud_file()), "--yes", "--name", "mine", "--wait"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    assert seen.wait(60)
+    time.sleep(1)
+    process.send_signal(2)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    last = err.splitlines()[-1]
+    assert last == (
+        "raytrain: no longer waiting; the job goes on. See it: raytrain logs mine --follow; end it: raytrain stop mine"
+    )
+    assert aws.requests("StopTrainingJob") == []
