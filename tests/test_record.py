@@ -9,89 +9,11 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from raytrain.config import Job
 from raytrain.errors import CheckpointError, ConfigError
 from raytrain.record import RunRecord, read_record
 from raytrain.report.live import Display, clock, epoch_line, step_line
 from raytrain.report.tables import print_summary
 from raytrain.run_folder import open_run_folder, process_started_at
-
-
-def figures(**changes):
-    return {
-        "rank": 0,
-        "device": "cpu",
-        "wait_s": 2.0,
-        "transfer_s": 1.0,
-        "compute_s": 7.0,
-        "transfer_overlaps": False,
-        "evaluate_s": 0.5,
-        "checkpoint_s": 0.25,
-        "num_batches": 10,
-        "num_samples": 640,
-        "wire_bytes": 1000,
-        "read_bytes": 500,
-        **changes,
-    }
-
-
-@pytest.fixture
-def record(job_tree) -> RunRecord:
-    host = {"cpus": 2, "gpus": 0, "instance_type": None, "emulated": True, "samples_prepared": 320}
-    stage = {
-        "name": "decode",
-        "num_samples": 640,
-        "num_batches": 10,
-        "seconds": 3.2,
-        "seconds_per_sample": 0.005,
-        "batch_mean_s": 0.32,
-        "batch_p90_s": 0.4,
-        "batch_p99_s": 0.5,
-    }
-    return RunRecord(
-        name="small",
-        status="finished",
-        error=None,
-        started_at="2026-01-01T00:00:00.000+00:00",
-        command=["raytrain"],
-        job=Job.from_dict(job_tree).model_dump(mode="json"),
-        versions={"python": "3.11"},
-        hardware={"cpu_model": "x", "cpu_cores": 2, "memory_bytes": 1, "platform": "Linux", "gpus": []},
-        environment={},
-        cluster_attached=False,
-        emulated_gpus=False,
-        world_size=1,
-        cpu_slots=4,
-        hosts=[
-            {**host, "name": "train-1", "group": "train", "is_head": True},
-            {**host, "name": "cpu-1", "group": "cpu", "is_head": False},
-        ],
-        num_train=640,
-        num_validation=64,
-        startup={
-            "manifest_s": 0.1,
-            "cluster_s": 1.0,
-            "trainer_s": 1.5,
-            "first_batch_ready_s": 2.0,
-            "first_batch_s": 3.0,
-            "first_step_s": None,
-        },
-        totals={
-            "wall_s": 12.0,
-            "samples": 640,
-            "samples_per_s": 64.0,
-            "wait_share": 0.2,
-            "bottleneck": "input: stage 'decode' takes 5.00 ms of a CPU per sample",
-            "attempts": 1,
-        },
-        ranks=[figures()],
-        stages=[stage],
-        epochs=[{"epoch": 1, "loss": 0.5, "validation_accuracy": 0.9}],
-        corrupt={"count": 2, "share": 0.003, "listed": ["train: a.jpg: bad"]},
-        torch_in_preprocessing_workers=False,
-        resumed_from=None,
-        checkpoint=None,
-    )
 
 
 def test_a_record_comes_back_and_fits_its_own_schema(record, tmp_path):
