@@ -100,6 +100,10 @@ def twin(
         float | None, typer.Option(help="CPUs a host, as a share of its vCPUs. [default: no limit]")
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="Emulated GPUs a GPU host. [default: as it has]")] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Kept by an earlier twin: go on from them, as a spot job does."),
+    ] = None,
     stop_after: Annotated[float | None, typer.Option(min=0, help="Stop the job after so many seconds.")] = None,
     folder: Annotated[Path, typer.Option(help="What the job leaves goes to FOLDER/NAME.")] = Path("runs/twin"),
     prices: Annotated[Path | None, typer.Option(metavar="FILE", help="More instance types.")] = None,
@@ -119,7 +123,15 @@ def twin(
         "show": lambda host, line: typer.echo(f"[{host}] {line}", err=as_json),
         "say": lambda text: console.print(text, highlight=False, soft_wrap=True),
     }
-    common = {"name": name, "channels": channels or [], "folder": folder, "prices": prices, "options": options, **shown}
+    common = {
+        "name": name,
+        "channels": channels or [],
+        "checkpoints": checkpoints,
+        "folder": folder,
+        "prices": prices,
+        "options": options,
+        **shown,
+    }
     if (job_file is None) == (described is None):
         raise typer.BadParameter("give a JOB.yaml or --job NAME, one of them")
     if described is None:

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from raytrain.actors import start_feed, start_keeper
 from raytrain.cluster import emulated
 from raytrain.cluster.environ import job_folders, prepare_environment, ray_address
 from raytrain.cluster.placement import PlacedStages, check_free_gpus, place_stages, rank_resources, rank_selector
@@ -181,7 +182,7 @@ def _train(
         this.folder.set_aside_earlier_run()
         if this.folder.set_aside is not None:
             watch({"phase": f"an earlier run of this name was set aside as {this.folder.set_aside}"})
-    feed = _start_feed(this, pipeline)
+    feed = start_feed(this, pipeline, _stream_spec(this, pipeline))
     feed.begin.remote("", position, world_size, steps)
     thread, failure = _training_thread(this, loop, pipeline, feed)
     going.set()
@@ -205,11 +206,13 @@ def _training_thread(
     from raytrain.train.trainer import Ranks, run_trainer
 
     job, topology = this.job, this.topology
+    attempt = time.strftime("%Y%m%d-%H%M%S")
     host_cpus = max(h.cpus for h in topology.hosts if h.group == topology.training_group)
     work = RankWork(
         job=job,
         loop=loop,
         feed=feed,
+        keeper=start_keeper(this, attempt),
         normalize=pipeline.normalize,
         fingerprint=this.opened.train.fingerprint,
         num_train=this.opened.train.num_samples,
@@ -233,8 +236,7 @@ def _training_thread(
                 work,
                 ranks,
                 storage=this.folder.checkpoints,
-                attempt=time.strftime("%Y%m%d-%H%M%S"),
-                keep=job.training.checkpoint.keep,
+                attempt=attempt,
                 failures=job.training.max_failures,
             )
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
@@ -262,28 +264,6 @@ def _stream_spec(this: Run, pipeline: Pipeline) -> StreamSpec:
         epochs=this.job.training.epochs,
         steps=this.job.training.steps,
     )
-
-
-def _start_feed(this: Run, pipeline: Pipeline) -> Any:
-    import ray
-
-    from raytrain.data.feed import Feed
-    from raytrain.data.stream import FeedOptions
-
-    opened, spec = this.opened, _stream_spec(this, pipeline)
-    share = pipeline.max_corrupt_share
-    options = FeedOptions(
-        slots=this.placed.slots,
-        task_args=this.placed.task_args,
-        batches_per_task=pipeline.batches_per_task,
-        max_corrupt={
-            "train": int(share * opened.train.num_samples),
-            "validation": int(share * opened.num_validation),
-        },
-    )
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    actor = ray.remote(num_cpus=0, max_restarts=3, max_concurrency=2 * this.topology.world_size + 8)(Feed)
-    return actor.options(label_selector=here).remote(spec, opened.pickled_splits(), options)
 
 
 def _find_checkpoint(this: Run) -> Any:

@@ -8,7 +8,6 @@ import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raytrain.config import Job, Normalize
@@ -23,6 +22,7 @@ class RankWork:
     Attributes:
         loop: called with a TrainContext; None for the job's own.
         feed: handle of the Feed actor.
+        keeper: handle of the Keeper actor, on the host where the checkpoints lie.
         resume_from: folder of the checkpoint that `--resume` found.
         threads: torch threads of a CPU rank.
         use_gpu: this rank has a GPU; otherwise it computes on the CPU, whatever the host has.
@@ -31,6 +31,7 @@ class RankWork:
     job: Job
     loop: Callable[[Any], None] | None
     feed: Any
+    keeper: Any
     normalize: Normalize | None
     fingerprint: str
     num_train: int
@@ -89,6 +90,7 @@ def _train(
         num_train=work.num_train,
         num_classes=work.num_classes,
         restored=restored,
+        keep=lambda facts, state: _keep(work.keeper, facts, state),
     )
     try:
         (work.loop or _default_loop())(ctx)
@@ -100,6 +102,22 @@ def _train(
     ray.get(work.feed.finish.remote(attempt, rank, result))
 
 
+def _keep(keeper: Any, facts: Any, state: dict[str, Any]) -> None:
+    """Hand a checkpoint to the keeper; it is on disk when this returns.
+
+    Raises:
+        CheckpointError: it cannot be written there.
+    """
+    import ray
+
+    from raytrain.errors import CheckpointError
+    from raytrain.train import checkpoint
+
+    problem = ray.get(keeper.save.remote(*checkpoint.pack(facts, state)))
+    if problem is not None:
+        raise CheckpointError(problem)
+
+
 def _default_loop() -> Callable[[Any], None]:
     from raytrain.train.loop import train_loop
 
@@ -108,18 +126,16 @@ def _default_loop() -> Callable[[Any], None]:
 
 def _restored(work: RankWork) -> Any:
     """The checkpoint to go on from: of this run's earlier attempt, or the one that `--resume` found."""
-    import ray.train
+    import ray
 
     from raytrain.train import checkpoint
     from raytrain.train.context import Restored
 
-    reported = ray.train.get_checkpoint()
-    if reported is not None:
-        with reported.as_directory() as folder:
-            return Restored(*checkpoint.load(Path(folder)))
-    if work.resume_from is not None:
-        return Restored(*checkpoint.load(Path(work.resume_from)))
-    return None
+    path = ray.get(work.keeper.latest.remote()) or work.resume_from
+    if path is None:
+        return None
+    text, data = ray.get(ray.get(work.keeper.read.remote(path)))
+    return Restored(*checkpoint.unpack(text, data))
 
 
 def _begin(work: RankWork, restored: Any, rank: int, world_size: int) -> tuple[str, StreamPlan | Exception]:

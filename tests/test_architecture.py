@@ -22,7 +22,7 @@ ROWS = [
     {"errors", "job_file", "config", "record", "ledger"},
     {"cluster"},
     {"data", "train", "infer", "cost"},
-    {"worker", "outcome", "run_folder", "hosted", "job"},
+    {"worker", "actors", "outcome", "run_folder", "hosted", "job"},
     {"sagemaker", "report"},
     {"cli", "cloud_cli", "__main__", "__init__"},
 ]

@@ -18,10 +18,16 @@ class Store:
     Attributes:
         local: S3 address -> the folder of this machine that stands for it.
         known: the account to ask for every other address; None for none.
+        made_up: addresses that exist in no account.
     """
 
     local: Mapping[str, Path] = field(default_factory=dict)
     known: aws.Account | None = None
+    made_up: frozenset[str] = frozenset()
+
+    def answers(self, uri: str) -> bool:
+        """Whether an address can be looked at; one made up for a twin only where a folder stands for it."""
+        return uri in self.local or (self.known is not None and uri not in self.made_up)
 
     def fetch(self, uri: str, folder: Path, *, shard: tuple[int, int] = (0, 1)) -> int:
         """Copy all that lies below an S3 prefix into a folder, and say how many objects that were.

@@ -163,8 +163,8 @@ class TwinJob:
             (host.ml / part).mkdir(parents=True, exist_ok=True)
         if checkpoints := self._checkpoints(host):
             checkpoints.mkdir(parents=True, exist_ok=True)
-            if (uri := self.request["CheckpointConfig"]["S3Uri"]) in self.store.local:
-                self.store.fetch(uri, checkpoints)
+            if self.store.answers(self.request["CheckpointConfig"]["S3Uri"]):
+                self.store.fetch(self.request["CheckpointConfig"]["S3Uri"], checkpoints)
 
     def _checkpoints(self, host: SimulatedHost) -> Path | None:
         local = self.request.get("CheckpointConfig", {}).get("LocalPath", f"{ML_FOLDER}/checkpoints")

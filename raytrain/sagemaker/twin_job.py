@@ -26,6 +26,7 @@ def twin_of_file(
     *,
     name: str | None,
     channels: Sequence[str],
+    checkpoints: Path | None,
     folder: Path,
     prices: Path | None,
     options: TwinOptions,
@@ -40,7 +41,7 @@ def twin_of_file(
     made_up = {"role": asked.role or SOMEONE, "region": asked.region or SOMEWHERE}
     job = job.model_copy(update={"sagemaker": asked.model_copy(update=made_up)})
     planned = submit.prepare(job, None, name=name, prices=prices, priced=False)
-    local = _given(channels, planned.request)
+    local = _given(channels, checkpoints, planned.request)
     missing = [n for n, c in asked.channels.items() if c.uri not in local]
     known = aws.account(asked.region) if missing else None
     with tempfile.TemporaryDirectory(prefix="raytrain-twin-") as temporary:
@@ -53,7 +54,7 @@ def twin_of_file(
             planned.places.input(DRIVERS_CHANNEL): staged.drivers,
             planned.places.token: token,
         }
-        store = Store({**own, **local}, known)
+        store = Store({**own, **local}, known, frozenset({planned.places.checkpoints}))
         return TwinJob(
             planned.request, folder.absolute() / planned.plan.name, store, catalog(prices), options, **shown
         ).run()
@@ -65,6 +66,7 @@ def twin_of_description(
     region: str | None,
     name: str | None,
     channels: Sequence[str],
+    checkpoints: Path | None,
     folder: Path,
     prices: Path | None,
     options: TwinOptions,
@@ -79,7 +81,7 @@ def twin_of_description(
     request = as_request(submit.describe(described, known))
     if name is not None:
         request["TrainingJobName"] = name
-    store = Store(_given(channels, request), known)
+    store = Store(_given(channels, checkpoints, request), known)
     return TwinJob(
         request, folder.absolute() / request["TrainingJobName"], store, catalog(prices), options, **shown
     ).run()
@@ -94,11 +96,17 @@ def as_request(described: dict[str, Any]) -> Request:
     return {key: value for key, value in described.items() if key in members}
 
 
-def _given(channels: Sequence[str], request: Request) -> dict[str, Path]:
-    """`NAME=FOLDER` words, by the address that the folder stands for."""
+def _given(channels: Sequence[str], checkpoints: Path | None, request: Request) -> dict[str, Path]:
+    """`NAME=FOLDER` words and the folder of checkpoints, by the address that each stands for."""
     uris = {c["ChannelName"]: c["DataSource"]["S3DataSource"]["S3Uri"] for c in request["InputDataConfig"]}
     users = [n for n in uris if n not in (CODE_CHANNEL, DRIVERS_CHANNEL, TOKEN_CHANNEL)]
     found = {}
+    if checkpoints is not None:
+        if "CheckpointConfig" not in request:
+            raise ConfigError("--checkpoints: the job keeps no checkpoints")
+        if not checkpoints.is_dir():
+            raise ConfigError(f"--checkpoints: there is no folder {checkpoints}")
+        found[request["CheckpointConfig"]["S3Uri"]] = checkpoints
     for word in channels:
         name, equals, where = word.partition("=")
         if not equals:

@@ -52,13 +52,32 @@ class Facts:
     sha256: str = ""
 
 
+def pack(facts: Facts, state: dict[str, Any]) -> tuple[str, np.ndarray]:
+    """The contents of the two files: text, and bytes as an array of uint8."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    data = np.frombuffer(file.getbuffer(), np.uint8)
+    digest = hashlib.sha256(data).hexdigest()
+    return json.dumps({**asdict(facts), "sha256": digest}, indent=1), data
+
+
+def unpack(text: str, data: np.ndarray) -> tuple[Facts, dict[str, Any]]:
+    """What `pack` was given.
+
+    Raises:
+        CheckpointError: it was damaged since.
+    """
+    facts = Facts(**json.loads(text))
+    if hashlib.sha256(data).hexdigest() != facts.sha256:
+        raise CheckpointError("the checkpoint was damaged between the host that keeps it and this one")
+    return facts, _load_safely(io.BytesIO(data), "cpu")
+
+
 def save(folder: Path, facts: Facts, state: dict[str, Any]) -> None:
     """Write a checkpoint into an existing empty folder."""
-    path = folder / "state.pt"
-    torch.save(state, path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    (folder / "checkpoint.json").write_text(json.dumps({**asdict(facts), "sha256": digest}, indent=1))
+    text, data = pack(facts, state)
+    (folder / "state.pt").write_bytes(data)
+    (folder / "checkpoint.json").write_text(text)
 
 
 def load(folder: Path, map_location: Any = "cpu") -> tuple[Facts, dict[str, Any]]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,11 +72,12 @@ class TrainContext:
         num_train: int,
         num_classes: int,
         restored: Restored | None,
+        keep: Callable[[checkpoint.Facts, dict[str, Any]], None],
     ):
         self.job, self.device, self.rank, self.world_size = job, device, rank, world_size
         self.num_classes = num_classes
         self._stream, self._fingerprint, self._num_train = stream, fingerprint, num_train
-        self._restored, self._objects = restored, []
+        self._restored, self._keep, self._objects = restored, keep, []
         facts = restored.facts if restored else None
         self.steps = facts.steps if facts else 0
         self.updates = facts.updates if facts else 0
@@ -301,9 +300,8 @@ class TrainContext:
                 "rng": [e["rng"] for e in everyone],
                 "consumed": None if consumed is None else torch.from_numpy(consumed),
             }
-            with tempfile.TemporaryDirectory(prefix="raytrain-checkpoint-") as folder:
-                checkpoint.save(Path(folder), facts, state)
-                ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            self._keep(facts, state)
+            ray.train.report(metrics)
         self._last_checkpoint_step = self.steps
         self._stream.meter.checkpoint_s += time.perf_counter() - began
 

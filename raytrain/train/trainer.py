@@ -28,7 +28,7 @@ class Ranks:
 
 
 def run_trainer(
-    worker: Callable[[Any], None], config: Any, ranks: Ranks, *, storage: Path, attempt: str, keep: int, failures: int
+    worker: Callable[[Any], None], config: Any, ranks: Ranks, *, storage: Path, attempt: str, failures: int
 ) -> None:
     """Run `worker(config)` on every rank and wait for the end.
 
@@ -53,7 +53,6 @@ def run_trainer(
             name=attempt,
             storage_path=str(storage.absolute()),
             failure_config=ray.train.FailureConfig(max_failures=failures, controller_failure_limit=failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep),
         ),
     )
     try:

@@ -59,6 +59,7 @@ def make(monkeypatch):
             num_train=20,
             num_classes=2,
             restored=None,
+            keep=lambda facts, state: None,
         )
         return ctx, written
 

@@ -1,0 +1,93 @@
+"""A run inside a SageMaker job: where it keeps its things, what it leaves, and how it goes on after an interruption."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import run_cli
+
+from raytrain.cluster.environ import emulated_gpus, job_folders
+from raytrain.config import Job
+from raytrain.errors import CheckpointError, ConfigError
+from raytrain.hosted import deliver, hosted
+from raytrain.record import read_record
+from raytrain.run_folder import RunFolder
+from raytrain.train import checkpoint
+from raytrain.train.models import build_model
+
+
+@pytest.fixture
+def ml(tmp_path, monkeypatch):
+    """A container's /opt/ml, elsewhere: SageMaker's own variable says where."""
+    folder = tmp_path / "ml"
+    (folder / "input/config").mkdir(parents=True)
+    config = {"current_host": "algo-1", "hosts": ["algo-1"], "network_interface_name": "lo"}
+    (folder / "input/config/resourceconfig.json").write_text(json.dumps(config))
+    monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(folder))
+    return folder
+
+
+def test_outside_of_a_job_nothing_is_different(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(tmp_path))
+    assert job_folders() is None
+
+
+def test_a_run_leaves_record_and_model_and_goes_on_by_itself(ml, job_file, job_tree):
+    job_tree.pop("run_dir")
+    words = ("--nodes", "train=1x1")
+    first = run_cli("train", job_file(training__epochs=1), *words)
+    assert first.returncode == 0, first.stderr
+    record = read_record(ml / "output/data/record.json")
+    assert (record.status, record.resumed_from) == ("finished", None)
+    assert (ml / "checkpoints/small/record.json").is_file()
+    model = build_model(Job.from_dict(job_tree).model)
+    model.load_state_dict(torch.load(ml / "model/model.pt", weights_only=True))
+    assert json.loads((ml / "model/checkpoint.json").read_text())["epoch"] == 1
+
+    second = run_cli("train", job_file(training__epochs=2), *words)  # as after an interruption: nobody says --resume
+    assert second.returncode == 0, second.stderr
+    record = read_record(ml / "output/data/record.json")
+    assert record.resumed_from is not None
+    assert [epoch["epoch"] for epoch in record.epochs] == [1, 2]
+
+
+def test_the_jobs_own_run_dir_stays(ml):
+    job = Job.from_dict({"name": "a", "training": {"epochs": 1}, "run_dir": "/elsewhere"})
+    assert hosted(job, False, job_folders()) == (job, False)
+    other = Job.from_dict({"name": "a", "training": {"epochs": 1}})
+    assert hosted(other, False, job_folders())[0].run_dir == str(ml / "checkpoints")
+
+
+def test_a_damaged_checkpoint_is_no_reason_to_go_on(ml):
+    job = Job.from_dict({"name": "a", "training": {"epochs": 1}})
+    damaged = ml / "checkpoints/a/checkpoints/1/checkpoint_1"
+    damaged.mkdir(parents=True)
+    (damaged / "checkpoint.json").write_text("{")
+    assert hosted(job, False, job_folders())[1] is False
+
+
+def test_a_run_that_did_not_get_far_leaves_nothing(ml):
+    deliver(RunFolder(ml / "checkpoints/a"), job_folders())
+    assert not (ml / "model").exists()
+    assert not (ml / "output/data").exists()
+
+
+def test_several_models_are_a_list(tmp_path):
+    facts = checkpoint.Facts(0, 1, 1, 1, 0, "f", 0, 1)
+    state = {"objects": [{"a": torch.ones(1)}, {"lr": 1}, {"b": torch.zeros(1)}], "modules": [0, 2]}
+    checkpoint.save(tmp_path, facts, state)
+    checkpoint.write_model(tmp_path, tmp_path / "model.pt")
+    assert [list(found) for found in torch.load(tmp_path / "model.pt", weights_only=True)] == [["a"], ["b"]]
+    (tmp_path / "state.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is cut off or damaged"):
+        checkpoint.write_model(tmp_path, tmp_path / "model.pt")
+
+
+def test_emulated_gpus_are_a_number(monkeypatch):
+    monkeypatch.setenv("RAYTRAIN_EMULATED_GPUS", "2")
+    assert emulated_gpus() == 2
+    monkeypatch.setenv("RAYTRAIN_EMULATED_GPUS", "two")
+    with pytest.raises(ConfigError, match="must be a whole number of GPUs to emulate, not 'two'"):
+        emulated_gpus()
