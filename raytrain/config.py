@@ -161,7 +161,7 @@ class Image(Section):
 
 
 class Channel(Section):
-    """Input data that SageMaker puts under /opt/ml/input/data/<name>."""
+    """Input data that SageMaker puts into a folder of this name on every host."""
 
     uri: S3Uri
     groups: tuple[str, ...] = Field((), description="whose hosts get it; all channels name groups, or none does")
@@ -174,7 +174,7 @@ class Checkpoints(Section):
     """Kept in S3 while the job runs; a spot job that was interrupted goes on from them."""
 
     uri: S3Uri | None = Field(None, description="default: <bucket>/<prefix>/<name>/checkpoints, for every job its own")
-    path: str = "/opt/ml/checkpoints"
+    path: str | None = Field(None, description="in the containers; default: the folder checkpoints of SageMaker's")
 
 
 class Vpc(Section):

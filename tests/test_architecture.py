@@ -163,6 +163,27 @@ def test_the_readmes_tree_is_the_repositorys():
 
 
 SURFACE = {
+    "launch": ["JOB_FILE", "--set", "--name", "--yes", "--wait", "--dry-run", "--prices", "--no-prices", "--json"],
+    "twin": [
+        "JOB_FILE",
+        "--set",
+        "--job",
+        "--name",
+        "--channel",
+        "--scale",
+        "--gpus",
+        "--checkpoints",
+        "--stop-after",
+        "--folder",
+        "--prices",
+        "--region",
+        "--json",
+    ],
+    "status": ["NAME", "--region", "--json"],
+    "logs": ["NAME", "--follow", "--region", "--json"],
+    "stop": ["NAME", "--region", "--json"],
+    "jobs": ["--contains", "--limit", "--region", "--json"],
+    "record": ["NAME", "--out", "--folder", "--prices", "--no-prices", "--region", "--json"],
     "bootstrap": [
         "PROGRAM",
         "--head-group",
@@ -193,7 +214,7 @@ SURFACE = {
 def test_the_command_line_has_just_this_surface():
     commands = get_command(app).commands
     found = {
-        name: [p.name.upper() if p.param_type_name == "argument" else p.opts[-1] for p in command.params]
+        name: [p.name.upper() if p.param_type_name == "argument" else max(p.opts, key=len) for p in command.params]
         for name, command in commands.items()
     }
     assert found == SURFACE

@@ -18,7 +18,7 @@ def collect(
     status: str,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Pack what the hosts left; where two left the same path, the first host's counts.
+    """Pack what the hosts left; where two left the same path, the first host's counts, of checkpoints the newest.
 
     Returns:
         Paths: `model` (not of a failed job), `output`, `checkpoints`, `logs`.
@@ -34,7 +34,7 @@ def collect(
             with tarfile.open(found[name], "w:gz") as archive:
                 for relative, path in files.items():
                     archive.add(path, relative)
-    kept = _union([path for host in hosts if (path := checkpoints_of(host)) is not None], "checkpoints", say)
+    kept = _newest([path for host in hosts if (path := checkpoints_of(host)) is not None])
     for relative, path in kept.items():
         target = folder / "checkpoints" / relative
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +52,17 @@ def keep_logs(folder: Path, hosts: Sequence[SimulatedHost]) -> None:
             shutil.move(host.log, folder / "logs" / f"{host.name}.log")
         shutil.rmtree(host.folder, ignore_errors=True)
     shutil.rmtree(folder / "hosts", ignore_errors=True)
+
+
+def _newest(folders: Sequence[Path]) -> dict[str, Path]:
+    """Every host copies what it changes to the same place in S3, so that the last one to write a file wins."""
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
+            relative = path.relative_to(folder).as_posix()
+            if relative not in files or path.stat().st_mtime_ns > files[relative].stat().st_mtime_ns:
+                files[relative] = path
+    return files
 
 
 def _union(folders: Sequence[Path], what: str, say: Callable[[str], None]) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from raytrain.cluster.environ import ML_FOLDER, TOKEN_CHANNEL
-from raytrain.config import Channel, Job, SageMaker
+from raytrain.config import Channel, Checkpoints, Job, SageMaker
 from raytrain.errors import ConfigError
 
 Request = dict[str, Any]
@@ -128,7 +128,7 @@ def build(job: Job, places: Places, *, image: str, role: str, token: str = "") -
     }
     if asked.checkpoints is not None:
         where = asked.checkpoints.uri or places.checkpoints
-        request["CheckpointConfig"] = {"S3Uri": where, "LocalPath": asked.checkpoints.path}
+        request["CheckpointConfig"] = {"S3Uri": where, "LocalPath": checkpoint_path(asked.checkpoints)}
     if asked.spot:
         request["EnableManagedSpotTraining"] = True
     if asked.vpc is not None:
@@ -174,6 +174,11 @@ def stopping(asked: SageMaker) -> dict[str, int]:
     if asked.max_pending_s is not None:
         found["MaxPendingTimeInSeconds"] = asked.max_pending_s
     return found
+
+
+def checkpoint_path(kept: Checkpoints) -> str:
+    """Where the containers keep them."""
+    return kept.path or f"{ML_FOLDER}/checkpoints"
 
 
 def bound(asked: SageMaker) -> bool:

@@ -14,6 +14,7 @@ from raytrain.sagemaker import aws, submit
 from raytrain.sagemaker.drivers import REQUIREMENTS
 from raytrain.sagemaker.request import (
     Places,
+    checkpoint_path,
     command,
     environment,
     homogeneous,
@@ -105,7 +106,7 @@ def model_trainer(job: Job, code: Path, places: Places, *, image: str, role: str
     )
     if asked.checkpoints is not None:
         where = {"s3_uri": asked.checkpoints.uri} if asked.checkpoints.uri else {}
-        trainer.with_checkpoint_config(configs.CheckpointConfig(local_path=asked.checkpoints.path, **where))
+        trainer.with_checkpoint_config(configs.CheckpointConfig(local_path=checkpoint_path(asked.checkpoints), **where))
     trainer.with_metric_definitions([configs.MetricDefinition(name=n, regex=r) for n, r in metrics(asked).items()])
     if asked.retries is not None:
         trainer.with_retry_strategy(configs.RetryStrategy(maximum_retry_attempts=asked.retries))

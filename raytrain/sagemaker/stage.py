@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from raytrain.config import Job
 from raytrain.errors import ConfigError
 from raytrain.sagemaker.drivers import REQUIREMENTS, write_drivers
-from raytrain.sagemaker.request import settings
+from raytrain.sagemaker.request import checkpoint_path, settings
 
 IGNORE_FILE = ".raytrainignore"  # the syntax of .gitignore
 ALWAYS_IGNORED = (
@@ -109,7 +109,7 @@ def _as_run(job: Job) -> dict[str, Any]:
     """The job file for the hosts: without what only the launch needs, and with the run where checkpoints are kept."""
     tree = job.model_dump(mode="json", exclude_unset=True, exclude={"sagemaker"})
     kept = settings(job).checkpoints
-    return {"run_dir": kept.path, **tree} if kept is not None else tree
+    return {"run_dir": checkpoint_path(kept), **tree} if kept is not None else tree
 
 
 def requirements(path: Path | None, folder: Path) -> tuple[list[str], list[str]]:

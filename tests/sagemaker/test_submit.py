@@ -319,10 +319,13 @@ def test_an_upload_that_s3_refuses(aws, ready):
         submit.submit(prepared, staged, known)
 
 
-@pytest.mark.parametrize("module", ["boto3", "sagemaker.core"])
-def test_what_is_not_installed_is_named(cloud_tree, monkeypatch, module):
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [("boto3", "this needs boto3: pip install"), ("sagemaker.core", "give an address, or pip install")],
+)
+def test_what_is_not_installed_is_named(cloud_tree, monkeypatch, module, message):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=r"pip install 'raytrain\[sagemaker\]'"):
+    with pytest.raises(ConfigError, match=f"{message} 'raytrain.sagemaker.'"):
         submit.prepare(Job.from_dict(cloud_tree), None)
 
 

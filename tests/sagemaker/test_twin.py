@@ -243,6 +243,16 @@ def test_fewer_emulated_gpus(twin):
     assert {(groups[host], line) for host, line in lines} == {("gpu", "gpus=1"), ("cpu", "gpus=")}
 
 
+def test_of_a_checkpoint_that_came_back_the_changed_one_counts(twin, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "record").write_text("old")
+    store = Store({"s3://b/kept": tmp_path / "kept"})
+    script = "sleep 0.1; if [ $(hostname) = algo-3 ]; then echo -n new > /opt/ml/checkpoints/record; fi"
+    _, _, said = twin(script, store, CheckpointConfig={"S3Uri": "s3://b/kept"})
+    assert (tmp_path / "twin-1/checkpoints/record").read_text() == "new"
+    assert not any("several hosts left" in text for text in said)
+
+
 def test_checkpoints_that_are_kept_elsewhere_come_back(twin, tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "old").write_text("old")
