@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
 from aws import BUCKET, REGION, ROLE, Aws
+
+from raytrain.cli import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,6 +38,28 @@ def aws(server, monkeypatch):
     return server
 
 
+class Ran(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """The command line in this process, which is quicker: what it printed and its exit status."""
+
+    def run(*words, **environment) -> Ran:
+        with monkeypatch.context() as changed:
+            for name, value in environment.items():
+                changed.setenv(name, value)
+            changed.setattr(sys, "argv", ["raytrain", *map(str, words)])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        return Ran(ended.value.code, *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture
 def source(tmp_path):
     """A small source folder of a user's."""
@@ -41,6 +67,12 @@ def source(tmp_path):
     folder.mkdir()
     (folder / "train.py").write_text((ROOT / "source_dir" / "train.py").read_text())
     return folder
+
+
+@pytest.fixture
+def without_raytrain(monkeypatch):
+    """What is staged is small: raytrain itself is left out, for tests that do not look at it."""
+    monkeypatch.setattr("raytrain.sagemaker.stage._copy_package", lambda target: target.mkdir())
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import contextlib
 import re
 import secrets
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ from raytrain.sagemaker.rules import check, check_own_channels
 from raytrain.sagemaker.stage import Staged
 
 NO_ACCOUNT = "000000000000"  # stands for the account's number where nobody was asked
+UPLOADS_AT_ONCE = 8
 NAME = re.compile(r"[A-Za-z0-9](-*[A-Za-z0-9])*")
 
 Say = Callable[[str], None]
@@ -163,12 +165,24 @@ def upload(launch: Launch, staged: Staged | None, known: aws.Account, uploaded: 
     folders = {} if staged is None else {CODE_CHANNEL: staged.code, DRIVERS_CHANNEL: staged.drivers}
     key = settings(launch.job).kms.output
     more = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
-    with aws.explained(f"uploading to {launch.places.root}"):
+
+    def send(path: Path, bucket: str, name: str) -> None:
+        uploaded.append((bucket, name))  # before, so that a half-sent one is deleted too
+        known.s3.upload_file(str(path), bucket, name, ExtraArgs=more or None)
+
+    with aws.explained(f"uploading to {launch.places.root}"), ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
+        sending = []
         for channel, folder in folders.items():
+            bucket, prefix = aws.split(launch.places.input(channel))
             for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-                bucket, prefix = aws.split(launch.places.input(channel))
-                uploaded.append((bucket, f"{prefix}/{path.relative_to(folder).as_posix()}"))
-                known.s3.upload_file(str(path), *uploaded[-1], ExtraArgs=more or None)
+                name = f"{prefix}/{path.relative_to(folder).as_posix()}"
+                sending.append(pool.submit(send, path, bucket, name))
+        try:
+            for sent in sending:
+                sent.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
         if _sends_token(launch.request):
             bucket, prefix = aws.split(launch.places.token)
             uploaded.append((bucket, f"{prefix}/token"))

@@ -82,7 +82,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_both_doors_send_the_same_request(aws, cloud_file, variant):
+def test_both_doors_send_the_same_request(aws, cloud_file, without_raytrain, variant):
     """Field by field, as the SDK sent it over HTTP; of the two names that it makes up only itself knows the second."""
     for key in ("i/1", "r/1"):
         boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=b"1")
@@ -189,7 +189,7 @@ SPOT = {"MaxRuntimeInSeconds": 100, "MaxWaitTimeInSeconds": 200}
         ({"RetryStrategy": {"MaximumRetryAttempts": 31}}, "RetryStrategy.MaximumRetryAttempts is 31, and at most 30"),
         ({"Environment": {"A-B": "1"}}, "a name in Environment: 'A-B' does not look like"),
         ({"Environment": {"A": "x" * 600}}, r"Environment\['A'\] is 600, and at most 512"),
-        ({"Nonsense": 1}, 'Unknown parameter in input: "Nonsense"'),
+        ({"Nonsense": 1}, 'SageMaker would refuse the request: Unknown parameter in input: "Nonsense"'),
     ],
 )
 def test_what_sagemaker_refuses_is_refused_before(changes, message):
@@ -267,7 +267,7 @@ def test_the_metrics_read_the_lines_that_we_write():
     }
 
 
-def test_the_region_is_the_jobs(aws, cloud_file, monkeypatch):
+def test_the_region_is_the_jobs(aws, cloud_file, without_raytrain):
     """Both doors go where the job file says, whatever the environment has."""
     job = Job.from_yaml(cloud_file(sagemaker__region="eu-west-1"))
     boto3.client("s3", region_name="eu-west-1")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from typing import NamedTuple
 
 import boto3
 import pytest
@@ -16,7 +15,6 @@ from aws import ACCOUNT, BUCKET, REGION, ROLE
 from botocore.exceptions import ClientError
 from conftest import RAYTRAIN, ROOT, run_cli
 
-from raytrain.cli import main
 from raytrain.config import Job
 from raytrain.errors import CloudError, ConfigError
 from raytrain.sagemaker import aws as door
@@ -24,26 +22,9 @@ from raytrain.sagemaker import submit
 from raytrain.sagemaker.stage import stage
 
 
-class Ran(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def launch(monkeypatch, capsys):
-    """`raytrain launch` in this process: what it printed and its exit status."""
-
-    def run(path, *words, **environment) -> Ran:
-        with monkeypatch.context() as changed:
-            for name, value in environment.items():
-                changed.setenv(name, value)
-            changed.setattr(sys, "argv", ["raytrain", "launch", str(path), *words])
-            with pytest.raises(SystemExit) as ended:
-                main()
-        return Ran(ended.value.code, *capsys.readouterr())
-
-    return run
+def launch(cli, without_raytrain):
+    return lambda path, *words, **environment: cli("launch", path, *words, **environment)
 
 
 def line_of(result) -> str:
@@ -188,7 +169,7 @@ def test_a_refusal_is_one_line_and_takes_back_what_was_uploaded(aws, cloud_file,
 
 
 @pytest.fixture
-def ready(aws, cloud_file, tmp_path):
+def ready(aws, cloud_file, tmp_path, without_raytrain):
     """A function that prepares and stages a launch in this process."""
 
     def make(**changes):

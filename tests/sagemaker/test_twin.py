@@ -373,11 +373,16 @@ def test_ctrl_c_is_a_stop(cloud_file, source, tmp_path):
         (["--channel", "nonsense"], "--channel 'nonsense' must look like NAME=FOLDER"),
         (["--channel", "imags=/tmp"], "--channel: the job has no channel 'imags'; did you mean 'images'?"),
         (["--channel", "images=/no/such"], "--channel images: there is nothing at /no/such"),
+        (["--checkpoints", "/no/such"], "--checkpoints: there is no folder /no/such"),
+        (
+            ["--checkpoints", "/tmp", "--set", "sagemaker.checkpoints=null"],
+            "--checkpoints: the job keeps no checkpoints",
+        ),
     ],
 )
-def test_wrong_words(cloud_file, words, message):
+def test_wrong_words(cloud_file, cli, words, message):
     path = [cloud_file(sagemaker__channels={"images": {"uri": "s3://bucket/x"}})] if words else []
-    result = run_cli("twin", *path, *words)
+    result = cli("twin", *path, *words)
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
