@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from raytrain.config import Job
+from raytrain.errors import ConfigError
 
 app = typer.Typer()
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -51,7 +53,7 @@ def launch(
             return
         if not yes:
             typer.confirm("launch?", abort=True, err=True)
-        arn = submit.submit(planned, staged, known, say=lambda text: console.print(text, highlight=False))
+        arn = submit.submit(planned, staged, known, say=lambda text: console.print(text, markup=False, highlight=False))
     link = known.console + planned.plan.name
     if as_json and not wait:
         typer.echo(json.dumps({"name": planned.plan.name, "arn": arn, "console": link}))
@@ -59,13 +61,17 @@ def launch(
         typer.echo(planned.plan.name)
     console.print(link, highlight=False, soft_wrap=True)
     if wait:
-        described = _follow(planned.plan.name, known)
+        described = _follow(planned.plan.name, known, as_json)
         if as_json:
-            _echo_json(described)
+            typer.echo(json.dumps(described, default=lambda value: value.isoformat()))
         raise typer.Exit(watch.EXIT_CODES[described["TrainingJobStatus"]])
 
 
-def _follow(name: str, known: Any) -> dict[str, Any]:
+def _show(line: Any, as_json: bool) -> None:
+    typer.echo(json.dumps(asdict(line)) if as_json else f"[{line.host}] {line.text}")
+
+
+def _follow(name: str, known: Any, as_json: bool) -> dict[str, Any]:
     """Log lines on standard output, changes of state on standard error."""
     from raytrain.report.live import terminal
     from raytrain.sagemaker import submit, watch
@@ -75,8 +81,8 @@ def _follow(name: str, known: Any) -> dict[str, Any]:
         return watch.follow(
             name,
             known,
-            show=lambda line: typer.echo(f"[{line.host}] {line.text}"),
-            say=lambda text: console.print(text, highlight=False, soft_wrap=True),
+            show=lambda line: _show(line, as_json),
+            say=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
         )
 
 
@@ -121,7 +127,7 @@ def twin(
     options = TwinOptions(scale=scale, gpus=gpus, stop_after_s=stop_after)
     shown = {
         "show": lambda host, line: typer.echo(f"[{host}] {line}", err=as_json),
-        "say": lambda text: console.print(text, highlight=False, soft_wrap=True),
+        "say": lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
     }
     common = {
         "name": name,
@@ -165,7 +171,10 @@ def record(
     else:
         found = gather.gather(name, aws.account(region), prices, priced=not no_prices)
     path = out or Path("runs") / name / "record.json"
-    found.write(path)
+    try:
+        found.write(path)
+    except OSError as error:
+        raise ConfigError(f"--out {path} cannot be written: {error.strerror}") from None
     typer.echo(found.model_dump_json(indent=1) if as_json else f"record: {path}")
 
 
@@ -195,12 +204,11 @@ def logs(
 
     known = aws.account(region)
     if follow:
-        described = _follow(name, known)
+        described = _follow(name, known, as_json)
         raise typer.Exit(watch.EXIT_CODES[described["TrainingJobStatus"]])
     submit.describe(name, known)
     for line in watch.Logs(name, known).new():
-        as_dict = {"host": line.host, "at_ms": line.at_ms, "text": line.text}
-        typer.echo(json.dumps(as_dict) if as_json else f"[{line.host}] {line.text}")
+        _show(line, as_json)
 
 
 @app.command(epilog="Example: raytrain stop digits-20261122130455")

@@ -183,7 +183,7 @@ class Vpc(Section):
 
 
 class Kms(Section):
-    """Keys by id, alias or ARN."""
+    """Keys by id or ARN; `output` also by alias."""
 
     volume: str | None = Field(None, description="of the hosts' disks")
     output: str | None = Field(None, description="of results, and of what is staged in S3")
@@ -194,7 +194,9 @@ class SageMaker(Section):
 
     region: str | None = Field(None, description="default: of your AWS configuration")
     role: str | None = Field(None, description="ARN or name of the role that the job assumes")
-    bucket: str | None = Field(None, description="for code and results; default: sagemaker-<region>-<account>")
+    bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] | None = Field(
+        None, description="for code and results; default: sagemaker-<region>-<account>"
+    )
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9!_.*'()/-]*$")] = "raytrain"
     image: str | Image = Image()
     source_dir: str = "source_dir"

@@ -28,6 +28,11 @@ class CloudError(RaytrainError):
     """AWS cannot be reached, refuses, or lacks what was asked for."""
 
 
+class CloudUnreachable(CloudError):
+    """AWS cannot be reached, throttles or fails by itself: what was asked may have been done or not, and can be asked
+    again."""
+
+
 class CheckpointError(RaytrainError):
     """There is no usable checkpoint, or it belongs to another data set."""
 

@@ -9,12 +9,15 @@ from raytrain.config import Job
 from raytrain.run_folder import RunFolder
 
 
-def hosted(job: Job, resume: bool, kept: JobFolders) -> tuple[Job, bool]:
-    """The run's folder goes where checkpoints are kept, unless the job says otherwise; a job that SageMaker has started
-    again, after a spot interruption, goes on from the last one."""
+def hosted(job: Job, kept: JobFolders) -> tuple[Job, bool]:
+    """The job as it runs here, and whether it goes on from an earlier run.
+
+    The run's folder goes where checkpoints are kept, unless the job says otherwise; a job that SageMaker has started
+    again, after a spot interruption, goes on from the last one.
+    """
     if "run_dir" not in job.model_fields_set:
         job = job.model_copy(update={"run_dir": str(kept.checkpoints)})
-    return job, resume or _may_go_on(RunFolder.of(job))
+    return job, _may_go_on(RunFolder.of(job))
 
 
 def _may_go_on(folder: RunFolder) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from raytrain.actors import start_feed, start_keeper
 from raytrain.cluster import emulated
-from raytrain.cluster.environ import job_folders, prepare_environment, ray_address
+from raytrain.cluster.environ import JobFolders, job_folders, prepare_environment, ray_address
 from raytrain.cluster.placement import PlacedStages, check_free_gpus, place_stages, rank_resources, rank_selector
 from raytrain.cluster.topology import Topology, parse_nodes
 from raytrain.config import Job
@@ -44,6 +44,7 @@ class Run:
     Attributes:
         marks: time.time() at which `manifest`, `cluster` and `trainer` were ready.
         status: the feed's last.
+        afresh: how to begin anew where an earlier run cannot be gone on with.
     """
 
     job: Job
@@ -57,6 +58,7 @@ class Run:
     marks: dict[str, float] = field(default_factory=dict)
     status: dict[str, Any] = field(default_factory=dict)
     signal_number: int | None = None
+    afresh: str = ""
 
     @property
     def topology(self) -> Topology:
@@ -106,10 +108,13 @@ def run(
             raise ConfigError("the job has no `model` section, and no training loop was given")
         check_model(job.model)
     kept = job_folders()
+    again = ""
     if kept is not None:
-        job, resume = hosted(job, resume, kept)
+        job, goes_on = hosted(job, kept)
+        again = "" if resume or not goes_on else "give the job another name, or another sagemaker.checkpoints.uri"
+        resume = resume or goes_on
     folder = open_run_folder(job.run_dir, job.name, resume=resume)
-    this = Run(job, started_at or time.time(), environment, folder)
+    this = Run(job, started_at or time.time(), environment, folder, afresh=again or "start without --resume")
     try:
         with _signals(this) as (going, listen):
             _check_data(this, pipeline)
@@ -120,21 +125,19 @@ def run(
             listen()  # again: ray.init puts a SIGTERM handler of its own in place
             this.marks["cluster"] = time.time()
             _train(this, train_loop, pipeline, resume, watch, going)
-        return _close(this, None)
+        return _end(this, None, kept)
     except RaytrainError as error:
-        _close(this, error)
+        _end(this, error, kept)
         raise
     except Exception as error:
         if not type(error).__module__.startswith("ray."):
             raise
         lost = ClusterError(f"the Ray cluster failed: {_named(error)}")
-        _close(this, lost)
+        _end(this, lost, kept)
         raise lost from None
     finally:
         if this.cluster is not None:
             this.cluster.close()
-        if kept is not None:
-            deliver(this.folder, kept)
         folder.close()
 
 
@@ -277,12 +280,12 @@ def _find_checkpoint(this: Run) -> Any:
 
     found = checkpoint.latest(this.folder.checkpoints)
     if found is None:
-        raise CheckpointError(f"{this.folder.path} has no whole checkpoint to resume from; start without --resume")
+        raise CheckpointError(f"{this.folder.path} has no whole checkpoint to resume from; {this.afresh}")
     facts, state = checkpoint.load(found)
     if facts.fingerprint != this.opened.train.fingerprint:
-        raise CheckpointError(f"{found} was written for other training data; start without --resume")
+        raise CheckpointError(f"{found} was written for other training data; {this.afresh}")
     if facts.seed != this.job.seed:
-        raise CheckpointError(f"{found} was written with seed {facts.seed}, this job has {this.job.seed}")
+        raise CheckpointError(f"{found} was written with seed {facts.seed}, not {this.job.seed}; {this.afresh}")
     this.resumed_from = str(found.absolute())
     return Restored(facts, state)
 
@@ -349,6 +352,20 @@ def _signals(this: Run) -> Iterator[tuple[threading.Event, Callable[[], None]]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end(this: Run, error: RaytrainError | None, kept: JobFolders | None) -> RunRecord | None:
+    """Close the books, and leave what a SageMaker job should keep; that never hides what ended the run."""
+    record = _close(this, error)
+    if kept is not None and record is not None:
+        try:
+            deliver(this.folder, kept)
+        except (OSError, RuntimeError, RaytrainError) as problem:  # torch.save raises RuntimeError on a full disk
+            text = f"the run's record and model could not be left for SageMaker: {one_line(problem, 300)}"
+            if error is None:
+                raise CheckpointError(text) from None
+            print(f"raytrain: {text}", file=sys.stderr)  # noqa: T201 - the run's own error follows
+    return record
 
 
 def _close(this: Run, error: RaytrainError | None) -> RunRecord | None:

@@ -39,7 +39,7 @@ class Aws:
         jobs: requests of CreateTrainingJob by name.
         states: what DescribeTrainingJob says besides, by name.
         refusals: (operation, times left, HTTP status, error code, message).
-        delay: called before every answer.
+        on_describe: called before every answer of DescribeTrainingJob.
     """
 
     sent: list[tuple[str, dict[str, Any]]] = field(default_factory=list)

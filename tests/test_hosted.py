@@ -55,9 +55,9 @@ def test_a_run_leaves_record_and_model_and_goes_on_by_itself(ml, job_file, job_t
 
 def test_the_jobs_own_run_dir_stays(ml):
     job = Job.from_dict({"name": "a", "training": {"epochs": 1}, "run_dir": "/elsewhere"})
-    assert hosted(job, False, job_folders()) == (job, False)
+    assert hosted(job, job_folders()) == (job, False)
     other = Job.from_dict({"name": "a", "training": {"epochs": 1}})
-    assert hosted(other, False, job_folders())[0].run_dir == str(ml / "checkpoints")
+    assert hosted(other, job_folders())[0].run_dir == str(ml / "checkpoints")
 
 
 def test_a_damaged_checkpoint_is_no_reason_to_go_on(ml):
@@ -65,13 +65,27 @@ def test_a_damaged_checkpoint_is_no_reason_to_go_on(ml):
     damaged = ml / "checkpoints/a/checkpoints/1/checkpoint_1"
     damaged.mkdir(parents=True)
     (damaged / "checkpoint.json").write_text("{")
-    assert hosted(job, False, job_folders())[1] is False
+    assert hosted(job, job_folders())[1] is False
 
 
 def test_a_run_that_did_not_get_far_leaves_nothing(ml):
     deliver(RunFolder(ml / "checkpoints/a"), job_folders())
     assert not (ml / "model").exists()
     assert not (ml / "output/data").exists()
+
+
+def test_what_cannot_be_left_does_not_hide_the_runs_own_end(ml, record, capsys, monkeypatch):
+    from types import SimpleNamespace
+
+    from raytrain import job
+
+    this = SimpleNamespace(folder=RunFolder(ml / "checkpoints/a"))
+    monkeypatch.setattr(job, "_close", lambda *_: record)
+    monkeypatch.setattr(job, "deliver", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert job._end(this, ConfigError("mine"), job_folders()) is record
+    assert "record and model could not be left for SageMaker: [Errno 28] No space left" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="record and model could not be left for SageMaker"):
+        job._end(this, None, job_folders())
 
 
 def test_several_models_are_a_list(tmp_path):

@@ -344,7 +344,7 @@ def test_attaching_to_a_running_cluster_leaves_it_running(job_file, tmp_path):
 def test_a_checkpoint_that_does_not_fit_is_refused(job_file, images, tmp_path):
     assert run_cli("train", job_file(training__epochs=1), "--nodes", "train=1x2").returncode == 0
     for changes, message in (
-        ({"seed": 3}, "was written with seed 0, this job has 3"),
+        ({"seed": 3}, "was written with seed 0, not 3; start without --resume"),
         ({"data__train__path": str(images / "validation")}, "was written for other training data"),
         ({"model__options__embed_dim": 32}, "the checkpoint does not fit this VisionTransformer"),
     ):

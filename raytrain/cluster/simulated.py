@@ -153,7 +153,7 @@ class SimulatedHost:
     def failure(self) -> str | None:
         """What SageMaker would show as the reason of a failure."""
         path = self.ml / "output" / "failure"
-        return path.read_text() if path.exists() else None
+        return path.read_text(errors="replace") if path.exists() else None
 
     def configure(self, name: str, content: object) -> None:
         """Write a file of SageMaker's config folder."""
@@ -225,27 +225,14 @@ class SimulatedHosts:
         return host
 
     def _connect(self) -> None:
-        """A bridge in a namespace of its own, and a cable from it to each host."""
-        from pyroute2 import NetNS, netns
-
-        switch = f"{self._prefix}-switch"
-        for name in (switch, *(host.namespace for host in self.hosts.values())):
-            netns.create(name)
-        with NetNS(switch) as network:
-            network.link("add", ifname="bridge", kind="bridge")
-            bridge = network.link_lookup(ifname="bridge")[0]
-            network.link("set", index=bridge, state="up")
-            for number, host in enumerate(self.hosts.values(), start=1):
-                peer = {"ifname": INTERFACE, "net_ns_fd": host.namespace}
-                network.link("add", ifname=f"port{number}", kind="veth", peer=peer)
-                port = network.link_lookup(ifname=f"port{number}")[0]
-                network.link("set", index=port, master=bridge, state="up")
-        for host in self.hosts.values():
-            with NetNS(host.namespace) as network:
-                for name in ("lo", INTERFACE):
-                    network.link("set", index=network.link_lookup(ifname=name)[0], state="up")
-                cable = network.link_lookup(ifname=INTERFACE)[0]
-                network.addr("add", index=cable, address=host.address, prefixlen=24)
+        hosts = self.hosts.values()
+        _switch(
+            do="connect",
+            switch=f"{self._prefix}-switch",
+            interface=INTERFACE,
+            namespaces=[host.namespace for host in hosts],
+            addresses=[host.address for host in hosts],
+        )
 
     def place(self, groups: Mapping[str, tuple[str, Sequence[str]]]) -> None:
         """Give every host the files that SageMaker writes for a job of these groups.
@@ -273,11 +260,8 @@ class SimulatedHosts:
 
     def unplug(self, name: str) -> None:
         """The host runs on, and nothing reaches it or leaves it any more."""
-        from pyroute2 import NetNS
-
         number = list(self.hosts).index(name) + 1
-        with NetNS(f"{self._prefix}-switch") as network:
-            network.link("set", index=network.link_lookup(ifname=f"port{number}")[0], state="down")
+        _switch(do="unplug", switch=f"{self._prefix}-switch", port=f"port{number}")
 
     def start(
         self,
@@ -347,6 +331,25 @@ class SimulatedHosts:
             time.sleep(0.01)
         # unshare itself fails when its child is killed (util-linux 2.38), so that its own status says nothing then
         return {name: 137 if host.killed else host.process.returncode for name, host in started.items()}
+
+
+def _switch(**wanted: object) -> None:
+    """Have `switch` do something.
+
+    Raises:
+        ClusterError: this machine does not allow it.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "raytrain.cluster.switch"],
+        input=json.dumps(wanted),
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        start_new_session=True,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ClusterError(f"this machine does not allow a simulated network: {last}")
 
 
 def _cgroup(name: str, cpus: float) -> Path:

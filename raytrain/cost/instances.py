@@ -27,6 +27,7 @@ class InstanceType(_Entry):
         gpu: NVIDIA's name; None without one.
         gpu_memory_gib: of one GPU.
         network_gbps: peak of all network cards together; None where it is not known.
+        local_storage_gb: NVMe disks, which SageMaker uses in the place of a volume; None without.
     """
 
     name: Annotated[str, Field(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9-]+$")]
@@ -36,6 +37,7 @@ class InstanceType(_Entry):
     gpu: str | None = None
     gpu_memory_gib: float | None = None
     network_gbps: float | None = None
+    local_storage_gb: int | None = None
     efa: bool = False
 
     @property

@@ -9,11 +9,12 @@ from functools import cached_property
 from typing import Any
 
 from raytrain.config import Image, SageMaker
-from raytrain.errors import CloudError, ConfigError, one_line
+from raytrain.errors import CloudError, CloudUnreachable, ConfigError, one_line
 
 TRIES = 8  # of a SageMaker request that is throttled, with growing pauses; about 20 s in all
 TRIES_ELSEWHERE = 3  # boto3's own
 CONNECT_TIMEOUT_S = 10
+CONSOLES = {"aws-cn": "console.amazonaws.cn", "aws-us-gov": "console.amazonaws-us-gov.com"}
 
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
 WRONG_KEYS = ("InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch", "InvalidAccessKeyId")
@@ -31,7 +32,8 @@ def explained(doing: str) -> Iterator[None]:
     """Turn what boto3 raises into one line that says what was being done and what to do.
 
     Raises:
-        CloudError: AWS cannot be reached, or refused.
+        CloudUnreachable: AWS cannot be reached, throttles or fails by itself.
+        CloudError: it refused.
     """
     from boto3.exceptions import S3UploadFailedError
     from botocore import exceptions as botocore
@@ -45,9 +47,11 @@ def explained(doing: str) -> Iterator[None]:
     except botocore.NoRegionError:
         raise CloudError(f"{doing}: no AWS region; set sagemaker.region or AWS_DEFAULT_REGION") from None
     except botocore.ClientError as error:
-        raise CloudError(f"{doing}: {_refusal(error)}") from None
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+        kind = CloudUnreachable if code_of(error) in THROTTLED or status >= 500 else CloudError
+        raise kind(f"{doing}: {_refusal(error)}") from None
     except (botocore.HTTPClientError, botocore.ConnectionError) as error:
-        raise CloudError(f"{doing}: AWS cannot be reached: {one_line(error, 300)}") from None
+        raise CloudUnreachable(f"{doing}: AWS cannot be reached: {one_line(error, 300)}") from None
     except S3UploadFailedError as error:
         raise CloudError(f"{doing}: {one_line(error, 300)}") from None
     except botocore.BotoCoreError as error:
@@ -113,24 +117,26 @@ class Account:
     @property
     def console(self) -> str:
         """Where a person looks at it."""
-        return f"https://{self.region}.console.aws.amazon.com/sagemaker/home?region={self.region}#/jobs/"
+        partition = self.session.get_partition_for_region(self.region)
+        domain = CONSOLES.get(partition, f"{self.region}.console.aws.amazon.com")
+        return f"https://{domain}/sagemaker/home?region={self.region}#/jobs/"
 
 
 def account(region: str | None = None) -> Account:
     """The account of this machine's AWS configuration.
 
     Raises:
-        ConfigError: boto3 is not installed, there is no such profile, or no region is known.
+        ConfigError: boto3 is not installed, its configuration cannot be used, or no region is known.
     """
     try:
         import boto3
-        from botocore.exceptions import ProfileNotFound
+        from botocore.exceptions import BotoCoreError
     except ImportError:
         raise ConfigError("this needs boto3: pip install 'raytrain[sagemaker]'") from None
     try:
         session = boto3.Session(region_name=region or None)
-    except ProfileNotFound as error:
-        raise ConfigError(f"AWS_PROFILE: {one_line(error)}") from None
+    except BotoCoreError as error:  # no such profile, a damaged file
+        raise ConfigError(f"the AWS configuration cannot be used: {one_line(error)}") from None
     if not session.region_name:
         raise ConfigError("no AWS region is known; set sagemaker.region in the job file, or AWS_DEFAULT_REGION")
     return Account(session)
@@ -150,13 +156,16 @@ def role_arn(asked: SageMaker, known: Account) -> str:
     name = asked.role.rpartition("/")[2]
     with explained(f"looking up the role {name}"):
         try:
-            return known.client("iam").get_role(RoleName=name)["Role"]["Arn"]
+            found = known.client("iam").get_role(RoleName=name)["Role"]["Arn"]
         except ClientError as error:
             if code_of(error) in MISSING:
                 raise CloudError(f"there is no role {asked.role}; create it, or correct sagemaker.role") from None
             if code_of(error) in DENIED and asked.role.startswith("arn:"):
                 return asked.role  # one may use a role that one may not look at
             raise
+    if asked.role.startswith("arn:") and asked.role != found:
+        raise CloudError(f"there is no role {asked.role} in this account, but {found}; correct sagemaker.role")
+    return found
 
 
 def bucket_of(asked: SageMaker, known: Account) -> str:
@@ -164,22 +173,29 @@ def bucket_of(asked: SageMaker, known: Account) -> str:
     return asked.bucket or f"sagemaker-{known.region}-{known.number}"
 
 
-def check_bucket(bucket: str, known: Account) -> None:
-    """
+def check_bucket(bucket: str, known: Account, owner: str | None = None) -> None:
+    """Look at a bucket that the job reads and writes.
+
+    Args:
+        owner: the account that must own it, of a bucket whose name anybody could have taken first.
+
     Raises:
-        CloudError: it does not exist, lies elsewhere, or may not be used.
+        CloudError: it does not exist, lies in another region, may not be used, or belongs to somebody else.
     """
     from botocore.exceptions import ClientError
 
     with explained(f"looking at the bucket {bucket}"):
         try:
-            known.s3.head_bucket(Bucket=bucket)
+            found = known.s3.head_bucket(Bucket=bucket, **({"ExpectedBucketOwner": owner} if owner else {}))
         except ClientError as error:
             if code_of(error) in MISSING:
                 raise CloudError(
                     f"there is no bucket {bucket}; create it in {known.region}, or name yours in sagemaker.bucket"
                 ) from None
             raise
+    region = found.get("BucketRegion", known.region)
+    if region != known.region:
+        raise CloudError(f"the bucket {bucket} is in {region}, the job in {known.region}; SageMaker wants both in one")
 
 
 def check_channels(asked: SageMaker, known: Account) -> list[str]:

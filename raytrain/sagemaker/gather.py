@@ -6,8 +6,9 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +113,16 @@ def _own_record(archive: bytes | None, described: dict[str, Any], where: str) ->
     if archive is not None:
         try:
             with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
-                member = tar.extractfile(RECORD)
-                if member is not None:
-                    return parse_record(member.read().decode("utf-8", "replace"), f"{RECORD} in {where}")
-        except KeyError:
-            pass
-        except (tarfile.TarError, OSError, EOFError):
+                members = [m for m in tar if m.isfile() and m.name.removeprefix("./") == RECORD]
+                if members:
+                    text = tar.extractfile(members[0]).read().decode("utf-8", "replace")
+                    return parse_record(text, f"{RECORD} in {where}")
+        except (tarfile.TarError, OSError, EOFError, zlib.error):
             raise ConfigError(f"{where} is not an archive, or was cut off") from None
+    reason = f": {described['FailureReason']}" if described.get("FailureReason") else ""
     raise ConfigError(
-        f"the job left no run record in {where}; it ended as {status}, before training began or without it"
+        f"the job left no run record in {where}; it ended as {status} before training began, or ran something else"
+        f"{reason}; see raytrain logs {described['TrainingJobName']}"
     )
 
 
@@ -164,7 +166,7 @@ def _loads(described: dict[str, Any], groups: Mapping[str, str], known: aws.Acco
     names = [f"algo-{n}" for n in range(1, sum(g.hosts for g in groups_of(described)) + 1)]
     asked = [(host, field, stat) for host in names for field in METRICS for stat in ("Average", "Maximum")]
     values: dict[tuple[str, str, str], list[float]] = {}
-    begin, end = (_time(described, key) for key in ("TrainingStartTime", "TrainingEndTime"))
+    begin, end = described.get("TrainingStartTime"), described.get("TrainingEndTime")
     if begin is None or end is None:
         return []
     client = known.client("cloudwatch")
@@ -197,7 +199,3 @@ def _query(number: str, job: str, host: str, field: str, stat: str) -> dict[str,
         "Dimensions": [{"Name": "Host", "Value": f"{job}/{host}"}],
     }
     return {"Id": number, "MetricStat": {"Metric": metric, "Period": PERIOD_S, "Stat": stat}}
-
-
-def _time(described: dict[str, Any], key: str) -> datetime | None:
-    return described.get(key)

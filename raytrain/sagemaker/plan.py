@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Plan:
         request: as CreateTrainingJob takes it.
         sources: of the prices.
         max_run_s: after which SageMaker stops the job.
+        keep_alive_s: how long its hosts are kept after it, and paid for.
         alternative: the largest single instance of the first group's family that costs no more an hour, with its price;
             None when there is none larger than the group's own, or nothing to compare with.
     """
@@ -47,6 +48,7 @@ class Plan:
     groups: tuple[PlannedGroup, ...]
     sources: tuple[Source, ...]
     max_run_s: int
+    keep_alive_s: int
     spot: bool
     alternative: tuple[InstanceType, Price] | None = None
 
@@ -73,8 +75,9 @@ class Plan:
 
     @property
     def max_usd(self) -> float | None:
-        """If the job runs to its limit. Every group is billed until the job ends."""
-        return None if self.usd_per_hour is None else self.usd_per_hour * self.max_run_s / 3600
+        """Of the instances, if the job runs to its limit and a warm pool is kept to its end. Every group is billed
+        until the job ends."""
+        return None if self.usd_per_hour is None else self.usd_per_hour * (self.max_run_s + self.keep_alive_s) / 3600
 
     @property
     def single(self) -> PlannedGroup:
@@ -113,34 +116,64 @@ def plan(request: Request, job: Job, region: str, prices: Path | None = None, *,
         priced: False to go without prices.
 
     Raises:
-        ConfigError: an instance type or its price is unknown, the job file contradicts the type's facts, or the price
-            is above the job's limit.
+        ConfigError: an instance type or its price is unknown, or the job file contradicts the type's facts.
     """
     known = catalog(prices)
-    asked = job.sagemaker
     groups = tuple(
-        PlannedGroup(g, known.type(g.instance_type), known.price(g.instance_type, region) if priced else None)
-        for g in groups_of(request)
+        PlannedGroup(
+            Group(asked.name, sent.instance_type, sent.hosts),
+            known.type(sent.instance_type),
+            known.price(sent.instance_type, region) if priced else None,
+        )
+        for asked, sent in zip(job.cluster.groups, groups_of(request), strict=True)
     )
     _check_sizes(job, groups)
+    _check_disks(request, groups)
     used = list(dict.fromkeys(planned.price.source for planned in groups if planned.price))
-    found = Plan(
+    planned = Plan(
         request,
         region,
         groups,
         tuple(known.sources[name] for name in used),
         request["StoppingCondition"]["MaxRuntimeInSeconds"],
+        request["ResourceConfig"].get("KeepAlivePeriodInSeconds", 0),
         bool(request.get("EnableManagedSpotTraining")),
-        _alternative(groups, known, region) if priced and len(groups) > 1 else None,
     )
-    limit = asked.max_usd_per_hour if asked else None
-    if limit is not None and found.usd_per_hour is not None and found.usd_per_hour > limit:
-        raise ConfigError(
-            f"the job costs ${found.usd_per_hour:.3f} an hour, more than sagemaker.max_usd_per_hour: {limit:g}"
-        )
-    if limit is not None and found.usd_per_hour is None:
+    if priced and len(groups) > 1:
+        planned = replace(planned, alternative=_alternative(planned, known))
+    return planned
+
+
+def check_cap(planned: Plan, limit: float | None) -> None:
+    """Hold the price against `sagemaker.max_usd_per_hour`.
+
+    Raises:
+        ConfigError: it is above, or unknown.
+    """
+    if limit is None:
+        return
+    if planned.usd_per_hour is None:
         raise ConfigError("sagemaker.max_usd_per_hour cannot be kept with --no-prices; drop one of them")
-    return found
+    if planned.usd_per_hour > limit:
+        raise ConfigError(
+            f"the job costs ${planned.usd_per_hour:.3f} an hour, more than sagemaker.max_usd_per_hour: {limit:g}"
+        )
+
+
+def _check_disks(request: Request, groups: tuple[PlannedGroup, ...]) -> None:
+    """
+    Raises:
+        ConfigError: SageMaker would refuse the volume of a type with disks of its own.
+    """
+    resources = request["ResourceConfig"]
+    for planned in groups:
+        own = planned.type.local_storage_gb
+        if own is not None and "VolumeKmsKeyId" in resources:
+            raise ConfigError(
+                f"sagemaker.kms.volume: {planned.type.name} has disks of its own, encrypted by itself; drop the key"
+            )
+        if own is not None and resources["VolumeSizeInGB"] > own:
+            raise ConfigError(f"sagemaker.volume_gb: {planned.type.name} has disks of its own, of {own} GB and no more")
 
 
 def _check_sizes(job: Job, groups: tuple[PlannedGroup, ...]) -> None:
@@ -157,13 +190,12 @@ def _check_sizes(job: Job, groups: tuple[PlannedGroup, ...]) -> None:
                 )
 
 
-def _alternative(groups: tuple[PlannedGroup, ...], known: Catalog, region: str) -> tuple[InstanceType, Price] | None:
+def _alternative(planned: Plan, known: Catalog) -> tuple[InstanceType, Price] | None:
     """The biggest sibling of the GPU host that the same money buys."""
-    single = next((planned for planned in groups if planned.type.gpus), groups[0])
-    money = sum(planned.usd_per_hour for planned in groups)
+    single, money = planned.single, planned.usd_per_hour
     found = [
-        (sibling, known.prices[region, sibling.name])
+        (sibling, known.prices[planned.region, sibling.name])
         for sibling in known.siblings(single.type.name)
-        if (region, sibling.name) in known.prices and sibling.vcpus > single.type.vcpus
+        if (planned.region, sibling.name) in known.prices and sibling.vcpus > single.type.vcpus
     ]
     return next(((t, p) for t, p in reversed(found) if p.usd_per_hour * single.group.hosts <= money), None)

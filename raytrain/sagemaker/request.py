@@ -211,12 +211,18 @@ def s3_channel(name: str, uri: str, groups: list[str] | tuple[str, ...], channel
 
 
 def groups_of(request: Mapping[str, Any]) -> list[Group]:
-    """The instance groups of a request or description; one type and count are one group."""
-    resources = request["ResourceConfig"]
+    """The instance groups of a request or description; one type and count are one group.
+
+    Raises:
+        ConfigError: the job has no instances of its own.
+    """
+    resources = request.get("ResourceConfig", {})
     if resources.get("InstanceGroups"):
         return [
             Group(g["InstanceGroupName"], g["InstanceType"], g["InstanceCount"]) for g in resources["InstanceGroups"]
         ]
+    if "InstanceType" not in resources:
+        raise ConfigError(f"the job {request['TrainingJobName']} has no instances of its own")
     return [Group("homogeneousCluster", resources["InstanceType"], resources["InstanceCount"])]
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from raytrain.cluster.environ import ML_FOLDER
 from raytrain.errors import ConfigError, nearest
 from raytrain.sagemaker.request import MANAGED_CHANNELS
 
@@ -58,6 +60,8 @@ def _combinations(request: Mapping[str, Any]) -> None:
             raise ConfigError("SageMaker keeps no warm pool (keep_alive_s) for spot jobs; drop one of them")
     _times(request, spot)
     _channel_names(request, names)
+    _metrics(request)
+    _checkpoint_folder(request)
     for tag in request.get("Tags", []):
         if tag["Key"].lower().startswith("aws:"):
             raise ConfigError(f"tag {tag['Key']!r}: names that begin with aws: are Amazon's own; choose another")
@@ -90,6 +94,24 @@ def _channel_names(request: Mapping[str, Any], groups: list[str]) -> None:
                 raise ConfigError(
                     f"channel {name!r} is bound to group {group!r}, which the job does not have{nearest(group, groups)}"
                 )
+
+
+def _metrics(request: Mapping[str, Any]) -> None:
+    for metric in request.get("AlgorithmSpecification", {}).get("MetricDefinitions", []):
+        try:
+            groups = re.compile(metric["Regex"]).groups
+        except re.error as error:
+            raise ConfigError(
+                f"metric {metric['Name']!r}: {metric['Regex']!r} is no regular expression: {error}"
+            ) from None
+        if not groups:
+            raise ConfigError(f"metric {metric['Name']!r}: {metric['Regex']!r} has no group (…) for the number")
+
+
+def _checkpoint_folder(request: Mapping[str, Any]) -> None:
+    path = request.get("CheckpointConfig", {}).get("LocalPath")
+    if path is not None and (not path.startswith("/") or Path(path).is_relative_to(f"{ML_FOLDER}/input")):
+        raise ConfigError(f"checkpoints.path {path!r} must be an absolute path outside of {ML_FOLDER}/input")
 
 
 def _against_the_model(request: Mapping[str, Any]) -> Iterator[str]:

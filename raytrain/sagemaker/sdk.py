@@ -35,8 +35,10 @@ def trainer_for(job: Job, *, known: aws.Account | None = None) -> Iterator[Any]:
         ConfigError: the job file is wrong, or SageMaker would refuse the request.
         CloudError: something does not exist in the account, or the account cannot be reached.
     """
+    from botocore.exceptions import HTTPClientError
+
     known = known or aws.account(settings(job).region)
-    launch = submit.prepare(job, known, priced=False)
+    launch = submit.prepare(job, known, priced=settings(job).max_usd_per_hour is not None)
     uploaded: list[tuple[str, str]] = []
     trainer = None
     with tempfile.TemporaryDirectory() as folder:
@@ -54,10 +56,20 @@ def trainer_for(job: Job, *, known: aws.Account | None = None) -> Iterator[Any]:
                 token=launch.token,
             )
             yield trainer
-        except BaseException:
-            if trainer is None or trainer._latest_training_job is None:  # no job of it exists that needs the token
+        except (HTTPClientError, KeyboardInterrupt):
+            if trainer is None:
                 submit.take_back(uploaded, known)
+            raise  # else the request may have arrived, and the job would need the token
+        except BaseException:
+            _take_back_unused(trainer, uploaded, known)
             raise
+        else:
+            _take_back_unused(trainer, uploaded, known)
+
+
+def _take_back_unused(trainer: Any, uploaded: list[tuple[str, str]], known: aws.Account) -> None:
+    if trainer is None or trainer._latest_training_job is None:  # no job of it exists that needs the token
+        submit.take_back(uploaded, known)
 
 
 def model_trainer(job: Job, code: Path, places: Places, *, image: str, role: str, session: Any, token: str = "") -> Any:

@@ -31,14 +31,16 @@ def show_plan(plan: Plan, console: Console, staged: Staged | None = None, notes:
         table.add_row("", "", str(plan.num_hosts), str(plan.vcpus), str(plan.gpus or "-"), money(plan.usd_per_hour))
     console.print(table)
     for line in (*_money_lines(plan), *_request_lines(plan), *_staged_lines(staged), *(f"note: {n}" for n in notes)):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _money_lines(plan: Plan) -> list[str]:
     if plan.usd_per_hour is None:
         return ["price: not asked for"]
-    limit = plan.max_run_s / 3600
-    lines = [f"price cap: ${plan.max_usd:,.2f} if it runs to its limit of {limit:g} h" + (", less on spot" * plan.spot)]
+    limit = f"its limit of {plan.max_run_s / 3600:g} h"
+    if plan.keep_alive_s:
+        limit += f" and the warm pool for {plan.keep_alive_s / 3600:g} h"
+    lines = [f"price cap: ${plan.max_usd:,.2f} for the instances, if it runs to {limit}" + ", less on spot" * plan.spot]
     lines += [f"prices: on demand, {s.text}, {s.date or 'undated'}" for s in plan.sources]
     if plan.break_even is not None:
         single = plan.single
@@ -85,13 +87,17 @@ def money(usd: float | None) -> str:
 
 def show_status(described: dict[str, Any], console: Console) -> None:
     """One job in a few lines."""
-    console.print(f"{described['TrainingJobName']}: {state_of(described)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{described['TrainingJobName']}: {state_of(described)}", markup=False, highlight=False, soft_wrap=True
+    )
     for group in groups_of(described):
         seconds = billable_s(described)[group.name]
         bill = f", {seconds:,.0f} billable instance seconds" if seconds else ""
-        console.print(f"  {group.name}: {group.hosts} x {group.instance_type}{bill}", highlight=False)
+        console.print(f"  {group.name}: {group.hosts} x {group.instance_type}{bill}", markup=False, highlight=False)
     if described.get("ModelArtifacts", {}).get("S3ModelArtifacts") and described["TrainingJobStatus"] == "Completed":
-        console.print(f"  model: {described['ModelArtifacts']['S3ModelArtifacts']}", highlight=False, soft_wrap=True)
+        console.print(
+            f"  model: {described['ModelArtifacts']['S3ModelArtifacts']}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def show_jobs(summaries: list[dict[str, Any]], console: Console) -> None:

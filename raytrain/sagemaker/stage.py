@@ -17,7 +17,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from raytrain.config import Job
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, one_line
 from raytrain.sagemaker.drivers import REQUIREMENTS, write_drivers
 from raytrain.sagemaker.request import checkpoint_path, settings
 
@@ -36,15 +36,15 @@ ALWAYS_IGNORED = (
 OF_THE_IMAGE = re.compile(r"^(torch|torchvision|torchaudio|triton|pytorch-triton|nvidia-.*|raytrain)$")
 
 SECRET_NAMES = re.compile(
-    r"(^|/)(\.env(\..*)?|\.netrc|\.pypirc|\.pgpass|\.aws|\.ssh|id_(rsa|dsa|ecdsa|ed25519)|credentials(\.json)?"
-    r"|.*\.(pem|key|p12|pfx|jks|keystore))$",
+    r"(^|/)(\.env(\..*)?|[^/]+\.env|\.netrc|\.pypirc|\.pgpass|\.git-credentials|\.aws|\.ssh|\.docker|\.kube"
+    r"|id_(rsa|dsa|ecdsa|ed25519)|credentials(\.json)?|kaggle\.json|[^/]+\.(pem|key|p12|pfx|jks|keystore))$",
     re.IGNORECASE,
 )
 SECRET_TEXTS = {
     "an AWS access key": re.compile(rb"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
-    "an AWS secret key": re.compile(rb"aws_secret_access_key\s*[=:]\s*['\"]?[A-Za-z0-9/+=]{40}\b", re.IGNORECASE),
+    "an AWS secret key": re.compile(rb"secret_?access_?key['\"]?\s*[=:]\s*['\"]?[A-Za-z0-9/+=]{40}", re.IGNORECASE),
     "a private key": re.compile(rb"-----BEGIN ([A-Z]+ )*PRIVATE KEY-----"),
-    "a GitHub token": re.compile(rb"\bgh[pousr]_[A-Za-z0-9]{36}\b"),
+    "a GitHub token": re.compile(rb"\b(gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22,})\b"),
     "a Hugging Face token": re.compile(rb"\bhf_[A-Za-z0-9]{34}\b"),
 }
 LOOKED_INTO_BYTES = 4 << 20  # larger files are data, and are not searched for secrets
@@ -69,15 +69,24 @@ class Staged:
 
 
 def stage(job: Job, folder: Path, base: Path = Path()) -> Staged:
+    """Like `_stage`, with what the disk refuses on one line.
+
+    Raises:
+        ConfigError: there is no such source folder or program in it, it holds a secret or a link out of it, its
+            requirements cannot be read, or a file cannot be.
+    """
+    try:
+        return _stage(job, folder, base)
+    except OSError as error:
+        raise ConfigError(f"cannot stage {error.filename or base}: {error.strerror}") from None
+
+
+def _stage(job: Job, folder: Path, base: Path) -> Staged:
     """Fill a new folder with what the job's hosts need.
 
     Args:
         folder: does not exist yet.
         base: what a relative `sagemaker.source_dir` starts from.
-
-    Raises:
-        ConfigError: there is no such source folder or program in it, it holds a secret or a link out of it, or its
-            requirements cannot be read.
     """
     asked = settings(job)
     source = base / asked.source_dir
@@ -87,7 +96,7 @@ def stage(job: Job, folder: Path, base: Path = Path()) -> Staged:
     code.mkdir(parents=True)
     drivers.mkdir()
     for relative, path in _files(source):
-        _refuse_secret(relative, path)
+        _refuse_secret(relative, path, source.resolve())
         target = code / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
@@ -107,9 +116,9 @@ def stage(job: Job, folder: Path, base: Path = Path()) -> Staged:
 
 def _as_run(job: Job) -> dict[str, Any]:
     """The job file for the hosts: without what only the launch needs, and with the run where checkpoints are kept."""
-    tree = job.model_dump(mode="json", exclude_unset=True, exclude={"sagemaker"})
+    tree = job.model_dump(mode="json", exclude_unset=True, exclude={"sagemaker", "run_dir"})
     kept = settings(job).checkpoints
-    return {"run_dir": checkpoint_path(kept), **tree} if kept is not None else tree
+    return tree if kept is None else {**tree, "run_dir": checkpoint_path(kept)}
 
 
 def requirements(path: Path | None, folder: Path) -> tuple[list[str], list[str]]:
@@ -126,13 +135,13 @@ def requirements(path: Path | None, folder: Path) -> tuple[list[str], list[str]]
         ConfigError: a line cannot be read, or names a file that is not there.
     """
     kept, left_out, named = [], [], set()
-    for line in _lines(path, folder) if path else []:
-        if line.startswith(("-", "./", "../", "/")) or "://" in line:
-            kept.append(line)  # options, addresses and files are pip's business
-            continue
+    for line in _lines(path, folder, frozenset()) if path else []:
         try:
-            name = canonicalize_name(Requirement(line).name)
+            name = canonicalize_name(Requirement(re.split(r"\s--", line)[0]).name)
         except InvalidRequirement:
+            if line.startswith(("-", "./", "../", "/")) or "://" in line:
+                kept.append(line)  # options, addresses and files are pip's business
+                continue
             raise ConfigError(f"{path.name}: {line!r} is not a requirement that pip understands") from None
         named.add(name)
         (left_out if OF_THE_IMAGE.match(name) else kept).append(line)
@@ -143,17 +152,19 @@ def requirements(path: Path | None, folder: Path) -> tuple[list[str], list[str]]
     return kept, left_out
 
 
-def _lines(path: Path, folder: Path) -> Iterator[str]:
-    """Requirement lines without comments, of the files that it names too."""
+def _lines(path: Path, folder: Path, above: frozenset[Path]) -> Iterator[str]:
+    """Requirement lines without comments, of the files that it names too, but for those that name it."""
+    if path.resolve() in above:
+        return
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise ConfigError(f"requirements: cannot read {path.name}, or it lies outside of source_dir") from None
     for raw in text.replace("\\\n", " ").splitlines():
         line = re.sub(r"(^|\s)#.*$", "", raw).strip()
         other = re.match(r"(-r|--requirement)[\s=]*(\S+)$", line)
-        if other:
-            yield from _lines(_inside(path.parent / other[2], folder), folder)
+        if other and "://" not in other[2]:
+            yield from _lines(_inside(path.parent / other[2], folder), folder, above | {path.resolve()})
         elif line:
             yield line
 
@@ -177,11 +188,7 @@ def _files(source: Path) -> Iterator[tuple[str, Path]]:
     Raises:
         ConfigError: a link leads out of the folder, around in it, or nowhere.
     """
-    from pathspec import GitIgnoreSpec
-
-    ignore = source / IGNORE_FILE
-    own = ignore.read_text(encoding="utf-8").splitlines() if ignore.is_file() else []
-    ignored = GitIgnoreSpec.from_lines([*ALWAYS_IGNORED, *own])
+    ignored = _ignored(source / IGNORE_FILE)
     root = source.resolve()
 
     def walk(folder: Path, above: str, via: frozenset[Path]) -> Iterator[tuple[str, Path]]:
@@ -191,9 +198,12 @@ def _files(source: Path) -> Iterator[tuple[str, Path]]:
             is_folder = entry.is_dir()
             if ignored.match_file(relative + "/" if is_folder else relative):
                 continue
+            _check_name(path)
             resolved = path.resolve()
             if entry.is_symlink() and not resolved.is_relative_to(root):
                 raise ConfigError(f"{path} is a link out of {source}; copy what it means, or name it in {IGNORE_FILE}")
+            if entry.is_symlink() and ignored.match_file(resolved.relative_to(root).as_posix() + "/" * is_folder):
+                raise ConfigError(f"{path} is a link to something that {IGNORE_FILE} leaves here; name the link too")
             if is_folder:
                 if resolved in via:
                     raise ConfigError(f"{path} is a link to a folder around it; name it in {IGNORE_FILE}")
@@ -206,12 +216,44 @@ def _files(source: Path) -> Iterator[tuple[str, Path]]:
     yield from walk(source, "", frozenset({root}))
 
 
-def _refuse_secret(relative: str, path: Path) -> None:
+def _check_name(path: Path) -> None:
+    """
+    Raises:
+        ConfigError: S3 has no such names.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"the file name {str(path)!r} is not UTF-8; rename it, or name its folder in {IGNORE_FILE}"
+        ) from None
+
+
+def _ignored(path: Path) -> Any:
+    """What the ignore file, and we always, leave out.
+
+    Raises:
+        ConfigError: pathspec is not installed, or the file cannot be understood.
+    """
+    try:
+        from pathspec import GitIgnoreSpec
+    except ImportError:
+        raise ConfigError("launching needs pathspec: pip install 'raytrain[sagemaker]'") from None
+    try:
+        own = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return GitIgnoreSpec.from_lines([*ALWAYS_IGNORED, *own])
+    except ValueError as error:
+        raise ConfigError(f"{path} has a line that .gitignore would not know: {one_line(error, 200)}") from None
+
+
+def _refuse_secret(relative: str, path: Path, root: Path) -> None:
     """
     Raises:
         ConfigError: by its name or what is in it, the file is a secret.
     """
-    found = "a secret, by its name," if any(SECRET_NAMES.search(part) for part in _leading(relative)) else None
+    real = path.resolve().relative_to(root).as_posix()  # of a link, what it means
+    names = (*_leading(relative), *_leading(real))
+    found = "a secret, by its name," if any(SECRET_NAMES.search(name) for name in names) else None
     if found is None and path.stat().st_size <= LOOKED_INTO_BYTES:
         content = path.read_bytes()
         found = next((what for what, pattern in SECRET_TEXTS.items() if pattern.search(content)), None)

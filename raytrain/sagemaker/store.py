@@ -37,7 +37,7 @@ class Store:
 
         Raises:
             ConfigError: nobody can be asked for the address.
-            CloudError: nothing lies there, or it cannot be read.
+            CloudError: it cannot be read.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if uri in self.local:
@@ -53,10 +53,24 @@ class Store:
             keys = sorted(entry["Key"] for page in pages for entry in page.get("Contents", []))
             mine = [key for key in keys if not key.endswith("/")][shard[0] :: shard[1]]
             for key in mine:
-                target = folder / relative_key(key, prefix)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self.known.s3.download_file(bucket, key, str(target))
+                target = _within(folder, relative_key(key, prefix), key)
+                try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    self.known.s3.download_file(bucket, key, str(target))
+                except (FileExistsError, IsADirectoryError, NotADirectoryError):
+                    raise ConfigError(f"s3://{bucket}/{key}: another object has this key as its folder") from None
         return len(mine)
+
+
+def _within(folder: Path, relative: str, key: str) -> Path:
+    """
+    Raises:
+        ConfigError: a key with `..` in it would lead out of the folder.
+    """
+    target = (folder / relative).resolve()
+    if not target.is_relative_to(folder.resolve()):
+        raise ConfigError(f"the key {key!r} leads out of its channel's folder; the twin does not follow it")
+    return target
 
 
 def relative_key(key: str, prefix: str) -> str:
@@ -78,6 +92,7 @@ def _folder_of(prefix: str) -> str:
 def _copy(source: Path, folder: Path, shard: tuple[int, int]) -> int:
     if source.is_file():
         shutil.copyfile(source, folder / source.name)
+        shutil.copymode(source, folder / source.name)  # the token is for its owner alone
         return 1
     files = sorted(path for path in source.rglob("*") if path.is_file())[shard[0] :: shard[1]]
     for path in files:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,9 +17,10 @@ from typing import Any
 
 from raytrain.cluster.environ import TOKEN_CHANNEL, new_token
 from raytrain.config import Job, SageMaker
-from raytrain.errors import CloudError, ConfigError, Stopped
+from raytrain.cost.instances import catalog
+from raytrain.errors import CloudError, CloudUnreachable, ConfigError, Stopped
 from raytrain.sagemaker import aws
-from raytrain.sagemaker.plan import Plan, plan
+from raytrain.sagemaker.plan import Plan, check_cap, plan
 from raytrain.sagemaker.request import (
     CODE_CHANNEL,
     DRIVERS_CHANNEL,
@@ -73,6 +76,7 @@ def prepare(
     name: str | None = None,
     prices: Path | None = None,
     priced: bool = True,
+    capped: bool = True,
     now: datetime | None = None,
 ) -> Launch:
     """Build and check the request; everything it points to is looked at, nothing is written.
@@ -80,6 +84,9 @@ def prepare(
     Args:
         known: the account; None to ask nobody, for a dry run: the account's number is the role's then.
         name: of the training job; by default the job's with the time behind it.
+        prices: a file of the user's, besides the snapshot.
+        priced: False to go without prices.
+        capped: False not to hold the price against the job's own limit.
 
     Raises:
         ConfigError: the job file is wrong, or SageMaker would refuse it.
@@ -93,10 +100,11 @@ def prepare(
         region, role, bucket = _offline(asked, notes)
     else:
         region, role, bucket = known.region, aws.role_arn(asked, known), aws.bucket_of(asked, known)
-        aws.check_bucket(bucket, known)
+        aws.check_bucket(bucket, known, owner=None if asked.bucket else known.number)
         notes += aws.check_channels(asked, known)
         check_name_free(name, known)
-    gpus = any(_has_gpus(group.instance_type) for group in job.cluster.groups)
+    types = catalog(prices).types
+    gpus = any(types[g.instance_type].gpus for g in job.cluster.groups if g.instance_type in types)
     places = Places(bucket, asked.prefix, base, name, secrets.token_hex(8))
     token = new_token()
     request = build(job, places, image=aws.image_uri(asked, region, gpus=gpus), role=role, token=token)
@@ -104,7 +112,12 @@ def prepare(
     check(request)
     if asked.token == "environment":
         notes.append("Ray's token is in the job's environment: whoever may describe the job can read it")
-    return Launch(job, plan(request, job, region, prices, priced=priced), places, token, tuple(notes))
+    if asked.network_isolation:
+        notes.append("with network_isolation the hosts cannot install requirements: the image must have them all")
+    planned = plan(request, job, region, prices, priced=priced)
+    if capped:
+        check_cap(planned, asked.max_usd_per_hour)
+    return Launch(job, planned, places, token, tuple(notes))
 
 
 def check_name_free(name: str, known: aws.Account) -> None:
@@ -142,17 +155,81 @@ def submit(launch: Launch, staged: Staged, known: aws.Account, say: Say = lambda
     """Upload and create; returns the job's ARN.
 
     Raises:
-        CloudError: AWS refused; what had been uploaded is gone again.
+        CloudError: AWS refused, and what had been uploaded is gone again; or nobody knows whether it did.
+        Stopped: Ctrl-C or SIGTERM; the message says whether the job exists.
     """
     uploaded: list[tuple[str, str]] = []
+    asked = False
+    with _stopped_by_sigterm():
+        try:
+            say(f"uploading {staged.num_files} files, {staged.num_bytes / 1e6:.1f} MB")
+            upload(launch, staged, known, uploaded)
+            asked = True
+            return _create(launch, known)
+        except (CloudUnreachable, KeyboardInterrupt, Stopped) as error:
+            number = 2 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 2) - 128
+            if asked:
+                return _after_doubt(launch, known, uploaded, say, error, number)
+            take_back(uploaded, known, say)
+            if isinstance(error, KeyboardInterrupt):
+                raise Stopped("stopped; nothing was started", number) from None
+            raise
+        except BaseException:
+            take_back(_not_of_a_job(launch, known, uploaded), known, say)
+            raise
+
+
+def _after_doubt(
+    launch: Launch, known: aws.Account, uploaded: list[tuple[str, str]], say: Say, error: BaseException, number: int
+) -> str:
+    """The request may have arrived or not: look, and only delete what no job points to."""
+    name = launch.plan.name
     try:
-        say(f"uploading {staged.num_files} files, {staged.num_bytes / 1e6:.1f} MB")
-        upload(launch, staged, known, uploaded)
-        return _create(launch, known)
-    except BaseException:
-        say("nothing was started; taking back what was uploaded")
-        take_back(uploaded, known)
-        raise
+        found = describe(name, known, missing_ok=True)
+    except CloudError:
+        raise CloudError(
+            f"{error or 'stopped'}; whether the job {name} exists is not known, so that what was uploaded stays: "
+            f"see raytrain status {name}"
+        ) from None
+    if found is None or not _is_ours(found, launch):
+        take_back(_not_of_a_job(launch, known, uploaded), known, say)
+        raise Stopped("stopped; nothing was started", number) if not isinstance(error, CloudError) else error
+    if isinstance(error, CloudError):
+        return found["TrainingJobArn"]
+    raise Stopped(f"stopped, but the job {name} exists and goes on; end it: raytrain stop {name}", number)
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM, as a cancelled CI job gets it, cleans up like Ctrl-C."""
+
+    def heard(number: int, _frame: Any) -> None:
+        raise Stopped("stopped; nothing was started", number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, heard)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_ours(found: Request, launch: Launch) -> bool:
+    """Whether a job was created by this very launch: nobody else has its token, or knows where that lies."""
+    variables = found.get("Environment", {})
+    uri = _uri(found, TOKEN_CHANNEL)
+    return uri == launch.places.token if uri else variables.get("RAY_AUTH_TOKEN") == launch.token
+
+
+def _not_of_a_job(launch: Launch, known: aws.Account, uploaded: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What may be deleted: not the code that a job of the same name, launched in the same second, points to as well."""
+    with contextlib.suppress(CloudError):
+        found = describe(launch.plan.name, known, missing_ok=True)
+        if found is not None and _uri(found, CODE_CHANNEL) == launch.places.input(CODE_CHANNEL):
+            return [place for place in uploaded if "/tokens/" in place[1]]
+    return uploaded
 
 
 def upload(launch: Launch, staged: Staged | None, known: aws.Account, uploaded: list[tuple[str, str]]) -> None:
@@ -203,8 +280,8 @@ def _create(launch: Launch, known: aws.Account) -> str:
             if aws.code_of(error) != "ResourceInUse":
                 raise
     found = describe(launch.plan.name, known)
-    if _code_uri(found) == _code_uri(launch.request) and _token_uri(found) == _token_uri(launch.request):
-        return found["TrainingJobArn"]  # ours: the answer to an earlier try was lost
+    if _is_ours(found, launch):
+        return found["TrainingJobArn"]  # the answer to an earlier try was lost
     raise CloudError(f"there is a training job named {launch.plan.name} already; choose another by --name")
 
 
@@ -213,24 +290,25 @@ def _uri(request: Request, channel: str) -> str | None:
     return found[0]["DataSource"]["S3DataSource"]["S3Uri"] if found else None
 
 
-def _code_uri(request: Request) -> str | None:
-    return _uri(request, CODE_CHANNEL)
-
-
-def _token_uri(request: Request) -> str | None:
-    return _uri(request, TOKEN_CHANNEL)
-
-
-def take_back(uploaded: list[tuple[str, str]], known: aws.Account) -> None:
-    """Delete what was uploaded, as far as that is possible."""
+def take_back(uploaded: list[tuple[str, str]], known: aws.Account, say: Say = lambda text: None) -> None:
+    """Delete what was uploaded, and name what could not be."""
+    if uploaded:
+        say("nothing was started; taking back what was uploaded")
+    left = []
     for bucket, key in uploaded:
-        with contextlib.suppress(CloudError), aws.explained("deleting"):
+        try:
             known.s3.delete_object(Bucket=bucket, Key=key)
+        except Exception:  # noqa: BLE001 - whatever it is, the rest can still be deleted
+            left.append(f"s3://{bucket}/{key}")
+    if left:
+        say(f"could not delete {len(left)} objects, delete them yourself: {', '.join(left[:3])} …")
 
 
 def _checked_name(name: str) -> str:
     if len(name) > NAME_CHARACTERS or not NAME.fullmatch(name):
-        raise ConfigError(f"--name {name!r} must be letters, digits and single hyphens, at most {NAME_CHARACTERS}")
+        raise ConfigError(
+            f"--name {name!r} must be letters, digits and, between them, hyphens, at most {NAME_CHARACTERS}"
+        )
     return name
 
 
@@ -245,10 +323,6 @@ def _offline(asked: SageMaker, notes: list[str]) -> tuple[str, str, str]:
         notes.append(f"nobody was asked for the account's number: {NO_ACCOUNT} stands for it")
     role = asked.role if named else f"arn:aws:iam::{number}:role/{asked.role}"
     return region, role, asked.bucket or f"sagemaker-{region}-{number}"
-
-
-def _has_gpus(instance_type: str | None) -> bool:
-    return bool(re.match(r"ml\.(p|g|gr)\d", instance_type or ""))
 
 
 @contextlib.contextmanager

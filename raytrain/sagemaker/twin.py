@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from typing import Any
 from raytrain.cluster.environ import EMULATED_GPUS, ML_FOLDER, container_environment
 from raytrain.cluster.simulated import SimulatedHost, SimulatedHosts, unavailable
 from raytrain.cost.instances import Catalog
-from raytrain.errors import ClusterError, ConfigError
+from raytrain.errors import CloudError, ClusterError, ConfigError, Stopped
 from raytrain.sagemaker.collect import collect, keep_logs
 from raytrain.sagemaker.load import LoadMeter
 from raytrain.sagemaker.request import Group, Request, groups_of
@@ -91,9 +92,12 @@ class TwinJob:
         placed = place(self.request)
         with SimulatedHosts(list(placed), self.folder / "hosts", self._quotas(placed)) as hosts:
             try:
-                return self._run(hosts, placed)
+                with self._interruptible():
+                    return self._run(hosts, placed)
             finally:
                 keep_logs(self.folder, list(hosts.hosts.values()))
+                if not self.started_at:  # nothing ran: the same name can be tried again
+                    shutil.rmtree(self.folder, ignore_errors=True)
 
     def _run(self, hosts: SimulatedHosts, placed: Mapping[str, Group]) -> dict[str, Any]:
         members: dict[str, list[str]] = {group.name: [] for group in groups_of(self.request)}
@@ -103,7 +107,7 @@ class TwinJob:
         for name, group in placed.items():
             self._furnish(hosts[name], group, placed)
         self.say(f"{self.name}: {', '.join(f'{n} is {g.name} ({g.instance_type})' for n, g in placed.items())}")
-        with LoadMeter(hosts.hosts) as meter, self._interruptible():
+        with LoadMeter(hosts.hosts) as meter:
             self.started_at = time.time()
             for name, group in placed.items():
                 self._start(hosts, name, group)
@@ -150,7 +154,9 @@ class TwinJob:
                 continue
             sharded = source.get("S3DataDistributionType") == "ShardedByS3Key"
             shard = (sorted(receivers).index(host.name), len(receivers)) if sharded else (0, 1)
-            self.store.fetch(source["S3Uri"], host.ml / "input/data" / channel["ChannelName"], shard=shard)
+            found = self.store.fetch(source["S3Uri"], host.ml / "input/data" / channel["ChannelName"], shard=shard)
+            if not found and not sharded:
+                raise CloudError(f"channel {channel['ChannelName']!r}: there is nothing at {source['S3Uri']}")
             inputs[channel["ChannelName"]] = {
                 "ContentType": channel.get("ContentType", ""),
                 "TrainingInputMode": channel.get("InputMode", "File"),
@@ -185,9 +191,11 @@ class TwinJob:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM is StopTrainingJob, a second one kills at once."""
+        """The first Ctrl-C or SIGTERM is StopTrainingJob, a second one kills; before the start it ends it all."""
 
         def heard(number: int, _frame: Any) -> None:
+            if not self.started_at:
+                raise Stopped("stopped; nothing was started", number)
             if self.asked_to_stop is None:
                 self.asked_to_stop = "Stopped"
             else:
@@ -205,7 +213,7 @@ class TwinJob:
     def _watch(self, hosts: SimulatedHosts) -> None:
         """Until every container has ended: show what they say, and end the job where SageMaker would."""
         limit = self.started_at + self.request.get("StoppingCondition", {}).get("MaxRuntimeInSeconds", float("inf"))
-        stop_at = self.started_at + (self.options.stop_after_s or float("inf"))
+        stop_at = self.started_at + (float("inf") if self.options.stop_after_s is None else self.options.stop_after_s)
         tails = {name: _Tail(host.log) for name, host in hosts.hosts.items()}
         while True:
             running = [host for host in hosts.hosts.values() if host.process.poll() is None]

@@ -40,7 +40,7 @@ def twin_of_file(
     asked = submit.settings(job)
     made_up = {"role": asked.role or SOMEONE, "region": asked.region or SOMEWHERE}
     job = job.model_copy(update={"sagemaker": asked.model_copy(update=made_up)})
-    planned = submit.prepare(job, None, name=name, prices=prices, priced=False)
+    planned = submit.prepare(job, None, name=name, prices=prices, priced=False, capped=False)
     local = _given(channels, checkpoints, planned.request)
     missing = [n for n, c in asked.channels.items() if c.uri not in local]
     known = aws.account(asked.region) if missing else None
@@ -98,7 +98,8 @@ def as_request(described: dict[str, Any]) -> Request:
 
 def _given(channels: Sequence[str], checkpoints: Path | None, request: Request) -> dict[str, Path]:
     """`NAME=FOLDER` words and the folder of checkpoints, by the address that each stands for."""
-    uris = {c["ChannelName"]: c["DataSource"]["S3DataSource"]["S3Uri"] for c in request["InputDataConfig"]}
+    sources = {c["ChannelName"]: c["DataSource"].get("S3DataSource", {}) for c in request.get("InputDataConfig", [])}
+    uris = {name: source["S3Uri"] for name, source in sources.items() if source}
     users = [n for n in uris if n not in (CODE_CHANNEL, DRIVERS_CHANNEL, TOKEN_CHANNEL)]
     found = {}
     if checkpoints is not None:
@@ -113,7 +114,7 @@ def _given(channels: Sequence[str], checkpoints: Path | None, request: Request) 
             raise ConfigError(f"--channel {word!r} must look like NAME=FOLDER")
         if name not in uris:
             raise ConfigError(f"--channel: the job has no channel {name!r}{nearest(name, users)}")
-        if not Path(where).exists():
+        if not where or not Path(where).exists():
             raise ConfigError(f"--channel {name}: there is nothing at {where}")
         found[uris[name]] = Path(where)
     return found

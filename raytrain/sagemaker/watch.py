@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from raytrain.errors import CloudError
+from raytrain.errors import CloudError, CloudUnreachable
 from raytrain.sagemaker import aws
 from raytrain.sagemaker.request import groups_of
 from raytrain.sagemaker.submit import Say, describe
@@ -39,18 +39,20 @@ class Logs:
     name: str
     known: aws.Account
     _tokens: dict[str, str] = field(default_factory=dict)
+    _unseen: list[Line] = field(default_factory=list)
 
     def new(self) -> list[Line]:
-        """What came since the last call, by time.
+        """What came since the last call, by time. What was read before an error comes with the next call.
 
         Raises:
-            CloudError: CloudWatch cannot be reached, or refuses.
+            CloudUnreachable: CloudWatch cannot be reached for now.
+            CloudError: it refuses.
         """
-        found: list[Line] = []
         with aws.explained(f"reading the logs of {self.name}"):
             for stream in self._streams():
-                found += self._read(stream)
-        return sorted(found, key=lambda line: line.at_ms)
+                self._read(stream)
+        found, self._unseen = sorted(self._unseen, key=lambda line: line.at_ms), []
+        return found
 
     @property
     def _client(self) -> Any:
@@ -66,15 +68,16 @@ class Logs:
         except self._client.exceptions.ResourceNotFoundException:
             return []  # the first training job of an account makes the group
 
-    def _read(self, stream: str) -> Iterator[Line]:
+    def _read(self, stream: str) -> None:
+        """To its end, which is where the token does not change any more; a page on the way there may be empty."""
         host = stream.partition("/")[2].rpartition("-")[0] or stream  # algo-1-1700000000
         while True:
             token = self._tokens.get(stream)
             more = {"nextToken": token} if token else {}
             page = self._client.get_log_events(logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True, **more)
-            yield from (Line(host, event["timestamp"], event["message"]) for event in page["events"])
+            self._unseen += [Line(host, event["timestamp"], event["message"]) for event in page["events"]]
             self._tokens[stream] = page["nextForwardToken"]
-            if page["nextForwardToken"] == token or not page["events"]:
+            if page["nextForwardToken"] == token:
                 return
 
 
@@ -90,18 +93,16 @@ def follow(
     Raises:
         CloudError: there is no such job, or AWS has not been reached for ten minutes.
     """
-    logs, state, silent_since = Logs(name, known), "", None
+    logs, state, silent_since, ended = Logs(name, known), "", None, False
     while True:
         try:
             described = describe(name, known)
             lines = logs.new()
             silent_since = None
-        except CloudError as error:
-            if "cannot be reached" not in str(error):
-                raise
+        except CloudUnreachable as error:
             silent_since = silent_since or time.monotonic()
             if time.monotonic() - silent_since > PATIENCE_S:
-                raise
+                raise CloudError(f"{error}; the job may go on: raytrain logs {name} --follow") from None
             time.sleep(poll_s)
             continue
         now = state_of(described)
@@ -110,8 +111,9 @@ def follow(
             say(now)
         for line in lines:
             show(line)
-        if described["TrainingJobStatus"] in ENDED:
+        if ended:
             return described
+        ended = described["TrainingJobStatus"] in ENDED  # the last lines arrive later than the end: look once more
         time.sleep(poll_s)
 
 

@@ -134,6 +134,12 @@ def test_a_machine_without_what_it_takes_is_told_so(monkeypatch, tmp_path):
     assert "this is not Linux" in unavailable()
 
 
+@needs_hosts
+def test_a_network_that_is_not_allowed(hosts):
+    with pytest.raises(ClusterError, match="this machine does not allow a simulated network: .*File exists"):
+        hosts._connect()  # once more
+
+
 def test_a_quota_that_is_not_allowed(monkeypatch, tmp_path):
     monkeypatch.setattr(simulated, "CGROUPS", tmp_path / "gone")
     with pytest.raises(ClusterError, match="this machine does not allow a CPU quota"):

@@ -23,6 +23,7 @@ def test_every_fact_is_the_one_of_ec2():
         assert mine.vcpus == theirs["VCpuInfo"]["DefaultVCpus"], name
         assert mine.memory_gib == theirs["MemoryInfo"]["SizeInMiB"] / 1024, name
         assert (mine.gpus, mine.gpu) == (sum(g["Count"] for g in gpus), gpus[0]["Name"] if gpus else None), name
+        assert mine.local_storage_gb == theirs.get("InstanceStorageInfo", {}).get("TotalSizeInGB"), name
         assert mine.efa == theirs["NetworkInfo"]["EfaSupported"], name
 
 

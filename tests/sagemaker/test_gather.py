@@ -128,6 +128,7 @@ def test_an_output_without_a_record(ended, own):
         (archive(other__txt="x"), "the job left no run record in"),
         (b"not an archive", "is not an archive, or was cut off"),
         (archive(record__json=own)[:200], "is not an archive, or was cut off"),
+        (b"\x1f\x8b" + b"damaged" * 50, "is not an archive, or was cut off"),
         (archive(record__json="{}"), "has schema version None"),
         (archive(record__json=own[:99]), "record.json in .* is not JSON, or was cut off"),
     ]:
@@ -145,6 +146,17 @@ def test_a_type_without_a_price_is_an_error_unless_one_goes_without(aws, ended):
     with pytest.raises(ConfigError, match="no price of ml.p4de.24xlarge"):
         gather("mine", ended)
     assert gather("mine", ended, priced=False).cloud.usd is None
+
+
+def test_a_record_packed_by_another_tool(ended, own):
+    out = archive(**{"./record.json": own})
+    boto3.client("s3").put_object(Bucket=BUCKET, Key="out/mine/output/output.tar.gz", Body=out)
+    assert gather("mine", ended).name == "small"
+
+
+def test_a_place_that_cannot_be_written(ended, cli):
+    result = cli("record", "mine", "--out", "/proc/x/r.json")
+    assert (result.returncode, "--out /proc/x/r.json cannot be written" in result.stderr) == (2, True)
 
 
 def test_a_folder_that_is_no_twin(tmp_path):

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from raytrain.config import Job
 from raytrain.errors import ConfigError
-from raytrain.sagemaker.plan import plan
+from raytrain.sagemaker.plan import check_cap, plan
 from raytrain.sagemaker.request import Places, build
 from raytrain.sagemaker.show import show_plan
 
@@ -23,9 +23,10 @@ def planned(groups, region="us-east-1", prices=None, priced=True, **asked):
         "sagemaker": {"role": ROLE, **asked},
     }
     job = Job.from_dict(tree)
-    return plan(
-        build(job, Places(BUCKET, "p", "b", "b-1", "t"), image="i", role=ROLE), job, region, prices, priced=priced
-    )
+    request = build(job, Places(BUCKET, "p", "b", "b-1", "t"), image="i", role=ROLE)
+    found = plan(request, job, region, prices, priced=priced)
+    check_cap(found, job.sagemaker.max_usd_per_hour)
+    return found
 
 
 GPU = {"name": "gpu", "instance_type": "ml.g5.xlarge"}
@@ -40,6 +41,19 @@ def test_the_reference_job():
     assert found.break_even == pytest.approx((1.408 + 0.816) / 1.408)  # 1.58
     kind, price = found.alternative  # the best single instance of the family for this money
     assert (kind.name, price.usd_per_hour) == ("ml.g5.2xlarge", 1.515)
+
+
+def test_a_warm_pool_is_paid_for_too():
+    found = planned([GPU], max_run_s=600, keep_alive_s=3000)
+    assert found.max_usd == pytest.approx(1.408)
+    assert found.single.group.name == "gpu", "the user's name, though the request has none"
+    assert "and the warm pool for 0.833333 h" in shown(found)
+
+
+def test_what_the_job_says_is_no_markup():
+    out = io.StringIO()
+    show_plan(planned([GPU]), Console(file=out, width=120), None, ("a [/red] note [gpu]",))
+    assert "a [/red] note [gpu]" in out.getvalue()
 
 
 def test_every_host_is_paid_for():
@@ -74,6 +88,8 @@ def test_without_prices_nothing_is_guessed():
         ([{**GPU, "instance_type": "ml.g5.xlarg"}], {}, "unknown instance type 'ml.g5.xlarg'; did you mean"),
         ([GPU], {"region": "mars-1"}, "no prices of region 'mars-1' here"),
         ([GPU, CPU], {"max_usd_per_hour": 2}, r"the job costs \$2.224 an hour, more than .*max_usd_per_hour: 2"),
+        ([GPU, CPU], {"kms": {"volume": "abc"}}, "sagemaker.kms.volume: ml.g5.xlarge has disks of its own"),
+        ([GPU], {"volume_gb": 300}, "sagemaker.volume_gb: ml.g5.xlarge has disks of its own, of 250 GB and no more"),
         ([GPU], {"max_usd_per_hour": 2, "priced": False}, "max_usd_per_hour cannot be kept with --no-prices"),
     ],
 )
@@ -97,7 +113,7 @@ def test_a_person_sees_hosts_money_sources_and_places():
         "2 A10G",
         "$2.816",
         "$3.632",
-        "price cap: $87.17 if it runs to its limit of 24 h",
+        "price cap: $87.17 for the instances, if it runs to its limit of 24 h",
         "prices: on demand, unrelated hand-kept tables that agree, undated",
         "break-even: 1.29 times the samples/s of 2 x ml.g5.xlarge alone ($2.816/h)",
         "beside it: 2 x ml.g5.2xlarge alone has 16 vCPUs for $3.030/h",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from datetime import datetime
 
 import boto3
 import pytest
 import yaml
 from aws import BUCKET, REGION, ROLE
+from botocore.exceptions import ClientError
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,7 +63,10 @@ VARIANTS = {
         "sagemaker__encrypt_traffic": True,
         "sagemaker__network_isolation": True,
     },
-    "keys": {"sagemaker__kms": {"volume": "alias/disk", "output": "alias/out"}},
+    "keys": {
+        "sagemaker__kms": {"volume": "0123-4567", "output": "alias/out"},
+        "cluster__groups": [{"name": "cpu", "instance_type": "ml.c5.4xlarge"}],
+    },
     "checkpoints elsewhere": {"sagemaker__checkpoints": {"uri": f"s3://{BUCKET}/kept", "path": "/opt/ml/kept"}},
     "no checkpoints": {"sagemaker__checkpoints": None},
     "the rest": {
@@ -177,6 +184,29 @@ SPOT = {"MaxRuntimeInSeconds": 100, "MaxWaitTimeInSeconds": 200}
             "either all input channels name instance groups or none does; without: code",
         ),
         ({"InputDataConfig": [channel("a", "gpo")]}, "bound to group 'gpo', which the job does not have.*mean 'gpu'"),
+        (
+            {
+                "AlgorithmSpecification": {
+                    "TrainingInputMode": "File",
+                    "MetricDefinitions": [{"Name": "a", "Regex": "("}],
+                }
+            },
+            "metric 'a': '.' is no regular expression",
+        ),
+        (
+            {
+                "AlgorithmSpecification": {
+                    "TrainingInputMode": "File",
+                    "MetricDefinitions": [{"Name": "a", "Regex": "b"}],
+                }
+            },
+            "metric 'a': 'b' has no group",
+        ),
+        ({"CheckpointConfig": {"S3Uri": "s3://b/c", "LocalPath": "kept"}}, "must be an absolute path outside of"),
+        (
+            {"CheckpointConfig": {"S3Uri": "s3://b/c", "LocalPath": "/opt/ml/input/x"}},
+            "must be an absolute path outside of",
+        ),
         ({"Tags": [{"Key": "AWS:x", "Value": "y"}]}, "names that begin with aws: are Amazon's own"),
         ({"TrainingJobName": "a_b"}, "TrainingJobName: 'a_b' does not look like"),
         ({"TrainingJobName": "a" * 64}, "TrainingJobName is 64, and at most 63 is allowed"),
@@ -233,6 +263,11 @@ def test_groups_of_both_forms():
     assert groups_of(one) == [Group("homogeneousCluster", "ml.c5.xlarge", 3)]
 
 
+def test_a_job_without_instances_of_its_own():
+    with pytest.raises(ConfigError, match="the job a has no instances of its own"):
+        groups_of({"TrainingJobName": "a"})
+
+
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", fullmatch=True))
 def test_every_job_name_gives_a_name_that_sagemaker_takes(name):
     job = Job.from_dict({"name": name, "training": {"epochs": 1}})
@@ -269,8 +304,10 @@ def test_the_metrics_read_the_lines_that_we_write():
 
 def test_the_region_is_the_jobs(aws, cloud_file, without_raytrain):
     """Both doors go where the job file says, whatever the environment has."""
-    job = Job.from_yaml(cloud_file(sagemaker__region="eu-west-1"))
-    boto3.client("s3", region_name="eu-west-1")
+    job = Job.from_yaml(cloud_file(sagemaker__region="eu-west-1", sagemaker__bucket="in-ireland"))
+    boto3.client("s3", region_name="eu-west-1").create_bucket(
+        Bucket="in-ireland", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"}
+    )
     with trainer_for(job) as trainer:
         assert trainer.sagemaker_session.boto_region_name == "eu-west-1"
         assert ".eu-west-1." in trainer.training_image
@@ -280,9 +317,39 @@ def test_the_region_is_the_jobs(aws, cloud_file, without_raytrain):
     assert listed["TrainingJobName"].startswith("digits-")
 
 
-def test_launch_files_are_jobs():
-    from conftest import ROOT
+def test_a_trainer_that_is_not_used_leaves_nothing(aws, cloud_file, without_raytrain):
+    job = Job.from_yaml(cloud_file())
+    with trainer_for(job):
+        assert len(aws.objects()) == 1
+    assert aws.objects() == []
+    aws.refuse("CreateTrainingJob", "ResourceLimitExceeded", "no", times=99)
+    with pytest.raises(ClientError), trainer_for(job) as trainer:
+        trainer.train(wait=False)
+    assert not any("/tokens/" in key for key in aws.objects())
 
+
+def test_the_sdks_door_keeps_the_cap_too(aws, cloud_file, without_raytrain):
+    with (
+        pytest.raises(ConfigError, match=r"the job costs \$3.040 an hour"),
+        trainer_for(Job.from_yaml(cloud_file(sagemaker__max_usd_per_hour=1))),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["nope.yaml"], 2, "raytrain: cannot read the job file nope.yaml"),
+        ([], 2, "the following arguments are required"),
+    ],
+)
+def test_the_sdks_script_has_no_tracebacks(words, code, message):
+    command = [sys.executable, str(ROOT / "launch/with_sdk.py"), *words]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (ran.returncode, message in ran.stderr, "Traceback" in ran.stderr) == (code, True, False)
+
+
+def test_launch_files_are_jobs():
     for path in (ROOT / "launch").glob("*.yaml"):
         assert Job.from_yaml(path).name
         assert "sagemaker" in yaml.safe_load(path.read_text()) or path.stem == "digits"

@@ -12,11 +12,11 @@ import time
 import boto3
 import pytest
 from aws import ACCOUNT, BUCKET, REGION, ROLE
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 from conftest import RAYTRAIN, ROOT, run_cli
 
 from raytrain.config import Job
-from raytrain.errors import CloudError, ConfigError
+from raytrain.errors import CloudError, ConfigError, Stopped
 from raytrain.sagemaker import aws as door
 from raytrain.sagemaker import submit
 from raytrain.sagemaker.stage import stage
@@ -125,10 +125,16 @@ def test_role_by_name_and_default_bucket_are_looked_up(aws, cloud_file, launch):
         ),
         ({}, {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "no AWS credentials found; run `aws configure`"),
         ({}, {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "AWS cannot be reached: "),
-        ({}, {"AWS_PROFILE": "nobody"}, "AWS_PROFILE: The config profile (nobody) could not be found"),
+        (
+            {},
+            {"AWS_PROFILE": "nobody"},
+            "the AWS configuration cannot be used: The config profile (nobody) could not be found",
+        ),
         ({"sagemaker__region": None}, {"AWS_DEFAULT_REGION": ""}, "no AWS region is known; set sagemaker.region"),
         ({"cluster__groups": [{"name": "a", "instance_type": "ml.g5.xlrge"}]}, {}, "there is no 'ml.g5.xlrge'; did"),
         ({"sagemaker__image": {"version": "0.1"}}, {}, "sagemaker.image: Unsupported pytorch version: 0.1"),
+        ({"sagemaker__role": "arn:aws:iam::999999999999:role/training"}, {}, f"in this account, but {ROLE}; correct"),
+        ({"sagemaker__bucket": "s3://mine"}, {}, "sagemaker.bucket: string should match pattern"),
         ({"sagemaker__source_dir": "/nowhere"}, {}, "sagemaker.source_dir: there is no folder /nowhere"),
     ],
 )
@@ -137,6 +143,26 @@ def test_what_is_wrong_is_one_line_and_no_job(aws, cloud_file, changes, environm
     assert message in line_of(result)
     assert aws.requests("CreateTrainingJob") == []
     assert aws.objects() == []
+
+
+def test_a_bucket_in_another_region(aws, cloud_file, launch):
+    boto3.client("s3", region_name="eu-west-3").create_bucket(
+        Bucket="in-paris", CreateBucketConfiguration={"LocationConstraint": "eu-west-3"}
+    )
+    message = line_of(launch(cloud_file(sagemaker__bucket="in-paris"), "--yes"))
+    assert f"the bucket in-paris is in eu-west-3, the job in {REGION}; SageMaker wants both in one" in message
+
+
+@pytest.mark.parametrize(
+    ("region", "start"),
+    [
+        ("eu-west-1", "https://eu-west-1.console.aws.amazon.com/sagemaker/home?region=eu-west-1#/jobs/"),
+        ("cn-north-1", "https://console.amazonaws.cn/sagemaker/home?region=cn-north-1#/jobs/"),
+        ("us-gov-west-1", "https://console.amazonaws-us-gov.com/sagemaker/home?region=us-gov-west-1#/jobs/"),
+    ],
+)
+def test_the_console_of_every_partition(region, start):
+    assert door.account(region).console == start
 
 
 def test_a_region_without_prices_says_how_to_go_on(aws, cloud_file, launch):
@@ -206,8 +232,9 @@ def test_a_name_that_is_taken_is_found_before_anything_is_uploaded(aws, cloud_fi
 
 def test_a_name_taken_meanwhile_is_found_too(aws, ready):
     prepared, staged, known = ready()
-    other = {**prepared.request, "InputDataConfig": [dict(c) for c in prepared.request["InputDataConfig"][1:]]}
-    known.sagemaker.create_training_job(**other)
+    other = Job.from_dict({**prepared.job.model_dump(exclude_unset=True), "name": "somebody-elses"})
+    elsewhere = submit.prepare(other, known)
+    known.sagemaker.create_training_job(**{**elsewhere.request, "TrainingJobName": prepared.plan.name})
     with pytest.raises(CloudError, match="there is a training job named .* already"):
         submit.submit(prepared, staged, known)
     assert aws.objects() == []
@@ -222,12 +249,101 @@ def test_an_answer_that_was_lost_is_no_second_job(aws, ready):
     assert len(aws.objects()) > 10
 
 
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
 def test_ctrl_c_while_uploading_leaves_nothing(aws, ready, monkeypatch):
     prepared, staged, known = ready()
-    monkeypatch.setattr(known.s3, "put_object", lambda **_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(known.s3, "put_object", interrupt)
+    with pytest.raises(Stopped, match="stopped; nothing was started"):
         submit.submit(prepared, staged, known)
     assert aws.objects() == []
+
+
+def test_sigterm_while_uploading_leaves_nothing(aws, ready, monkeypatch):
+    prepared, staged, known = ready()
+    monkeypatch.setattr(known.s3, "put_object", lambda **_: os.kill(os.getpid(), 15))
+    with pytest.raises(Stopped, match="stopped; nothing was started") as caught:
+        submit.submit(prepared, staged, known)
+    assert caught.value.exit_code == 143
+    assert aws.objects() == []
+
+
+def created_but(known, monkeypatch, then):
+    """The service takes the request, and then its answer does not arrive."""
+    create = known.sagemaker.create_training_job
+
+    def lost(**request):
+        create(**request)
+        then()
+
+    monkeypatch.setattr(known.sagemaker, "create_training_job", lost)
+
+
+def test_ctrl_c_after_the_request_arrived_says_that_the_job_exists(aws, ready, monkeypatch):
+    prepared, staged, known = ready()
+    created_but(known, monkeypatch, interrupt)
+    with pytest.raises(
+        Stopped, match=f"stopped, but the job {prepared.plan.name} exists and goes on; end it: raytrain"
+    ):
+        submit.submit(prepared, staged, known)
+    assert len(aws.objects()) > 10, "its code and token are still there"
+
+
+@pytest.mark.parametrize("token", ["channel", "environment"])
+def test_an_answer_that_never_comes_is_looked_up(aws, ready, monkeypatch, token):
+    prepared, staged, known = ready(sagemaker__token=token)
+    created_but(known, monkeypatch, lambda: (_ for _ in ()).throw(EndpointConnectionError(endpoint_url="x")).__next__())
+    assert submit.submit(prepared, staged, known).endswith(prepared.plan.name)
+    assert len(aws.objects()) > 10
+
+
+def test_ctrl_c_before_the_request_arrived_leaves_nothing(aws, ready, monkeypatch):
+    prepared, staged, known = ready()
+    monkeypatch.setattr(known.sagemaker, "create_training_job", interrupt)
+    with pytest.raises(Stopped, match="stopped; nothing was started"):
+        submit.submit(prepared, staged, known)
+    assert aws.objects() == []
+
+
+def test_what_cannot_be_known_is_said_and_nothing_deleted(aws, ready, monkeypatch):
+    prepared, staged, known = ready()
+    created_but(known, monkeypatch, interrupt)
+    aws.refuse("DescribeTrainingJob", "AccessDeniedException", "no", times=9)
+    with pytest.raises(CloudError, match="whether the job .* exists is not known, so that what was uploaded stays"):
+        submit.submit(prepared, staged, known)
+    assert len(aws.objects()) > 10
+
+
+@pytest.mark.parametrize("token", ["channel", "environment"])
+def test_two_launches_in_the_same_second_do_not_harm_each_other(aws, ready, token):
+    """The same name, and so the same place for the code: the second is refused and deletes no more than its own."""
+    prepared, staged, known = ready(sagemaker__token=token)
+    other = submit.prepare(prepared.job, known, name=prepared.plan.name)
+    submit.submit(prepared, staged, known)
+    before = aws.objects()
+    with pytest.raises(CloudError, match="there is a training job named .* already"):
+        submit.submit(other, staged, known)
+    assert aws.objects() == before
+
+
+def test_what_cannot_be_deleted_is_named(aws, ready, monkeypatch):
+    prepared, staged, known = ready()
+    aws.refuse("CreateTrainingJob", "ValidationException", "no")
+    delete = known.s3.delete_object
+
+    def refuse(**where):
+        if where["Key"].endswith("job.yaml"):
+            raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "DeleteObject")
+        return delete(**where)
+
+    monkeypatch.setattr(known.s3, "delete_object", refuse)
+    said = []
+    with pytest.raises(CloudError, match="ValidationException: no"):
+        submit.submit(prepared, staged, known, said.append)
+    [left] = aws.objects()
+    assert said[-1] == f"could not delete 1 objects, delete them yourself: s3://{BUCKET}/{left} …"
 
 
 def test_uploads_are_encrypted_with_the_users_key(aws, ready):
@@ -251,7 +367,7 @@ def test_the_token_travels_in_the_environment_only_when_asked_to(aws, cloud_file
 
 @pytest.mark.parametrize("name", ["a_b", "-a", "a" * 64, "a--b-"])
 def test_a_name_that_sagemaker_does_not_take(cloud_tree, name):
-    with pytest.raises(ConfigError, match="must be letters, digits and single hyphens"):
+    with pytest.raises(ConfigError, match="must be letters, digits and, between them, hyphens"):
         submit.prepare(Job.from_dict(cloud_tree), None, name=name)
 
 
@@ -319,15 +435,17 @@ def test_wait_shows_the_log_and_ends_as_the_job_does(aws, cloud_file, launch):
     logs.create_log_stream(**stream)
     logs.put_log_events(**stream, logEvents=[{"timestamp": int(time.time() * 1000), "message": "hello from the job"}])
 
+    reason = "AlgorithmError: it broke in [/opt/ml/code] [gpu], exit code: 3"
+
     def fail():
-        aws.states[name] = {"TrainingJobStatus": "Failed", "FailureReason": "AlgorithmError: it broke, exit code: 3"}
+        aws.states[name] = {"TrainingJobStatus": "Failed", "FailureReason": reason}
 
     threading.Timer(4, fail).start()
     result = launch(cloud_file(), "--yes", "--name", name, "--wait")
     assert result.returncode == 1
     assert result.stdout.splitlines() == [name, "[algo-1] hello from the job"]
     assert "InProgress: Starting" in result.stderr
-    assert "Failed (AlgorithmError: it broke, exit code: 3)" in result.stderr
+    assert f"Failed ({reason})" in result.stderr
 
 
 def test_ctrl_c_while_waiting_leaves_the_job_alone(aws, cloud_file):

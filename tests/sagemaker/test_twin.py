@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 import threading
 import time
@@ -284,6 +285,26 @@ def test_what_the_twin_cannot_play(twin, changes, message):
         twin("true", **changes)
 
 
+def test_what_could_not_begin_can_be_tried_again(twin, tmp_path):
+    (tmp_path / "empty").mkdir()
+    store = Store({"s3://b/c": tmp_path / "empty"})
+    for _ in range(2):
+        with pytest.raises(CloudError, match="channel 'a': there is nothing at s3://b/c"):
+            twin("true", store, InputDataConfig=[channel("a", "s3://b/c")])
+    assert not (tmp_path / "twin-1").exists()
+
+
+def test_a_failure_file_of_bytes(twin):
+    described, _, _ = twin("printf 'bad \\377' > /opt/ml/output/failure; exit 1", groups=[TWO_GROUPS[0]])
+    assert described["FailureReason"].startswith("AlgorithmError: bad ")
+
+
+def test_a_stop_after_nothing(twin):
+    script = "trap 'exit 0' TERM; while true; do sleep 0.1; done"
+    described, _, _ = twin(script, options=TwinOptions(stop_after_s=0, kill_after_s=3), groups=[TWO_GROUPS[0]])
+    assert described["TrainingJobStatus"] == "Stopped"
+
+
 def test_a_folder_is_never_overwritten(twin, tmp_path):
     (tmp_path / "twin-1").mkdir()
     with pytest.raises(ConfigError, match="exists already; choose another name, or remove it"):
@@ -319,6 +340,13 @@ def test_the_store_reads_s3(aws, tmp_path):
     assert store.fetch(f"s3://{BUCKET}/d/x", tmp_path / "all") == 3
     assert (tmp_path / "all" / "2").read_text() == "d/x/2"
     assert store.fetch(f"s3://{BUCKET}/d/x", tmp_path / "half", shard=(1, 2)) == 1
+    client.put_object(Bucket=BUCKET, Key="e/../../../x", Body=b"")
+    with pytest.raises(ConfigError, match="leads out of its channel's folder; the twin does not follow it"):
+        store.fetch(f"s3://{BUCKET}/e", tmp_path / "out")
+    for key in ("f/a", "f/a/b"):
+        client.put_object(Bucket=BUCKET, Key=key, Body=b"")
+    with pytest.raises(ConfigError, match="another object has this key as its folder"):
+        store.fetch(f"s3://{BUCKET}/f", tmp_path / "both")
     with pytest.raises(CloudError, match="fetching s3://no-such-bucket/x: there is no bucket"):
         store.fetch("s3://no-such-bucket/x", tmp_path / "none")
 
@@ -333,10 +361,7 @@ def test_the_command_line_ends_as_the_job_does(cloud_file, source, tmp_path):
     assert "mine: Failed (AlgorithmError: my reason, exit code: 1)" in result.stderr
     assert result.stdout.splitlines()[-1] == str(tmp_path / "out" / "mine")
     described = json.loads((tmp_path / "out/mine/description.json").read_text())
-    token_lines = [
-        line for line in result.stdout.splitlines() if len(line.split()[-1:][0] if line.split() else "") == 64
-    ]
-    assert token_lines == []
+    assert not re.search(r"\b[0-9a-f]{64}\b", result.stdout + result.stderr), "no token in any log"
     assert described["BillableTimeInSeconds"] >= 1
     record = run_cli("record", "mine", "--folder", tmp_path / "out")
     assert record.returncode == 2
@@ -373,6 +398,7 @@ def test_ctrl_c_is_a_stop(cloud_file, source, tmp_path):
         (["--channel", "nonsense"], "--channel 'nonsense' must look like NAME=FOLDER"),
         (["--channel", "imags=/tmp"], "--channel: the job has no channel 'imags'; did you mean 'images'?"),
         (["--channel", "images=/no/such"], "--channel images: there is nothing at /no/such"),
+        (["--channel", "images="], "--channel images: there is nothing at "),
         (["--checkpoints", "/no/such"], "--checkpoints: there is no folder /no/such"),
         (
             ["--checkpoints", "/tmp", "--set", "sagemaker.checkpoints=null"],

@@ -9,9 +9,10 @@ import time
 import boto3
 import pytest
 from aws import BUCKET, REGION, ROLE
+from botocore.exceptions import EndpointConnectionError
 from conftest import run_cli
 
-from raytrain.errors import CloudError
+from raytrain.errors import CloudError, CloudUnreachable
 from raytrain.sagemaker import aws as door
 from raytrain.sagemaker import watch
 from raytrain.sagemaker.submit import describe
@@ -74,6 +75,61 @@ def test_a_long_log_is_read_to_its_end(job):
     assert len(watch.Logs("mine", known).new()) == 9000
 
 
+def test_what_was_read_before_an_error_is_not_lost(job, monkeypatch):
+    known = job()
+    write_log("mine/algo-1-170", (0, "a"))
+    write_log("mine/algo-2-171", (10, "b"))
+    logs = watch.Logs("mine", known)
+    read = logs._client.get_log_events
+    broken = [True]
+
+    def flaky(**more):
+        if "algo-2" in more["logStreamName"] and broken:
+            broken.clear()
+            raise EndpointConnectionError(endpoint_url="x")
+        return read(**more)
+
+    monkeypatch.setattr(logs._client, "get_log_events", flaky)
+    with pytest.raises(CloudUnreachable):
+        logs.new()
+    assert [line.text for line in logs.new()] == ["a", "b"]
+
+
+def test_an_empty_page_is_not_the_end(job, monkeypatch):
+    logs = watch.Logs("mine", job())
+    write_log("mine/algo-1-170", (0, "moto's"))
+    pages = iter(
+        [
+            {"events": [], "nextForwardToken": "1"},
+            {"events": [{"timestamp": 1, "message": "late"}], "nextForwardToken": "2"},
+            {"events": [], "nextForwardToken": "2"},
+        ]
+    )
+    monkeypatch.setattr(logs._client, "get_log_events", lambda **_: next(pages))
+    assert [line.text for line in logs.new()] == ["late"]
+
+
+def test_lines_that_arrive_after_the_end_are_shown(aws, job):
+    known = job(TrainingJobStatus="Completed")
+    write_log("mine/algo-1-170", (0, "begun"))
+    shown = []
+
+    def show(line):
+        shown.append(line.text)
+        if len(shown) == 1:
+            write_log("mine/algo-1-170", (0, "the last words"), new=False)
+
+    watch.follow("mine", known, show, poll_s=0.01)
+    assert shown == ["begun", "the last words"]
+
+
+def test_throttling_does_not_end_the_following(aws, job, monkeypatch):
+    monkeypatch.setattr(door, "TRIES", 1)
+    job(TrainingJobStatus="Completed")
+    aws.refuse("DescribeTrainingJob", "ThrottlingException", "slow down", times=1)
+    assert watch.follow("mine", door.account(REGION), print, poll_s=0.01)["TrainingJobStatus"] == "Completed"
+
+
 def test_following_shows_states_and_ends_with_the_job(aws, job):
     known = job(TrainingJobStatus="InProgress", SecondaryStatus="Downloading")
     write_log("mine/algo-1-170", (0, "begun"))
@@ -97,7 +153,7 @@ def test_following_lives_through_a_lost_connection(aws, job, monkeypatch):
     def flaky(name, known, **more):
         calls.append(name)
         if len(calls) in (2, 3):
-            raise CloudError("looking: AWS cannot be reached: gone")
+            raise CloudUnreachable("looking: AWS cannot be reached: gone")
         if len(calls) == 4:
             aws.states["mine"] = {"TrainingJobStatus": "Completed"}
         return describe(name, known, **more)
@@ -107,7 +163,7 @@ def test_following_lives_through_a_lost_connection(aws, job, monkeypatch):
     monkeypatch.setattr(watch, "PATIENCE_S", 0.0)
     calls.clear()
     aws.states["mine"] = {"TrainingJobStatus": "InProgress"}
-    with pytest.raises(CloudError, match="AWS cannot be reached"):
+    with pytest.raises(CloudError, match="AWS cannot be reached: gone; the job may go on: raytrain logs mine --follow"):
         watch.follow("mine", known, print, poll_s=0.01)
 
 
@@ -171,6 +227,8 @@ def test_jobs_lists_the_latest_first(aws, job):
     for name in ("first", "second", "other"):
         job(name)
     names = [found["TrainingJobName"] for found in json.loads(run_cli("jobs", "--json", "--limit", "2").stdout)]
+    asked = aws.requests("ListTrainingJobs")[-1]
+    assert (asked["SortBy"], asked["SortOrder"]) == ("CreationTime", "Descending")
     assert len(names) == 2
     text = run_cli("jobs", "--contains", "second").stdout
     assert "second" in text
@@ -183,8 +241,8 @@ def test_logs_prints_what_there_is(aws, job):
     write_log("mine/algo-1-170", (0, "hello"))
     assert run_cli("logs", "mine").stdout == "[algo-1] hello\n"
     assert json.loads(run_cli("logs", "mine", "--json").stdout)["text"] == "hello"
-    followed = run_cli("logs", "mine", "--follow")
-    assert (followed.returncode, followed.stdout) == (0, "[algo-1] hello\n")
+    followed = run_cli("logs", "mine", "--follow", "--json")
+    assert (followed.returncode, json.loads(followed.stdout)["text"]) == (0, "hello")
 
 
 def test_the_exit_code_is_the_jobs():

@@ -41,9 +41,11 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     problem = Keeper(str(tmp_path / "file"), keep=1).save(*packed())
     assert problem.startswith("cannot write a checkpoint into")
-    text, data = packed()
-    assert Keeper(str(tmp_path / "a"), keep=1).save(text, data) is None
-    assert not list((tmp_path / "a").glob("part_*"))
+    full = Keeper(str(tmp_path / "a"), keep=1)
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert full.save(*packed()).endswith("No space left on device")
+    assert list((tmp_path / "a").iterdir()) == []
 
 
 def test_what_was_damaged_on_the_way_is_refused():
