@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from raytrain.config import Job
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, Stopped
 
 app = typer.Typer()
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -52,7 +52,7 @@ def launch(
             _echo_json({**planned.plan.figures, "request": planned.shown} if as_json else planned.shown)
             return
         if not yes:
-            typer.confirm("launch?", abort=True, err=True)
+            _confirm()
         arn = submit.submit(planned, staged, known, say=lambda text: console.print(text, markup=False, highlight=False))
     link = known.console + planned.plan.name
     if as_json and not wait:
@@ -65,6 +65,20 @@ def launch(
         if as_json:
             typer.echo(json.dumps(described, default=lambda value: value.isoformat()))
         raise typer.Exit(watch.EXIT_CODES[described["TrainingJobStatus"]])
+
+
+def _confirm() -> None:
+    """
+    Raises:
+        Stopped: the answer was no, or nobody was there to answer.
+    """
+    try:
+        yes = typer.confirm("launch?", err=True)
+    except typer.Abort:
+        typer.echo(err=True)
+        yes = False
+    if not yes:
+        raise Stopped("not launched; --yes launches without asking")
 
 
 def _show(line: Any, as_json: bool) -> None:
@@ -121,29 +135,25 @@ def twin(
     from raytrain.sagemaker import watch
     from raytrain.sagemaker.show import show_status
     from raytrain.sagemaker.twin import TwinOptions
-    from raytrain.sagemaker.twin_job import twin_of_description, twin_of_file
+    from raytrain.sagemaker.twin_job import Asked, twin_of_description, twin_of_file
 
     console = terminal()
-    options = TwinOptions(scale=scale, gpus=gpus, stop_after_s=stop_after)
-    shown = {
-        "show": lambda host, line: typer.echo(f"[{host}] {line}", err=as_json),
-        "say": lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
-    }
-    common = {
-        "name": name,
-        "channels": channels or [],
-        "checkpoints": checkpoints,
-        "folder": folder,
-        "prices": prices,
-        "options": options,
-        **shown,
-    }
     if (job_file is None) == (described is None):
         raise typer.BadParameter("give a JOB.yaml or --job NAME, one of them")
+    wanted = Asked(
+        name=name,
+        channels=channels or [],
+        checkpoints=checkpoints,
+        folder=folder,
+        prices=prices,
+        options=TwinOptions(scale=scale, gpus=gpus, stop_after_s=stop_after),
+        show=lambda host, line: typer.echo(f"[{host}] {line}", err=as_json),
+        say=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+    )
     if described is None:
-        found = twin_of_file(Job.from_yaml(job_file, overrides or []), **common)
+        found = twin_of_file(Job.from_yaml(job_file, overrides or []), wanted)
     else:
-        found = twin_of_description(described, region=region, **common)
+        found = twin_of_description(described, region, wanted)
     if as_json:
         _echo_json(found)
     else:

@@ -55,7 +55,7 @@ def test_scikit_learn_is_asked_for_when_it_is_missing(monkeypatch, tmp_path):
     ("arguments", "message"),
     [
         (["sample-data", "cats", "x"], "raytrain: Invalid value for 'name': Value error, 'cats' is not one of"),
-        (["trian"], "raytrain: No such command 'trian'. Did you mean 'train'?; see raytrain --help"),
+        (["trian"], "raytrain: No such command 'trian'. Did you mean 'train', 'twin'?; see raytrain --help"),
         (["train"], "raytrain: Missing argument 'JOB.yaml'; see raytrain --help"),
         (["train", "/no/such.yaml"], "raytrain: cannot read the job file /no/such.yaml: no such file or directory"),
         (["train", "x.yaml", "--nodse", "a=1x1"], "raytrain: No such option: --nodse"),

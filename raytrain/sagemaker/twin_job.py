@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,35 @@ SOMEONE = f"arn:aws:iam::{submit.NO_ACCOUNT}:role/twin"  # a twin assumes no rol
 SOMEWHERE = "us-east-1"
 
 
-def twin_of_file(
-    job: Job,
-    *,
-    name: str | None,
-    channels: Sequence[str],
-    checkpoints: Path | None,
-    folder: Path,
-    prices: Path | None,
-    options: TwinOptions,
-    **shown: Any,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the user wants of a twin.
+
+    Attributes:
+        name: None for the job's own.
+        channels: `NAME=FOLDER` words, for what lies in S3.
+        checkpoints: what an earlier twin kept.
+        folder: the twin's own is one below it.
+        prices: a file with more instance types.
+        show: called with a host's name and a line of its log.
+        say: called with what happens to the job.
+    """
+
+    name: str | None
+    channels: Sequence[str]
+    checkpoints: Path | None
+    folder: Path
+    prices: Path | None
+    options: TwinOptions
+    show: Callable[[str, str], None]
+    say: submit.Say
+
+    def run(self, request: Request, store: Store) -> dict[str, Any]:
+        folder = self.folder.absolute() / request["TrainingJobName"]
+        return TwinJob(request, folder, store, catalog(self.prices), self.options, self.show, self.say).run()
+
+
+def twin_of_file(job: Job, wanted: Asked) -> dict[str, Any]:
     """Stage a job file and run it without asking any account, but for channels that nobody gave a folder for.
 
     Raises:
@@ -40,8 +59,8 @@ def twin_of_file(
     asked = submit.settings(job)
     made_up = {"role": asked.role or SOMEONE, "region": asked.region or SOMEWHERE}
     job = job.model_copy(update={"sagemaker": asked.model_copy(update=made_up)})
-    planned = submit.prepare(job, None, name=name, prices=prices, priced=False, capped=False)
-    local = _given(channels, checkpoints, planned.request)
+    planned = submit.prepare(job, None, name=wanted.name, prices=wanted.prices, priced=False, capped=False)
+    local = _given(wanted, planned.request)
     missing = [n for n, c in asked.channels.items() if c.uri not in local]
     known = aws.account(asked.region) if missing else None
     with tempfile.TemporaryDirectory(prefix="raytrain-twin-") as temporary:
@@ -55,23 +74,10 @@ def twin_of_file(
             planned.places.token: token,
         }
         store = Store({**own, **local}, known, frozenset({planned.places.checkpoints}))
-        return TwinJob(
-            planned.request, folder.absolute() / planned.plan.name, store, catalog(prices), options, **shown
-        ).run()
+        return wanted.run(planned.request, store)
 
 
-def twin_of_description(
-    described: str,
-    *,
-    region: str | None,
-    name: str | None,
-    channels: Sequence[str],
-    checkpoints: Path | None,
-    folder: Path,
-    prices: Path | None,
-    options: TwinOptions,
-    **shown: Any,
-) -> dict[str, Any]:
+def twin_of_description(described: str, region: str | None, wanted: Asked) -> dict[str, Any]:
     """Run what DescribeTrainingJob says of a job, with what lies in S3.
 
     Raises:
@@ -79,12 +85,10 @@ def twin_of_description(
     """
     known = aws.account(region)
     request = as_request(submit.describe(described, known))
-    if name is not None:
-        request["TrainingJobName"] = name
-    store = Store(_given(channels, checkpoints, request), known)
-    return TwinJob(
-        request, folder.absolute() / request["TrainingJobName"], store, catalog(prices), options, **shown
-    ).run()
+    if wanted.name is not None:
+        request["TrainingJobName"] = wanted.name
+    store = Store(_given(wanted, request), known)
+    return wanted.run(request, store)
 
 
 def as_request(described: dict[str, Any]) -> Request:
@@ -96,19 +100,20 @@ def as_request(described: dict[str, Any]) -> Request:
     return {key: value for key, value in described.items() if key in members}
 
 
-def _given(channels: Sequence[str], checkpoints: Path | None, request: Request) -> dict[str, Path]:
+def _given(wanted: Asked, request: Request) -> dict[str, Path]:
     """`NAME=FOLDER` words and the folder of checkpoints, by the address that each stands for."""
     sources = {c["ChannelName"]: c["DataSource"].get("S3DataSource", {}) for c in request.get("InputDataConfig", [])}
     uris = {name: source["S3Uri"] for name, source in sources.items() if source}
     users = [n for n in uris if n not in (CODE_CHANNEL, DRIVERS_CHANNEL, TOKEN_CHANNEL)]
     found = {}
+    checkpoints = wanted.checkpoints
     if checkpoints is not None:
         if "CheckpointConfig" not in request:
             raise ConfigError("--checkpoints: the job keeps no checkpoints")
         if not checkpoints.is_dir():
             raise ConfigError(f"--checkpoints: there is no folder {checkpoints}")
         found[request["CheckpointConfig"]["S3Uri"]] = checkpoints
-    for word in channels:
+    for word in wanted.channels:
         name, equals, where = word.partition("=")
         if not equals:
             raise ConfigError(f"--channel {word!r} must look like NAME=FOLDER")

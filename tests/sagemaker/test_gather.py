@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 import boto3
 import pytest
 from aws import BUCKET, REGION, ROLE
-from conftest import run_cli
 
 from raytrain.errors import CloudError, ConfigError
 from raytrain.record import read_record
@@ -107,12 +106,12 @@ def test_the_record_of_a_job(ended):
     assert loads["algo-3"].cpu_percent is None, "nobody measured it"
 
 
-def test_the_command_writes_what_compare_reads(ended, tmp_path):
-    result = run_cli("record", "mine", "--out", tmp_path / "r.json")
+def test_the_command_writes_what_compare_reads(ended, cli, tmp_path):
+    result = cli("record", "mine", "--out", tmp_path / "r.json")
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"record: {tmp_path / 'r.json'}\n"
     assert read_record(tmp_path / "r.json") == gather("mine", ended)
-    as_json = run_cli("record", "mine", "--out", tmp_path / "r.json", "--json", "--no-prices")
+    as_json = cli("record", "mine", "--out", tmp_path / "r.json", "--json", "--no-prices")
     assert json.loads(as_json.stdout)["cloud"]["usd"] is None
 
 

@@ -9,7 +9,6 @@ from datetime import datetime
 
 import boto3
 import pytest
-import yaml
 from aws import BUCKET, REGION, ROLE
 from botocore.exceptions import ClientError
 from conftest import ROOT
@@ -347,9 +346,3 @@ def test_the_sdks_script_has_no_tracebacks(words, code, message):
     command = [sys.executable, str(ROOT / "launch/with_sdk.py"), *words]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (ran.returncode, message in ran.stderr, "Traceback" in ran.stderr) == (code, True, False)
-
-
-def test_launch_files_are_jobs():
-    for path in (ROOT / "launch").glob("*.yaml"):
-        assert Job.from_yaml(path).name
-        assert "sagemaker" in yaml.safe_load(path.read_text()) or path.stem == "digits"

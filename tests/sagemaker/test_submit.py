@@ -88,6 +88,7 @@ def test_a_dry_run_knows_the_account_from_the_role_or_says_that_it_does_not(clou
 def test_no_is_no(aws, cloud_file):
     result = run_cli("launch", cloud_file())  # nothing on standard input: nobody said yes
     assert result.returncode == 130
+    assert result.stderr.splitlines()[-1] == "raytrain: not launched; --yes launches without asking"
     assert aws.requests("CreateTrainingJob") == []
     assert aws.objects() == []
 

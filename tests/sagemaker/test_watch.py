@@ -10,7 +10,6 @@ import boto3
 import pytest
 from aws import BUCKET, REGION, ROLE
 from botocore.exceptions import EndpointConnectionError
-from conftest import run_cli
 
 from raytrain.errors import CloudError, CloudUnreachable
 from raytrain.sagemaker import aws as door
@@ -174,15 +173,15 @@ def test_other_refusals_end_the_following(aws, job):
         watch.follow("mine", known, print)
 
 
-def test_stop_asks_once_and_refuses_what_has_ended(aws, job):
+def test_stop_asks_once_and_refuses_what_has_ended(aws, job, cli):
     known = job(TrainingJobStatus="InProgress")
-    stopped = run_cli("stop", "mine")
+    stopped = cli("stop", "mine")
     assert stopped.stdout == "mine is stopping\n"
     assert len(aws.requests("StopTrainingJob")) == 1
     aws.states["mine"] = {"TrainingJobStatus": "Stopped"}
     with pytest.raises(CloudError, match="the job mine has ended already: Stopped"):
         watch.stop("mine", known)
-    again = run_cli("stop", "mine")
+    again = cli("stop", "mine")
     assert (again.returncode, again.stderr) == (2, "raytrain: the job mine has ended already: Stopped\n")
 
 
@@ -195,20 +194,20 @@ def test_a_stop_that_comes_too_late_is_one_line(aws, job):
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "stop", "record"])
-def test_a_job_that_does_not_exist(aws, command):
-    result = run_cli(command, "nobody")
+def test_a_job_that_does_not_exist(aws, command, cli):
+    result = cli(command, "nobody")
     assert result.returncode == 2
     assert result.stderr == f"raytrain: there is no training job nobody in {REGION}; see raytrain jobs\n"
 
 
-def test_status_says_how_it_is_and_what_it_costs_in_seconds(aws, job):
+def test_status_says_how_it_is_and_what_it_costs_in_seconds(aws, job, cli):
     job(TrainingJobStatus="Completed", BillableTimeInSeconds=100)
-    text = run_cli("status", "mine").stdout
+    text = cli("status", "mine").stdout
     assert "mine: Completed" in text
     assert "gpu: 1 x ml.g5.xlarge, 100 billable instance seconds" in text
     assert "cpu: 3 x ml.c5.4xlarge, 300 billable instance seconds" in text
     assert "model: s3://" in text
-    tree = json.loads(run_cli("status", "mine", "--json").stdout)
+    tree = json.loads(cli("status", "mine", "--json").stdout)
     assert tree["TrainingJobStatus"] == "Completed"
     assert "ResponseMetadata" not in tree
 
@@ -223,25 +222,25 @@ def test_the_services_own_words_are_shown():
     assert watch.state_of(described) == f"InProgress: Pending ({steps[0]['StatusMessage']})"
 
 
-def test_jobs_lists_the_latest_first(aws, job):
+def test_jobs_lists_the_latest_first(aws, job, cli):
     for name in ("first", "second", "other"):
         job(name)
-    names = [found["TrainingJobName"] for found in json.loads(run_cli("jobs", "--json", "--limit", "2").stdout)]
+    names = [found["TrainingJobName"] for found in json.loads(cli("jobs", "--json", "--limit", "2").stdout)]
     asked = aws.requests("ListTrainingJobs")[-1]
     assert (asked["SortBy"], asked["SortOrder"]) == ("CreationTime", "Descending")
     assert len(names) == 2
-    text = run_cli("jobs", "--contains", "second").stdout
+    text = cli("jobs", "--contains", "second").stdout
     assert "second" in text
     assert "Completed" in text
     assert "first" not in text
 
 
-def test_logs_prints_what_there_is(aws, job):
+def test_logs_prints_what_there_is(aws, job, cli):
     job(TrainingJobStatus="Completed")
     write_log("mine/algo-1-170", (0, "hello"))
-    assert run_cli("logs", "mine").stdout == "[algo-1] hello\n"
-    assert json.loads(run_cli("logs", "mine", "--json").stdout)["text"] == "hello"
-    followed = run_cli("logs", "mine", "--follow", "--json")
+    assert cli("logs", "mine").stdout == "[algo-1] hello\n"
+    assert json.loads(cli("logs", "mine", "--json").stdout)["text"] == "hello"
+    followed = cli("logs", "mine", "--follow", "--json")
     assert (followed.returncode, json.loads(followed.stdout)["text"]) == (0, "hello")
 
 
