@@ -44,6 +44,7 @@ class Run:
     Attributes:
         marks: time.time() at which `manifest`, `cluster` and `trainer` were ready.
         status: the feed's last.
+        restored: the checkpoint to go on from, looked at before anything is started.
         afresh: how to begin anew where an earlier run cannot be gone on with.
     """
 
@@ -59,6 +60,7 @@ class Run:
     status: dict[str, Any] = field(default_factory=dict)
     signal_number: int | None = None
     afresh: str = ""
+    restored: Any = None
 
     @property
     def topology(self) -> Topology:
@@ -118,6 +120,7 @@ def run(
     try:
         with _signals(this) as (going, listen):
             _check_data(this, pipeline)
+            this.restored = _find_checkpoint(this) if resume else None
             threading.Thread(target=_import_trainer, daemon=True).start()
             address = address or (None if nodes else ray_address())
             reserved = job.cluster.reserved_cpus
@@ -178,7 +181,7 @@ def _train(
     reserved = job.cluster.reserved_cpus if this.cluster.attached else 0
     this.placed = place_stages(topology, job.cluster.placement, reserved)
     watch({"phase": _phase(this)})
-    position, steps = position_of(_find_checkpoint(this) if resume else None)
+    position, steps = position_of(this.restored)
     if not StreamPlan(_stream_spec(this, pipeline), position, world_size, steps).total_batches:
         raise CheckpointError(f"{this.folder.path} is finished; raise training.epochs or training.steps to go on")
     if not resume:
