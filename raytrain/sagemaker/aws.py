@@ -142,6 +142,17 @@ def account(region: str | None = None) -> Account:
     return Account(session)
 
 
+def asked_role(asked: SageMaker) -> str:
+    """The role as the job file has it.
+
+    Raises:
+        ConfigError: none is given.
+    """
+    if asked.role is None:
+        raise ConfigError("no role: set sagemaker.role to the ARN or name of a role that SageMaker may assume")
+    return asked.role
+
+
 def role_arn(asked: SageMaker, known: Account) -> str:
     """The role by its ARN, looked up if the job gives its name.
 
@@ -151,9 +162,7 @@ def role_arn(asked: SageMaker, known: Account) -> str:
     """
     from botocore.exceptions import ClientError
 
-    if asked.role is None:
-        raise ConfigError("no role: set sagemaker.role to the ARN or name of a role that SageMaker may assume")
-    name = asked.role.rpartition("/")[2]
+    name = asked_role(asked).rpartition("/")[2]
     with explained(f"looking up the role {name}"):
         try:
             found = known.client("iam").get_role(RoleName=name)["Role"]["Arn"]
@@ -168,9 +177,14 @@ def role_arn(asked: SageMaker, known: Account) -> str:
     return found
 
 
+def default_bucket(region: str, account_number: str) -> str:
+    """As the SageMaker Python SDK names it."""
+    return f"sagemaker-{region}-{account_number}"
+
+
 def bucket_of(asked: SageMaker, known: Account) -> str:
     """Name of the job's bucket, whether it exists or not."""
-    return asked.bucket or f"sagemaker-{known.region}-{known.number}"
+    return asked.bucket or default_bucket(known.region, known.number)
 
 
 def check_bucket(bucket: str, known: Account, owner: str | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +57,24 @@ def keep_logs(folder: Path, hosts: Sequence[SimulatedHost]) -> None:
 def _newest(folders: Sequence[Path]) -> dict[str, Path]:
     """Every host copies what it changes to the same place in S3, so that the last one to write a file wins."""
     files: dict[str, Path] = {}
-    for folder in folders:
-        for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
-            relative = path.relative_to(folder).as_posix()
-            if relative not in files or path.stat().st_mtime_ns > files[relative].stat().st_mtime_ns:
-                files[relative] = path
+    for relative, path in _left(folders):
+        if relative not in files or path.stat().st_mtime_ns > files[relative].stat().st_mtime_ns:
+            files[relative] = path
     return files
 
 
 def _union(folders: Sequence[Path], what: str, say: Callable[[str], None]) -> dict[str, Path]:
     files: dict[str, Path] = {}
+    for relative, path in _left(folders):
+        if relative in files:
+            say(f"{what}: several hosts left {relative}; the first one's counts")
+        else:
+            files[relative] = path
+    return files
+
+
+def _left(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """Every plain file of every folder, as (path within it, where it lies)."""
     for folder in folders:
         for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
-            relative = path.relative_to(folder).as_posix()
-            if relative in files:
-                say(f"{what}: several hosts left {relative}; the first one's counts")
-            else:
-                files[relative] = path
-    return files
+            yield path.relative_to(folder).as_posix(), path

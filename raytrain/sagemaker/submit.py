@@ -175,7 +175,10 @@ def submit(launch: Launch, staged: Staged, known: aws.Account, say: Say = lambda
                 raise Stopped("stopped; nothing was started", number) from None
             raise
         except BaseException:
-            take_back(_not_of_a_job(launch, known, uploaded), known, say)
+            found = None
+            with contextlib.suppress(CloudError):
+                found = describe(launch.plan.name, known, missing_ok=True)
+            take_back(_not_of_a_job(launch, found, uploaded), known, say)
             raise
 
 
@@ -192,7 +195,7 @@ def _after_doubt(
             f"see raytrain status {name}"
         ) from None
     if found is None or not _is_ours(found, launch):
-        take_back(_not_of_a_job(launch, known, uploaded), known, say)
+        take_back(_not_of_a_job(launch, found, uploaded), known, say)
         raise Stopped("stopped; nothing was started", number) if not isinstance(error, CloudError) else error
     if isinstance(error, CloudError):
         return found["TrainingJobArn"]
@@ -223,12 +226,10 @@ def _is_ours(found: Request, launch: Launch) -> bool:
     return uri == launch.places.token if uri else variables.get("RAY_AUTH_TOKEN") == launch.token
 
 
-def _not_of_a_job(launch: Launch, known: aws.Account, uploaded: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _not_of_a_job(launch: Launch, found: Request | None, uploaded: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """What may be deleted: not the code that a job of the same name, launched in the same second, points to as well."""
-    with contextlib.suppress(CloudError):
-        found = describe(launch.plan.name, known, missing_ok=True)
-        if found is not None and _uri(found, CODE_CHANNEL) == launch.places.input(CODE_CHANNEL):
-            return [place for place in uploaded if "/tokens/" in place[1]]
+    if found is not None and _uri(found, CODE_CHANNEL) == launch.places.input(CODE_CHANNEL):
+        return [place for place in uploaded if "/tokens/" in place[1]]
     return uploaded
 
 
@@ -314,15 +315,14 @@ def _checked_name(name: str) -> str:
 
 def _offline(asked: SageMaker, notes: list[str]) -> tuple[str, str, str]:
     """Region, role and bucket as far as they are known without asking."""
-    if asked.role is None:
-        raise ConfigError("no role: set sagemaker.role to the ARN or name of a role that SageMaker may assume")
-    named = asked.role.startswith("arn:")
-    number = asked.role.split(":")[4] if named and asked.role.count(":") >= 5 else NO_ACCOUNT
+    role = aws.asked_role(asked)
+    named = role.startswith("arn:")
+    number = role.split(":")[4] if named and role.count(":") >= 5 else NO_ACCOUNT
     region = aws.account(asked.region).region
     if not named or (asked.bucket is None and number == NO_ACCOUNT):
         notes.append(f"nobody was asked for the account's number: {NO_ACCOUNT} stands for it")
-    role = asked.role if named else f"arn:aws:iam::{number}:role/{asked.role}"
-    return region, role, asked.bucket or f"sagemaker-{region}-{number}"
+    arn = role if named else f"arn:aws:iam::{number}:role/{role}"
+    return region, arn, asked.bucket or aws.default_bucket(region, number)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from raytrain.cluster.environ import EMULATED_GPUS, ML_FOLDER, container_environment
+from raytrain.cluster.environ import EMULATED_GPUS, FAILURE_CHARACTERS, ML_FOLDER, container_environment
 from raytrain.cluster.simulated import SimulatedHost, SimulatedHosts, unavailable
 from raytrain.cost.instances import Catalog
 from raytrain.errors import CloudError, ClusterError, ConfigError, Stopped
@@ -26,13 +26,11 @@ from raytrain.sagemaker.collect import collect, keep_logs
 from raytrain.sagemaker.load import LoadMeter
 from raytrain.sagemaker.request import Group, Request, groups_of
 from raytrain.sagemaker.store import Store
+from raytrain.sagemaker.submit import Say
 
 KILL_AFTER_S = 120.0  # SageMaker's, between SIGTERM and SIGKILL
 WATCH_EVERY_S = 0.05
 MIN_CPUS = 0.1
-FAILURE_CHARACTERS = 1024
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
