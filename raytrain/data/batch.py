@@ -1,17 +1,22 @@
-"""The block: one ready batch as one row of an Arrow table.
+"""The block: one row of an Arrow table that holds a ready batch, or several small ones.
 
-A tensor is a binary cell over the array's own memory, so that the only copy is the one into the object store, and
-reading gives a view of it. The header says which batch it is, what it cost and what could not be decoded.
+The memory of a batch's samples is referenced piece by piece and lies in one stretch in the object store, so that the
+copy into it is the only one between the last stage and the device; reading gives a view. The header says which batches
+they are, what they cost and what could not be decoded.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+PIECE_BYTES = 128 << 10  # samples from here on are worth a piece each
+ALIGNED = 64  # bytes: how Ray lays out buffers; pieces of whole multiples lie side by side
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,25 @@ class Header:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A batch as a worker made it.
+
+    Attributes:
+        samples: arrays of one shape and dtype, in any order of their axes in memory.
+        like: an array of that shape and dtype, for a batch without samples.
+        label, id: (len(samples),) int64.
+    """
+
+    samples: Sequence[np.ndarray]
+    like: np.ndarray
+    label: np.ndarray
+    id: np.ndarray
+    header: Header
+
+
+@dataclass(frozen=True)
 class Batch:
-    """`image` (batch, height, width, channels), `label` and `id` (batch,) int64."""
+    """A batch as a rank reads it: `image` (batch, height, width, channels), `label` and `id` (batch,) int64."""
 
     image: np.ndarray
     label: np.ndarray
@@ -55,41 +77,62 @@ class Batch:
     header: Header
 
 
-def encode(batch: Batch) -> pa.Table:
-    """One row; the arrays' memory is referenced, not copied."""
-    image = np.ascontiguousarray(batch.image)
-    header = {**asdict(batch.header), "dtype": image.dtype.str, "shape": image.shape}
-    return pa.table(
-        {
-            "header": [json.dumps(header)],
-            "image": _cell(image),
-            "label": _cell(np.ascontiguousarray(batch.label, dtype=np.int64)),
-            "id": _cell(np.ascontiguousarray(batch.id, dtype=np.int64)),
-        }
-    )
+def encode(batches: Sequence[Prepared]) -> pa.Table:
+    """One row. The memory of large samples is referenced, small ones are put together first."""
+    headers, numbers, pieces = [], [], []
+    for batch in batches:
+        axes = _axes(batch.like)
+        samples = [np.ascontiguousarray(sample.transpose(axes)) for sample in batch.samples]
+        if len(samples) > 1 and (samples[0].nbytes < PIECE_BYTES or samples[0].nbytes % ALIGNED):
+            samples = [np.stack(samples)]
+        about = {"dtype": batch.like.dtype.str, "shape": batch.like.shape, "axes": axes, "pieces": len(samples)}
+        headers.append({**asdict(batch.header), **about, "num_samples": len(batch.id)})
+        numbers += [batch.label, batch.id]
+        pieces += samples
+    columns = {"header": pa.array([json.dumps(headers)]), "numbers": _cell(np.concatenate(numbers, dtype=np.int64))}
+    for number, piece in enumerate(pieces):
+        buffer = pa.py_buffer(piece.reshape(-1))
+        columns[str(number)] = pa.FixedSizeBinaryArray.from_buffers(pa.binary(piece.nbytes), 1, [None, buffer])
+    return pa.table(columns)
 
 
-def decode(table: pa.Table) -> Batch:
+def decode(table: pa.Table) -> list[Batch]:
     """Views of the block's memory, read-only."""
-    header: dict[str, Any] = json.loads(table.column("header")[0].as_py())
-    dtype, shape = np.dtype(header.pop("dtype")), header.pop("shape")
-    header["failures"] = [Failure(**failure) for failure in header["failures"]]
-    return Batch(
-        image=_view(table, "image", dtype).reshape(shape),
-        label=_view(table, "label", np.dtype(np.int64)),
-        id=_view(table, "id", np.dtype(np.int64)),
-        header=Header(**header),
-    )
+    headers: list[dict[str, Any]] = json.loads(table.column("header")[0].as_py())
+    _, offsets, data = table.column("numbers").chunk(0).buffers()
+    start, stop = np.frombuffer(offsets, dtype=np.int64)[:2]
+    numbers = np.frombuffer(data, dtype=np.uint8)[start:stop].view(np.int64)
+    pieces = iter(range(2, table.num_columns))
+    batches = []
+    for header in headers:
+        size, dtype = header.pop("num_samples"), np.dtype(header.pop("dtype"))
+        shape, axes = header.pop("shape"), header.pop("axes")
+        memory = _stretch(table, [next(pieces) for _ in range(header.pop("pieces"))])
+        image = memory.view(dtype).reshape((size, *(shape[axis] for axis in axes)))
+        image = image.transpose(0, *(1 + axes.index(axis) for axis in range(len(axes))))
+        header["failures"] = [Failure(**failure) for failure in header["failures"]]
+        batches.append(Batch(image, numbers[:size], numbers[size : 2 * size], Header(**header)))
+        numbers = numbers[2 * size :]
+    return batches
+
+
+def _axes(sample: np.ndarray) -> tuple[int, ...]:
+    """The sample's axes, from the slowest in memory to the fastest."""
+    return tuple(int(axis) for axis in np.argsort([-abs(stride) for stride in sample.strides], kind="stable"))
 
 
 def _cell(array: np.ndarray) -> pa.Array:
     offsets = pa.py_buffer(np.array([0, array.nbytes], dtype=np.int64))
-    # a reshape makes a zero-size array acceptable to py_buffer too
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(array.reshape(-1))])
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(array)])
 
 
-def _view(table: pa.Table, name: str, dtype: np.dtype) -> np.ndarray:
-    cell = table.column(name).chunk(0)  # not `cell[0].as_buffer()`, which copies
-    _, offsets, data = cell.buffers()
-    start, stop = np.frombuffer(offsets, dtype=np.int64)[cell.offset : cell.offset + 2]
-    return np.frombuffer(data, dtype=np.uint8)[start:stop].view(dtype)
+def _stretch(table: pa.Table, pieces: list[int]) -> np.ndarray:
+    """The pieces' memory as one uint8 array: a view where they lie side by side, as they do in the object store."""
+    buffers = [table.column(number).chunk(0).buffers()[1] for number in pieces]
+    if not buffers:
+        return np.empty(0, dtype=np.uint8)
+    ends = [buffer.address + buffer.size for buffer in buffers[:-1]]
+    if ends != [buffer.address for buffer in buffers[1:]]:
+        return np.concatenate([np.frombuffer(buffer, dtype=np.uint8) for buffer in buffers])
+    whole = pa.foreign_buffer(buffers[0].address, sum(buffer.size for buffer in buffers), base=buffers)
+    return np.frombuffer(whole, dtype=np.uint8)

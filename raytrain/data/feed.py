@@ -18,9 +18,9 @@ TAKE_TIMEOUT_S = 5.0
 
 @dataclass
 class Taken:
-    """An answer to a rank: batches as (segment, batch, reference), and whether there is more."""
+    """An answer to a rank: batches as (segment, batch, (block, index in the block)), and whether there is more."""
 
-    batches: list[tuple[int, int, Any]] = field(default_factory=list)
+    batches: list[tuple[int, int, tuple[Any, int]]] = field(default_factory=list)
     end: bool = False
     stop: bool = False
     error: Exception | None = None

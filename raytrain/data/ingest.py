@@ -24,6 +24,7 @@ from raytrain.data.meter import RankMeter
 from raytrain.data.order import Split, StreamPlan
 
 AHEAD = 2
+TAKEN_AT_ONCE = 8  # references; the batches stay in the object store until their turn
 PROGRESS_EVERY_S = 0.3
 SLOW_STEP_S = 0.3
 
@@ -33,7 +34,8 @@ class DeviceBatch:
     """A batch as the training loop sees it.
 
     Attributes:
-        image: (batch, channels, height, width) on the device, float32 (channels last in memory), normalised.
+        image: (batch, channels, height, width) on the device, float32, normalised; in memory as the last stage left
+            it, which is channels last but for torchvision's transforms.
         label: (batch,) int64 on the device.
         ids: (batch,) int64 NumPy, the samples' ids.
         index: the batch's number among this rank's batches of the pass, from 0.
@@ -205,6 +207,7 @@ class RankIngest:
         try:
             if self._copier is not None:
                 torch.cuda.set_device(self.device)
+            block, batches = None, []
             pending = self._ask()
             while not self._closed.is_set():
                 taken = ray.get(pending)
@@ -213,8 +216,10 @@ class RankIngest:
                 last = taken.end or taken.stop
                 if not last:
                     pending = self._ask()
-                for segment, number, reference in taken.batches:
-                    self._put(self._stage(segment, number, decode(ray.get(reference))))
+                for segment, number, (reference, index) in taken.batches:
+                    if reference != block:
+                        block, batches = reference, decode(ray.get(reference))
+                    self._put(self._stage(segment, number, batches[index]))
                 if taken.stop:
                     self._put("stop")
                 if last:
@@ -223,7 +228,7 @@ class RankIngest:
             self._put(error)
 
     def _ask(self) -> Any:
-        return self._feed.take.remote(self._attempt, self._rank, 1)
+        return self._feed.take.remote(self._attempt, self._rank, TAKEN_AT_ONCE)
 
     def _put(self, item: _Staged | Exception | str) -> None:
         while not self._closed.is_set():
@@ -263,12 +268,13 @@ class _Copier:
 
     def _pinned(self, like: torch.Tensor) -> torch.Tensor:
         """A pinned buffer whose last copy has ended, or a new one."""
-        self._buffers = [b for b in self._buffers if b[0].shape == like.shape and b[0].dtype == like.dtype]
+        kind = (like.shape, like.stride(), like.dtype)
+        self._buffers = [b for b in self._buffers if (b[0].shape, b[0].stride(), b[0].dtype) == kind]
         for position, (buffer, copied) in enumerate(self._buffers):
             if copied.query():
                 del self._buffers[position]
                 return buffer
-        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+        return torch.empty_like(like, pin_memory=True)  # with the same strides
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

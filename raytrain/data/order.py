@@ -123,6 +123,12 @@ class StreamPlan:
         """Of all ranks and both splits."""
         return sum(segment.num_batches for segment in self.segments)
 
+    def places(self) -> np.ndarray:
+        """Every batch in order, int64 (total_batches, 2) of (segment, batch)."""
+        counts = [segment.num_batches for segment in self.segments]
+        segments = np.repeat(np.arange(len(counts)), counts)
+        return np.column_stack([segments, np.concatenate([np.arange(0), *map(np.arange, counts)])])
+
     def _goes_on(self, epoch: int, steps: int) -> bool:
         return epoch < self.spec.epochs if self.spec.epochs is not None else steps < self.spec.steps
 

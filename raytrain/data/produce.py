@@ -17,7 +17,7 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 
-from raytrain.data.batch import Batch, Failure, Header, encode
+from raytrain.data.batch import Failure, Header, Prepared, encode
 from raytrain.data.manifest import Manifest
 from raytrain.data.order import Split, StreamPlan
 from raytrain.data.transforms import Stage
@@ -55,10 +55,11 @@ class Producer:
         self._plan = work.plan
         self._splits = work.splits()
         self._ids: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._shapes: dict[Split, tuple[tuple[int, ...], np.dtype]] = {}
+        self._templates: dict[Split, np.ndarray] = {}
         self._node = _node_id()
+        self._copies = False  # whether a stage reuses the memory that it returns
 
-    def batch(self, segment: int, number: int) -> Batch:
+    def batch(self, segment: int, number: int) -> Prepared:
         """Prepare one batch.
 
         Raises:
@@ -75,7 +76,7 @@ class Producer:
         raw = split.manifest.read_many(ids)
         stage_s["read"] = time.perf_counter() - began
 
-        images: np.ndarray | None = None
+        images: list[np.ndarray] = []
         failures: list[Failure] = []
         kept: list[int] = []
         random = any(s.random for s in split.stages)
@@ -87,19 +88,18 @@ class Producer:
                 reason = f"{type(error).__name__}: {one_line(error)}"
                 failures.append(Failure(int(index), split.manifest.describe(index), reason[:300]))
                 continue
-            if images is None:
-                images = np.empty((len(ids), *image.shape), dtype=image.dtype)
-            if image.shape != images.shape[1:] or image.dtype != images.dtype:
+            if images and (image.shape != images[0].shape or image.dtype != images[0].dtype):
                 raise DataError(
-                    f"samples come out in different shapes or types: {images.shape[1:]} {images.dtype} and "
+                    f"samples come out in different shapes or types: {images[0].shape} {images[0].dtype} and "
                     f"{image.shape} {image.dtype} ({split.manifest.describe(index)}); end the stages with a resize"
                 )
-            images[len(kept)] = image
+            if not self._copies and images and _overlaps(image, images):
+                self._copies = True  # what came before has been overwritten
+                return self.batch(segment, number)
+            images.append(image.copy() if self._copies else image)
             kept.append(int(index))
-        if images is None:
-            images = self._empty(part.split, epoch)
-        else:
-            self._shapes[part.split] = (images.shape[1:], images.dtype)
+        if images:
+            self._templates[part.split] = np.empty_like(images[0])
         kept_ids = np.asarray(kept, dtype=np.int64)
         header = Header(
             segment,
@@ -110,22 +110,21 @@ class Producer:
             node=self._node,
             torch_imported="torch" in sys.modules,
         )
-        return Batch(images[: len(kept)], split.manifest.labels[kept_ids], kept_ids, header)
+        like = self._templates.get(part.split)
+        if like is None:
+            like = self._template(part.split, epoch)
+        return Prepared(images, like, split.manifest.labels[kept_ids], kept_ids, header)
 
-    def _empty(self, name: Split, epoch: int) -> np.ndarray:
-        """No images, of the shape and type that others have: what a rank gets when a whole batch is undecodable."""
-        if name in self._shapes:
-            shape, dtype = self._shapes[name]
-            return np.zeros((0, *shape), dtype=dtype)
+    def _template(self, name: Split, epoch: int) -> np.ndarray:
+        """A sample of the shape and type that others have, for when a whole batch is undecodable."""
         split = self._splits[name]
         for index in range(min(split.manifest.num_samples, TEMPLATE_TRIES)):
             try:
                 rng = np.random.default_rng((self._plan.spec.seed, epoch, index))
-                image = _run(split.stages, split.manifest.read_many([index])[0], rng, defaultdict(float))
-                return np.zeros((0, *image.shape), dtype=image.dtype)
+                return _run(split.stages, split.manifest.read_many([index])[0], rng, defaultdict(float))
             except Exception:  # noqa: BLE001, S112 - undecodable too: counted when its own batch is made
                 continue
-        return np.zeros((0, 1, 1, 1), dtype=np.uint8)
+        return np.zeros((1, 1, 1), dtype=np.uint8)
 
     def _segment_ids(self, segment: int, manifest: Manifest) -> np.ndarray:
         if segment not in self._ids:
@@ -149,11 +148,16 @@ def _run(
     return sample
 
 
+def _overlaps(image: np.ndarray, images: list[np.ndarray]) -> bool:
+    """Whether a stage has returned the same memory again."""
+    return np.may_share_memory(image, images[0]) or np.may_share_memory(image, images[-1])
+
+
 _PRODUCERS: dict[str, Producer] = {}
 
 
 def produce(places: pa.Table, *, work_ref: list) -> Iterator[pa.Table]:
-    """The Ray Data task: one block of places (columns `segment`, `batch`) in, one ready batch a block out.
+    """The Ray Data task: places (`segment`, first `batch`, `count`) in, the ready batches of each as a block out.
 
     `work_ref` is a list of one reference to a StreamWork, so that Ray passes it on without fetching it.
     """
@@ -165,8 +169,9 @@ def produce(places: pa.Table, *, work_ref: list) -> Iterator[pa.Table]:
         _PRODUCERS.clear()
         _PRODUCERS[key] = Producer(ray.get(work_ref[0]))
     producer = _PRODUCERS[key]
-    for segment, number in zip(places.column("segment").to_pylist(), places.column("batch").to_pylist(), strict=True):
-        yield encode(producer.batch(segment, number))
+    for place in places.to_pylist():
+        numbers = range(place["batch"], place["batch"] + place["count"])
+        yield encode([producer.batch(place["segment"], number) for number in numbers])
 
 
 @cache

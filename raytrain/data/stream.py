@@ -20,8 +20,12 @@ from raytrain.data.order import Split, StreamPlan
 from raytrain.data.produce import StreamWork, produce
 from raytrain.errors import RaytrainError, TrainingError
 
-BATCHES_A_LEG = 16_384  # of one Ray Data execution; a plan block costs the executor about 0.3 ms
-MAX_BATCHES_A_TASK = 32
+TASKS_A_LEG = 16_384  # of one Ray Data execution; a task costs the executor about 0.3 ms to plan
+FIRST_BLOCKS = 2  # a task of the first, short leg, which shows what a batch costs
+BLOCK_S, BLOCK_BYTES = 0.1, 16 << 20  # of several small batches in one block
+TASK_S = 30.0  # hides the 0.2 s between two tasks on a CPU
+MAX_BATCHES_A_BLOCK = 64
+MAX_BLOCKS_A_TASK = 256
 ABANDON_TIMEOUT_S = 10.0
 LEG_TRIES = 3
 
@@ -45,29 +49,56 @@ class FeedOptions:
     ready_per_rank: int = 2
 
 
-def task_places(plan: StreamPlan, slots: int, batches_per_task: int | None) -> list[list[np.ndarray]]:
-    """Which batches each task prepares: legs of tasks, a task an int64 array (n, 2) of (segment, batch).
+@dataclass(frozen=True)
+class Pace:
+    """How the batches are cut into blocks and tasks, from what a batch costs.
 
-    Tasks that run side by side take every `slots`-th batch of a window, so that batches come out nearly in plan
-    order whatever the number of hosts, and a task is still long enough (seconds) to hide its scheduling.
+    Attributes:
+        batches_per_block: ready batches of one block; more than one where they cost less than handing a block over.
+        blocks_per_task: at most; fewer towards the end, so that all CPUs end together.
     """
-    total = plan.total_batches
-    if total == 0:
-        return []
-    places = np.concatenate(
-        [
-            np.stack([np.full(s.num_batches, s.number), np.arange(s.num_batches)], axis=1)
-            for s in plan.segments
-            if s.num_batches
-        ]
-    )
-    size = batches_per_task or int(np.clip(-(-total // (2 * slots)), 1, MAX_BATCHES_A_TASK))
-    legs = []
-    for leg in range(0, total, BATCHES_A_LEG):
-        rows = places[leg : leg + BATCHES_A_LEG]
-        windows = (rows[first : first + slots * size] for first in range(0, len(rows), slots * size))
-        legs.append([task for window in windows for task in (window[j::slots] for j in range(slots)) if len(task)])
-    return legs
+
+    batches_per_block: int = 1
+    blocks_per_task: int = MAX_BLOCKS_A_TASK
+
+    @classmethod
+    def of(cls, batch_s: float, batch_bytes: float) -> Pace:
+        """For batches that take `batch_s` seconds of a CPU and `batch_bytes` in the object store."""
+        group = min(BLOCK_S / max(batch_s, 1e-6), BLOCK_BYTES / max(batch_bytes, 1))
+        group = int(np.clip(group, 1, MAX_BATCHES_A_BLOCK))
+        return cls(group, int(np.clip(TASK_S / max(batch_s * group, 1e-6), 1, MAX_BLOCKS_A_TASK)))
+
+
+def cut_blocks(places: np.ndarray, batches_per_block: int) -> np.ndarray:
+    """Runs of batches as blocks, int64 (num_blocks, 3) of (segment, first batch, count); none crosses a segment.
+
+    `places` is int64 (num_batches, 2) of (segment, batch), in order.
+    """
+    if not len(places):
+        return np.zeros((0, 3), dtype=np.int64)
+    follows = (np.diff(places[:, 0]) == 0) & (np.diff(places[:, 1]) == 1)
+    starts = np.concatenate([[0], np.flatnonzero(~follows) + 1])
+    sizes = np.diff(np.append(starts, len(places)))
+    runs = zip(starts, sizes, strict=True)
+    firsts = np.concatenate([np.arange(start, start + size, batches_per_block) for start, size in runs])
+    counts = np.diff(np.append(firsts, len(places)))
+    return np.column_stack([places[firsts], counts])
+
+
+def deal_tasks(blocks: np.ndarray, slots: int, blocks_per_task: int) -> list[np.ndarray]:
+    """Which blocks each task prepares: rows of `blocks`.
+
+    Tasks that run side by side take every `slots`-th block of a window, so that batches come out nearly in plan order
+    whatever the number of hosts. A window is at most half of what is left: the last tasks are short, and no CPU waits
+    long for another at the end.
+    """
+    tasks, first = [], 0
+    while first < len(blocks):
+        size = int(np.clip(-(-(len(blocks) - first) // (2 * slots)), 1, blocks_per_task))
+        window = blocks[first : first + slots * size]
+        tasks += [window[number::slots] for number in range(slots) if len(window[number::slots])]
+        first += slots * size
+    return tasks
 
 
 class Router:
@@ -95,8 +126,9 @@ class Router:
         """Batches that came before their turn."""
         return sum(map(len, self._waiting.values()))
 
-    def arrive(self, segment: int, batch: int, reference: Any) -> None:
-        self._waiting.setdefault(segment, []).append((batch, reference))
+    def arrive(self, segment: int, batch: int, where: Any) -> None:
+        """`where` is handed on with the batch."""
+        self._waiting.setdefault(segment, []).append((batch, where))
         self._give()
 
     def _give(self) -> None:
@@ -107,9 +139,9 @@ class Router:
             ready = [w for w in waiting if w[0] < num_full or self._given >= num_full]
             if not ready:
                 return
-            batch, reference = ready[0]
+            batch, where = ready[0]
             waiting.remove(ready[0])
-            self.queues[self._given % self._plan.world_size].append((self._open, batch, reference))
+            self.queues[self._given % self._plan.world_size].append((self._open, batch, where))
             self._given += 1
             if self._given == part.num_batches:
                 self._waiting.pop(self._open, None)
@@ -137,6 +169,7 @@ class Stream:
         self.error: Exception | None = None
         self.abandoned = False
         self.first_ready_at: float | None = None
+        self._cost = (float("inf"), 0.0)  # seconds and bytes of a batch
         self._options, self._changed, self._splits_pickle, self._after = options, changed, splits_pickle, after
         self._thread = threading.Thread(target=self._run, name="raytrain-stream", daemon=True)
         self._thread.start()
@@ -153,14 +186,27 @@ class Stream:
                 self._after.join()
                 self._after = None
             work_ref = ray.put(StreamWork(self.plan, self._splits_pickle))
-            for tasks in task_places(self.plan, self._options.slots, self._options.batches_per_task):
+            places, first = self.plan.places(), True
+            while len(places) and not self.abandoned:
+                tasks, taken = self._leg(places, first)
                 self._run_whole_leg(tasks, work_ref)
-                if self.abandoned:
-                    return
+                places, first = places[taken:], False
         except Exception as error:  # noqa: BLE001 - handed to whoever takes next, and from there to the user
             with self._changed:
                 self.error = _cause(error)
                 self._changed.notify_all()
+
+    def _leg(self, places: np.ndarray, first: bool) -> tuple[list[np.ndarray], int]:
+        """The tasks of the next Ray Data execution, and how many batches they hold."""
+        slots, fixed = self._options.slots, self._options.batches_per_task
+        if fixed is None and first:  # what comes next depends on what these cost
+            taken = min(FIRST_BLOCKS * slots, len(places))
+            blocks = cut_blocks(places[:taken], 1)
+            return [blocks[number::slots] for number in range(min(slots, taken))], taken
+        pace = Pace(1, fixed) if fixed else Pace.of(*self._cost)
+        group = min(pace.batches_per_block, max(len(places) // (4 * slots), 1))  # so that no CPU is left without
+        blocks = cut_blocks(places, group)[: TASKS_A_LEG * pace.blocks_per_task]
+        return deal_tasks(blocks, slots, pace.blocks_per_task), int(blocks[:, 2].sum())
 
     def join(self) -> None:
         """Wait until the thread has let go of its Ray Data execution."""
@@ -173,9 +219,9 @@ class Stream:
         """
         tries = 0
         while tasks and not self.abandoned:
-            before = sum(map(len, tasks))
+            before = num_batches(tasks)
             tasks = self._run_leg(tasks, work_ref)
-            tries = tries + 1 if sum(map(len, tasks)) == before else 0
+            tries = tries + 1 if num_batches(tasks) == before else 0
             if tries == LEG_TRIES:
                 raise TrainingError(
                     f"Ray Data lost the same batches {LEG_TRIES} times; see its log in the Ray session folder"
@@ -188,16 +234,19 @@ class Stream:
         then prepared first, and memory stays bounded.
         """
         yielded = [0] * len(tasks)
-        most_waiting = self.router.num_waiting + 4 * self._options.slots * max(map(len, tasks)) + 64
+        longest = max(int(task[:, 2].sum()) for task in tasks)
+        most_waiting = self.router.num_waiting + 4 * self._options.slots * longest + 64
         for bundle in _dataset(tasks, work_ref, self._options.task_args).iter_internal_ref_bundles():
             for entry in bundle.blocks:
                 # Task i of the execution runs plan block i, and its blocks come in the order of its places.
                 task = entry.metadata.exec_stats.task_idx
-                segment, batch = tasks[task][yielded[task]]
+                segment, batch, count = map(int, tasks[task][yielded[task]])
                 yielded[task] += 1
+                self._learn(entry.metadata, count)
                 with self._changed:
                     self.first_ready_at = self.first_ready_at or time.time()
-                    self.router.arrive(int(segment), int(batch), entry.ref)
+                    for index in range(count):
+                        self.router.arrive(segment, batch + index, (entry.ref, index))
                     self._changed.notify_all()
             with self._changed:
                 self._changed.wait_for(lambda: self.abandoned or self._has_room())
@@ -205,8 +254,17 @@ class Stream:
                 break
         return [task[came:] for task, came in zip(tasks, yielded, strict=True) if came < len(task)]
 
+    def _learn(self, metadata: Any, count: int) -> None:
+        """What a batch costs: the cheapest seen, since a worker's first also pays for its imports."""
+        seconds = (metadata.exec_stats.block_transform_time_s or 0.0) / count
+        self._cost = (min(self._cost[0], seconds), metadata.size_bytes / count)
+
     def _has_room(self) -> bool:
         return min(len(queue) for queue in self.router.queues) < self._options.ready_per_rank
+
+
+def num_batches(tasks: list[np.ndarray]) -> int:
+    return sum(int(task[:, 2].sum()) for task in tasks)
 
 
 def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any]) -> Any:
@@ -219,7 +277,7 @@ def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any]) 
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     with ray.data.DataContext.current(context):
-        blocks = [pa.table({"segment": task[:, 0], "batch": task[:, 1]}) for task in tasks]
+        blocks = [pa.table(dict(zip(("segment", "batch", "count"), task.T, strict=True))) for task in tasks]
         return ray.data.from_arrow(blocks).map_batches(
             produce,
             batch_size=None,

@@ -8,7 +8,7 @@ Nothing here imports torch; only `torchvision` stages do, in the workers that ru
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -18,6 +18,9 @@ import cv2
 import numpy as np
 
 from raytrain.errors import ConfigError, nearest
+
+BLUR_TOLERANCE = 1e-6
+_LUMA = np.array([0.2989, 0.587, 0.114])  # torchvision's weights of red, green and blue
 
 Image = np.ndarray
 """(height, width, channels), uint8 or float32."""
@@ -184,7 +187,9 @@ def random_shift_image(image: Image, rng: np.random.Generator, pixels: int) -> I
 def gaussian_blur(kernel: int = 11, sigma: tuple[float, float] = (0.1, 2.0), times: int = 1) -> Stage:
     """`times` Gaussian blurs in a row, each with its own sigma drawn uniformly; border reflected (101).
 
-    The same kernel as torchvision's `gaussian_blur`; OpenCV applies it as two one-dimensional passes.
+    The same kernel as torchvision's `gaussian_blur`, applied as two one-dimensional passes. On float images several
+    blurs are one: their kernels are convolved, which the reflected border leaves exact, and what lies further out than
+    BLUR_TOLERANCE of the kernel's mass is cut off. On integer images every blur rounds, so each is made.
 
     Raises:
         ConfigError: an even kernel, or a sigma that is not positive and in order.
@@ -199,9 +204,77 @@ def gaussian_blur(kernel: int = 11, sigma: tuple[float, float] = (0.1, 2.0), tim
 def gaussian_blur_image(
     image: Image, rng: np.random.Generator, kernel: int = 11, sigma: tuple[float, float] = (0.1, 2.0), times: int = 1
 ) -> Image:
-    for value in rng.uniform(*sigma, size=times):
+    sigmas = rng.uniform(*sigma, size=times)
+    if np.issubdtype(image.dtype, np.floating):
+        taps = blur_taps(kernel, sigmas)
+        return _with_channels(cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101))
+    for value in sigmas:
         image = cv2.GaussianBlur(image, (kernel, kernel), value, borderType=cv2.BORDER_REFLECT_101)
     return _with_channels(image)
+
+
+def blur_taps(kernel: int, sigmas: Sequence[float]) -> np.ndarray:
+    """One-dimensional kernel of Gaussian blurs in a row: float64, odd length, sum 1."""
+    taps = np.ones(1)
+    for value in sigmas:
+        taps = np.convolve(taps, cv2.getGaussianKernel(kernel, value, cv2.CV_64F)[:, 0])
+    outside = np.cumsum(taps[: len(taps) // 2])
+    cut = int(np.searchsorted(outside, BLUR_TOLERANCE / 2))
+    taps = taps[cut : len(taps) - cut]
+    return taps / taps.sum()
+
+
+def color_jitter(brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0) -> Stage:
+    """Change each by a factor drawn uniformly from [max(0, 1 - x), 1 + x], in random order, as torchvision does.
+
+    For RGB images of uint8, or float images with values from 0 to 1. No hue: use torchvision's ColorJitter for it.
+
+    Raises:
+        ConfigError: a negative value.
+    """
+    given = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    for name, value in given.items():
+        if value < 0:
+            raise ConfigError(f"color_jitter: {name} must not be negative (given: {value})")
+    return stage(color_jitter_image, name="color_jitter", **given)
+
+
+def color_jitter_image(
+    image: Image, rng: np.random.Generator, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0
+) -> Image:
+    changes = ((adjust_brightness, brightness), (adjust_contrast, contrast), (adjust_saturation, saturation))
+    factors = [rng.uniform(max(0.0, 1.0 - range_), 1.0 + range_) for _, range_ in changes]
+    for number in rng.permutation(len(changes)):
+        change, range_ = changes[number]
+        if range_:
+            image = change(image, factors[number])
+    return image
+
+
+def adjust_brightness(image: Image, factor: float) -> Image:
+    """`factor` of the image, the rest black."""
+    return _linear(image, factor, 0.0)
+
+
+def adjust_contrast(image: Image, factor: float) -> Image:
+    """`factor` of the image, the rest its mean grey."""
+    means = np.array(cv2.mean(image)[: image.shape[2]])
+    return _linear(image, factor, (1.0 - factor) * float(means @ _LUMA if len(means) == 3 else means[0]))
+
+
+def adjust_saturation(image: Image, factor: float) -> Image:
+    """`factor` of the image, the rest its greys."""
+    if image.shape[2] == 1:
+        return image
+    mixed = cv2.transform(image, np.eye(3) * factor + (1.0 - factor) * _LUMA[None, :])
+    return mixed if image.dtype == np.uint8 else np.clip(mixed, 0, 1)
+
+
+def _linear(image: Image, factor: float, shift: float) -> Image:
+    if image.dtype == np.uint8:
+        table = np.clip(np.arange(256) * factor + shift, 0, 255).astype(np.uint8)
+        return _with_channels(cv2.LUT(image, table))
+    return np.clip(image * image.dtype.type(factor) + image.dtype.type(shift), 0, 1)
 
 
 def cast(dtype: str) -> Stage:
@@ -294,7 +367,9 @@ def _apply_torchvision(image: Image, transform: Callable, rng: np.random.Generat
 
     if rng is not None:
         torch.manual_seed(int(rng.integers(2**63 - 1)))
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    if min(image.strides) < 0:  # mirrored; torch takes any other order as it is
+        image = image.copy()
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
     result = transform(tensor)
     if not isinstance(result, torch.Tensor) or result.ndim != 3:
         raise ValueError(f"{type(transform).__name__} must return an image tensor (channels, height, width)")
@@ -313,6 +388,7 @@ STAGES: dict[str, Callable[..., Stage]] = {
         flip,
         random_shift,
         gaussian_blur,
+        color_jitter,
         cast,
         to_uint8,
         torchvision,

@@ -80,7 +80,7 @@ def take_all(feed, rank=0, attempt="a"):
     batches, taken = [], feed.take(attempt, rank, 4)
     while True:
         assert taken.error is None, taken.error
-        batches += [decode(ray.get(reference)) for *_, reference in taken.batches]
+        batches += [decode(ray.get(block))[index] for *_, (block, index) in taken.batches]
         if taken.end or taken.stop:
             return batches
         taken = feed.take(attempt, rank, 4)
@@ -159,7 +159,7 @@ def test_batches_that_go_missing_are_prepared_again(cluster, folder, monkeypatch
         return Lossy(real(*arguments)) if len(calls) < 3 else real(*arguments)
 
     monkeypatch.setattr(module, "_dataset", twice_lossy)
-    feed = make_feed(cluster, folder, epochs=1, ready_per_rank=99)
+    feed = make_feed(cluster, folder, epochs=1, ready_per_rank=99, batches_per_task=5)
     feed.begin("a", Position(), 1, 0)
     assert sorted(np.concatenate([b.id for b in take_all(feed)])) == list(range(80))
     assert len(calls) == 3

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raytrain.data.order import Position, StreamPlan, StreamSpec
-from raytrain.data.stream import BATCHES_A_LEG, MAX_BATCHES_A_TASK, Router, task_places
+from raytrain.data.stream import MAX_BLOCKS_A_TASK, Pace, Router, cut_blocks, deal_tasks, num_batches
 
 plans = st.builds(
     lambda train, validation, batch, epochs, world: StreamPlan(
@@ -64,24 +64,35 @@ def test_a_later_segment_waits_for_the_one_before():
     assert [reference for *_, reference in router.queues[0]] == ["first", "last of the first", "later", "end"]
 
 
-@given(plans, st.integers(1, 12), st.one_of(st.none(), st.integers(1, 9)))
-def test_tasks_cover_the_plan_once_and_run_side_by_side(plan, slots, batches_per_task):
-    legs = task_places(plan, slots, batches_per_task)
+@given(plans, st.integers(1, 12), st.integers(1, 9), st.integers(1, 9))
+def test_tasks_cover_the_plan_once_and_run_side_by_side(plan, slots, batches_per_block, blocks_per_task):
+    blocks = cut_blocks(plan.places(), batches_per_block)
+    tasks = deal_tasks(blocks, slots, blocks_per_task)
     expected = [(s.number, b) for s in plan.segments for b in range(s.num_batches)]
-    tasks = [[tuple(place) for place in task] for leg in legs for task in leg]
-    assert sorted(place for task in tasks for place in task) == expected
-    assert max(map(len, tasks), default=0) <= (batches_per_task or MAX_BATCHES_A_TASK)
-    if tasks:  # the first batches of the tasks that run first are the first batches of the plan
-        first = [task[0] for task in tasks[:slots]]
-        assert first == expected[: len(first)]
+    assert [(s, first + i) for s, first, count in blocks.tolist() for i in range(count)] == expected
+    assert sorted(tuple(block) for task in tasks for block in task.tolist()) == [tuple(b) for b in blocks.tolist()]
+    assert num_batches(tasks) == len(expected)
+    assert max(map(len, tasks), default=0) <= blocks_per_task
+    assert max(blocks[:, 2], default=1) <= batches_per_block
+    # the first blocks of the tasks that run first are the first blocks of the plan
+    assert [task[0].tolist() for task in tasks[:slots]] == blocks[: min(slots, len(tasks))].tolist()
+    assert not tasks or max(map(len, tasks[-slots:])) <= max(1, -(-len(blocks) // (2 * slots))), "they end together"
 
 
-def test_a_long_run_is_cut_into_legs():
-    plan = StreamPlan(StreamSpec(BATCHES_A_LEG * 2 + 5, 0, 1, 0, epochs=1), Position(), 1)
-    assert [sum(len(task) for task in leg) for leg in task_places(plan, 4, None)] == [BATCHES_A_LEG, BATCHES_A_LEG, 5]
+def test_places_with_gaps_are_cut_where_the_gaps_are():
+    places = np.array([[0, 3], [0, 4], [0, 6], [1, 7]])
+    assert cut_blocks(places, 9).tolist() == [[0, 3, 2], [0, 6, 1], [1, 7, 1]]
+
+
+def test_the_pace_hides_what_handing_over_costs():
+    assert Pace.of(1.0, 38e6) == Pace(1, 30), "a large batch is a block; a task lasts half a minute"
+    assert Pace.of(0.004, 200e3).batches_per_block == 25, "several small ones share a block of a tenth of a second"
+    assert Pace.of(0.0001, 16e6).batches_per_block == 1, "but not many bytes"
+    assert Pace.of(0.0, 0.0).blocks_per_task == MAX_BLOCKS_A_TASK
+    assert Pace.of(100.0, 1.0) == Pace(1, 1)
 
 
 def test_nothing_to_do_is_no_task():
     done = StreamPlan(StreamSpec(4, 0, 2, 0, epochs=1), Position(0, np.ones(4, dtype=bool)), 1)
-    assert task_places(done, 2, None) == []
+    assert deal_tasks(cut_blocks(done.places(), 1), 2, 3) == []
     assert Router(done).done
