@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from raytrain.cluster import guardian
+from raytrain.cluster import facts, guardian
 from raytrain.cluster.environ import prepare_own_cluster
 from raytrain.cluster.logs import forward_worker_output
 from raytrain.cluster.topology import (
@@ -160,10 +160,7 @@ def _node(group: Group | None, trains: bool, wanted_reserve: int | None, num_nod
         "object_store_memory": max(min(store, int(shared * 0.8 / num_nodes)), 100 << 20),
     }
     if group is None:
-        from ray._private.accelerators import get_accelerator_manager_for_resource
-
-        cpus = len(os.sched_getaffinity(0))
-        gpus = get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators()
+        cpus, gpus = len(os.sched_getaffinity(0)), facts.usable_gpus()
         arguments |= {"num_gpus": gpus, "labels": {GROUP_LABEL: LOCAL_GROUP}}
     else:
         cpus, gpus = group.cpus, group.gpus

@@ -74,6 +74,16 @@ def _quota(folder: Path) -> float | None:
         return None
 
 
+def usable_gpus() -> int:
+    """GPUs of this machine that Ray may hand out: no more than CUDA_VISIBLE_DEVICES names, where it is set."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    named = manager.get_current_process_visible_accelerator_ids()
+    count = manager.get_current_node_num_accelerators()
+    return count if named is None else min(count, len(named))
+
+
 def platform_name() -> str:
     return platform.platform()
 

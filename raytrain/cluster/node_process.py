@@ -68,12 +68,11 @@ def _say(answers: TextIO, **message: Any) -> None:
 
 
 def _start(spec: dict[str, Any]) -> Any:
-    from ray._private.accelerators import get_accelerator_manager_for_resource
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
     from raytrain.cluster.environ import emulated_gpus
-    from raytrain.cluster.facts import usable_cpus
+    from raytrain.cluster.facts import usable_cpus, usable_gpus
     from raytrain.cluster.topology import EMULATED_GPU, EMULATED_LABEL
 
     set_environment(spec["environment"])
@@ -81,7 +80,7 @@ def _start(spec: dict[str, Any]) -> Any:
     labels = spec["labels"] | ({EMULATED_LABEL: "true"} if emulated else {})
     gpus, cpus = spec["gpus"], spec["cpus"]
     if gpus is None:
-        gpus = get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators()
+        gpus = usable_gpus()
     host, _, port = (spec["dashboard"] or "127.0.0.1:0").rpartition(":")
     parameters = RayParams(
         node_ip_address=spec["address"],

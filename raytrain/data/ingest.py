@@ -120,8 +120,8 @@ class RankIngest:
         clock = self._clock if split == "train" else HostClock(RankMeter())
         clock.begin()
         for index in range(self.num_batches(number)):
-            self._tell()
             clock.waiting()
+            self._tell()
             staged = None if self.stopped else self._next(number)
             if staged is None:
                 self.stopped = True
@@ -137,7 +137,7 @@ class RankIngest:
             began = time.monotonic()
             yield batch
             self._position += 1
-            self._slow |= time.monotonic() - began > SLOW_STEP_S
+            self._slow |= self._position > 1 and time.monotonic() - began > SLOW_STEP_S  # the first also warms up
             clock.done(self.meter.checkpoint_s - aside)
 
     def _tell(self) -> None:

@@ -23,6 +23,7 @@ from raytrain.errors import RaytrainError, TrainingError
 TASKS_A_LEG = 16_384  # of one Ray Data execution; a task costs the executor about 0.3 ms to plan
 FIRST_BLOCKS = 2  # a task of the first, short leg, which shows what a batch costs
 BLOCK_S, BLOCK_BYTES = 0.1, 16 << 20  # of several small batches in one block
+AHEAD_S, AHEAD_BYTES = 0.35, 256 << 20
 TASK_S = 30.0  # hides the 0.2 s between two tasks on a CPU
 MAX_BATCHES_A_BLOCK = 64
 MAX_BLOCKS_A_TASK = 256
@@ -56,17 +57,21 @@ class Pace:
     Attributes:
         batches_per_block: ready batches of one block; more than one where they cost less than handing a block over.
         blocks_per_task: at most; fewer towards the end, so that all CPUs end together.
+        blocks_ahead: that a task may be ahead of Ray Data, which collects ten times a second.
     """
 
     batches_per_block: int = 1
     blocks_per_task: int = MAX_BLOCKS_A_TASK
+    blocks_ahead: int = 2
 
     @classmethod
     def of(cls, batch_s: float, batch_bytes: float) -> Pace:
         """For batches that take `batch_s` seconds of a CPU and `batch_bytes` in the object store."""
         group = min(BLOCK_S / max(batch_s, 1e-6), BLOCK_BYTES / max(batch_bytes, 1))
         group = int(np.clip(group, 1, MAX_BATCHES_A_BLOCK))
-        return cls(group, int(np.clip(TASK_S / max(batch_s * group, 1e-6), 1, MAX_BLOCKS_A_TASK)))
+        block_s, block_bytes = max(batch_s * group, 1e-6), max(batch_bytes * group, 1)
+        ahead = min(AHEAD_S / block_s, AHEAD_BYTES / block_bytes)
+        return cls(group, int(np.clip(TASK_S / block_s, 1, MAX_BLOCKS_A_TASK)), int(np.clip(ahead, 2, 16)))
 
 
 def cut_blocks(places: np.ndarray, batches_per_block: int) -> np.ndarray:
@@ -170,6 +175,7 @@ class Stream:
         self.abandoned = False
         self.first_ready_at: float | None = None
         self._cost = (float("inf"), 0.0)  # seconds and bytes of a batch
+        self._pace = Pace()
         self._options, self._changed, self._splits_pickle, self._after = options, changed, splits_pickle, after
         self._thread = threading.Thread(target=self._run, name="raytrain-stream", daemon=True)
         self._thread.start()
@@ -197,16 +203,16 @@ class Stream:
                 self._changed.notify_all()
 
     def _leg(self, places: np.ndarray, first: bool) -> tuple[list[np.ndarray], int]:
-        """The tasks of the next Ray Data execution, and how many batches they hold."""
+        """The tasks of the next Ray Data execution, and how many batches they hold; settles the pace."""
         slots, fixed = self._options.slots, self._options.batches_per_task
         if fixed is None and first:  # what comes next depends on what these cost
             taken = min(FIRST_BLOCKS * slots, len(places))
             blocks = cut_blocks(places[:taken], 1)
             return [blocks[number::slots] for number in range(min(slots, taken))], taken
-        pace = Pace(1, fixed) if fixed else Pace.of(*self._cost)
-        group = min(pace.batches_per_block, max(len(places) // (4 * slots), 1))  # so that no CPU is left without
-        blocks = cut_blocks(places, group)[: TASKS_A_LEG * pace.blocks_per_task]
-        return deal_tasks(blocks, slots, pace.blocks_per_task), int(blocks[:, 2].sum())
+        self._pace = Pace(1, fixed) if fixed else Pace.of(*self._cost)
+        group = min(self._pace.batches_per_block, max(len(places) // (4 * slots), 1))  # so that no CPU is left without
+        blocks = cut_blocks(places, group)[: TASKS_A_LEG * self._pace.blocks_per_task]
+        return deal_tasks(blocks, slots, self._pace.blocks_per_task), int(blocks[:, 2].sum())
 
     def join(self) -> None:
         """Wait until the thread has let go of its Ray Data execution."""
@@ -236,7 +242,8 @@ class Stream:
         yielded = [0] * len(tasks)
         longest = max(int(task[:, 2].sum()) for task in tasks)
         most_waiting = self.router.num_waiting + 4 * self._options.slots * longest + 64
-        for bundle in _dataset(tasks, work_ref, self._options.task_args).iter_internal_ref_bundles():
+        dataset = _dataset(tasks, work_ref, self._options.task_args, self._pace.blocks_ahead)
+        for bundle in dataset.iter_internal_ref_bundles():
             for entry in bundle.blocks:
                 # Task i of the execution runs plan block i, and its blocks come in the order of its places.
                 task = entry.metadata.exec_stats.task_idx
@@ -267,13 +274,14 @@ def num_batches(tasks: list[np.ndarray]) -> int:
     return sum(int(task[:, 2].sum()) for task in tasks)
 
 
-def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any]) -> Any:
+def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any], blocks_ahead: int) -> Any:
     """The Ray Data pipeline: places in, ready batches out, one batch a block."""
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 1  # a block has one row; this makes every row a block of its own, at once
+    context._max_num_blocks_in_streaming_gen_buffer = blocks_ahead
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     with ray.data.DataContext.current(context):

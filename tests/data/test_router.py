@@ -88,6 +88,8 @@ def test_the_pace_hides_what_handing_over_costs():
     assert Pace.of(1.0, 38e6) == Pace(1, 30), "a large batch is a block; a task lasts half a minute"
     assert Pace.of(0.004, 200e3).batches_per_block == 25, "several small ones share a block of a tenth of a second"
     assert Pace.of(0.0001, 16e6).batches_per_block == 1, "but not many bytes"
+    assert Pace.of(0.025, 64e6).blocks_ahead == 4, "fast, large batches: several before Ray Data looks again"
+    assert Pace.of(0.01, 64.0).blocks_ahead == 3
     assert Pace.of(0.0, 0.0).blocks_per_task == MAX_BLOCKS_A_TASK
     assert Pace.of(100.0, 1.0) == Pace(1, 1)
 

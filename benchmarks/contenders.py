@@ -1,0 +1,289 @@
+"""One contender of benchmarks/ingest.py in a process of its own: prepares a workload and prints its figures as JSON.
+
+    python benchmarks/contenders.py CONTENDER '{"workload": "blur", "epochs": 3, "num_samples": 512, ...}'
+
+Everything is delivered as (batch, channels, height, width) float32 torch tensors, cast by the consumer, since on a
+training host the device does that.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import workloads
+from workloads import WORKLOADS, Workload
+
+from raytrain.data.manifest import Manifest
+
+CORES = len(os.sched_getaffinity(0))
+MEMORY_EVERY_S = 0.2
+
+
+class Account:
+    """Arrivals of batches, CPU seconds of all processes, and how much more of the machine's memory was used."""
+
+    def __init__(self) -> None:
+        self._tree = psutil.Process()
+        self._before = psutil.virtual_memory().available
+        self._least = self._before
+        self.arrivals: list[tuple[float, int]] = []
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch_memory, daemon=True).start()
+        self._cpu = self.cpu_s()
+        self.began = time.perf_counter()
+
+    def arrived(self, num_samples: int) -> None:
+        self.arrivals.append((time.perf_counter() - self.began, num_samples))
+
+    def cpu_s(self) -> float:
+        """Of this process and of all below it."""
+        total = 0.0
+        for process in [self._tree, *self._tree.children(recursive=True)]:
+            try:
+                times = process.cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            total += times.user + times.system
+            if process == self._tree:
+                total += times.children_user + times.children_system
+        return total
+
+    def figures(self) -> dict[str, float]:
+        """`samples_per_s` is of the steady state, without a tenth of the batches at either end."""
+        self._ended.set()
+        skipped = min(max(len(self.arrivals) // 10, 2 * CORES), (len(self.arrivals) - 1) // 2)
+        samples = sum(n for _, n in self.arrivals)
+        wall, steady = self.arrivals[-1][0], self.arrivals[skipped : len(self.arrivals) - skipped]
+        return {
+            "samples_per_s": sum(n for _, n in steady[1:]) / (steady[-1][0] - steady[0][0]),
+            "whole_samples_per_s": samples / wall,
+            "first_batch_s": self.arrivals[0][0],
+            "first_batch_share": self.arrivals[0][0] / wall,
+            "cpu_s_per_sample": (self.cpu_s() - self._cpu) / samples,
+            "peak_memory_bytes": self._before - self._least,
+        }
+
+    def _watch_memory(self) -> None:
+        while not self._ended.wait(MEMORY_EVERY_S):
+            self._least = min(self._least, psutil.virtual_memory().available)
+
+
+def order(workload: Workload, manifest: Manifest, epoch: int) -> np.ndarray:
+    ids = np.random.default_rng((0, epoch)).permutation(manifest.num_samples)
+    return ids[: workload.num_samples]
+
+
+# --- raw ----------------------------------------------------------------------------------------------------------
+
+
+def raw(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
+    """The bare transform in as many plain processes as there are cores; nothing is delivered."""
+    command = [sys.executable, __file__, "raw_process"]
+    processes = [
+        subprocess.Popen(
+            [*command, json.dumps({**options, "share": [number, CORES]})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(CORES)
+    ]
+    for process in processes:
+        process.stdout.readline()  # ready
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    rows = [json.loads(process.stdout.readline()) for process in processes]
+    for process in processes:
+        process.communicate()
+    samples = sum(row["samples"] for row in rows)
+    return {
+        "samples_per_s": sum(row["samples"] / row["seconds"] for row in rows),
+        "cpu_s_per_sample": sum(row["cpu_s"] for row in rows) / samples,
+    }
+
+
+def raw_process(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
+    import cv2
+
+    cv2.setNumThreads(0)
+    manifest = workload.open()
+    mine, of = options["share"]
+    workload.prepare(manifest, 0, 0)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began, cpu, samples = time.perf_counter(), time.process_time(), 0
+    for epoch in range(workload.epochs):
+        for index in order(workload, manifest, epoch)[mine::of]:
+            workload.prepare(manifest, int(index), epoch)
+            samples += 1
+    return {"samples": samples, "seconds": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
+
+
+# --- DataLoader ---------------------------------------------------------------------------------------------------
+
+
+def dataloader(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
+    """torch's DataLoader as one writes it: a map-style data set, shuffled, with `workers` worker processes."""
+    import torch
+    from torch.utils.data import DataLoader, Dataset, Subset
+
+    manifest = workload.open()
+
+    class Samples(Dataset):
+        def __len__(self) -> int:
+            return manifest.num_samples
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            rng = np.random.default_rng()
+            image = workload.transform(manifest.read_many([index])[0], rng)
+            return torch.from_numpy(image).permute(2, 0, 1), int(manifest.labels[index])
+
+    samples = Subset(Samples(), range(min(workload.num_samples, manifest.num_samples)))
+    account, moved = Account(), 0
+    for _ in range(workload.epochs):
+        for image, _label in DataLoader(samples, workload.batch_size, shuffle=True, num_workers=options["workers"]):
+            moved += image.nbytes
+            image.to(torch.float32)
+            account.arrived(len(image))
+    return {**account.figures(), "bytes_per_sample": moved / sum(n for _, n in account.arrivals)}
+
+
+# --- Ray Data -----------------------------------------------------------------------------------------------------
+
+
+class Make:
+    """As the documentation's examples have it: a function of a batch that reads, then one that transforms."""
+
+    def __init__(self, workload_name: str, num_samples: int):
+        self.workload, self.manifest = WORKLOADS[workload_name], None
+        self.num_samples = num_samples
+
+    def read(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        self.manifest = self.manifest or self.workload.open()
+        ids = batch["id"] % self.num_samples
+        samples = self.manifest.read_many([int(i) for i in ids])
+        if samples[0].ndim > 1:
+            return {"data": np.stack(samples), "label": self.manifest.labels[ids]}
+        return {"data": np.array(samples + [None], dtype=object)[:-1], "label": self.manifest.labels[ids]}
+
+    def transform(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng()
+        images = [np.moveaxis(self.workload.transform(np.asarray(data), rng), 2, 0) for data in batch["data"]]
+        return {"image": np.stack(images), "label": batch["label"]}
+
+
+def ray_data(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
+    """`range -> map_batches -> map_batches -> iter_torch_batches` with defaults, on a Ray of its own."""
+    import ray
+    import torch
+
+    ray.init("local", logging_level="warning", log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    make = Make(workload.name, min(workload.num_samples, workload.open().num_samples))
+
+    def dataset(num_samples: int) -> Any:
+        return ray.data.range(num_samples).map_batches(make.read).map_batches(make.transform)
+
+    for _ in dataset(4 * workload.batch_size).iter_torch_batches(batch_size=workload.batch_size):
+        pass  # warms the workers
+    every = dataset(make.num_samples * workload.epochs)
+    account, moved = Account(), 0
+    for batch in every.iter_torch_batches(batch_size=workload.batch_size):
+        moved += batch["image"].nbytes
+        batch["image"].to(torch.float32)
+        account.arrived(len(batch["image"]))
+    found = {**account.figures(), "bytes_per_sample": moved / sum(n for _, n in account.arrivals)}
+    ray.shutdown()
+    return found
+
+
+# --- raytrain -----------------------------------------------------------------------------------------------------
+
+
+def raytrain(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
+    """The product's own way from ids to a rank's batches, on this machine as a cluster of one."""
+    from raytrain.cluster import emulated
+    from raytrain.cluster.environ import prepare_environment
+
+    prepare_environment()
+    cluster = emulated.start((), 0)
+    try:
+        feeds = [start_feed(workload, 1, 4 * workload.batch_size), start_feed(workload, workload.epochs)]
+        for _ in batches(feeds[0]):
+            pass  # warms the workers
+        account, moved = Account(), 0
+        for image, num_bytes in batches(feeds[1]):
+            moved += num_bytes
+            account.arrived(len(image))
+        return {**account.figures(), "bytes_per_sample": moved / sum(n for _, n in account.arrivals)}
+    finally:
+        cluster.close()
+
+
+def start_feed(workload: Workload, epochs: int, most: int | None = None) -> Any:
+    """The actor that owns the stream; up long before the rank, as in a run."""
+    import ray
+
+    from raytrain.data import stage
+    from raytrain.data.feed import Feed
+    from raytrain.data.order import StreamSpec
+    from raytrain.data.pipeline import Pipeline
+    from raytrain.data.stream import FeedOptions
+
+    opened = Pipeline(workload.source(), [stage(workload.transform)], batch_size=workload.batch_size).open(0)
+    num_samples = min(most or workload.num_samples, opened.train.num_samples)
+    spec = StreamSpec(num_samples, 0, workload.batch_size, 0, epochs=epochs)
+    options = FeedOptions(CORES, {}, None, {"train": 0, "validation": 0})
+    feed = ray.remote(num_cpus=0, max_concurrency=8)(Feed).remote(spec, opened.pickled_splits(), options)
+    ray.get(feed.status.remote())
+    return feed
+
+
+def batches(feed: Any) -> Iterator[tuple[Any, int]]:
+    """What one CPU rank gets: every batch, with its bytes on the wire."""
+    import ray
+    import torch
+
+    from raytrain.data.ingest import RankIngest
+    from raytrain.data.order import Position
+
+    plan = ray.get(feed.begin.remote("only", Position(), 1, 0))
+    rank = RankIngest(feed, "only", 0, plan, torch.device("cpu"), None)
+    for segment in plan.segments:
+        for batch in rank.segment(segment.number):
+            sent, rank.meter.wire_bytes = rank.meter.wire_bytes, 0
+            yield batch.image, sent
+    rank.close()
+
+
+CONTENDERS = {f.__name__: f for f in (raw, raw_process, dataloader, ray_data, raytrain)}
+
+
+def main() -> None:
+    import torch
+
+    torch.set_num_threads(1)  # casts alone; more threads would spin beside the workers
+    name, options = sys.argv[1], json.loads(sys.argv[2])
+    known = WORKLOADS[options["workload"]]
+    changes = {key: options[key] for key in ("epochs", "num_samples", "batch_size") if key in options}
+    if options.get("folder"):
+        changes["source"] = lambda: workloads.photographs(Path(options["folder"]))
+    print(json.dumps(CONTENDERS[name](replace(known, **changes), options)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""From sample ids to batches in the training loop: how close to what the CPUs can do, and against what else there is.
+
+    python benchmarks/ingest.py [--workloads blur photographs ...] [--rounds 5] [--photographs FOLDER] [--smoke]
+
+Every contender prepares the same samples with the same function (workloads.py), in a process tree of its own, one
+after the other, round by round:
+
+    raw            the bare transform in as many processes as there are cores, nothing delivered: the limit
+    raw_tuned      the same with the allocator that raytrain sets
+    dataloader     torch's DataLoader as one writes it, with the worker count that was best in a first try
+    dataloader_tuned
+    ray_data       range -> map_batches -> map_batches -> iter_torch_batches, defaults, workers warm
+    raytrain       feed and rank as in a run, workers warm
+
+`own_blur` is the workload `blur` with raytrain's blur in place of torchvision's: only raytrain and raw prepare it, and
+it is held against what the others make of `blur`. CPU seconds outside the transform are those of the whole process
+tree, less what raw (the better one) needs a sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness import interleave, ratio, spread, write
+from workloads import WORKLOADS
+
+from raytrain.cluster.environ import ALLOCATOR, child_environment
+
+CONTENDERS = Path(__file__).with_name("contenders.py")
+TUNED = {"raw_tuned": "raw", "dataloader_tuned": "dataloader"}
+ORDER = ("raw", "raw_tuned", "dataloader", "dataloader_tuned", "ray_data", "raytrain")
+TIMEOUT_S = 600
+SMOKE = {"epochs": 1, "batch_size": 2, "num_samples": 20}
+
+
+def contenders_of(workload: str) -> tuple[str, ...]:
+    return ("raw", "raw_tuned", "raytrain") if workload == "own_blur" else ORDER
+
+
+def run(contender: str, workload: str, options: dict[str, Any]) -> dict[str, float]:
+    """One contender in a new process; `raytrain` sets its allocator itself, as in a run."""
+    environment = child_environment(ALLOCATOR if contender in TUNED else {})
+    finished = subprocess.run(
+        [
+            sys.executable,
+            str(CONTENDERS),
+            TUNED.get(contender, contender),
+            json.dumps({"workload": workload, **options}),
+        ],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=TIMEOUT_S,
+    )
+    if finished.returncode:
+        raise SystemExit(f"{contender} failed on {workload}:\n{finished.stderr}")
+    return json.loads(finished.stdout.strip().splitlines()[-1])
+
+
+def best_worker_count(workload: str, options: dict[str, Any]) -> int:
+    """Of one less than the cores, as many, and one more; by a shorter run each."""
+    cores = len(os.sched_getaffinity(0))
+    short = {**options, "epochs": max(options.get("epochs", WORKLOADS[workload].epochs) // 3, 1)}
+    rates = {
+        workers: run("dataloader", workload, {**short, "workers": workers})["samples_per_s"]
+        for workers in range(max(cores - 1, 1), cores + 2)
+    }
+    print(f"{workload}: DataLoader by worker count: {rates}", flush=True)
+    return max(rates, key=rates.get)
+
+
+def with_limit(rows: dict[str, list[dict[str, float]]]) -> None:
+    """Add `limit`, the better raw of each round, and what the others' CPUs did outside the transform."""
+    rows["limit"] = [
+        max(pair, key=lambda row: row["samples_per_s"]) for pair in zip(rows["raw"], rows["raw_tuned"], strict=True)
+    ]
+    for name in set(rows) - {"raw", "raw_tuned", "limit"}:
+        for row, limit in zip(rows[name], rows["limit"], strict=True):
+            row["cpu_s_per_sample_outside"] = row["cpu_s_per_sample"] - limit["cpu_s_per_sample"]
+
+
+def ratios_of(rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    rate = "samples_per_s"
+    others = [name for name in ("dataloader", "dataloader_tuned", "ray_data") if name in rows]
+    found = {f"{name} / limit, samples/s": ratio(rows, rate, name, "limit") for name in (*others, "raytrain")}
+    found |= {f"raytrain / {name}, samples/s": ratio(rows, rate, "raytrain", name) for name in others}
+    if "ray_data" in rows:
+        whole, first = "whole_samples_per_s", "first_batch_s"
+        found["raytrain / ray_data, samples/s from the start"] = ratio(rows, whole, "raytrain", "ray_data")
+        found["ray_data / raytrain, seconds to the first batch"] = ratio(rows, first, "ray_data", "raytrain")
+    for name in (*others, "raytrain"):
+        for figure in ("first_batch_s", "peak_memory_bytes", "cpu_s_per_sample_outside", "bytes_per_sample"):
+            found[f"{name}, {figure}"] = spread([row[figure] for row in rows[name]])
+    return found
+
+
+def own_blur_against_torchvision(rows: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The reference workload in the loop: raytrain's blur against torchvision's with the default allocator."""
+    pairs = {"own": rows["own_blur"]["raytrain"]}
+    pairs |= {name: rows["blur"][name] for name in ("dataloader", "ray_data", "raw")}
+    return {
+        f"raytrain's own blur / torchvision's by {name}, samples/s": ratio(pairs, "samples_per_s", "own", name)
+        for name in ("dataloader", "ray_data", "raw")
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--photographs", help="a folder of class folders, in place of generated photographs")
+    parser.add_argument("--smoke", action="store_true", help="one short round of each, nothing written")
+    arguments = parser.parse_args()
+    options: dict[str, Any] = dict(SMOKE) if arguments.smoke else {}
+    variants = {}
+    for workload in arguments.workloads:
+        own = {**options, "folder": arguments.photographs if workload == "photographs" else None}
+        compares = "dataloader" in contenders_of(workload)
+        workers = best_worker_count(workload, own) if compares and not arguments.smoke else 2
+        for name in contenders_of(workload):
+            chosen = (name, workload, {**own, "workers": workers})
+            variants[f"{workload}: {name}"] = lambda chosen=chosen: run(*chosen)
+    flat = interleave(variants, 1 if arguments.smoke else arguments.rounds)
+    rows = {w: {name: flat[f"{w}: {name}"] for name in contenders_of(w)} for w in arguments.workloads}
+    ratios: dict[str, Any] = {}
+    for workload in arguments.workloads:
+        with_limit(rows[workload])
+        ratios[workload] = ratios_of(rows[workload])
+    if {"blur", "own_blur"} <= set(rows):
+        ratios["own_blur"] |= own_blur_against_torchvision(rows)
+    for workload, found in ratios.items():
+        for name, values in found.items():
+            print(f"{workload}: {name}", {key: float(f"{value:.4g}") for key, value in values.items()})
+    if not arguments.smoke:
+        about = {name: {"batch_size": WORKLOADS[name].batch_size} for name in arguments.workloads}
+        print(write("ingest", rows, ratios, rounds=arguments.rounds, workloads=about))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""From the command to the end of the first step: `raytrain train` against the same job written plainly.
+
+    python benchmarks/startup.py [--rounds 5] [--smoke]
+
+The job is launch/digits.yaml on this machine as one Ray node. plain_trainer.py is what a reader of Ray's documentation
+would write: Ray Data into a TorchTrainer. Both start from compiled byte code, and each run starts its own Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+from harness import interleave, ratio, spread, write
+from workloads import digits
+
+from raytrain import Job
+
+ROOT = Path(__file__).parents[1]
+JOB = ROOT / "launch" / "digits.yaml"
+
+
+def with_raytrain(folder: Path) -> dict[str, float]:
+    runs = tempfile.mkdtemp(prefix="raytrain-startup-")
+    began = time.time()
+    command = [sys.executable, "-m", "raytrain", "train", str(JOB), "--json", "--set", f"run_dir={runs}"]
+    changes = [f"data.train.path={folder}", "data.validation=null", "training={steps: 2}"]
+    finished = subprocess.run(
+        [*command, *(word for change in changes for word in ("--set", change))],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    if finished.returncode:
+        raise SystemExit(finished.stderr)
+    record = json.loads(finished.stdout)
+    started = datetime.fromisoformat(record["started_at"]).timestamp()
+    marks = {name: started + value - began for name, value in record["startup"].items() if value is not None}
+    return {**marks, "whole_s": time.time() - began}
+
+
+def plainly(folder: Path) -> dict[str, float]:
+    with tempfile.TemporaryDirectory(prefix="raytrain-startup-") as place:
+        mark = Path(place) / "mark"
+        options = json.dumps(Job.from_yaml(JOB).model.options)
+        began = time.time()
+        command = [sys.executable, str(Path(__file__).with_name("plain_trainer.py")), str(folder), str(mark), options]
+        finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        if finished.returncode:
+            raise SystemExit(finished.stderr)
+        return {"first_step_s": float(mark.read_text()) - began, "whole_s": time.time() - began}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--smoke", action="store_true", help="one round, nothing written")
+    arguments = parser.parse_args()
+    folder = Path(digits().path)
+    variants = {"raytrain": lambda: with_raytrain(folder), "plain": lambda: plainly(folder)}
+    rows = interleave(variants, 1 if arguments.smoke else arguments.rounds)
+    ratios = {
+        "raytrain / plain, seconds to the first step": ratio(rows, "first_step_s", "raytrain", "plain"),
+        "raytrain, seconds to the first step": spread([row["first_step_s"] for row in rows["raytrain"]]),
+        "plain, seconds to the first step": spread([row["first_step_s"] for row in rows["plain"]]),
+        "raytrain / plain, seconds of the whole command": ratio(rows, "whole_s", "raytrain", "plain"),
+    }
+    for name, values in ratios.items():
+        print(name, {key: round(value, 3) for key, value in values.items()})
+    if not arguments.smoke:
+        print(write("startup", rows, ratios, job=JOB.name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""What benchmarks/ingest.py prepares: four workloads as plain functions, called alike by every contender.
+
+A sample is prepared by `workload.prepare(id, epoch)`, which is reading plus one function of an array and a seeded
+generator. raytrain runs the same reader and the same function as its only stage.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from raytrain.config import Source
+from raytrain.data.manifest import Manifest
+from raytrain.data.samples import write_digits
+from raytrain.data.sources import image_folder, open_manifest, synthetic
+from raytrain.data.transforms import (
+    color_jitter_image,
+    decode_image,
+    flip_image,
+    gaussian_blur_image,
+    random_resized_crop_image,
+    random_shift_image,
+)
+
+CACHE = Path(__file__).parents[1] / "data" / "benchmarks"
+PHOTOGRAPHS, PHOTOGRAPH_NAMES = 24, 256
+PHOTOGRAPH_SHAPE = (2000, 3000, 3)  # 6 megapixels
+NARROW_SHAPE, WIDE_TILES = (64, 1024, 4), (16, 1, 1)  # a row is 16 times it: float32, 16 MiB
+BLURS, KERNEL, SIGMA = 10, 11, (0.1, 2.0)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One kind of preprocessing.
+
+    Attributes:
+        source: gives the folder or the description to open; may write sample files first.
+        transform: one sample's array and a seeded generator in, (height, width, channels) out.
+        num_samples: of an epoch.
+        epochs: that a contender prepares in one go.
+    """
+
+    name: str
+    source: Callable[[], Source]
+    transform: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+    batch_size: int
+    num_samples: int
+    epochs: int
+
+    def open(self) -> Manifest:
+        return open_manifest(self.source())
+
+    def prepare(self, manifest: Manifest, index: int, epoch: int) -> np.ndarray:
+        return self.transform(manifest.read_many([index])[0], np.random.default_rng((0, epoch, index)))
+
+
+# --- transforms ---------------------------------------------------------------------------------------------------
+
+
+def torchvision_blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Ten torchvision blurs; one thread, as a DataLoader's worker has."""
+    import torch
+    from torchvision.transforms.v2 import functional
+
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    for sigma in rng.uniform(*SIGMA, size=BLURS):
+        tensor = functional.gaussian_blur(tensor, [KERNEL, KERNEL], [float(sigma)] * 2)
+    return tensor.permute(1, 2, 0).numpy()
+
+
+def own_blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The same ten blurs by raytrain's stage."""
+    return gaussian_blur_image(image, rng, kernel=KERNEL, sigma=SIGMA, times=BLURS)
+
+
+def photograph(data: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    image = random_resized_crop_image(decode_image(data), rng, 224)
+    return color_jitter_image(flip_image(image, rng), rng, brightness=0.4, contrast=0.4, saturation=0.4)
+
+
+def digit(data: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return random_shift_image(decode_image(data), rng, 2)
+
+
+def wide(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Writes 16 MiB once, and does nothing else."""
+    return np.tile(image, WIDE_TILES)
+
+
+# --- what they read -----------------------------------------------------------------------------------------------
+
+
+def photographs(folder: Path | None = None) -> Source:
+    """A folder of class folders of one's own, or generated photographs, written once and linked under many names."""
+    if folder is not None:
+        return image_folder(str(folder))
+    place = CACHE / "photographs" / "any"
+    place.mkdir(parents=True, exist_ok=True)
+    for name in range(PHOTOGRAPH_NAMES):
+        path = place / f"{name:04d}.jpg"
+        if path.exists():
+            continue
+        if name < PHOTOGRAPHS:
+            image = generated_photograph(name)
+            path.write_bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
+        else:
+            os.link(place / f"{name % PHOTOGRAPHS:04d}.jpg", path)
+    return image_folder(str(place.parent))
+
+
+def generated_photograph(seed: int, shape: tuple[int, int, int] = PHOTOGRAPH_SHAPE) -> np.ndarray:
+    """uint8 BGR: amplitudes falling as 1/f, as natural scenes' do, with edges of things in front and sensor noise.
+
+    A 6-megapixel one takes 2.0 to 2.6 MB at JPEG quality 90, about 3 bits a pixel, as a camera's file does.
+    """
+    rng = np.random.default_rng(seed)
+    height, width, channels = shape
+    image = np.empty(shape, np.float32)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
+    amplitude = 1 / np.maximum(frequency, 1 / max(height, width))
+    common = np.fft.irfft2(amplitude * np.exp(2j * np.pi * rng.random(frequency.shape)), (height, width))
+    for channel in range(channels):
+        tint = np.fft.irfft2(amplitude**1.5 * np.exp(2j * np.pi * rng.random(frequency.shape)), (height, width))
+        image[..., channel] = 118 + 45 * common / common.std() + 18 * tint / tint.std()
+    for _ in range(24):
+        centre = tuple(int(v) for v in rng.integers(0, (width, height)))
+        axes = tuple(int(v) for v in rng.integers(20, width // 6, size=2))
+        colour = tuple(float(v) for v in rng.integers(0, 256, size=3))
+        overlay = image.copy()
+        cv2.ellipse(overlay, centre, axes, float(rng.uniform(0, 180)), 0, 360, colour, -1, cv2.LINE_AA)
+        cv2.addWeighted(overlay, 0.6, image, 0.4, 0, dst=image)
+    image += rng.normal(0, 4, shape).astype(np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def digits() -> Source:
+    place = CACHE / "digits"
+    if not (place / "train").is_dir():
+        write_digits(place)
+    return image_folder(str(place / "train"))
+
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("blur", lambda: synthetic(256), torchvision_blur, 16, 256, 2),
+        Workload("own_blur", lambda: synthetic(2048), own_blur, 64, 2048, 3),
+        Workload("photographs", photographs, photograph, 16, 256, 2),
+        Workload("digits", digits, digit, 64, 1437, 30),
+        Workload("wide", lambda: synthetic(320, shape=NARROW_SHAPE), wide, 4, 320, 3),
+    )
+}
