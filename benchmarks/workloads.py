@@ -150,9 +150,9 @@ def digits() -> Source:
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("blur", lambda: synthetic(256), torchvision_blur, 16, 256, 2),
+        Workload("blur", lambda: synthetic(256), torchvision_blur, 16, 256, 3),
         Workload("own_blur", lambda: synthetic(2048), own_blur, 64, 2048, 3),
-        Workload("photographs", photographs, photograph, 16, 256, 2),
+        Workload("photographs", photographs, photograph, 16, 256, 3),
         Workload("digits", digits, digit, 64, 1437, 30),
         Workload("wide", lambda: synthetic(320, shape=NARROW_SHAPE), wide, 4, 320, 3),
     )

@@ -24,7 +24,7 @@ TASKS_A_LEG = 16_384  # of one Ray Data execution; a task costs the executor abo
 FIRST_BLOCKS = 2  # a task of the first, short leg, which shows what a batch costs
 BLOCK_S, BLOCK_BYTES = 0.1, 16 << 20  # of several small batches in one block
 AHEAD_S, AHEAD_BYTES = 0.35, 256 << 20
-TASK_S = 30.0  # hides the 0.2 s between two tasks on a CPU
+TASK_S, SHORT_TASK_S = 30.0, 5.0  # hides the 0.2 s between two tasks on a CPU
 MAX_BATCHES_A_BLOCK = 64
 MAX_BLOCKS_A_TASK = 256
 ABANDON_TIMEOUT_S = 10.0
@@ -57,11 +57,13 @@ class Pace:
     Attributes:
         batches_per_block: ready batches of one block; more than one where they cost less than handing a block over.
         blocks_per_task: at most; fewer towards the end, so that all CPUs end together.
+        least_blocks: of a task, but for what does not fill one.
         blocks_ahead: that a task may be ahead of Ray Data, which collects ten times a second.
     """
 
     batches_per_block: int = 1
     blocks_per_task: int = MAX_BLOCKS_A_TASK
+    least_blocks: int = 1
     blocks_ahead: int = 2
 
     @classmethod
@@ -71,7 +73,9 @@ class Pace:
         group = int(np.clip(group, 1, MAX_BATCHES_A_BLOCK))
         block_s, block_bytes = max(batch_s * group, 1e-6), max(batch_bytes * group, 1)
         ahead = min(AHEAD_S / block_s, AHEAD_BYTES / block_bytes)
-        return cls(group, int(np.clip(TASK_S / block_s, 1, MAX_BLOCKS_A_TASK)), int(np.clip(ahead, 2, 16)))
+        longest = int(np.clip(TASK_S / block_s, 1, MAX_BLOCKS_A_TASK))
+        least = int(np.clip(SHORT_TASK_S / block_s, 1, longest))
+        return cls(group, longest, least, int(np.clip(ahead, 2, 16)))
 
 
 def cut_blocks(places: np.ndarray, batches_per_block: int) -> np.ndarray:
@@ -90,7 +94,7 @@ def cut_blocks(places: np.ndarray, batches_per_block: int) -> np.ndarray:
     return np.column_stack([places[firsts], counts])
 
 
-def deal_tasks(blocks: np.ndarray, slots: int, blocks_per_task: int) -> list[np.ndarray]:
+def deal_tasks(blocks: np.ndarray, slots: int, blocks_per_task: int, least: int = 1) -> list[np.ndarray]:
     """Which blocks each task prepares: rows of `blocks`.
 
     Tasks that run side by side take every `slots`-th block of a window, so that batches come out nearly in plan order
@@ -99,7 +103,7 @@ def deal_tasks(blocks: np.ndarray, slots: int, blocks_per_task: int) -> list[np.
     """
     tasks, first = [], 0
     while first < len(blocks):
-        size = int(np.clip(-(-(len(blocks) - first) // (2 * slots)), 1, blocks_per_task))
+        size = int(np.clip(-(-(len(blocks) - first) // (2 * slots)), least, blocks_per_task))
         window = blocks[first : first + slots * size]
         tasks += [window[number::slots] for number in range(slots) if len(window[number::slots])]
         first += slots * size
@@ -209,10 +213,11 @@ class Stream:
             taken = min(FIRST_BLOCKS * slots, len(places))
             blocks = cut_blocks(places[:taken], 1)
             return [blocks[number::slots] for number in range(min(slots, taken))], taken
-        self._pace = Pace(1, fixed) if fixed else Pace.of(*self._cost)
+        self._pace = Pace(1, fixed, fixed) if fixed else Pace.of(*self._cost)
         group = min(self._pace.batches_per_block, max(len(places) // (4 * slots), 1))  # so that no CPU is left without
         blocks = cut_blocks(places, group)[: TASKS_A_LEG * self._pace.blocks_per_task]
-        return deal_tasks(blocks, slots, self._pace.blocks_per_task), int(blocks[:, 2].sum())
+        pace = self._pace
+        return deal_tasks(blocks, slots, pace.blocks_per_task, pace.least_blocks), int(blocks[:, 2].sum())
 
     def join(self) -> None:
         """Wait until the thread has let go of its Ray Data execution."""

@@ -85,13 +85,19 @@ def test_places_with_gaps_are_cut_where_the_gaps_are():
 
 
 def test_the_pace_hides_what_handing_over_costs():
-    assert Pace.of(1.0, 38e6) == Pace(1, 30), "a large batch is a block; a task lasts half a minute"
+    assert Pace.of(1.0, 38e6) == Pace(1, 30, 5, 2), "a large batch is a block; a task lasts half a minute"
     assert Pace.of(0.004, 200e3).batches_per_block == 25, "several small ones share a block of a tenth of a second"
     assert Pace.of(0.0001, 16e6).batches_per_block == 1, "but not many bytes"
     assert Pace.of(0.025, 64e6).blocks_ahead == 4, "fast, large batches: several before Ray Data looks again"
     assert Pace.of(0.01, 64.0).blocks_ahead == 3
     assert Pace.of(0.0, 0.0).blocks_per_task == MAX_BLOCKS_A_TASK
-    assert Pace.of(100.0, 1.0) == Pace(1, 1)
+    assert Pace.of(100.0, 1.0) == Pace(1, 1, 1, 2)
+
+
+def test_tasks_of_a_fixed_size_do_not_shrink():
+    blocks = cut_blocks(StreamPlan(StreamSpec(40, 0, 2, 0, epochs=1), Position(), 1).places(), 1)
+    assert [len(task) for task in deal_tasks(blocks, 2, 4, 4)] == [4, 4, 4, 4, 2, 2]
+    assert [len(task) for task in deal_tasks(blocks, 2, 4)] == [4, 4, 3, 3, 2, 2, 1, 1]
 
 
 def test_nothing_to_do_is_no_task():
