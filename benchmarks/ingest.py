@@ -112,14 +112,15 @@ def own_blur_against_torchvision(rows: dict[str, Any]) -> dict[str, dict[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--photographs", help="a folder of class folders, in place of generated photographs")
-    parser.add_argument("--smoke", action="store_true", help="one short round of each, nothing written")
+    parser.add_argument("--smoke", action="store_true", help="one short round of digits, nothing written")
     arguments = parser.parse_args()
+    workloads = arguments.workloads or (["digits"] if arguments.smoke else list(WORKLOADS))
     options: dict[str, Any] = dict(SMOKE) if arguments.smoke else {}
     variants = {}
-    for workload in arguments.workloads:
+    for workload in workloads:
         own = {**options, "folder": arguments.photographs if workload == "photographs" else None}
         compares = "dataloader" in contenders_of(workload)
         workers = best_worker_count(workload, own) if compares and not arguments.smoke else 2
@@ -127,9 +128,9 @@ def main() -> None:
             chosen = (name, workload, {**own, "workers": workers})
             variants[f"{workload}: {name}"] = lambda chosen=chosen: run(*chosen)
     flat = interleave(variants, 1 if arguments.smoke else arguments.rounds)
-    rows = {w: {name: flat[f"{w}: {name}"] for name in contenders_of(w)} for w in arguments.workloads}
+    rows = {w: {name: flat[f"{w}: {name}"] for name in contenders_of(w)} for w in workloads}
     ratios: dict[str, Any] = {}
-    for workload in arguments.workloads:
+    for workload in workloads:
         with_limit(rows[workload])
         ratios[workload] = ratios_of(rows[workload])
     if {"blur", "own_blur"} <= set(rows):
@@ -138,7 +139,7 @@ def main() -> None:
         for name, values in found.items():
             print(f"{workload}: {name}", {key: float(f"{value:.4g}") for key, value in values.items()})
     if not arguments.smoke:
-        about = {name: {"batch_size": WORKLOADS[name].batch_size} for name in arguments.workloads}
+        about = {name: {"batch_size": WORKLOADS[name].batch_size} for name in workloads}
         print(write("ingest", rows, ratios, rounds=arguments.rounds, workloads=about))
 
 

@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 
 from raytrain.config import Source
+from raytrain.data.color import color_jitter_image
 from raytrain.data.manifest import Manifest
 from raytrain.data.samples import write_digits
 from raytrain.data.sources import image_folder, open_manifest, synthetic
 from raytrain.data.transforms import (
-    color_jitter_image,
     decode_image,
     flip_image,
     gaussian_blur_image,

@@ -387,8 +387,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(job_file, images, tmp_path):
         ({"cluster__placement": "cpu-groups-only"}, ["--nodes", "a=1x1"], r"every host belongs to the training group"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_exit_code_2(job_file, changes, options, message):
-    result = run_cli("train", job_file(**changes), *options)
+def test_bad_input_is_one_clear_line_and_exit_code_2(cli, job_file, changes, options, message):
+    result = cli("train", job_file(**changes), *options)
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
     last = result.stderr.strip().splitlines()[-1]

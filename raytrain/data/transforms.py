@@ -17,10 +17,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from raytrain.data.color import color_jitter_image
 from raytrain.errors import ConfigError, nearest
 
 BLUR_TOLERANCE = 1e-6
-_LUMA = np.array([0.2989, 0.587, 0.114])  # torchvision's weights of red, green and blue
 
 Image = np.ndarray
 """(height, width, channels), uint8 or float32."""
@@ -237,44 +237,6 @@ def color_jitter(brightness: float = 0.0, contrast: float = 0.0, saturation: flo
         if value < 0:
             raise ConfigError(f"color_jitter: {name} must not be negative (given: {value})")
     return stage(color_jitter_image, name="color_jitter", **given)
-
-
-def color_jitter_image(
-    image: Image, rng: np.random.Generator, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0
-) -> Image:
-    changes = ((adjust_brightness, brightness), (adjust_contrast, contrast), (adjust_saturation, saturation))
-    factors = [rng.uniform(max(0.0, 1.0 - range_), 1.0 + range_) for _, range_ in changes]
-    for number in rng.permutation(len(changes)):
-        change, range_ = changes[number]
-        if range_:
-            image = change(image, factors[number])
-    return image
-
-
-def adjust_brightness(image: Image, factor: float) -> Image:
-    """`factor` of the image, the rest black."""
-    return _linear(image, factor, 0.0)
-
-
-def adjust_contrast(image: Image, factor: float) -> Image:
-    """`factor` of the image, the rest its mean grey."""
-    means = np.array(cv2.mean(image)[: image.shape[2]])
-    return _linear(image, factor, (1.0 - factor) * float(means @ _LUMA if len(means) == 3 else means[0]))
-
-
-def adjust_saturation(image: Image, factor: float) -> Image:
-    """`factor` of the image, the rest its greys."""
-    if image.shape[2] == 1:
-        return image
-    mixed = cv2.transform(image, np.eye(3) * factor + (1.0 - factor) * _LUMA[None, :])
-    return mixed if image.dtype == np.uint8 else np.clip(mixed, 0, 1)
-
-
-def _linear(image: Image, factor: float, shift: float) -> Image:
-    if image.dtype == np.uint8:
-        table = np.clip(np.arange(256) * factor + shift, 0, 255).astype(np.uint8)
-        return _with_channels(cv2.LUT(image, table))
-    return np.clip(image * image.dtype.type(factor) + image.dtype.type(shift), 0, 1)
 
 
 def cast(dtype: str) -> Stage:

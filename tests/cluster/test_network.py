@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from raytrain.cluster import network
-from raytrain.cluster.facts import usable_cpus
+from raytrain.cluster.facts import usable_cpus, usable_gpus
 from raytrain.cluster.network import collective_settings, efa_devices, own_address
 from raytrain.errors import ClusterError
 
@@ -119,3 +119,15 @@ def test_quotas_of_both_cgroup_versions(tmp_path):
     assert usable_cpus(process, mounted) == cores
     mounted.joinpath("cpu.max").write_text("50000 100000\n")
     assert usable_cpus(process, mounted) == 1
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, 4), ("", 0), ("0,2", 2), ("0,1,2,3,4,5", 4)])
+def test_no_more_gpus_are_declared_than_this_process_may_see(monkeypatch, visible, expected):
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+    monkeypatch.setattr(NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", staticmethod(lambda: 4))
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert usable_gpus() == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +100,51 @@ def test_two_epochs_arrive_whole_as_ready_batches(cluster, folder):
     assert not any(batch.header.torch_imported for batch in batches)
     assert len({batch.header.node for batch in batches}) == 2, "both nodes worked"
     assert not any(batch.image.flags.writeable for batch in batches), "views of the object store"
+
+
+def test_a_rank_computes_on_the_object_stores_own_memory(cluster, folder):
+    import ray
+
+    def widen(image):
+        return np.ascontiguousarray(np.broadcast_to(image.mean(), (128, 128, 4)), dtype=np.float32)
+
+    pipeline = Pipeline(image_folder(folder), [decoding(), widen], batch_size=8).open(0)
+    feed = ray.remote(num_cpus=0, max_concurrency=8)(Feed).remote(
+        StreamSpec(80, 0, 8, 0, epochs=1), pipeline.pickled_splits(), FeedOptions(2, {}, None, {"train": 0})
+    )
+    plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
+    rank = RankIngest(feed, "a", 0, plan, torch.device("cpu"), None)
+    try:
+        for batch in rank.segment(0):
+            assert batch.image.shape == (8, 4, 128, 128)
+            first, last = batch.image.data_ptr(), batch.image.data_ptr() + batch.image.nbytes - 1
+            assert mapped_file(first) == mapped_file(last) is not None, "a view: no copy after the object store's"
+            assert all(len(image.unique()) == 1 for image in batch.image), "of the right samples"
+    finally:
+        rank.close()
+        ray.kill(feed)
+
+
+def mapped_file(address):
+    """The shared memory that an address of this process lies in."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, *_, name = line.split(maxsplit=5)
+        start, stop = (int(end, 16) for end in span.split("-"))
+        if start <= address < stop:
+            return name if "plasma" in name else None
+    return None
+
+
+def test_small_batches_share_a_block(cluster, folder):
+    feed = make_feed(cluster, folder, epochs=20)
+    feed.begin("a", Position(), 1, 0)
+    blocks, taken = [], feed.take("a", 0, 9)
+    while not taken.end:
+        blocks += [block for *_, (block, _) in taken.batches]
+        taken = feed.take("a", 0, 9)
+    blocks += [block for *_, (block, _) in taken.batches]
+    assert len(blocks) == 200
+    assert 10 < len(set(blocks)) < 150
 
 
 def test_the_first_batch_takes_one_batchs_work_not_the_epochs(cluster, folder, tmp_path):

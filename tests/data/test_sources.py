@@ -120,6 +120,17 @@ def test_arrays_in_parquet(tmp_path):
         assert decode_image(read[0]) is read[0], "an array needs no decoding"
 
 
+def test_synthetic_images_are_standard_normal_noise():
+    manifest = open_manifest(synthetic(8, shape=(101, 99, 3)))
+    images = np.stack(manifest.read_many(range(8)))
+    assert (images.shape, images.dtype) == ((8, 101, 99, 3), np.float32)
+    assert abs(images.mean()) < 0.01
+    assert images.std() == pytest.approx(1, abs=0.01)
+    assert np.quantile(images, [0.1, 0.9]) == pytest.approx([-1.2816, 1.2816], abs=0.02)
+    assert abs(np.corrcoef(images.reshape(8, -1)) - np.eye(8)).max() < 0.03
+    assert abs(np.corrcoef(images[..., 0].ravel(), images[..., 1].ravel())[0, 1]) < 0.02
+
+
 def test_synthetic_images_depend_on_seed_and_id_alone():
     one, same, other = (open_manifest(synthetic(5, shape=(4, 4, 3), num_classes=2), seed=s) for s in (0, 0, 1))
     assert one.labels.tolist() == [0, 1, 0, 1, 0]

@@ -10,10 +10,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from raytrain.data import color
 from raytrain.data import transforms as t
 from raytrain.errors import ConfigError
 
@@ -76,6 +79,63 @@ def test_ten_blurs_agree_with_torchvision():
     for sigma in rng(3).uniform(0.1, 2.0, 10):
         theirs = F.gaussian_blur(theirs, [11, 11], [float(sigma)] * 2)
     assert np.abs(ours - theirs.permute(1, 2, 0).numpy()).max() < 1e-5
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3])),
+    kernel=st.sampled_from([1, 3, 11]),
+    sigmas=st.lists(st.floats(0.1, 3.0), min_size=1, max_size=6),
+)
+def test_blurs_in_a_row_are_one_blur_whatever_the_border(shape, kernel, sigmas):
+    image = rng(1).standard_normal(shape).astype(np.float32)
+    expected = image
+    for sigma in sigmas:
+        expected = cv2.GaussianBlur(expected, (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
+    taps = t.blur_taps(kernel, sigmas)
+    assert len(taps) % 2 == 1
+    assert taps.sum() == pytest.approx(1)
+    result = cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)
+    assert np.abs(result - expected).max() < 2e-5
+
+
+def test_blurs_of_whole_numbers_round_each_time():
+    image = photo()
+    expected = image
+    for sigma in rng(2).uniform(0.1, 2.0, size=3):
+        expected = cv2.GaussianBlur(expected, (11, 11), sigma, borderType=cv2.BORDER_REFLECT_101)
+    assert np.array_equal(t.gaussian_blur(times=3)(image, rng(2)), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_color_changes_agree_with_torchvision(name, channels, dtype):
+    image = (photo()[..., :channels] / (1 if dtype == np.uint8 else 255)).astype(dtype)
+    for factor in (0.0, 0.5, 1.0, 1.7):
+        result = getattr(color, f"adjust_{name}")(image, factor)
+        expected = getattr(F, f"adjust_{name}")(torch.from_numpy(image).permute(2, 0, 1), factor).permute(1, 2, 0)
+        assert (result.dtype, result.shape) == (dtype, image.shape)
+        difference = np.abs(result.astype(float) - expected.numpy())
+        assert difference.max() <= (1 if dtype == np.uint8 else 1e-5)
+
+
+def test_color_jitter_draws_each_change_and_their_order():
+    stage, image = t.color_jitter(brightness=0.4, contrast=0.4, saturation=0.4), photo()
+    assert stage.random
+    assert np.array_equal(stage(image, rng(3)), stage(image, rng(3)))
+    assert len({stage(image, rng(seed)).tobytes() for seed in range(9)}) == 9
+    assert np.array_equal(t.color_jitter()(image, rng()), image)
+    drawn = rng(5)
+    brightness = drawn.uniform(0.6, 1.4)
+    assert np.array_equal(t.color_jitter(brightness=0.4)(image, rng(5)), color.adjust_brightness(image, brightness))
+
+
+def test_a_torchvision_transform_takes_a_mirrored_image_and_leaves_its_order_in_memory():
+    image = t.flip(1.0)(photo(), rng())
+    result = t.torchvision("GaussianBlur", kernel_size=3)(image, rng())
+    assert result.shape == image.shape
+    assert result.transpose(2, 0, 1).flags.c_contiguous
 
 
 def test_random_resized_crop_draws_boxes_as_torchvision_does():
@@ -182,6 +242,7 @@ def test_every_stage_of_a_job_file_can_travel(name):
         ("math:nothing", r"module 'math' has no 'nothing'"),
         ({"gaussian_blur": {"kernel": 4}}, r"kernel must be odd"),
         ({"gaussian_blur": {"sigma": [2, 1]}}, r"sigma must be \[low, high\]"),
+        ({"color_jitter": {"contrast": -1}}, r"color_jitter: contrast must not be negative \(given: -1\)"),
         ({"cast": {"dtype": "flaot16"}}, r"unknown dtype 'flaot16'; did you mean 'float16'"),
     ],
 )
