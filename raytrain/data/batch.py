@@ -55,16 +55,41 @@ class Prepared:
     """A batch as a worker made it.
 
     Attributes:
-        samples: arrays of one shape and dtype, in any order of their axes in memory.
-        like: an array of that shape and dtype, for a batch without samples.
-        label, id: (len(samples),) int64.
+        pieces: contiguous memory, in order: the whole batch, or one sample each.
+        dtype, shape: of a sample.
+        axes: of a sample, from the slowest in memory to the fastest.
+        label, id: (samples,) int64.
     """
 
-    samples: Sequence[np.ndarray]
-    like: np.ndarray
+    pieces: list[np.ndarray]
+    dtype: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
     label: np.ndarray
     id: np.ndarray
     header: Header
+
+    @classmethod
+    def of(
+        cls,
+        samples: Sequence[np.ndarray],
+        like: np.ndarray,
+        label: np.ndarray,
+        ids: np.ndarray,
+        header: Header,
+        *,
+        together: bool = False,
+    ) -> Prepared:
+        """Large samples stay where they are, unless they shall be put `together`; small ones always are.
+
+        `samples` have the shape and dtype of `like`, in any order of their axes in memory; there may be none.
+        """
+        axes = tuple(int(axis) for axis in np.argsort([-abs(stride) for stride in like.strides], kind="stable"))
+        pieces = [np.ascontiguousarray(sample.transpose(axes)) for sample in samples]
+        apart = len(pieces) == 1 or (pieces and pieces[0].nbytes >= PIECE_BYTES and pieces[0].nbytes % ALIGNED == 0)
+        if pieces and (together or not apart):
+            pieces = [np.stack(pieces)]
+        return cls(pieces, like.dtype.str, like.shape, axes, label, ids, header)
 
 
 @dataclass(frozen=True)
@@ -78,19 +103,14 @@ class Batch:
 
 
 def encode(batches: Sequence[Prepared]) -> pa.Table:
-    """One row. The memory of large samples is referenced, small ones are put together first."""
-    headers, numbers, pieces = [], [], []
+    """One row, which refers to the pieces' memory."""
+    headers = []
     for batch in batches:
-        axes = _axes(batch.like)
-        samples = [np.ascontiguousarray(sample.transpose(axes)) for sample in batch.samples]
-        if len(samples) > 1 and (samples[0].nbytes < PIECE_BYTES or samples[0].nbytes % ALIGNED):
-            samples = [np.stack(samples)]
-        about = {"dtype": batch.like.dtype.str, "shape": batch.like.shape, "axes": axes, "pieces": len(samples)}
+        about = {"dtype": batch.dtype, "shape": batch.shape, "axes": batch.axes, "pieces": len(batch.pieces)}
         headers.append({**asdict(batch.header), **about, "num_samples": len(batch.id)})
-        numbers += [batch.label, batch.id]
-        pieces += samples
+    numbers = [part for batch in batches for part in (batch.label, batch.id)]
     columns = {"header": pa.array([json.dumps(headers)]), "numbers": _cell(np.concatenate(numbers, dtype=np.int64))}
-    for number, piece in enumerate(pieces):
+    for number, piece in enumerate(piece for batch in batches for piece in batch.pieces):
         buffer = pa.py_buffer(piece.reshape(-1))
         columns[str(number)] = pa.FixedSizeBinaryArray.from_buffers(pa.binary(piece.nbytes), 1, [None, buffer])
     return pa.table(columns)
@@ -114,11 +134,6 @@ def decode(table: pa.Table) -> list[Batch]:
         batches.append(Batch(image, numbers[:size], numbers[size : 2 * size], Header(**header)))
         numbers = numbers[2 * size :]
     return batches
-
-
-def _axes(sample: np.ndarray) -> tuple[int, ...]:
-    """The sample's axes, from the slowest in memory to the fastest."""
-    return tuple(int(axis) for axis in np.argsort([-abs(stride) for stride in sample.strides], kind="stable"))
 
 
 def _cell(array: np.ndarray) -> pa.Array:

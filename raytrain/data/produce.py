@@ -59,8 +59,8 @@ class Producer:
         self._node = _node_id()
         self._copies = False  # whether a stage reuses the memory that it returns
 
-    def batch(self, segment: int, number: int) -> Prepared:
-        """Prepare one batch.
+    def batch(self, segment: int, number: int, *, together: bool = False) -> Prepared:
+        """Prepare one batch, its samples `together` in memory of their own if others of its block come after it.
 
         Raises:
             DataError: a file cannot be read, or the samples of a batch come out in different shapes.
@@ -95,7 +95,7 @@ class Producer:
                 )
             if not self._copies and images and _overlaps(image, images):
                 self._copies = True  # what came before has been overwritten
-                return self.batch(segment, number)
+                return self.batch(segment, number, together=together)
             images.append(image.copy() if self._copies else image)
             kept.append(int(index))
         if images:
@@ -113,7 +113,7 @@ class Producer:
         like = self._templates.get(part.split)
         if like is None:
             like = self._template(part.split, epoch)
-        return Prepared(images, like, split.manifest.labels[kept_ids], kept_ids, header)
+        return Prepared.of(images, like, split.manifest.labels[kept_ids], kept_ids, header, together=together)
 
     def _template(self, name: Split, epoch: int) -> np.ndarray:
         """A sample of the shape and type that others have, for when a whole batch is undecodable."""
@@ -171,7 +171,8 @@ def produce(places: pa.Table, *, work_ref: list) -> Iterator[pa.Table]:
     producer = _PRODUCERS[key]
     for place in places.to_pylist():
         numbers = range(place["batch"], place["batch"] + place["count"])
-        yield encode([producer.batch(place["segment"], number) for number in numbers])
+        together = len(numbers) > 1
+        yield encode([producer.batch(place["segment"], number, together=together) for number in numbers])
 
 
 @cache

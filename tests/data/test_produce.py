@@ -27,7 +27,11 @@ class Delivered:
         self._producer = Producer(*arguments)
 
     def batch(self, segment, number):
-        return codec.decode(codec.encode([self._producer.batch(segment, number)]))[0]
+        return self.block(segment, [number])[0]
+
+    def block(self, segment, numbers):
+        together = len(numbers) > 1
+        return codec.decode(codec.encode([self._producer.batch(segment, n, together=together) for n in numbers]))
 
 
 def producer(folder, stages, batch_size=4, epochs=2, **options) -> Delivered:
@@ -51,19 +55,21 @@ ORDERS = {
 @pytest.mark.parametrize(("side", "dtype"), [(8, np.uint8), (128, np.float32), (211, np.uint8), (211, np.float16)])
 def test_batches_of_a_block_come_back_as_they_were(order, side, dtype):
     rng = np.random.default_rng(0)
-    batches = []
+    batches, given = [], []
     for number, size in enumerate((3, 0, 1)):
         samples = [ORDERS[order]((rng.random((side, side + 1, 3)) * 99).astype(dtype)) for _ in range(size)]
         header = codec.Header(0, number, {"read": 0.1}, [codec.Failure(3, "x.jpg", "bad")], 5, "node", True)
         like = np.empty((side, side + 1, 3), dtype)
-        batches.append(codec.Prepared(samples, like, np.arange(size) + 5, np.arange(size) + 7, header))
+        batches.append(codec.Prepared.of(samples, like, np.arange(size) + 5, np.arange(size) + 7, header))
+        given.append(samples)
     for group in ([batches[0]], [batches[1]], batches):
         table = codec.encode(group)
         assert table.num_rows == 1
         for made, again in zip(group, codec.decode(table), strict=True):
             assert again.image.shape == (len(made.id), side, side + 1, 3)
             assert again.image.dtype == dtype
-            assert all(np.array_equal(one, other) for one, other in zip(again.image, made.samples, strict=True))
+            expected = given[made.header.batch]
+            assert all(np.array_equal(one, other) for one, other in zip(again.image, expected, strict=True))
             assert again.label.tolist() == made.label.tolist()
             assert again.id.tolist() == made.id.tolist()
             assert again.header == made.header
@@ -72,7 +78,7 @@ def test_batches_of_a_block_come_back_as_they_were(order, side, dtype):
 def test_large_samples_go_into_the_block_without_a_copy():
     samples = [np.random.default_rng(n).random((3, 64, 256), np.float32).transpose(1, 2, 0) for n in range(4)]
     header = codec.Header(0, 0, {})
-    table = codec.encode([codec.Prepared(samples, samples[0], np.arange(4), np.arange(4), header)])
+    table = codec.encode([codec.Prepared.of(samples, samples[0], np.arange(4), np.arange(4), header)])
     addresses = [table.column(str(n)).chunk(0).buffers()[1].address for n in range(4)]
     assert addresses == [sample.__array_interface__["data"][0] for sample in samples]
 
@@ -84,10 +90,14 @@ def test_a_stage_may_reuse_the_memory_that_it_returns(folder):
         memory[:] = image.mean()
         return memory
 
-    plain = producer(folder, [decode(), lambda image: np.full((64, 64, 3), image.mean(), np.float32)], 9).batch(0, 0)
-    reusing = producer(folder, [decode(), into_memory], 9).batch(0, 0)
+    def afresh(image):
+        return np.full((64, 64, 3), image.mean(), np.float32)
+
+    plain = producer(folder, [decode(), afresh], 9).batch(0, 0)
     assert len({image.mean() for image in plain.image}) > 1
-    assert np.array_equal(plain.image, reusing.image)
+    assert np.array_equal(plain.image, producer(folder, [decode(), into_memory], 9).batch(0, 0).image)
+    one_by_one = producer(folder, [decode(), into_memory], 1).block(0, range(9))
+    assert np.array_equal(plain.image, np.concatenate([batch.image for batch in one_by_one])), "nor across batches"
 
 
 def test_labels_and_ids_belong_to_the_images(folder):
