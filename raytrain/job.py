@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import sys
 import threading
@@ -19,7 +20,7 @@ from raytrain.cluster.environ import JobFolders, job_folders, prepare_environmen
 from raytrain.cluster.placement import PlacedStages, check_free_gpus, place_stages, rank_resources, rank_selector
 from raytrain.cluster.topology import Topology, parse_nodes
 from raytrain.config import Job
-from raytrain.data.order import StreamPlan, StreamSpec
+from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.errors import CheckpointError, ClusterError, ConfigError, RaytrainError, Stopped, TrainingError, one_line
 from raytrain.hosted import deliver, hosted
@@ -189,8 +190,8 @@ def _train(
         if this.folder.set_aside is not None:
             watch({"phase": f"an earlier run of this name was set aside as {this.folder.set_aside}"})
     feed = start_feed(this, pipeline, _stream_spec(this, pipeline))
-    feed.begin.remote("", position, world_size, steps)
-    thread, failure = _training_thread(this, loop, pipeline, feed)
+    begin = functools.partial(_begin, feed, position, world_size, steps)
+    thread, failure = _training_thread(this, loop, pipeline, feed, begin)
     going.set()
     this.marks["trainer"] = time.time()
     thread.start()
@@ -205,8 +206,13 @@ def _train(
         raise Stopped(_stopped_message(this), this.signal_number)
 
 
+def _begin(feed: Any, position: Position, world_size: int, steps: int) -> None:
+    """Have the feed prepare what the first attempt will begin with."""
+    feed.begin.remote("", position, world_size, steps)
+
+
 def _training_thread(
-    this: Run, loop: Loop | None, pipeline: Pipeline, feed: Any
+    this: Run, loop: Loop | None, pipeline: Pipeline, feed: Any, begin: Callable[[], None]
 ) -> tuple[threading.Thread, list[BaseException]]:
     """Ray Train in a thread of its own, so that this one can show progress and hear signals."""
     from raytrain.train.trainer import Ranks, run_trainer
@@ -244,6 +250,7 @@ def _training_thread(
                 storage=this.folder.checkpoints,
                 attempt=attempt,
                 failures=job.training.max_failures,
+                meanwhile=begin,
             )
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
             failure.append(error)

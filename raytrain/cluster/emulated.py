@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 
 from raytrain.cluster import facts, guardian
-from raytrain.cluster.environ import prepare_own_cluster
+from raytrain.cluster.environ import prepare_emulated_cluster
 from raytrain.cluster.logs import forward_worker_output
 from raytrain.cluster.topology import (
     EMULATED_GPU,
@@ -124,14 +125,15 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
     import ray
     from ray.cluster_utils import Cluster
 
-    prepare_own_cluster()
+    prepare_emulated_cluster()
     logging.getLogger("ray").setLevel(logging.WARNING)
     groups = _head_first(groups)
     plan = [(group, group.gpus > 0 or group is groups[0]) for group in groups for _ in range(group.hosts)]
     cluster = Cluster(shutdown_at_exit=True)
     try:
         for group, trains in plan or [(None, True)]:
-            cluster.add_node(wait=False, **_node(group, trains, wanted_reserve, max(len(plan), 1)))
+            with _no_api_server():
+                cluster.add_node(wait=False, **_node(group, trains, wanted_reserve, max(len(plan), 1)))
         guarded = guardian.start(_pids(cluster))
         ray.init(address=cluster.address, logging_level="warning", log_to_driver=True)
         if len(plan) > 1:
@@ -143,6 +145,19 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
         raise
     forward_worker_output()
     return RunningCluster(from_ray(ray.nodes()), cluster.address, attached=False, _cluster=cluster, _guardian=guarded)
+
+
+@contextlib.contextmanager
+def _no_api_server() -> Iterator[None]:
+    """Ray starts one even without a dashboard, and waits a second for it; nobody asks it anything here."""
+    from ray._private.node import Node
+
+    kept = Node.start_api_server
+    Node.start_api_server = lambda node, **_: setattr(node, "_webui_url", "")
+    try:
+        yield
+    finally:
+        Node.start_api_server = kept
 
 
 def _head_first(groups: Sequence[Group]) -> tuple[Group, ...]:

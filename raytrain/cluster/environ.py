@@ -31,12 +31,6 @@ RAY = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
-OWN_CLUSTER = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_enable_metrics_collection": "0",
-    "RAY_task_events_report_interval_ms": "0",
-}
-
 ML_FOLDER = "/opt/ml"
 EMULATED_GPUS = "RAYTRAIN_EMULATED_GPUS"
 TOKEN_CHANNEL = "raytrain_token"  # an input channel with one file, `token`
@@ -57,11 +51,17 @@ def prepare_environment() -> dict[str, str]:
 
 
 def prepare_own_cluster() -> None:
-    """For clusters that raytrain itself starts on this machine: nobody drains their nodes through Ray, and to watch for
-    it costs Ray Train ten seconds at the end of every run; nobody collects metrics or events either, which cost half a
+    """For clusters that raytrain itself starts: nobody drains their nodes through Ray, and to watch for it costs Ray
+    Train ten seconds at the end of every run."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
+def prepare_emulated_cluster() -> None:
+    """For those of them that only this process sees: nobody collects metrics or events either, which cost half a
     percent of a core and node."""
-    for name, value in OWN_CLUSTER.items():
-        os.environ.setdefault(name, value)
+    prepare_own_cluster()
+    for name in ("RAY_enable_metrics_collection", "RAY_task_events_report_interval_ms"):
+        os.environ.setdefault(name, "0")
 
 
 def ray_address(environment: Mapping[str, str] | None = None) -> str | None:

@@ -30,8 +30,6 @@ class Feed:
     """The actor. Its methods are called by the driver and by every rank; each is safe to call at any time."""
 
     def __init__(self, spec: StreamSpec, splits_pickle: bytes, options: FeedOptions):
-        import ray.data  # noqa: F401 - a second, spent while the rest of the run is still starting
-
         self._spec, self._splits_pickle, self._options = spec, splits_pickle, options
         self._changed = threading.Condition()
         self._stream: Stream | None = None

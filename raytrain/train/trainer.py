@@ -32,9 +32,19 @@ class Ranks:
 
 
 def run_trainer(
-    worker: Callable[[Any], None], config: Any, ranks: Ranks, *, storage: Path, attempt: str, failures: int
+    worker: Callable[[Any], None],
+    config: Any,
+    ranks: Ranks,
+    *,
+    storage: Path,
+    attempt: str,
+    failures: int,
+    meanwhile: Callable[[], Any],
 ) -> None:
     """Run `worker(config)` on every rank and wait for the end.
+
+    `meanwhile` is called once, by the controller when it is up: the ranks' processes start then, one thing after the
+    other, and leave all CPUs but one to what else there is to do.
 
     Raises:
         RaytrainError: what a rank raised, when it is ours.
@@ -42,12 +52,17 @@ def run_trainer(
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.execution.callback import ControllerCallback
 
     class LeanTrainer(TorchTrainer):
         """Without the actors for what is not used here, each of which costs a second of a CPU at the start."""
 
         def _create_default_callbacks(self) -> list[Any]:
             return [c for c in super()._create_default_callbacks() if type(c).__name__ not in SPARED_CALLBACKS]
+
+    class Meanwhile(ControllerCallback):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            meanwhile()
 
     trainer = LeanTrainer(
         worker,
@@ -62,6 +77,7 @@ def run_trainer(
         run_config=ray.train.RunConfig(
             name=attempt,
             storage_path=str(storage.absolute()),
+            callbacks=[Meanwhile()],
             failure_config=ray.train.FailureConfig(max_failures=failures, controller_failure_limit=failures),
         ),
     )
