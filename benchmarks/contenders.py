@@ -8,6 +8,7 @@ training host the device does that.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ import psutil
 import workloads
 from workloads import WORKLOADS, Workload
 
+from raytrain.cluster import guardian
 from raytrain.data.manifest import Manifest
 
 CORES = len(os.sched_getaffinity(0))
@@ -35,30 +37,28 @@ class Account:
     """Arrivals of batches, CPU seconds of all processes, and how much more of the machine's memory was used."""
 
     def __init__(self) -> None:
-        self._tree = psutil.Process()
         self._before = psutil.virtual_memory().available
         self._least = self._before
         self.arrivals: list[tuple[float, int]] = []
+        self._bytes = 0
         self._ended = threading.Event()
         threading.Thread(target=self._watch_memory, daemon=True).start()
         self._cpu = self.cpu_s()
         self.began = time.perf_counter()
 
-    def arrived(self, num_samples: int) -> None:
+    def arrived(self, num_samples: int, num_bytes: int) -> None:
+        self._bytes += num_bytes
         self.arrivals.append((time.perf_counter() - self.began, num_samples))
 
     def cpu_s(self) -> float:
         """Of this process and of all below it."""
         total = 0.0
-        for process in [self._tree, *self._tree.children(recursive=True)]:
-            try:
+        for process in guardian.family([os.getpid()]):
+            with contextlib.suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            total += times.user + times.system
-            if process == self._tree:
-                total += times.children_user + times.children_system
-        return total
+                total += times.user + times.system
+        ended = psutil.Process().cpu_times()
+        return total + ended.children_user + ended.children_system
 
     def figures(self) -> dict[str, float]:
         """`samples_per_s` is of the steady state: without the first fifth and the last tenth of the batches."""
@@ -73,6 +73,7 @@ class Account:
             "first_batch_share": self.arrivals[0][0] / wall,
             "cpu_s_per_sample": (self.cpu_s() - self._cpu) / samples,
             "peak_memory_bytes": self._before - self._least,
+            "bytes_per_sample": self._bytes / samples,
         }
 
     def _watch_memory(self) -> None:
@@ -152,13 +153,12 @@ def dataloader(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
             return torch.from_numpy(image).permute(2, 0, 1), int(manifest.labels[index])
 
     samples = Subset(Samples(), range(min(workload.num_samples, manifest.num_samples)))
-    account, moved = Account(), 0
+    account = Account()
     for _ in range(workload.epochs):
         for image, _label in DataLoader(samples, workload.batch_size, shuffle=True, num_workers=options["workers"]):
-            moved += image.nbytes
             image.to(torch.float32)
-            account.arrived(len(image))
-    return {**account.figures(), "bytes_per_sample": moved / sum(n for _, n in account.arrivals)}
+            account.arrived(len(image), image.nbytes)
+    return account.figures()
 
 
 # --- Ray Data -----------------------------------------------------------------------------------------------------
@@ -167,8 +167,8 @@ def dataloader(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
 class Make:
     """As the documentation's examples have it: a function of a batch that reads, then one that transforms."""
 
-    def __init__(self, workload_name: str, num_samples: int):
-        self.workload, self.manifest = WORKLOADS[workload_name], None
+    def __init__(self, workload: Workload, num_samples: int):
+        self.workload, self.manifest = workload, None
         self.num_samples = num_samples
 
     def read(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def ray_data(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
     ray.init("local", logging_level="warning", log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    make = Make(workload.name, min(workload.num_samples, workload.open().num_samples))
+    make = Make(workload, min(workload.num_samples, workload.open().num_samples))
 
     def dataset(num_samples: int) -> Any:
         return ray.data.range(num_samples).map_batches(make.read).map_batches(make.transform)
@@ -201,12 +201,11 @@ def ray_data(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
     for _ in dataset(4 * workload.batch_size).iter_torch_batches(batch_size=workload.batch_size):
         pass  # warms the workers
     every = dataset(make.num_samples * workload.epochs)
-    account, moved = Account(), 0
+    account = Account()
     for batch in every.iter_torch_batches(batch_size=workload.batch_size):
-        moved += batch["image"].nbytes
         batch["image"].to(torch.float32)
-        account.arrived(len(batch["image"]))
-    found = {**account.figures(), "bytes_per_sample": moved / sum(n for _, n in account.arrivals)}
+        account.arrived(len(batch["image"]), batch["image"].nbytes)
+    found = account.figures()
     ray.shutdown()
     return found
 
@@ -228,11 +227,10 @@ def raytrain(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
         for _ in batches(feeds[0]):
             pass  # warms the workers
         ray.kill(feeds[0])
-        account, moved = Account(), 0
+        account = Account()
         for image, num_bytes in batches(feeds[1]):
-            moved += num_bytes
-            account.arrived(len(image))
-        return {**account.figures(), "bytes_per_sample": moved / sum(n for _, n in account.arrivals)}
+            account.arrived(len(image), num_bytes)
+        return account.figures()
     finally:
         cluster.close()
 

@@ -46,7 +46,7 @@ def ray_cluster(nodes: Sequence[Node], folder: Path) -> Iterator[str]:
     prepare_environment()
     prepare_own_cluster()
     address = f"127.0.0.1:{free_port()}"
-    environment = {**os.environ, "RAY_ADDRESS": address}  # without it Ray Train's own actors search for 12 s at the end
+    environment = {**os.environ, "RAY_ADDRESS": address}  # so that no actor looks for another cluster of this machine
     started: list[subprocess.Popen[bytes]] = []
     guarded = None
     try:
@@ -86,7 +86,7 @@ def _command(node: Node, address: str, folder: Path, *, head: bool) -> list[str]
         "--head",
         f"--port={address.rpartition(':')[2]}",
         "--include-dashboard=false",
-        f"--dashboard-port={free_port()}",  # a small server runs all the same; Ray Train asks it at the end of a run
+        f"--dashboard-port={free_port()}",  # a small server runs all the same
         f"--ray-client-server-port={free_port()}",
         f"--temp-dir={folder}/ray",
     ]

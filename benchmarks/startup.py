@@ -28,16 +28,16 @@ JOB = ROOT / "launch" / "digits.yaml"
 
 
 def with_raytrain(folder: Path) -> dict[str, float]:
-    runs = tempfile.mkdtemp(prefix="raytrain-startup-")
-    began = time.time()
-    command = [sys.executable, "-m", "raytrain", "train", str(JOB), "--json", "--set", f"run_dir={runs}"]
+    command = [sys.executable, "-m", "raytrain", "train", str(JOB), "--json"]
     changes = [f"data.train.path={folder}", "data.validation=null", "training={steps: 2}"]
-    finished = subprocess.run(
-        [*command, *(word for change in changes for word in ("--set", change))],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    with tempfile.TemporaryDirectory(prefix="raytrain-startup-") as place:
+        began = time.time()
+        finished = subprocess.run(
+            [*command, *(word for change in (*changes, f"run_dir={place}") for word in ("--set", change))],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
     if finished.returncode:
         raise SystemExit(finished.stderr)
     record = json.loads(finished.stdout)

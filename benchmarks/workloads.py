@@ -1,4 +1,4 @@
-"""What benchmarks/ingest.py prepares: four workloads as plain functions, called alike by every contender.
+"""What benchmarks/ingest.py prepares: five workloads as plain functions, called alike by every contender.
 
 A sample is prepared by `workload.prepare(id, epoch)`, which is reading plus one function of an array and a seeded
 generator. raytrain runs the same reader and the same function as its only stage.

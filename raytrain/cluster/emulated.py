@@ -131,8 +131,8 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
     plan = [(group, group.gpus > 0 or group is groups[0]) for group in groups for _ in range(group.hosts)]
     cluster = Cluster(shutdown_at_exit=True)
     try:
-        for group, trains in plan or [(None, True)]:
-            with _no_api_server():
+        with _no_api_server():
+            for group, trains in plan or [(None, True)]:
                 cluster.add_node(wait=False, **_node(group, trains, wanted_reserve, max(len(plan), 1)))
         guarded = guardian.start(_pids(cluster))
         ray.init(address=cluster.address, logging_level="warning", log_to_driver=True)

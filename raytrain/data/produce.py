@@ -59,6 +59,11 @@ class Producer:
         self._node = _node_id()
         self._copies = False  # whether a stage reuses the memory that it returns
 
+    def block(self, segment: int, batch: int, count: int) -> pa.Table:
+        """`count` batches from `batch` on as one block."""
+        numbers = range(batch, batch + count)
+        return encode([self.batch(segment, number, together=count > 1) for number in numbers])
+
     def batch(self, segment: int, number: int, *, together: bool = False) -> Prepared:
         """Prepare one batch, its samples `together` in memory of their own if others of its block come after it.
 
@@ -170,9 +175,7 @@ def produce(places: pa.Table, *, work_ref: list) -> Iterator[pa.Table]:
         _PRODUCERS[key] = Producer(ray.get(work_ref[0]))
     producer = _PRODUCERS[key]
     for place in places.to_pylist():
-        numbers = range(place["batch"], place["batch"] + place["count"])
-        together = len(numbers) > 1
-        yield encode([producer.batch(place["segment"], number, together=together) for number in numbers])
+        yield producer.block(**place)
 
 
 @cache

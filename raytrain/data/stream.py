@@ -1,7 +1,7 @@
 """The stream: one run of the Ray Data pipeline from a position to the end, and who gets which batch of it.
 
-One streaming execution carries the whole run (every epoch, and the validation passes between them), so that workers
-stay warm and the next epoch is being prepared while this one ends.
+After a short execution that shows what a batch costs, one carries the whole run (every epoch, and the validation passes
+between them), so that workers stay warm and the next epoch is being prepared while this one ends.
 """
 
 from __future__ import annotations
@@ -213,10 +213,9 @@ class Stream:
             taken = min(FIRST_BLOCKS * slots, len(places))
             blocks = cut_blocks(places[:taken], 1)
             return [blocks[number::slots] for number in range(min(slots, taken))], taken
-        self._pace = Pace(1, fixed, fixed) if fixed else Pace.of(*self._cost)
-        group = min(self._pace.batches_per_block, max(len(places) // (4 * slots), 1))  # so that no CPU is left without
-        blocks = cut_blocks(places, group)[: TASKS_A_LEG * self._pace.blocks_per_task]
-        pace = self._pace
+        pace = self._pace = Pace(1, fixed, fixed) if fixed else Pace.of(*self._cost)
+        group = min(pace.batches_per_block, max(len(places) // (4 * slots), 1))  # so that no CPU is left without
+        blocks = cut_blocks(places, group)[: TASKS_A_LEG * pace.blocks_per_task]
         return deal_tasks(blocks, slots, pace.blocks_per_task, pace.least_blocks), int(blocks[:, 2].sum())
 
     def join(self) -> None:
@@ -280,7 +279,7 @@ def num_batches(tasks: list[np.ndarray]) -> int:
 
 
 def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any], blocks_ahead: int) -> Any:
-    """The Ray Data pipeline: places in, ready batches out, one batch a block."""
+    """The Ray Data pipeline: places in, blocks of ready batches out."""
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)

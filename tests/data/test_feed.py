@@ -211,6 +211,16 @@ def test_batches_that_go_missing_are_prepared_again(cluster, folder, monkeypatch
     assert len(calls) == 3
 
 
+def test_a_long_run_is_cut_into_legs(cluster, folder, monkeypatch):
+    real, legs = module._dataset, []
+    monkeypatch.setattr(module, "TASKS_A_LEG", 2)
+    monkeypatch.setattr(module, "_dataset", lambda tasks, *more: legs.append(tasks) or real(tasks, *more))
+    feed = make_feed(cluster, folder, epochs=1, batches_per_task=2)
+    feed.begin("a", Position(), 1, 0)
+    assert sorted(np.concatenate([b.id for b in take_all(feed)])) == list(range(80))
+    assert [module.num_batches(tasks) for tasks in legs] == [4, 4, 2]
+
+
 def test_batches_that_never_come_end_the_run(cluster, folder, monkeypatch):
     real = module._dataset
     monkeypatch.setattr(module, "_dataset", lambda *arguments: Lossy(real(*arguments)))
