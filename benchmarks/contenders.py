@@ -122,13 +122,14 @@ def raw_process(workload: Workload, options: dict[str, Any]) -> dict[str, float]
     cv2.setNumThreads(0)
     manifest = workload.open()
     mine, of = options["share"]
-    workload.prepare(manifest, 0, 0)
+    rng = np.random.default_rng(mine)
+    workload.transform(manifest.read_many([0])[0], rng)
     print("ready", flush=True)
     sys.stdin.readline()
     began, cpu, samples = time.perf_counter(), time.process_time(), 0
     for epoch in range(workload.epochs):
         for index in order(workload, manifest, epoch)[mine::of]:
-            workload.prepare(manifest, int(index), epoch)
+            workload.transform(manifest.read_many([int(index)])[0], rng)
             samples += 1
     return {"samples": samples, "seconds": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
 

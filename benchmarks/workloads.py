@@ -1,7 +1,7 @@
 """What benchmarks/ingest.py prepares: five workloads as plain functions, called alike by every contender.
 
-A sample is prepared by `workload.prepare(id, epoch)`, which is reading plus one function of an array and a seeded
-generator. raytrain runs the same reader and the same function as its only stage.
+Preparing a sample is reading it, and one function of an array and a random generator. raytrain runs the same reader and
+the same function as its only stage.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Workload:
 
     Attributes:
         source: gives the folder or the description to open; may write sample files first.
-        transform: one sample's array and a seeded generator in, (height, width, channels) out.
+        transform: one sample's array and a random generator in, (height, width, channels) out.
         num_samples: of an epoch.
         epochs: that a contender prepares in one go.
     """
@@ -54,9 +54,6 @@ class Workload:
 
     def open(self) -> Manifest:
         return open_manifest(self.source())
-
-    def prepare(self, manifest: Manifest, index: int, epoch: int) -> np.ndarray:
-        return self.transform(manifest.read_many([index])[0], np.random.default_rng((0, epoch, index)))
 
 
 # --- transforms ---------------------------------------------------------------------------------------------------

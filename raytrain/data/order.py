@@ -53,6 +53,28 @@ def batch_sizes(num_ids: int, batch_size: int, world_size: int) -> np.ndarray:
     return np.concatenate([np.full(rounds * world_size, batch_size, dtype=np.int64), tail])
 
 
+class SampleRng:
+    """The random numbers of every sample: Philox, keyed by (seed, epoch), with the sample's id in its counter.
+
+    One generator is set anew for each sample, which takes 1 µs where seeding one takes 20; a stage must not keep it.
+    """
+
+    def __init__(self, seed: int):
+        self._seed, self._epoch = seed, -1
+        self._bits = np.random.Philox()
+        self._generator = np.random.Generator(self._bits)
+        self._state = {**self._bits.state, "buffer_pos": 4, "has_uint32": 0}  # nothing drawn ahead
+
+    def of(self, epoch: int, index: int) -> np.random.Generator:
+        """The generator at the start of the sample's numbers; valid until the next call."""
+        if epoch != self._epoch:
+            key = np.random.SeedSequence((self._seed, epoch)).generate_state(2, np.uint64)
+            self._state["state"], self._epoch = {"counter": np.zeros(4, np.uint64), "key": key}, epoch
+        self._state["state"]["counter"][1] = index  # 2 ** 64 blocks away from the next sample's
+        self._bits.state = self._state
+        return self._generator
+
+
 @dataclass(frozen=True)
 class Position:
     """Where a run stands: in which epoch, and what of it is done.

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from raytrain.data.batch import Failure, Header, Prepared, encode
 from raytrain.data.manifest import Manifest
-from raytrain.data.order import Split, StreamPlan
+from raytrain.data.order import SampleRng, Split, StreamPlan
 from raytrain.data.transforms import Stage
 from raytrain.errors import DataError, one_line
 
@@ -56,6 +56,7 @@ class Producer:
         self._splits = work.splits()
         self._ids: OrderedDict[int, np.ndarray] = OrderedDict()
         self._templates: dict[Split, np.ndarray] = {}
+        self._rng = SampleRng(work.plan.spec.seed)
         self._node = _node_id()
         self._copies = False  # whether a stage reuses the memory that it returns
 
@@ -86,7 +87,7 @@ class Producer:
         kept: list[int] = []
         random = any(s.random for s in split.stages)
         for index, sample in zip(ids, raw, strict=True):
-            rng = np.random.default_rng((self._plan.spec.seed, epoch, index)) if random else None
+            rng = self._rng.of(epoch, index) if random else None
             try:
                 image = _run(split.stages, sample, rng, stage_s)
             except Exception as error:  # noqa: BLE001 - a user's stage may raise anything; it is counted and listed
@@ -125,8 +126,8 @@ class Producer:
         split = self._splits[name]
         for index in range(min(split.manifest.num_samples, TEMPLATE_TRIES)):
             try:
-                rng = np.random.default_rng((self._plan.spec.seed, epoch, index))
-                return _run(split.stages, split.manifest.read_many([index])[0], rng, defaultdict(float))
+                sample = split.manifest.read_many([index])[0]
+                return _run(split.stages, sample, self._rng.of(epoch, index), defaultdict(float))
             except Exception:  # noqa: BLE001, S112 - undecodable too: counted when its own batch is made
                 continue
         return np.zeros((1, 1, 1), dtype=np.uint8)

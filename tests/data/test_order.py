@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from raytrain.data.order import Position, StreamPlan, StreamSpec, batch_sizes, epoch_order
+from raytrain.data.order import Position, SampleRng, StreamPlan, StreamSpec, batch_sizes, epoch_order
 
 sizes = st.integers(1, 400)
 worlds = st.integers(1, 9)
@@ -33,6 +33,27 @@ def test_epochs_and_seeds_differ():
     assert not np.array_equal(epoch_order(100, 0, 0), epoch_order(100, 0, 1))
     assert not np.array_equal(epoch_order(100, 0, 0), epoch_order(100, 1, 0))
     assert np.array_equal(epoch_order(100, 3, 2), epoch_order(100, 3, 2))
+
+
+samples = st.tuples(st.integers(0, 99), st.integers(0, 2**40))
+
+
+@given(st.integers(0, 2**40), samples, st.lists(samples, max_size=4), st.integers(0, 5))
+@example(0, (0, 1), [(0, 0)], 1)  # half a 64-bit word drawn for another sample
+def test_a_sample_has_the_same_numbers_whatever_was_drawn_before(seed, sample, before, draws):
+    ours = SampleRng(seed)
+    for other in before:
+        ours.of(*other).integers(0, 9, draws, dtype=np.int32)
+    epoch, index = sample
+    key = np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint64)
+    afresh = np.random.Generator(np.random.Philox(key=key, counter=[0, index, 0, 0]))
+    assert np.array_equal(ours.of(epoch, index).random(9, np.float32), afresh.random(9, np.float32))
+
+
+def test_samples_epochs_and_seeds_have_numbers_of_their_own():
+    places = [(seed, epoch, index) for seed in (0, 1) for epoch in (0, 1) for index in (0, 1, 2**40)]
+    drawn = np.array([SampleRng(seed).of(epoch, index).random(50) for seed, epoch, index in places])
+    assert abs(np.corrcoef(drawn) - np.eye(len(places))).max() < 0.6
 
 
 @given(st.integers(0, 2000), st.integers(1, 70), worlds)
