@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ from raytrain.cluster.environ import JobFolders, job_folders, prepare_environmen
 from raytrain.cluster.placement import PlacedStages, check_free_gpus, place_stages, rank_resources, rank_selector
 from raytrain.cluster.topology import Topology, parse_nodes
 from raytrain.config import Job
-from raytrain.data.order import Position, StreamPlan, StreamSpec
+from raytrain.data.order import StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.errors import CheckpointError, ClusterError, ConfigError, RaytrainError, Stopped, TrainingError, one_line
 from raytrain.hosted import deliver, hosted
@@ -122,6 +121,8 @@ def run(
         with _signals(this) as (going, listen):
             _check_data(this, pipeline)
             this.restored = _find_checkpoint(this) if resume else None
+            import ray  # noqa: F401 - whole before a thread imports parts of it
+
             threading.Thread(target=_import_trainer, daemon=True).start()
             address = address or (None if nodes else ray_address())
             reserved = job.cluster.reserved_cpus
@@ -162,7 +163,9 @@ def _check_data(this: Run, pipeline: Pipeline) -> None:
 def _import_trainer() -> None:
     """torch takes seconds to import; the nodes start meanwhile."""
     with contextlib.suppress(ImportError):
-        import ray.train.torch  # noqa: F401
+        from raytrain.train.trainer import lean_trainer
+
+        lean_trainer()
 
 
 def _train(
@@ -190,8 +193,8 @@ def _train(
         if this.folder.set_aside is not None:
             watch({"phase": f"an earlier run of this name was set aside as {this.folder.set_aside}"})
     feed = start_feed(this, pipeline, _stream_spec(this, pipeline))
-    begin = functools.partial(_begin, feed, position, world_size, steps)
-    thread, failure = _training_thread(this, loop, pipeline, feed, begin)
+    feed.begin.remote("", position, world_size, steps)
+    thread, failure = _training_thread(this, loop, pipeline, feed)
     going.set()
     this.marks["trainer"] = time.time()
     thread.start()
@@ -206,13 +209,8 @@ def _train(
         raise Stopped(_stopped_message(this), this.signal_number)
 
 
-def _begin(feed: Any, position: Position, world_size: int, steps: int) -> None:
-    """Have the feed prepare what the first attempt will begin with."""
-    feed.begin.remote("", position, world_size, steps)
-
-
 def _training_thread(
-    this: Run, loop: Loop | None, pipeline: Pipeline, feed: Any, begin: Callable[[], None]
+    this: Run, loop: Loop | None, pipeline: Pipeline, feed: Any
 ) -> tuple[threading.Thread, list[BaseException]]:
     """Ray Train in a thread of its own, so that this one can show progress and hear signals."""
     from raytrain.train.trainer import Ranks, run_trainer
@@ -250,7 +248,6 @@ def _training_thread(
                 storage=this.folder.checkpoints,
                 attempt=attempt,
                 failures=job.training.max_failures,
-                meanwhile=begin,
             )
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
             failure.append(error)

@@ -31,6 +31,10 @@ RAY = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
+OWN_CLUSTER = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+COLLECTS_METRICS = "RAY_enable_metrics_collection"
+
 ML_FOLDER = "/opt/ml"
 EMULATED_GPUS = "RAYTRAIN_EMULATED_GPUS"
 TOKEN_CHANNEL = "raytrain_token"  # an input channel with one file, `token`
@@ -53,15 +57,26 @@ def prepare_environment() -> dict[str, str]:
 def prepare_own_cluster() -> None:
     """For clusters that raytrain itself starts: nobody drains their nodes through Ray, and to watch for it costs Ray
     Train ten seconds at the end of every run."""
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    for name, value in OWN_CLUSTER.items():
+        os.environ.setdefault(name, value)
 
 
 def prepare_emulated_cluster() -> None:
     """For those of them that only this process sees: nobody collects metrics or events either, which cost half a
     percent of a core and node."""
     prepare_own_cluster()
-    for name in ("RAY_enable_metrics_collection", "RAY_task_events_report_interval_ms"):
+    for name in (COLLECTS_METRICS, "RAY_task_events_report_interval_ms"):
         os.environ.setdefault(name, "0")
+
+
+def set_by_user(settings: Mapping[str, str]) -> dict[str, str]:
+    """What of Ray's `settings` is not raytrain's own, which its clusters have anyway."""
+    return {name: value for name, value in settings.items() if value not in (RAY.get(name), OWN_CLUSTER.get(name))}
+
+
+def collects_metrics() -> bool:
+    """Whether the Ray cluster of this process collects metrics."""
+    return os.environ.get(COLLECTS_METRICS) != "0"
 
 
 def ray_address(environment: Mapping[str, str] | None = None) -> str | None:

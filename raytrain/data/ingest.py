@@ -24,7 +24,7 @@ from raytrain.data.meter import RankMeter
 from raytrain.data.order import Split, StreamPlan
 
 AHEAD = 2
-TAKEN_AT_ONCE = 8  # references; the batches stay in the object store until their turn
+TAKEN_AT_ONCE = 64  # references; the batches stay in the object store until their turn
 PROGRESS_EVERY_S = 0.3
 SLOW_STEP_S = 0.3
 

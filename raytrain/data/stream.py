@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raytrain.data.lean import make_ray_data_lean
 from raytrain.data.order import Split, StreamPlan
 from raytrain.data.produce import StreamWork, produce
 from raytrain.errors import RaytrainError, TrainingError
@@ -29,6 +30,7 @@ MAX_BATCHES_A_BLOCK = 64
 MAX_BLOCKS_A_TASK = 256
 ABANDON_TIMEOUT_S = 10.0
 LEG_TRIES = 3
+RAYS_ADVICE = ("Failed to ", "To change retry attempts", "This looks like an AWS S3 permissions error")
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,17 @@ class Pace:
 def cut_blocks(places: np.ndarray, batches_per_block: int) -> np.ndarray:
     """Runs of batches as blocks, int64 (num_blocks, 3) of (segment, first batch, count); none crosses a segment.
 
-    `places` is int64 (num_batches, 2) of (segment, batch), in order.
+    The blocks of a run are as nearly equal as they can be, so that the tasks that share them are too. `places` is int64
+    (num_batches, 2) of (segment, batch), in order.
     """
     if not len(places):
         return np.zeros((0, 3), dtype=np.int64)
     follows = (np.diff(places[:, 0]) == 0) & (np.diff(places[:, 1]) == 1)
     starts = np.concatenate([[0], np.flatnonzero(~follows) + 1])
     sizes = np.diff(np.append(starts, len(places)))
-    runs = zip(starts, sizes, strict=True)
-    firsts = np.concatenate([np.arange(start, start + size, batches_per_block) for start, size in runs])
+    numbers = -(-sizes // batches_per_block)  # blocks of each run
+    runs = zip(starts, sizes, numbers, strict=True)
+    firsts = np.concatenate([start + np.arange(number) * size // number for start, size, number in runs])
     counts = np.diff(np.append(firsts, len(places)))
     return np.column_stack([places[firsts], counts])
 
@@ -282,6 +286,7 @@ def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any], 
     """The Ray Data pipeline: places in, blocks of ready batches out."""
     import ray.data
 
+    make_ray_data_lean()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 1  # a block has one row; this makes every row a block of its own, at once
@@ -290,7 +295,7 @@ def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any], 
     context.execution_options.preserve_order = False
     with ray.data.DataContext.current(context):
         blocks = [pa.table(dict(zip(("segment", "batch", "count"), task.T, strict=True))) for task in tasks]
-        return ray.data.from_arrow(blocks).map_batches(
+        return ray.data.from_blocks(blocks).map_batches(  # from_arrow would ask tasks what it knows
             produce,
             batch_size=None,
             batch_format="pyarrow",
@@ -308,5 +313,5 @@ def _cause(error: BaseException) -> Exception:
         inner = below
     if isinstance(inner, RaytrainError):
         return type(inner)(str(inner).splitlines()[0])  # Ray Data adds lines of its own
-    lines = [line for line in str(inner).splitlines() if line.strip()] or [""]
+    lines = [line for line in str(inner).splitlines() if line.strip() and not line.startswith(RAYS_ADVICE)] or [""]
     return TrainingError(f"preprocessing failed: {type(inner).__name__}: {lines[-1].strip()}")

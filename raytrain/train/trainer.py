@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from raytrain.cluster.environ import set_by_user
 from raytrain.errors import RaytrainError, TrainingError
 
 # Ray Data's shards, which come by the feed instead; and a watcher that removes the placement group of a lost
@@ -39,32 +43,17 @@ def run_trainer(
     storage: Path,
     attempt: str,
     failures: int,
-    meanwhile: Callable[[], Any],
 ) -> None:
     """Run `worker(config)` on every rank and wait for the end.
-
-    `meanwhile` is called once, by the controller when it is up: the ranks' processes start then, one thing after the
-    other, and leave all CPUs but one to what else there is to do.
 
     Raises:
         RaytrainError: what a rank raised, when it is ours.
         TrainingError: any other failure, with its last line.
     """
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2._internal.execution.callback import ControllerCallback
+    from ray.train.torch import TorchConfig
 
-    class LeanTrainer(TorchTrainer):
-        """Without the actors for what is not used here, each of which costs a second of a CPU at the start."""
-
-        def _create_default_callbacks(self) -> list[Any]:
-            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in SPARED_CALLBACKS]
-
-    class Meanwhile(ControllerCallback):
-        def after_controller_start(self, train_run_context: Any) -> None:
-            meanwhile()
-
-    trainer = LeanTrainer(
+    trainer = lean_trainer()(
         worker,
         train_loop_config={"worker": config},
         torch_config=TorchConfig(backend="nccl" if ranks.use_gpu else "gloo"),
@@ -77,7 +66,6 @@ def run_trainer(
         run_config=ray.train.RunConfig(
             name=attempt,
             storage_path=str(storage.absolute()),
-            callbacks=[Meanwhile()],
             failure_config=ray.train.FailureConfig(max_failures=failures, controller_failure_limit=failures),
         ),
     )
@@ -85,6 +73,55 @@ def run_trainer(
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _translate(error) from None
+
+
+@cache
+def lean_trainer() -> type[Any]:
+    """A TorchTrainer without the actors that are not needed here; each costs one or two seconds at the start.
+
+    Its controller runs in the calling thread, which has imported everything, and not in an actor, which has not.
+    """
+    from ray._private.log import PlainRayHandler
+    from ray.runtime_context import RuntimeContext
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup
+
+    class FixedRanks(FixedScalingPolicy):
+        """Does not tell Ray Data's coordinator what the ranks need: its actor would be started, and waited for."""
+
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
+    class RankGroup(WorkerGroup):
+        """Ranks in the processes that Ray keeps ready, unless the user has set what only new ones would see."""
+
+        @staticmethod
+        def _get_worker_runtime_env(custom_runtime_env: Any) -> dict[str, Any]:
+            return {"env_vars": set_by_user(get_env_vars_to_propagate())}
+
+    class Controller(TrainController):
+        worker_group_cls = RankGroup
+
+    class LeanTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in SPARED_CALLBACKS]
+
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            controller = Controller(**{**parts, "scaling_policy": FixedRanks(self.scaling_config)})
+            for handler in logging.getLogger("ray.train").handlers:
+                if isinstance(handler, PlainRayHandler):  # the others write to files of the Ray session
+                    handler.setLevel(logging.WARNING)
+            asyncio.run(controller.run())
+            return controller.get_result()
+
+    RuntimeContext.current_actor = None  # a driver is none; the ranks are told, and have no use for it
+    return LeanTrainer
 
 
 def _translate(error: Any) -> RaytrainError:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from raytrain.cluster import environ, guardian
-from raytrain.cluster.environ import ALLOCATOR, RAY, prepare_environment, ray_address
+from raytrain.cluster.environ import ALLOCATOR, RAY, prepare_environment, ray_address, set_by_user
 from raytrain.errors import ClusterError, ConfigError
 
 
@@ -22,6 +22,13 @@ def test_the_users_settings_stay(monkeypatch):
     used = prepare_environment()
     assert used["MALLOC_TOP_PAD_"] == os.environ["MALLOC_TOP_PAD_"] == "1"
     assert os.environ["MALLOC_TRIM_THRESHOLD_"] == used["MALLOC_TRIM_THRESHOLD_"] == str(1 << 30)
+
+
+def test_only_what_the_user_set_is_sent_to_the_ranks():
+    own = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    assert set_by_user(own) == {}
+    users = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "9", "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "60"}
+    assert set_by_user({**own, **users}) == users
 
 
 def test_the_address_of_the_cluster_that_started_us():

@@ -19,6 +19,7 @@ from raytrain.data import stream as module
 from raytrain.data.batch import Failure, decode
 from raytrain.data.feed import Feed
 from raytrain.data.ingest import RankIngest
+from raytrain.data.lean import make_ray_data_lean
 from raytrain.data.order import Position, StreamSpec
 from raytrain.data.pipeline import Pipeline
 from raytrain.data.sources import image_folder
@@ -211,6 +212,31 @@ def test_batches_that_go_missing_are_prepared_again(cluster, folder, monkeypatch
     assert len(calls) == 3
 
 
+def test_ray_data_has_the_whole_cluster_at_once_and_no_helpers(cluster, folder):
+    import ray
+    from ray.data._internal.execution import streaming_executor
+
+    feed = make_feed(cluster, folder, epochs=1)
+    feed.begin("a", Position(), 1, 0)
+    take_all(feed)
+    autoscaler = streaming_executor.create_cluster_autoscaler(None, None, None, execution_id="any")
+    assert autoscaler.get_total_resources().cpu == 2, "not after a second, when an actor has been asked"
+    assert not ray.util.list_named_actors(all_namespaces=True)
+
+
+@pytest.mark.parametrize(("collects", "kept"), [("0", False), ("1", True)])
+def test_who_collects_metrics_gets_ray_datas(cluster, monkeypatch, collects, kept):
+    from ray.data._internal import stats
+
+    def rays_own():
+        pass
+
+    monkeypatch.setattr(stats, "get_or_create_stats_actor", rays_own)
+    monkeypatch.setenv("RAY_enable_metrics_collection", collects)
+    make_ray_data_lean.__wrapped__()
+    assert (stats.get_or_create_stats_actor is rays_own) is kept
+
+
 def test_a_long_run_is_cut_into_legs(cluster, folder, monkeypatch):
     real, legs = module._dataset, []
     monkeypatch.setattr(module, "TASKS_A_LEG", 2)
@@ -317,7 +343,7 @@ def test_a_worker_that_breaks_in_an_unknown_way_says_what_it_was(cluster, folder
         taken = feed.take("a", 0, 1)
         if taken.error:
             break
-    assert "preprocessing failed: UnpicklingError" in str(taken.error)
+    assert str(taken.error) == "preprocessing failed: UnpicklingError: invalid load key, 'n'.", "without Ray's advice"
 
 
 def test_failures_are_counted_once_and_end_the_run_past_the_limit(cluster, folder):

@@ -74,6 +74,10 @@ def test_tasks_cover_the_plan_once_and_run_side_by_side(plan, slots, batches_per
     assert num_batches(tasks) == len(expected)
     assert max(map(len, tasks), default=0) <= blocks_per_task
     assert max(blocks[:, 2], default=1) <= batches_per_block
+    for segment in set(blocks[:, 0]):
+        assert np.ptp(blocks[blocks[:, 0] == segment, 2]) <= 1, (
+            "a CPU with the short blocks of all epochs would run ahead"
+        )
     # the first blocks of the tasks that run first are the first blocks of the plan
     assert [task[0].tolist() for task in tasks[:slots]] == blocks[: min(slots, len(tasks))].tolist()
     assert not tasks or max(map(len, tasks[-slots:])) <= max(1, -(-len(blocks) // (2 * slots))), "they end together"
