@@ -3,7 +3,8 @@
     python benchmarks/scale.py [--rounds 3] [--shapes 4+16 4+8x4 ...] [--smoke]
 
 A shape is the vCPUs of the GPU host (with one GPU) + CPU hosts x vCPUs each. The ideal is the smaller of what the CPUs
-can prepare (CPUs / seconds a sample) and what the accelerator can take.
+can prepare (CPUs / seconds a sample) and what the accelerator can take. 4+16:1.2 has an accelerator that takes just so
+much that the CPUs can prepare 1.2 times it: how long does it stand idle then?
 
 Real: `raytrain.fit` as users call it, one Ray node a host with its CPUs declared, one worker process a declared CPU,
 the plan, the scheduling, and every batch's bytes copied into and read out of the object store.
@@ -51,7 +52,7 @@ from rich.table import Table
 
 from raytrain.cluster.environ import prepare_environment
 
-SHAPES = ["4+0", "4+16", "4+36", "4+72", "4+1x32", "4+2x16", "4+4x8", "4+8x4", "4+16x2"]
+SHAPES = ["4+0", "4+16", "4+16:1.2", "4+36", "4+72", "4+1x32", "4+2x16", "4+4x8", "4+8x4", "4+16x2"]
 EPOCH_BATCHES = 8192  # more than are ever taken: the loop leaves the epoch early, so that its end is not measured
 SAMPLE_EVERY_S = 0.5
 LIMIT_S = 900.0
@@ -67,15 +68,16 @@ class Case:
     """One shape and what is emulated on it.
 
     Attributes:
-        shape: `4+16` or `4+8x4`: vCPUs of the GPU host + CPU hosts x vCPUs.
+        shape: `4+16` or `4+8x4`: vCPUs of the GPU host + CPU hosts x vCPUs; after a colon the CPUs' capacity as a
+            multiple of the accelerator's.
         sample_s: that the transform waits.
-        samples_per_s: of the accelerator.
+        accelerator: samples a second that it takes, where the shape does not say.
         steady_s: about how long to measure.
     """
 
     shape: str
     sample_s: float
-    samples_per_s: float
+    accelerator: float
     batch: int
     task_batches: int
     steady_s: float
@@ -84,9 +86,9 @@ class Case:
     @property
     def sizes(self) -> tuple[int, int, int]:
         """vCPUs of the GPU host, CPU hosts, vCPUs of each."""
-        found = re.fullmatch(r"(\d+)\+(?:(\d+)x)?(\d+)", self.shape)
+        found = re.fullmatch(r"(\d+)\+(?:(\d+)x)?(\d+)(:[\d.]+)?", self.shape)
         if not found:
-            raise SystemExit(f"{self.shape!r} is not a shape such as 4+16 or 4+8x4")
+            raise SystemExit(f"{self.shape!r} is not a shape such as 4+16, 4+8x4 or 4+16:1.2")
         own, hosts, each = int(found[1]), int(found[2] or 1), int(found[3])
         return own, hosts if each else 0, each
 
@@ -99,6 +101,12 @@ class Case:
     def cpus(self) -> int:
         own, hosts, each = self.sizes
         return own + hosts * each
+
+    @property
+    def samples_per_s(self) -> float:
+        """Of the accelerator."""
+        multiple = self.shape.partition(":")[2]
+        return self.cpus / self.sample_s / float(multiple) if multiple else self.accelerator
 
     @property
     def ideal(self) -> float:
@@ -251,9 +259,10 @@ def show(cases: list[Case], rows: dict[str, list[dict[str, float]]]) -> None:
 
 def ratios_of(cases: list[Case], rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
     shares = {f"{case.shape}, throughput / ideal": spread([r["of_ideal"] for r in rows[case.shape]]) for case in cases}
-    past = [case.shape for case in cases if not case.bound_by_cpus]
+    past = [case.shape for case in cases if not case.bound_by_cpus and ":" not in case.shape]
     more = {f"{one} / {past[0]}, samples a second": ratio(rows, "samples_per_s", one, past[0]) for one in past[1:]}
-    return shares | more
+    idle = {c.shape: spread([r["accelerator_idle_share"] for r in rows[c.shape]]) for c in cases if ":" in c.shape}
+    return shares | more | {f"{shape}, accelerator idle": share for shape, share in idle.items()}
 
 
 def main() -> None:

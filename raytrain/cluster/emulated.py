@@ -131,7 +131,7 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
     plan = [(group, group.gpus > 0 or group is groups[0]) for group in groups for _ in range(group.hosts)]
     cluster = Cluster(shutdown_at_exit=True)
     try:
-        with _no_api_server():
+        with _light_nodes():
             for group, trains in plan or [(None, True)]:
                 cluster.add_node(wait=False, **_node(group, trains, wanted_reserve, max(len(plan), 1)))
         guarded = guardian.start(_pids(cluster))
@@ -148,16 +148,21 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
 
 
 @contextlib.contextmanager
-def _no_api_server() -> Iterator[None]:
-    """Ray starts one even without a dashboard, and waits a second for it; nobody asks it anything here."""
+def _light_nodes() -> Iterator[None]:
+    """Nodes as where Ray is installed without its dashboard, for nobody asks it anything here.
+
+    Otherwise Ray starts an API server, waits a second for it, and gives every node an agent that serves its pages.
+    """
+    from ray._private import utils
     from ray._private.node import Node
 
-    kept = Node.start_api_server
+    kept = Node.start_api_server, utils.get_dashboard_dependency_error
     Node.start_api_server = lambda node, **_: setattr(node, "_webui_url", "")
+    utils.get_dashboard_dependency_error = lambda: ImportError("left out")
     try:
         yield
     finally:
-        Node.start_api_server = kept
+        Node.start_api_server, utils.get_dashboard_dependency_error = kept
 
 
 def _head_first(groups: Sequence[Group]) -> tuple[Group, ...]:

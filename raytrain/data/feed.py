@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from raytrain.data.batch import Failure
+from raytrain.data.lean import make_ray_data_lean
 from raytrain.data.order import Position, Split, StreamPlan, StreamSpec
 from raytrain.data.stream import FeedOptions, Stream
 from raytrain.errors import DataError, TrainingError
@@ -43,6 +44,7 @@ class Feed:
         self._results: dict[int, dict[str, Any]] = {}
         self._attempts = 0
         self._first_ready: float | None = None
+        threading.Thread(target=make_ray_data_lean, name="raytrain-import", daemon=True).start()  # before it is needed
 
     def begin(self, attempt: str, position: Position, world_size: int, steps_done: int) -> StreamPlan | Exception:
         """Start the stream at `position`, or adopt the running one when it is just that and untouched.

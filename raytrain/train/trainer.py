@@ -81,6 +81,7 @@ def lean_trainer() -> type[Any]:
 
     Its controller runs in the calling thread, which has imported everything, and not in an actor, which has not.
     """
+    import ray
     from ray._private.log import PlainRayHandler
     from ray.runtime_context import RuntimeContext
     from ray.train.torch import TorchTrainer
@@ -113,6 +114,8 @@ def lean_trainer() -> type[Any]:
             return [c for c in super()._create_default_callbacks() if type(c).__name__ not in SPARED_CALLBACKS]
 
         def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            if ray.get_runtime_context().get_actor_id() is None:
+                RuntimeContext.current_actor = None  # the ranks are told which actor controls them, but never ask it
             controller = Controller(**{**parts, "scaling_policy": FixedRanks(self.scaling_config)})
             for handler in logging.getLogger("ray.train").handlers:
                 if isinstance(handler, PlainRayHandler):  # the others write to files of the Ray session
@@ -120,7 +123,6 @@ def lean_trainer() -> type[Any]:
             asyncio.run(controller.run())
             return controller.get_result()
 
-    RuntimeContext.current_actor = None  # a driver is none; the ranks are told, and have no use for it
     return LeanTrainer
 
 
