@@ -89,16 +89,23 @@ def with_limit(rows: dict[str, list[dict[str, float]]]) -> None:
             row["cpu_s_per_sample_outside"] = row["cpu_s_per_sample"] - limit["cpu_s_per_sample"]
 
 
+def rate_of(contender: str) -> tuple[str, str]:
+    """The figure that a contender is compared by, and its words."""
+    return (WHOLE_RATE, "samples/s from the start") if contender == "ray_data" else (RATE, "samples/s")
+
+
 def ratios_of(rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    steady = [name for name in ("dataloader", "dataloader_tuned") if name in rows]
-    found = {f"{name} / limit, samples/s": ratio(rows, RATE, name, "limit") for name in (*steady, "raytrain")}
-    found |= {f"raytrain / {name}, samples/s": ratio(rows, RATE, "raytrain", name) for name in steady}
-    bursts = ["ray_data"] if "ray_data" in rows else []
-    for name in bursts:
-        found[f"{name} / limit, samples/s from the start"] = ratio(rows, WHOLE_RATE, name, "limit")
-        found[f"raytrain / {name}, samples/s from the start"] = ratio(rows, WHOLE_RATE, "raytrain", name)
-        found[f"{name} / raytrain, seconds to the first batch"] = ratio(rows, "first_batch_s", name, "raytrain")
-    for name in (*steady, *bursts, "raytrain"):
+    others = [name for name in ("dataloader", "dataloader_tuned", "ray_data") if name in rows]
+    found = {}
+    for name in (*others, "raytrain"):
+        rate, words = rate_of(name)
+        found[f"{name} / limit, {words}"] = ratio(rows, rate, name, "limit")
+    for name in others:
+        rate, words = rate_of(name)
+        found[f"raytrain / {name}, {words}"] = ratio(rows, rate, "raytrain", name)
+    if "ray_data" in rows:
+        found["ray_data / raytrain, seconds to the first batch"] = ratio(rows, "first_batch_s", "ray_data", "raytrain")
+    for name in (*others, "raytrain"):
         for figure in ("first_batch_s", "peak_memory_bytes", "cpu_s_per_sample_outside", "bytes_per_sample"):
             found[f"{name}, {figure}"] = spread([row[figure] for row in rows[name]])
     return found
@@ -106,14 +113,13 @@ def ratios_of(rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, fl
 
 def own_blur_against_torchvision(rows: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The reference workload in the loop: raytrain's blur against torchvision's with the default allocator."""
-    pairs = {"own": rows["own_blur"]["raytrain"]}
-    pairs |= {name: rows["blur"][name] for name in ("dataloader", "ray_data", "raw")}
-    return {
-        f"raytrain's own blur / torchvision's by {name}, samples/s{' from the start' * (rate == WHOLE_RATE)}": ratio(
-            pairs, rate, "own", name
-        )
-        for name, rate in (("dataloader", RATE), ("ray_data", WHOLE_RATE), ("raw", RATE))
-    }
+    own = {"own": rows["own_blur"]["raytrain"]}
+    others = {name: rows["blur"][name] for name in ("dataloader", "ray_data", "raw")}
+    found = {}
+    for name in others:
+        rate, words = rate_of(name)
+        found[f"raytrain's own blur / torchvision's by {name}, {words}"] = ratio(own | others, rate, "own", name)
+    return found
 
 
 def main() -> None:

@@ -103,10 +103,14 @@ class Case:
         return own + hosts * each
 
     @property
+    def multiple(self) -> float | None:
+        """Of the accelerator's samples a second that the CPUs can prepare, where the shape says so."""
+        return float(self.shape.partition(":")[2]) if ":" in self.shape else None
+
+    @property
     def samples_per_s(self) -> float:
         """Of the accelerator."""
-        multiple = self.shape.partition(":")[2]
-        return self.cpus / self.sample_s / float(multiple) if multiple else self.accelerator
+        return self.accelerator if self.multiple is None else self.cpus / self.sample_s / self.multiple
 
     @property
     def ideal(self) -> float:
@@ -259,9 +263,11 @@ def show(cases: list[Case], rows: dict[str, list[dict[str, float]]]) -> None:
 
 def ratios_of(cases: list[Case], rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
     shares = {f"{case.shape}, throughput / ideal": spread([r["of_ideal"] for r in rows[case.shape]]) for case in cases}
-    past = [case.shape for case in cases if not case.bound_by_cpus and ":" not in case.shape]
+    past = [case.shape for case in cases if not case.bound_by_cpus and case.multiple is None]
     more = {f"{one} / {past[0]}, samples a second": ratio(rows, "samples_per_s", one, past[0]) for one in past[1:]}
-    idle = {c.shape: spread([r["accelerator_idle_share"] for r in rows[c.shape]]) for c in cases if ":" in c.shape}
+    idle = {
+        c.shape: spread([r["accelerator_idle_share"] for r in rows[c.shape]]) for c in cases if c.multiple is not None
+    }
     return shares | more | {f"{shape}, accelerator idle": share for shape, share in idle.items()}
 
 

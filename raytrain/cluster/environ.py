@@ -69,8 +69,8 @@ def prepare_emulated_cluster() -> None:
         os.environ.setdefault(name, "0")
 
 
-def set_by_user(settings: Mapping[str, str]) -> dict[str, str]:
-    """What of Ray's `settings` is not raytrain's own, which its clusters have anyway."""
+def without_own(settings: Mapping[str, str]) -> dict[str, str]:
+    """Ray's `settings` but for raytrain's own, which its clusters have anyway: what the user has set."""
     return {name: value for name, value in settings.items() if value not in (RAY.get(name), OWN_CLUSTER.get(name))}
 
 

@@ -31,6 +31,7 @@ class Feed:
     """The actor. Its methods are called by the driver and by every rank; each is safe to call at any time."""
 
     def __init__(self, spec: StreamSpec, splits_pickle: bytes, options: FeedOptions):
+        make_ray_data_lean()  # a second's import, spent while the rest of the run is still starting
         self._spec, self._splits_pickle, self._options = spec, splits_pickle, options
         self._changed = threading.Condition()
         self._stream: Stream | None = None
@@ -44,7 +45,6 @@ class Feed:
         self._results: dict[int, dict[str, Any]] = {}
         self._attempts = 0
         self._first_ready: float | None = None
-        threading.Thread(target=make_ray_data_lean, name="raytrain-import", daemon=True).start()  # before it is needed
 
     def begin(self, attempt: str, position: Position, world_size: int, steps_done: int) -> StreamPlan | Exception:
         """Start the stream at `position`, or adopt the running one when it is just that and untouched.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from raytrain.cluster.environ import collects_metrics
 
 
-@cache
 def make_ray_data_lean() -> None:
-    """Change this process's Ray Data, once.
+    """Import Ray Data and change it for this process; doing so again changes nothing.
 
     Every execution asks an actor which part of the cluster it may have, and looks at the answer a second later: until
     then it runs one task, whatever the cluster's size. Here it may have all of it, at once. Another actor keeps figures
@@ -34,10 +32,7 @@ def make_ray_data_lean() -> None:
         def get_total_resources(self) -> ExecutionResources:
             return ExecutionResources.from_resource_dict(ray.cluster_resources())
 
-    def create(*_: Any, **__: Any) -> ClusterAutoscaler:
-        return WholeCluster()
-
-    streaming_executor.create_cluster_autoscaler = create
+    streaming_executor.create_cluster_autoscaler = lambda *_, **__: WholeCluster()
     if not collects_metrics():
         stats.get_or_create_stats_actor = _Nobody
 

@@ -63,7 +63,7 @@ class SampleRng:
         self._seed, self._epoch = seed, -1
         self._bits = np.random.Philox()
         self._generator = np.random.Generator(self._bits)
-        self._state = {**self._bits.state, "buffer_pos": 4, "has_uint32": 0}  # nothing drawn ahead
+        self._state = self._bits.state  # nothing drawn ahead
 
     def of(self, epoch: int, index: int) -> np.random.Generator:
         """The generator at the start of the sample's numbers; valid until the next call."""

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raytrain.data.lean import make_ray_data_lean
 from raytrain.data.order import Split, StreamPlan
 from raytrain.data.produce import StreamWork, produce
 from raytrain.errors import RaytrainError, TrainingError
@@ -286,7 +285,6 @@ def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any], 
     """The Ray Data pipeline: places in, blocks of ready batches out."""
     import ray.data
 
-    make_ray_data_lean()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 1  # a block has one row; this makes every row a block of its own, at once

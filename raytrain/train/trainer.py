@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from raytrain.cluster.environ import set_by_user
+from raytrain.cluster.environ import without_own
 from raytrain.errors import RaytrainError, TrainingError
 
 # Ray Data's shards, which come by the feed instead; and a watcher that removes the placement group of a lost
@@ -36,13 +36,7 @@ class Ranks:
 
 
 def run_trainer(
-    worker: Callable[[Any], None],
-    config: Any,
-    ranks: Ranks,
-    *,
-    storage: Path,
-    attempt: str,
-    failures: int,
+    worker: Callable[[Any], None], config: Any, ranks: Ranks, *, storage: Path, attempt: str, failures: int
 ) -> None:
     """Run `worker(config)` on every rank and wait for the end.
 
@@ -104,7 +98,7 @@ def lean_trainer() -> type[Any]:
 
         @staticmethod
         def _get_worker_runtime_env(custom_runtime_env: Any) -> dict[str, Any]:
-            return {"env_vars": set_by_user(get_env_vars_to_propagate())}
+            return {"env_vars": without_own(get_env_vars_to_propagate())}
 
     class Controller(TrainController):
         worker_group_cls = RankGroup

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from raytrain.cluster import environ, guardian
-from raytrain.cluster.environ import ALLOCATOR, RAY, prepare_environment, ray_address, set_by_user
+from raytrain.cluster.environ import ALLOCATOR, RAY, prepare_environment, ray_address, without_own
 from raytrain.errors import ClusterError, ConfigError
 
 
@@ -26,9 +26,9 @@ def test_the_users_settings_stay(monkeypatch):
 
 def test_only_what_the_user_set_is_sent_to_the_ranks():
     own = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-    assert set_by_user(own) == {}
+    assert without_own(own) == {}
     users = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "9", "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "60"}
-    assert set_by_user({**own, **users}) == users
+    assert without_own({**own, **users}) == users
 
 
 def test_the_address_of_the_cluster_that_started_us():

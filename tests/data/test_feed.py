@@ -225,7 +225,7 @@ def test_ray_data_has_the_whole_cluster_at_once_and_no_helpers(cluster, folder):
 
 
 @pytest.mark.parametrize(("collects", "kept"), [("0", False), ("1", True)])
-def test_who_collects_metrics_gets_ray_datas(cluster, monkeypatch, collects, kept):
+def test_who_collects_metrics_gets_ray_datas(monkeypatch, collects, kept):
     from ray.data._internal import stats
 
     def rays_own():
@@ -233,7 +233,7 @@ def test_who_collects_metrics_gets_ray_datas(cluster, monkeypatch, collects, kep
 
     monkeypatch.setattr(stats, "get_or_create_stats_actor", rays_own)
     monkeypatch.setenv("RAY_enable_metrics_collection", collects)
-    make_ray_data_lean.__wrapped__()
+    make_ray_data_lean()
     assert (stats.get_or_create_stats_actor is rays_own) is kept
 
 
