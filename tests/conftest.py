@@ -15,9 +15,21 @@ import yaml
 from raytrain.config import Job
 from raytrain.record import RunRecord
 
-pytest_plugins = ["cloud_job"]
+pytest_plugins = ["cloud_job", "feeding"]
 ROOT = Path(__file__).parent.parent
 RAYTRAIN = [sys.executable, "-m", "raytrain"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nobodys_prices(tmp_path_factory):
+    """No test, and no process of one, reads or writes the prices of whoever runs the tests."""
+    for folder in (ROOT, Path.cwd()):
+        assert not (folder / "prices.yaml").exists(), f"move {folder}/prices.yaml away: the tests would read it"
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        changed.setenv("XDG_CONFIG_HOME", str(home / "config"))
+        yield
 
 
 def write_images(folder: Path, classes: dict[str, int], side: int = 16, seed: int = 0) -> Path:

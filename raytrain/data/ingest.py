@@ -10,7 +10,8 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ from raytrain.data.clock import DeviceClock, HostClock
 from raytrain.data.meter import RankMeter
 from raytrain.data.order import Split, StreamPlan
 
-AHEAD = 2
+AHEAD = 2  # batches staged for the loop
+PULLED_AHEAD = 4  # batches that are on their way from other hosts, beside those
 TAKEN_AT_ONCE = 64  # references; the batches stay in the object store until their turn
 PROGRESS_EVERY_S = 0.3
 SLOW_STEP_S = 0.3
@@ -208,24 +210,32 @@ class RankIngest:
             if self._copier is not None:
                 torch.cuda.set_device(self.device)
             block, batches = None, []
-            pending = self._ask()
-            while not self._closed.is_set():
+            for segment, number, (reference, index) in self._references():
+                if reference != block:
+                    block, batches = reference, decode(ray.get(reference))
+                self._put(self._stage(segment, number, batches[index]))
+        except Exception as error:  # noqa: BLE001 - raised again by the training thread
+            self._put(error)
+
+    def _references(self) -> Iterator[tuple[int, int, tuple[Any, int]]]:
+        """What the feed gives this rank, in order; the next few blocks are on their way from other hosts meanwhile."""
+        import ray
+
+        coming: deque = deque()
+        pending = self._ask()
+        while not self._closed.is_set():
+            while pending is not None and len(coming) < PULLED_AHEAD and not (coming and _unready(pending)):
                 taken = ray.get(pending)
                 if taken.error is not None:
                     raise taken.error
-                last = taken.end or taken.stop
-                if not last:
-                    pending = self._ask()
-                for segment, number, (reference, index) in taken.batches:
-                    if reference != block:
-                        block, batches = reference, decode(ray.get(reference))
-                    self._put(self._stage(segment, number, batches[index]))
+                coming.extend(taken.batches)
+                pull(reference for _, _, (reference, _) in taken.batches)
+                pending = None if taken.end or taken.stop else self._ask()
+            if not coming:
                 if taken.stop:
                     self._put("stop")
-                if last:
-                    return
-        except Exception as error:  # noqa: BLE001 - raised again by the training thread
-            self._put(error)
+                return
+            yield coming.popleft()
 
     def _ask(self) -> Any:
         return self._feed.take.remote(self._attempt, self._rank, TAKEN_AT_ONCE)
@@ -275,6 +285,20 @@ class _Copier:
                 del self._buffers[position]
                 return buffer
         return torch.empty_like(like, pin_memory=True)  # with the same strides
+
+
+def pull(references: Iterable[Any]) -> None:
+    """Have objects fetched to this host, and do not wait: a later `ray.get` of each finds it here or on its way."""
+    import ray
+
+    if unique := list(dict.fromkeys(references)):  # Ray refuses duplicates
+        ray.wait(unique, num_returns=len(unique), timeout=0, fetch_local=True)
+
+
+def _unready(pending: Any) -> bool:
+    import ray
+
+    return not ray.wait([pending], timeout=0)[0]
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

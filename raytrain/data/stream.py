@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from raytrain.data.order import Split, StreamPlan
 from raytrain.data.produce import StreamWork, produce
+from raytrain.data.stock import BoundedStock, stock_bytes
 from raytrain.errors import RaytrainError, TrainingError
 
 TASKS_A_LEG = 16_384  # of one Ray Data execution; a task costs the executor about 0.3 ms to plan
@@ -284,6 +285,7 @@ def num_batches(tasks: list[np.ndarray]) -> int:
 def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any], blocks_ahead: int) -> Any:
     """The Ray Data pipeline: places in, blocks of ready batches out."""
     import ray.data
+    from ray.data._internal.execution import backpressure_policy as policies
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current().copy()
@@ -291,6 +293,9 @@ def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any], 
     context._max_num_blocks_in_streaming_gen_buffer = blocks_ahead
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
+    if (most := stock_bytes(ray.nodes())) is not None:
+        enabled = [*policies.ENABLED_BACKPRESSURE_POLICIES, BoundedStock(most, blocks_ahead)]
+        context.set_config(policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, enabled)
     with ray.data.DataContext.current(context):
         blocks = [pa.table(dict(zip(("segment", "batch", "count"), task.T, strict=True))) for task in tasks]
         return ray.data.from_blocks(blocks).map_batches(  # from_arrow would ask tasks what it knows

@@ -3,93 +3,23 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import write_images
+from feeding import make_feed, take_all
 
-from raytrain.cluster import emulated
-from raytrain.cluster.environ import prepare_environment
-from raytrain.cluster.placement import place_stages
-from raytrain.cluster.topology import parse_nodes
-from raytrain.config import Normalize
+from raytrain.data import stock
 from raytrain.data import stream as module
-from raytrain.data.batch import Failure, decode
-from raytrain.data.feed import Feed
-from raytrain.data.ingest import RankIngest
+from raytrain.data.batch import Failure
 from raytrain.data.lean import make_ray_data_lean
-from raytrain.data.order import Position, StreamSpec
-from raytrain.data.pipeline import Pipeline
-from raytrain.data.sources import image_folder
-from raytrain.data.stream import FeedOptions
-from raytrain.data.transforms import decode as decoding
-from raytrain.data.transforms import resize
+from raytrain.data.order import Position
+from raytrain.data.stock import STORE_SHARE, stock_bytes
 from raytrain.errors import DataError, TrainingError
 
-IN_THIS_PROCESS: list[Feed] = []
 
-
-@pytest.fixture(autouse=True)
-def no_stream_goes_on():
-    yield
-    while IN_THIS_PROCESS:
-        stream = IN_THIS_PROCESS.pop()._stream
-        with stream._changed:
-            stream.abandoned = True
-            stream._changed.notify_all()
-        stream.join()
-        assert not stream._thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    prepare_environment()
-    running = emulated.start(parse_nodes("train=1x1,cpu=1x1"))
-    yield running
-    running.close()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("feed") / "images", {"cat": 50, "dog": 30})
-
-
-def make_feed(
-    cluster, folder, stages=(), *, remote=False, epochs=2, batch_size=8, max_corrupt=0, batches_per_task=None, **options
-):
-    pipeline = Pipeline(image_folder(folder), [decoding(), *stages, resize(8)], batch_size=batch_size).open(0)
-    placed = place_stages(cluster.topology, "anywhere")
-    arguments = (
-        StreamSpec(pipeline.train.num_samples, 0, batch_size, 0, epochs=epochs),
-        pipeline.pickled_splits(),
-        FeedOptions(
-            placed.slots, placed.task_args, batches_per_task, {"train": max_corrupt, "validation": 0}, **options
-        ),
-    )
-    if not remote:
-        IN_THIS_PROCESS.append(Feed(*arguments))
-        return IN_THIS_PROCESS[-1]
-    import ray
-
-    return ray.remote(num_cpus=0, max_concurrency=8)(Feed).remote(*arguments)
-
-
-def take_all(feed, rank=0, attempt="a"):
-    import ray
-
-    batches, taken = [], feed.take(attempt, rank, 4)
-    while True:
-        assert taken.error is None, taken.error
-        batches += [decode(ray.get(block))[index] for *_, (block, index) in taken.batches]
-        if taken.end or taken.stop:
-            return batches
-        taken = feed.take(attempt, rank, 4)
-
-
-def test_two_epochs_arrive_whole_as_ready_batches(cluster, folder):
-    feed = make_feed(cluster, folder)
+def test_two_epochs_arrive_whole_as_ready_batches(two_nodes, pets):
+    feed = make_feed(two_nodes, pets)
     plan = feed.begin("a", Position(), 1, 0)
     assert plan.total_steps == 20
     batches = take_all(feed)
@@ -103,41 +33,8 @@ def test_two_epochs_arrive_whole_as_ready_batches(cluster, folder):
     assert not any(batch.image.flags.writeable for batch in batches), "views of the object store"
 
 
-def test_a_rank_computes_on_the_object_stores_own_memory(cluster, folder):
-    import ray
-
-    def widen(image):
-        return np.ascontiguousarray(np.broadcast_to(image.mean(), (128, 128, 4)), dtype=np.float32)
-
-    pipeline = Pipeline(image_folder(folder), [decoding(), widen], batch_size=8).open(0)
-    feed = ray.remote(num_cpus=0, max_concurrency=8)(Feed).remote(
-        StreamSpec(80, 0, 8, 0, epochs=1), pipeline.pickled_splits(), FeedOptions(2, {}, None, {"train": 0})
-    )
-    plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
-    rank = RankIngest(feed, "a", 0, plan, torch.device("cpu"), None)
-    try:
-        for batch in rank.segment(0):
-            assert batch.image.shape == (8, 4, 128, 128)
-            first, last = batch.image.data_ptr(), batch.image.data_ptr() + batch.image.nbytes - 1
-            assert mapped_file(first) == mapped_file(last) is not None, "a view: no copy after the object store's"
-            assert all(len(image.unique()) == 1 for image in batch.image), "of the right samples"
-    finally:
-        rank.close()
-        ray.kill(feed)
-
-
-def mapped_file(address):
-    """The shared memory that an address of this process lies in."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, *_, name = line.split(maxsplit=5)
-        start, stop = (int(end, 16) for end in span.split("-"))
-        if start <= address < stop:
-            return name if "plasma" in name else None
-    return None
-
-
-def test_small_batches_share_a_block(cluster, folder):
-    feed = make_feed(cluster, folder, epochs=20)
+def test_small_batches_share_a_block(two_nodes, pets):
+    feed = make_feed(two_nodes, pets, epochs=20)
     feed.begin("a", Position(), 1, 0)
     blocks, taken = [], feed.take("a", 0, 9)
     while not taken.end:
@@ -148,7 +45,7 @@ def test_small_batches_share_a_block(cluster, folder):
     assert 10 < len(set(blocks)) < 150
 
 
-def test_the_first_batch_takes_one_batchs_work_not_the_epochs(cluster, folder, tmp_path):
+def test_the_first_batch_takes_one_batchs_work_not_the_epochs(two_nodes, pets, tmp_path):
     counter = tmp_path / "count"
 
     def count(image):
@@ -157,7 +54,7 @@ def test_the_first_batch_takes_one_batchs_work_not_the_epochs(cluster, folder, t
         time.sleep(0.02)
         return image
 
-    feed = make_feed(cluster, folder, [count], epochs=50)
+    feed = make_feed(two_nodes, pets, [count], epochs=50)
     feed.begin("a", Position(), 1, 0)
     taken = feed.take("a", 0, 1)
     while not taken.batches:
@@ -168,8 +65,8 @@ def test_the_first_batch_takes_one_batchs_work_not_the_epochs(cluster, folder, t
     assert done <= 5 * 8, f"{done} of 4000 samples were prepared before the first batch of 8 was there"
 
 
-def test_the_running_stream_is_adopted_only_from_the_same_place(cluster, folder):
-    feed = make_feed(cluster, folder, epochs=1)
+def test_the_running_stream_is_adopted_only_from_the_same_place(two_nodes, pets):
+    feed = make_feed(two_nodes, pets, epochs=1)
     feed.begin("", Position(), 1, 0)
     early = feed._stream
     feed.begin("a", Position(), 1, 0)
@@ -198,7 +95,7 @@ class Lossy:
         return iter(bundles[:-1])
 
 
-def test_batches_that_go_missing_are_prepared_again(cluster, folder, monkeypatch):
+def test_batches_that_go_missing_are_prepared_again(two_nodes, pets, monkeypatch):
     real, calls = module._dataset, []
 
     def twice_lossy(*arguments):
@@ -206,17 +103,17 @@ def test_batches_that_go_missing_are_prepared_again(cluster, folder, monkeypatch
         return Lossy(real(*arguments)) if len(calls) < 3 else real(*arguments)
 
     monkeypatch.setattr(module, "_dataset", twice_lossy)
-    feed = make_feed(cluster, folder, epochs=1, ready_per_rank=99, batches_per_task=5)
+    feed = make_feed(two_nodes, pets, epochs=1, ready_per_rank=99, batches_per_task=5)
     feed.begin("a", Position(), 1, 0)
     assert sorted(np.concatenate([b.id for b in take_all(feed)])) == list(range(80))
     assert len(calls) == 3
 
 
-def test_ray_data_has_the_whole_cluster_at_once_and_no_helpers(cluster, folder):
+def test_ray_data_has_the_whole_cluster_at_once_and_no_helpers(two_nodes, pets):
     import ray
     from ray.data._internal.execution import streaming_executor
 
-    feed = make_feed(cluster, folder, epochs=1)
+    feed = make_feed(two_nodes, pets, epochs=1)
     feed.begin("a", Position(), 1, 0)
     take_all(feed)
     autoscaler = streaming_executor.create_cluster_autoscaler(None, None, None, execution_id="any")
@@ -237,27 +134,27 @@ def test_who_collects_metrics_gets_ray_datas(monkeypatch, collects, kept):
     assert (stats.get_or_create_stats_actor is rays_own) is kept
 
 
-def test_a_long_run_is_cut_into_legs(cluster, folder, monkeypatch):
+def test_a_long_run_is_cut_into_legs(two_nodes, pets, monkeypatch):
     real, legs = module._dataset, []
     monkeypatch.setattr(module, "TASKS_A_LEG", 2)
     monkeypatch.setattr(module, "_dataset", lambda tasks, *more: legs.append(tasks) or real(tasks, *more))
-    feed = make_feed(cluster, folder, epochs=1, batches_per_task=2)
+    feed = make_feed(two_nodes, pets, epochs=1, batches_per_task=2)
     feed.begin("a", Position(), 1, 0)
     assert sorted(np.concatenate([b.id for b in take_all(feed)])) == list(range(80))
     assert [module.num_batches(tasks) for tasks in legs] == [4, 4, 2]
 
 
-def test_batches_that_never_come_end_the_run(cluster, folder, monkeypatch):
+def test_batches_that_never_come_end_the_run(two_nodes, pets, monkeypatch):
     real = module._dataset
     monkeypatch.setattr(module, "_dataset", lambda *arguments: Lossy(real(*arguments)))
-    feed = make_feed(cluster, folder, epochs=1, ready_per_rank=99)
+    feed = make_feed(two_nodes, pets, epochs=1, ready_per_rank=99)
     feed.begin("a", Position(), 1, 0)
     with pytest.raises(AssertionError, match="Ray Data lost the same batches 3 times"):
         take_all(feed)
 
 
-def test_all_ranks_stop_at_one_step(cluster, folder):
-    feed = make_feed(cluster, folder, epochs=20)
+def test_all_ranks_stop_at_one_step(two_nodes, pets):
+    feed = make_feed(two_nodes, pets, epochs=20)
     feed.begin("a", Position(), 2, 0)
     for _ in range(5):
         while not feed.take("a", 0, 1).batches:
@@ -270,8 +167,8 @@ def test_all_ranks_stop_at_one_step(cluster, folder):
     assert feed.status()["progress"] == {0: {"step": 5}}
 
 
-def test_slow_ranks_stop_after_the_step_in_flight(cluster, folder):
-    feed = make_feed(cluster, folder, epochs=20, ready_per_rank=4)
+def test_slow_ranks_stop_after_the_step_in_flight(two_nodes, pets):
+    feed = make_feed(two_nodes, pets, epochs=20, ready_per_rank=4)
     feed.begin("a", Position(), 2, 0)
     for rank in (0, 1):
         for _ in range(6):
@@ -284,8 +181,8 @@ def test_slow_ranks_stop_after_the_step_in_flight(cluster, folder):
     assert feed.progress(0, {}, 4, True) == 4
 
 
-def test_an_earlier_attempts_last_words_are_not_heard(cluster, folder):
-    feed = make_feed(cluster, folder)
+def test_an_earlier_attempts_last_words_are_not_heard(two_nodes, pets):
+    feed = make_feed(two_nodes, pets)
     feed.begin("a", Position(), 1, 0)
     feed.begin("b", Position(), 1, 0)
     feed.fail("a", TrainingError("stale"))
@@ -294,7 +191,7 @@ def test_an_earlier_attempts_last_words_are_not_heard(cluster, folder):
     assert str(feed.status()["fatal"]) == "real"
 
 
-def test_a_batch_that_stays_away_is_made_first_and_memory_stays_bounded(cluster, folder, monkeypatch):
+def test_a_batch_that_stays_away_is_made_first_and_memory_stays_bounded(two_nodes, pets, monkeypatch):
     real, calls = module._dataset, []
 
     class FirstComesLast:
@@ -314,7 +211,7 @@ def test_a_batch_that_stays_away_is_made_first_and_memory_stays_bounded(cluster,
         return FirstComesLast(real(tasks, *more)) if len(calls) == 1 else real(tasks, *more)
 
     monkeypatch.setattr(module, "_dataset", late)
-    feed = make_feed(cluster, folder, epochs=60, batches_per_task=2)
+    feed = make_feed(two_nodes, pets, epochs=60, batches_per_task=2)
     plan = feed.begin("a", Position(), 1, 0)
     batches = take_all(feed)
     assert [b.header.segment for b in batches] == sorted(b.header.segment for b in batches)
@@ -322,9 +219,9 @@ def test_a_batch_that_stays_away_is_made_first_and_memory_stays_bounded(cluster,
     assert len(calls) >= 2, "the first execution was broken off"
 
 
-def test_an_error_in_a_worker_reaches_whoever_takes(cluster, tmp_path):
+def test_an_error_in_a_worker_reaches_whoever_takes(two_nodes, tmp_path):
     folder = write_images(tmp_path / "images", {"cat": 20})
-    feed = make_feed(cluster, folder)
+    feed = make_feed(two_nodes, folder)
     (folder / "cat" / "003.jpg").unlink()
     feed.begin("a", Position(), 1, 0)
     for _ in range(20):
@@ -335,8 +232,8 @@ def test_an_error_in_a_worker_reaches_whoever_takes(cluster, tmp_path):
     assert str(taken.error) == f"cannot read {folder}/cat/003.jpg: No such file or directory"
 
 
-def test_a_worker_that_breaks_in_an_unknown_way_says_what_it_was(cluster, folder):
-    feed = make_feed(cluster, folder)
+def test_a_worker_that_breaks_in_an_unknown_way_says_what_it_was(two_nodes, pets):
+    feed = make_feed(two_nodes, pets)
     feed._splits_pickle = b"no pickle"
     feed.begin("a", Position(), 1, 0)
     for _ in range(20):
@@ -346,8 +243,8 @@ def test_a_worker_that_breaks_in_an_unknown_way_says_what_it_was(cluster, folder
     assert str(taken.error) == "preprocessing failed: UnpicklingError: invalid load key, 'n'.", "without Ray's advice"
 
 
-def test_failures_are_counted_once_and_end_the_run_past_the_limit(cluster, folder):
-    feed = make_feed(cluster, folder, max_corrupt=1)
+def test_failures_are_counted_once_and_end_the_run_past_the_limit(two_nodes, pets):
+    feed = make_feed(two_nodes, pets, max_corrupt=1)
     feed.begin("a", Position(), 1, 0)
     feed.failures("train", [Failure(1, "a.jpg", "bad"), Failure(1, "a.jpg", "bad")])
     assert feed.status()["fatal"] is None
@@ -363,75 +260,54 @@ def test_failures_are_counted_once_and_end_the_run_past_the_limit(cluster, folde
     assert feed.status()["fatal"] is fatal
 
 
-def test_a_rank_sees_normalised_images_and_metres_its_time(cluster, folder):
-    feed = make_feed(cluster, folder, remote=True)
-    import ray
-
-    plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
-    normalize = Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    ingest = RankIngest(feed, "a", 0, plan, torch.device("cpu"), normalize)
-    seen = []
-    for batch in ingest.segment(0):
-        assert batch.image.shape == (8, 3, 8, 8)
-        assert batch.image.dtype == torch.float32
-        assert batch.image.is_contiguous(memory_format=torch.channels_last)
-        assert -2.001 <= batch.image.min() <= batch.image.max() <= 2.001
-        assert batch.label.tolist() == [int(i >= 50) for i in batch.ids]
-        seen += batch.ids.tolist()
-        time.sleep(0.01)
-    assert sorted(seen) == list(range(80))
-    assert [batch.index for batch in ingest.segment(1)] == list(range(10))
-    assert ingest.segment_of(1, "train") == 1
-    assert ingest.segment_of(0, "validation") is None
-    assert ingest.meter.compute_s >= 0.1
-    assert ingest.meter.stages["decode"].num_samples == 160
-    assert sum(ingest.meter.nodes.values()) == 160
-    ingest.close()
-
-
-def test_what_a_loop_leaves_of_a_pass_is_dropped(cluster, folder):
-    feed = make_feed(cluster, folder, remote=True)
-    import ray
-
-    plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
-    ingest = RankIngest(feed, "a", 0, plan, torch.device("cpu"), None)
-    next(iter(ingest.segment(0)))
-    assert sum(len(batch.ids) for batch in ingest.segment(1)) == 80
-    ingest.close()
-
-
-def test_a_rank_whose_batch_is_all_corrupt_still_steps(cluster, tmp_path):
-    folder = write_images(tmp_path / "images", {"cat": 8})
-    for number in range(1, 8):
-        (folder / "cat" / f"{number:03d}.jpg").write_bytes(b"broken")
-    import ray
-
-    for world in (1, 2):
-        feed = make_feed(cluster, folder, remote=True, batch_size=2, epochs=1, max_corrupt=8)
-        plan = ray.get(feed.begin.remote("a", Position(), world, 0))
-        ingests = [RankIngest(feed, "a", rank, plan, torch.device("cpu"), None) for rank in range(world)]
-        batches = [batch for ingest in ingests for batch in ingest.segment(0)]
-        assert [len(batch.ids) for batch in batches if not batch.padded] == [1]
-        assert len(batches) == 4
-        assert {tuple(batch.image.shape) for batch in batches} == {(1, 3, 8, 8)}
-        for ingest in ingests:
-            ingest.close()
-
-
-def test_a_lost_node_loses_no_sample(cluster, folder):
+def test_a_lost_node_loses_no_sample(two_nodes, pets):
     """A CPU node is killed while it works; its tasks run elsewhere."""
-    extra = cluster._cluster.add_node(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)
+    extra = two_nodes._cluster.add_node(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)
 
     def slow(image):
         time.sleep(0.02)
         return image
 
-    feed = make_feed(cluster, folder, [slow], epochs=2)
+    feed = make_feed(two_nodes, pets, [slow], epochs=2)
     feed.begin("a", Position(), 1, 0)
     while not feed.take("a", 0, 1).batches:
         pass
-    cluster._cluster.remove_node(extra, allow_graceful=False)
+    two_nodes._cluster.remove_node(extra, allow_graceful=False)
     rest = take_all(feed)
     second = np.concatenate([b.id for b in rest if b.header.segment == 1])
     assert sorted(second) == list(range(80))
     assert sum(b.header.segment == 0 for b in rest) == 9
+
+
+def node(store, cpus, alive=True):
+    return {"Alive": alive, "Resources": {"object_store_memory": store, "CPU": cpus}}
+
+
+def test_the_host_whose_object_store_fills_first_bounds_the_stock():
+    assert stock_bytes([node(1000, 4)]) == STORE_SHARE * 1000
+    assert stock_bytes([node(1000, 4), node(1000, 16)]) == int(STORE_SHARE * 1000 / 16 * 20)
+    assert stock_bytes([node(1000, 4), node(10, 16, alive=False)]) == STORE_SHARE * 1000
+    assert stock_bytes([{"Alive": True, "Resources": {"CPU": 4.0}}]) is None
+
+
+def test_no_more_lies_ready_than_the_stock(two_nodes, pets, monkeypatch):
+    """Blocks of 2 kB, nobody takes them: Ray Data would collect all 1000."""
+    monkeypatch.setattr(module, "stock_bytes", lambda nodes: 60_000)
+    seen = []
+
+    class Watched(stock._Policy):
+        def __init__(self, topology, bounds):
+            super().__init__(topology, bounds)
+            operators = list(topology)
+            assert self.max_task_output_bytes_to_read(operators[0]) is None, "the plan is not held back"
+            seen.append(topology[operators[-1]])
+
+    monkeypatch.setattr(stock, "_Policy", Watched)
+    feed = make_feed(two_nodes, pets, epochs=100, batches_per_task=20)
+    feed.begin("a", Position(), 1, 0)
+    most, until = 0, time.monotonic() + 4
+    while time.monotonic() < until:
+        most = max([most, *(state.output_queue_bytes() for state in seen)])
+        time.sleep(0.05)
+    assert 30_000 < most <= 60_000, most
+    assert len(take_all(feed)) == 1000, "and all of them come"

@@ -1,0 +1,71 @@
+"""How much may lie ready in the object stores.
+
+Ray Data stops at half of all object stores together. Where few hosts prepare most samples, theirs are full long before,
+and from 70 % on (Ray's `high_plasma_storage_usage`) Ray has every process of the cluster collect its Python garbage
+twice a minute, the ranks' included: on a small host everything stands still for seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FULL_PAUSE_S = 0.05
+STORE_SHARE = 0.4  # of any host's object store
+LEAST_TASKS_A_BLOCK = 4  # one of them may hand over a block in each of Ray Data's ten rounds a second, at least
+
+
+def stock_bytes(nodes: Sequence[dict[str, Any]]) -> int | None:
+    """What may lie ready in all of a cluster's hosts (`ray.nodes()`), each holding a share by its CPUs.
+
+    None where no host says how large its object store is.
+    """
+    hosts = [node.get("Resources", {}) for node in nodes if node.get("Alive")]
+    sizes = [
+        (host["object_store_memory"], host["CPU"]) for host in hosts if {"object_store_memory", "CPU"} <= set(host)
+    ]
+    if not sizes:
+        return None
+    return int(STORE_SHARE * min(store / cpus for store, cpus in sizes) * sum(cpus for _, cpus in sizes))
+
+
+@dataclass(frozen=True)
+class BoundedStock:
+    """Makes Ray Data a backpressure policy: nothing more is taken off the tasks while `most_bytes` lie ready.
+
+    Args:
+        most_bytes: in all of the cluster.
+        blocks_ahead: that every task has lying ready besides.
+    """
+
+    most_bytes: int
+    blocks_ahead: int
+
+    def __call__(self, _context: Any, topology: Any, resource_manager: Any) -> _Policy:
+        resource_manager.set_external_consumer_bytes(0)  # else Ray Data thinks that nobody takes, and holds nothing back
+        return _Policy(topology, self)
+
+
+class _Policy:
+    """What Ray Data asks of a policy (ray.data._internal.execution.backpressure_policy.BackpressurePolicy)."""
+
+    name = "raytrain's stock"
+
+    def __init__(self, topology: Any, stock: BoundedStock):
+        self._topology, self._stock = topology, stock
+
+    def can_add_input(self, _operator: Any) -> bool:
+        return True
+
+    def max_task_output_bytes_to_read(self, operator: Any) -> int | None:
+        if operator.output_dependencies:  # not the last operator: the plan's places, which are small
+            return None
+        tasks, block_bytes = operator.num_active_tasks(), operator.metrics.average_bytes_per_output or 0
+        own = self._stock.most_bytes - tasks * self._stock.blocks_ahead * block_bytes
+        most = max(own, (tasks / LEAST_TASKS_A_BLOCK + 1) * block_bytes, 1)
+        room = max(int(most) - self._topology[operator].output_queue_bytes(), 0)
+        if not room:
+            time.sleep(FULL_PAUSE_S)  # Ray Data would look again at once, and keep a core busy by it
+        return room

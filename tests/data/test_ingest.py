@@ -1,0 +1,127 @@
+"""The rank's side of the feed: views of the object store, the meter, blocks on their way from other hosts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import write_images
+from feeding import make_feed
+
+from raytrain.config import Normalize
+from raytrain.data.feed import Feed
+from raytrain.data.ingest import RankIngest, pull
+from raytrain.data.order import Position, StreamSpec
+from raytrain.data.pipeline import Pipeline
+from raytrain.data.sources import image_folder
+from raytrain.data.stream import FeedOptions
+from raytrain.data.transforms import decode as decoding
+
+
+def test_a_rank_computes_on_the_object_stores_own_memory(two_nodes, pets):
+    import ray
+
+    def widen(image):
+        return np.ascontiguousarray(np.broadcast_to(image.mean(), (128, 128, 4)), dtype=np.float32)
+
+    pipeline = Pipeline(image_folder(pets), [decoding(), widen], batch_size=8).open(0)
+    feed = ray.remote(num_cpus=0, max_concurrency=8)(Feed).remote(
+        StreamSpec(80, 0, 8, 0, epochs=1), pipeline.pickled_splits(), FeedOptions(2, {}, None, {"train": 0})
+    )
+    plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
+    rank = RankIngest(feed, "a", 0, plan, torch.device("cpu"), None)
+    try:
+        for batch in rank.segment(0):
+            assert batch.image.shape == (8, 4, 128, 128)
+            first, last = batch.image.data_ptr(), batch.image.data_ptr() + batch.image.nbytes - 1
+            assert mapped_file(first) == mapped_file(last) is not None, "a view: no copy after the object store's"
+            assert all(len(image.unique()) == 1 for image in batch.image), "of the right samples"
+    finally:
+        rank.close()
+        ray.kill(feed)
+
+
+def mapped_file(address):
+    """The shared memory that an address of this process lies in."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, *_, name = line.split(maxsplit=5)
+        start, stop = (int(end, 16) for end in span.split("-"))
+        if start <= address < stop:
+            return name if "plasma" in name else None
+    return None
+
+
+def test_a_rank_sees_normalised_images_and_metres_its_time(two_nodes, pets):
+    feed = make_feed(two_nodes, pets, remote=True)
+    import ray
+
+    plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
+    normalize = Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    ingest = RankIngest(feed, "a", 0, plan, torch.device("cpu"), normalize)
+    seen = []
+    for batch in ingest.segment(0):
+        assert batch.image.shape == (8, 3, 8, 8)
+        assert batch.image.dtype == torch.float32
+        assert batch.image.is_contiguous(memory_format=torch.channels_last)
+        assert -2.001 <= batch.image.min() <= batch.image.max() <= 2.001
+        assert batch.label.tolist() == [int(i >= 50) for i in batch.ids]
+        seen += batch.ids.tolist()
+        time.sleep(0.01)
+    assert sorted(seen) == list(range(80))
+    assert [batch.index for batch in ingest.segment(1)] == list(range(10))
+    assert ingest.segment_of(1, "train") == 1
+    assert ingest.segment_of(0, "validation") is None
+    assert ingest.meter.compute_s >= 0.1
+    assert ingest.meter.stages["decode"].num_samples == 160
+    assert sum(ingest.meter.nodes.values()) == 160
+    ingest.close()
+
+
+def test_what_a_loop_leaves_of_a_pass_is_dropped(two_nodes, pets):
+    feed = make_feed(two_nodes, pets, remote=True)
+    import ray
+
+    plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
+    ingest = RankIngest(feed, "a", 0, plan, torch.device("cpu"), None)
+    next(iter(ingest.segment(0)))
+    assert sum(len(batch.ids) for batch in ingest.segment(1)) == 80
+    ingest.close()
+
+
+def test_a_rank_whose_batch_is_all_corrupt_still_steps(two_nodes, tmp_path):
+    folder = write_images(tmp_path / "images", {"cat": 8})
+    for number in range(1, 8):
+        (folder / "cat" / f"{number:03d}.jpg").write_bytes(b"broken")
+    import ray
+
+    for world in (1, 2):
+        feed = make_feed(two_nodes, folder, remote=True, batch_size=2, epochs=1, max_corrupt=8)
+        plan = ray.get(feed.begin.remote("a", Position(), world, 0))
+        ingests = [RankIngest(feed, "a", rank, plan, torch.device("cpu"), None) for rank in range(world)]
+        batches = [batch for ingest in ingests for batch in ingest.segment(0)]
+        assert [len(batch.ids) for batch in batches if not batch.padded] == [1]
+        assert len(batches) == 4
+        assert {tuple(batch.image.shape) for batch in batches} == {(1, 3, 8, 8)}
+        for ingest in ingests:
+            ingest.close()
+
+
+def test_blocks_come_from_other_hosts_without_anybody_waiting(two_nodes):
+    import ray
+
+    other = next(host.node_id for host in two_nodes.topology.hosts if not host.is_head)
+    here = ray.get_runtime_context().get_node_id()
+    make = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": other})(lambda: np.zeros(1 << 20))
+    blocks = [make.remote() for _ in range(3)]
+    ray.wait(blocks, num_returns=3, fetch_local=False)
+    where = ray.experimental.get_object_locations(blocks)
+    assert all(here not in where[block]["node_ids"] for block in blocks)
+    pull([*blocks, blocks[0]])
+    until = time.monotonic() + 60
+    while any(here not in where[block]["node_ids"] for block in blocks):
+        assert time.monotonic() < until, "nobody fetched them"
+        time.sleep(0.05)
+        where = ray.experimental.get_object_locations(blocks)
+    pull([])
