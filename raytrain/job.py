@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from raytrain.actors import start_feed, start_keeper
+from raytrain.actors import Samplers, start_feed, start_keeper
 from raytrain.cluster import emulated
 from raytrain.cluster.environ import JobFolders, job_folders, prepare_environment, ray_address
 from raytrain.cluster.placement import PlacedStages, check_free_gpus, place_stages, rank_resources, rank_selector
@@ -27,6 +27,7 @@ from raytrain.outcome import build_record
 from raytrain.record import RunRecord
 from raytrain.run_folder import RunFolder, open_run_folder
 from raytrain.train.models import check_model
+from raytrain.watching import ProgressLog
 from raytrain.worker import RankWork, position_of, run_rank
 
 STOP_GRACE_S = 7.0  # after a signal, for the step in flight and the checkpoint
@@ -61,6 +62,8 @@ class Run:
     signal_number: int | None = None
     afresh: str = ""
     restored: Any = None
+    progress: ProgressLog = field(default_factory=ProgressLog)
+    samplers: Samplers = field(default_factory=Samplers)
 
     @property
     def topology(self) -> Topology:
@@ -200,6 +203,7 @@ def _train(
     thread.start()
     _wait(this, thread, feed, watch)
     this.status = ray.get(feed.status.remote())
+    this.progress.note(this.status)
     watch(this.status)
     if this.status["fatal"] is not None:
         raise this.status["fatal"]
@@ -315,8 +319,10 @@ def _wait(this: Run, thread: threading.Thread, feed: Any, watch: Watch) -> None:
         if ready:
             with contextlib.suppress(ray.exceptions.RayActorError):
                 this.status = ray.get(ready[0])
+                this.progress.note(this.status)
                 watch({**this.status, "stopping": deadline is not None})
             asked = None
+        this.samplers.look(this)
 
 
 def _stopped_message(this: Run) -> str:
@@ -379,6 +385,7 @@ def _close(this: Run, error: RaytrainError | None) -> RunRecord | None:
     """Write the record of a run that got as far as training, however it ended."""
     if "trainer" not in this.marks:
         return None
+    this.samplers.collect()
     last = this.last_checkpoint
     this.folder.keep_earlier_record()
     record = build_record(this, error, checkpoint=str(last) if last else None, command=list(sys.argv))

@@ -18,6 +18,7 @@ from raytrain.record import (
     Startup,
     Totals,
 )
+from raytrain.watching import host_load, host_timeline
 
 if TYPE_CHECKING:
     from raytrain.job import Run
@@ -70,7 +71,19 @@ def build_record(this: Run, error: RaytrainError | None, *, checkpoint: str | No
         torch_in_preprocessing_workers=any(meter["torch_in_workers"] for meter in meters.values()),
         resumed_from=this.resumed_from,
         checkpoint=checkpoint,
+        progress=this.progress.progress(this.started_at),
+        **_machines(this),
     )
+
+
+def _machines(this: Run) -> dict[str, list[Any]]:
+    """How busy they were while the ranks trained, and all along."""
+    watched = {machine: timeline.rows for machine, timeline in this.samplers.timelines.items()}
+    timelines = [host_timeline(machine, rows, this.started_at) for machine, rows in watched.items()]
+    return {
+        "loads": [host_load(machine, rows, this.progress.began_at) for machine, rows in watched.items()],
+        "timelines": [timeline for timeline in timelines if timeline is not None],
+    }
 
 
 def _hosts(this: Run, meters: dict[int, dict[str, Any]]) -> list[HostFacts]:

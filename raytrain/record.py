@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raytrain.errors import ConfigError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+POINTS = 600  # of a timeline
 
 
 class Part(BaseModel):
@@ -122,6 +123,38 @@ class HostLoad(Part):
     disk_percent: Utilization | None = None
     gpu_percent: Utilization | None = None
     gpu_memory_percent: Utilization | None = None
+    received_mbit_per_s: Utilization | None = None
+    sent_mbit_per_s: Utilization | None = None
+
+
+class Progress(Part):
+    """How a run went on, in at most POINTS points: all ranks together between one point and the one before.
+
+    Attributes:
+        at_s: seconds from `started_at`.
+    """
+
+    at_s: list[float]
+    samples_per_s: list[float]
+    wait_share: list[float]
+
+
+class HostTimeline(Part):
+    """What a host did meanwhile, in at most POINTS points, percentages as in Utilization. A list is None where nobody
+    measured; emulated nodes are one host, this machine.
+
+    Attributes:
+        at_s: seconds from `started_at`.
+    """
+
+    host: str
+    at_s: list[float]
+    cpu_percent: list[float]
+    memory_percent: list[float]
+    received_mbit_per_s: list[float]
+    sent_mbit_per_s: list[float]
+    gpu_percent: list[float] | None = None
+    gpu_memory_percent: list[float] | None = None
 
 
 class BilledGroup(Part):
@@ -159,7 +192,7 @@ class CloudFacts(Part):
 class RunRecord(Part):
     """Everything about one run."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     name: str
     status: Literal["finished", "stopped", "failed"]
     error: str | None
@@ -186,6 +219,9 @@ class RunRecord(Part):
     resumed_from: str | None
     checkpoint: str | None
     cloud: CloudFacts | None = None
+    loads: list[HostLoad] = []
+    progress: Progress | None = None
+    timelines: list[HostTimeline] = []
 
     def write(self, path: Path) -> None:
         """Write the record, whole or not at all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,16 +12,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import ROOT, ray_processes, run_cli
 
 from raytrain import job
+from raytrain.actors import Samplers, _here
+from raytrain.cluster.topology import Topology
 from raytrain.errors import Stopped
 from raytrain.record import RunRecord, read_record
 from raytrain.train import checkpoint
@@ -60,6 +65,8 @@ def test_a_job_trains_on_several_nodes_and_leaves_a_record(job_file, tmp_path):
     assert startup.first_batch_ready_s < startup.first_step_s
     assert record.environment["MALLOC_TRIM_THRESHOLD_"]
     assert "Ray nodes: 3, CPUs for the stages: 3, ranks: 1 (CPU)" in result.stderr
+    assert samples_of(record.progress) == pytest.approx(480, rel=0.01)
+    assert [(load.host, load.group) for load in record.loads] == [("this machine", None)]
     for text in ("Who waited for whom", "What the CPU stages cost", "Where samples were prepared", "epoch 4/4"):
         assert text in result.stderr
     assert "Traceback" not in result.stderr
@@ -108,6 +115,22 @@ def steps_of(lines):
 
 def ids_of(lines, epoch):
     return Counter(i for line in lines if line["epoch"] == epoch for i in line["ids"])
+
+
+def samples_of(progress) -> float:
+    """What a reader of the timeline adds up to."""
+    times = [0.0, *progress.at_s]
+    return sum(rate * (b - a) for rate, a, b in zip(progress.samples_per_s, times, times[1:], strict=False))
+
+
+def descendants(driver, name) -> list[psutil.Process]:
+    """Processes below the driver whose title starts with `name`."""
+    found = []
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith(name):
+                found.append(process)
+    return found
 
 
 EVERY_ID_ONCE = Counter(range(120))
@@ -165,6 +188,16 @@ def test_a_killed_rank_comes_back_and_every_sample_counts_once(images, tmp_path)
         assert ids_of(counted, epoch) == EVERY_ID_ONCE
     record = read_record(tmp_path / "counting" / "record.json")
     assert record.totals.attempts == 2
+    trained = sum(len(line["ids"]) for line in steps_of(lines))
+    assert 0.7 * trained < samples_of(record.progress) < 1.01 * trained, "both attempts are in the timeline"
+    [load], [timeline] = record.loads, record.timelines  # the nodes are emulated: one machine
+    assert (load.host, load.group, timeline.host) == ("this machine", None, "this machine")
+    assert 10 < load.cpu_percent.mean <= load.cpu_percent.max < 100 * psutil.cpu_count() + 5
+    assert load.gpu_percent is None or record.hardware.gpus
+    seconds = timeline.at_s[-1] - timeline.at_s[0]
+    assert seconds > 3 and len(timeline.at_s) == pytest.approx(seconds + 1, abs=2), "a row a second"
+    assert record.progress.at_s[0] - 2 < timeline.at_s[0] < timeline.at_s[-1] < record.totals.wall_s
+    assert "How busy the hosts were" in result.stderr
 
 
 def test_ctrl_c_ends_soon_and_the_run_can_go_on(images, tmp_path):
@@ -198,11 +231,22 @@ def test_sigterm_through_the_command_line_is_exit_code_143(job_file, tmp_path):
     while not list((tmp_path / "runs").glob("small/checkpoints/*/checkpoint_*")):
         assert time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.1)
+    while not (samplers := descendants(driver, "ray::Sampler")):
+        assert time.monotonic() < deadline, "no sampler was started"
+        time.sleep(0.1)
+    samplers[0].kill()
+    psutil.wait_procs(samplers, timeout=10)
+    at_the_kill = checkpoint.latest(tmp_path / "runs" / "small" / "checkpoints")
+    while checkpoint.latest(tmp_path / "runs" / "small" / "checkpoints") == at_the_kill:
+        assert time.monotonic() < deadline and driver.poll() is None, "the run does not miss it"
+        time.sleep(0.1)
+    assert not descendants(driver, "ray::Sampler"), "it is not started again"
     driver.terminate()
     _, errors = driver.communicate(timeout=10)
     assert driver.returncode == 143, errors
     assert "stopped; go on with --resume" in errors
     assert "Traceback" not in errors
+    assert [load.host for load in read_record(tmp_path / "runs" / "small" / "record.json").loads] == ["this machine"]
 
 
 def test_ctrl_c_while_ray_starts_ends_at_once(job_file):
@@ -337,8 +381,45 @@ def test_attaching_to_a_running_cluster_leaves_it_running(job_file, tmp_path):
         import ray
 
         assert ray.get(ray.remote(num_cpus=1)(lambda: 1 + 1).remote(), timeout=60) == 2
+        check_samplers(cluster.topology)
     finally:
         cluster.close()
+
+
+def check_samplers(topology):
+    """One on every node, of which one has gone before its sampler started, and one sampler is killed."""
+    import ray
+
+    hosts = [replace(host, emulated=False, address=f"10.0.0.{n}") for n, host in enumerate(topology.hosts)]
+    gone = replace(hosts[0], name="gone", address="10.0.0.9", node_id="f" * 56)
+    this = SimpleNamespace(status={}, topology=Topology((*hosts, gone)), cluster=SimpleNamespace(attached=True))
+    samplers = Samplers()
+    samplers.look(this)
+    assert samplers.timelines == {}, "nobody trains yet"
+    this.status = {"attempts": 1}
+    began = time.monotonic()
+    samplers.look(this)
+    assert time.monotonic() - began < 1, "nobody waits for them"
+    while len(samplers._heard) < 2 and time.monotonic() < began + 30:
+        samplers.look(this)
+        time.sleep(0.1)
+    time.sleep(2.5)
+    began = time.monotonic()
+    samplers.collect()
+    assert time.monotonic() - began < 1.5, "nor for one that never came"
+    found = {machine.name: machine for machine in samplers.timelines}
+    counts = {name: len(samplers.timelines[machine].rows) for name, machine in found.items()}
+    assert counts.pop("gone") == 0
+    assert set(counts) == {host.name for host in hosts} and min(counts.values()) >= 2
+    ask = [samplers._actors[found[name]].__ray_call__.remote(lambda _: _here()["ray.io/node-id"]) for name in counts]
+    nodes = dict(zip(counts, ray.get(ask, timeout=30), strict=True))
+    assert nodes == {host.name: host.node_id for host in hosts}
+    ray.kill(samplers._actors[found[hosts[1].name]])
+    time.sleep(1.1)
+    samplers.collect()
+    later = {name: len(samplers.timelines[found[name]].rows) for name in counts}
+    assert later[hosts[1].name] >= counts[hosts[1].name], "what it had said remains"
+    assert later[hosts[0].name] > counts[hosts[0].name]
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(job_file, images, tmp_path):

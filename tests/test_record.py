@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from raytrain.errors import CheckpointError, ConfigError
-from raytrain.record import RunRecord, read_record
+from raytrain.record import HostLoad, RunRecord, read_record
 from raytrain.report.live import Display, clock, epoch_line, step_line
 from raytrain.report.tables import print_summary
 from raytrain.run_folder import open_run_folder, process_started_at
@@ -28,8 +28,8 @@ def test_a_record_comes_back_and_fits_its_own_schema(record, tmp_path):
     [
         (None, "cannot read .*record.json: No such file"),
         ("{", "is not JSON, or was cut off"),
-        ('{"schema_version": 99}', "has schema version 99; this raytrain reads 1"),
-        ('{"schema_version": 1, "name": "x"}', "is not a run record: status: Field required"),
+        ('{"schema_version": 99}', "has schema version 99; this raytrain reads 2"),
+        ('{"schema_version": 2, "name": "x"}', "is not a run record: status: Field required"),
         ("[]", "is not a run record"),
     ],
 )
@@ -55,6 +55,28 @@ def test_the_summary_says_who_waited_for_whom(record):
     assert "2 samples left out (0.30%)" in text
     assert "first step after -" in text
     assert "validation accuracy 90.00% after epoch 1" in text
+
+
+def test_the_summary_says_how_busy_the_hosts_were(record):
+    def shown(**changes):
+        console = Console(width=120, file=io.StringIO())
+        print_summary(record.model_copy(update=changes), console)
+        return console.file.getvalue()
+
+    assert "How busy the hosts were" not in shown()
+    assert "How busy the hosts were" not in shown(loads=[HostLoad(host="cpu-1", group="cpu")])
+    busy = HostLoad(
+        host="this machine",
+        group=None,
+        cpu_percent={"mean": 152, "max": 200},
+        memory_percent={"mean": 41.2, "max": 44.9},
+        received_mbit_per_s={"mean": 1234.56, "max": 2000},
+    )
+    text = shown(loads=[busy, HostLoad(host="cpu-1", group="cpu")])
+    assert "How busy the hosts were while training: mean (highest)" in text
+    words = [line.replace("│", " ").split() for line in text.splitlines() if "this machine" in line or "cpu-1" in line]
+    of_this = "this machine 1.52 (2.00) 2 41% (45%) - 1,234.6 (2,000.0) -"
+    assert of_this.split() in words and ["cpu-1", "-", "2", "-", "-", "-", "-"] in words
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path):

@@ -43,6 +43,7 @@ class RankMeter:
         compute_s: everything else between batches: forward, backward, step.
         evaluate_s: whole validation passes, waiting included.
         checkpoint_s: writing and reporting checkpoints.
+        began_at: time.time(); tells one attempt from another.
     """
 
     wait_s: float = 0.0
@@ -57,9 +58,11 @@ class RankMeter:
     read_bytes: int = 0
     first_batch_at: float | None = None
     first_step_at: float | None = None
+    last_step_at: float | None = None
     torch_in_workers: bool = False
     stages: dict[str, StageMeter] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
+    began_at: float = field(default_factory=time.time)
 
     @property
     def train_s(self) -> float:
@@ -84,9 +87,20 @@ class RankMeter:
 
     def stepped(self, num_samples: int) -> None:
         """Account for a trained batch."""
-        self.first_step_at = self.first_step_at or time.time()
+        self.last_step_at = time.time()
+        self.first_step_at = self.first_step_at or self.last_step_at
         self.num_batches += 1
         self.num_samples += num_samples
+
+    def so_far(self) -> dict[str, Any]:
+        """What changes with every step, for the timeline of the run; named as in `summary`."""
+        return {
+            "began_at": self.began_at,
+            "last_step_at": self.last_step_at,
+            "num_samples": self.num_samples,
+            "wait_s": self.wait_s,
+            "train_s": self.train_s,
+        }
 
     def summary(self) -> dict[str, Any]:
         plain = {k: v for k, v in self.__dict__.items() if k != "stages"}

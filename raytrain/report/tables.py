@@ -6,7 +6,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from raytrain.record import RunRecord
+from raytrain.record import RunRecord, Utilization
 
 
 def print_summary(record: RunRecord, console: Console) -> None:
@@ -18,6 +18,8 @@ def summary(record: RunRecord) -> Group:
     parts = [_ranks(record), _stages(record)]
     if len(record.hosts) > 1:
         parts.append(_hosts(record))
+    if any(load.cpu_percent for load in record.loads):
+        parts.append(_loads(record))
     return Group(*parts, *_facts(record))
 
 
@@ -65,6 +67,29 @@ def _hosts(record: RunRecord) -> Table:
         name = f"{host.name} (head)" if host.is_head else host.name
         table.add_row(name, host.group, f"{host.cpus:g}", f"{host.gpus:g}", f"{host.samples_prepared:,}")
     return table
+
+
+def _loads(record: RunRecord) -> Table:
+    title = "How busy the hosts were while training: mean (highest)"
+    table = Table(title=title, title_justify="left")
+    for name in ("host", "cores busy", "of", "memory", "GPUs busy", "Mbit/s in", "Mbit/s out"):
+        table.add_column(name, justify="left" if name == "host" else "right")
+    cpus = {host.name: host.cpus for host in record.hosts if len(record.hosts) > 1}
+    for load in record.loads:
+        table.add_row(
+            load.host,
+            _mean(load.cpu_percent, 0.01, ".2f"),
+            f"{cpus.get(load.host, record.hardware.cpu_cores):g}",
+            _mean(load.memory_percent, 1, ".0f", "%"),
+            _mean(load.gpu_percent, 0.01, ".2f"),
+            _mean(load.received_mbit_per_s, 1, ",.1f"),
+            _mean(load.sent_mbit_per_s, 1, ",.1f"),
+        )
+    return table
+
+
+def _mean(busy: Utilization | None, scale: float, form: str, unit: str = "") -> str:
+    return "-" if busy is None else f"{busy.mean * scale:{form}}{unit} ({busy.max * scale:{form}}{unit})"
 
 
 def _facts(record: RunRecord) -> list[Text]:

@@ -202,6 +202,11 @@ class TrainContext:
             dist.all_reduce(total)
         return total.tolist()
 
+    @property
+    def checkpoint_s(self) -> float:
+        """Seconds that this rank has spent on checkpoints."""
+        return self._stream.meter.checkpoint_s
+
     # --- behind it ---
 
     def _restored_mask(self) -> np.ndarray | None:
@@ -306,7 +311,7 @@ class TrainContext:
         self._stream.meter.checkpoint_s += time.perf_counter() - began
 
     def _show(self) -> None:
-        """Figures for the live panel; the loss is read from the device only as often as it is shown."""
+        """Figures for the live panel and the timeline; the loss is read off the device only as often as it is shown."""
         now = time.monotonic()
         samples = self._own_samples * self.world_size
         mark_time, mark_samples, shown = self._rate_mark or (now, samples, {})
@@ -325,5 +330,6 @@ class TrainContext:
             "step": self.steps,
             "total_steps": plan.total_steps,
             "history": self.history[-10:],
+            **self._stream.meter.so_far(),
             **shown,
         }

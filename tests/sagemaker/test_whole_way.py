@@ -74,6 +74,9 @@ def test_from_the_yaml_over_the_sdk_to_a_model(aws, cloud_file, job_tree, images
     assert sum(host.samples_prepared for host in record.hosts) >= 240
     assert record.emulated_gpus
     assert record.versions["raytrain"] == run_cli("--version").stdout.split()[-1]
+    groups = {host.name: host.group for host in record.hosts}
+    assert {load.host: load.group for load in record.loads} == groups, "each host has a sampler of its own"
+    assert record.progress.at_s[-1] < record.totals.wall_s
     cloud = record.cloud
     assert (cloud.kind, cloud.job_name, cloud.status, cloud.usd) == ("twin", name, "Completed", None)
     assert [(g.name, g.hosts) for g in cloud.groups] == [("gpu", 1), ("cpu", 2)]

@@ -79,6 +79,8 @@ def test_whole_epochs_end_with_an_empty_ledger(make):
     train(ctx)
     assert written == [(1, None), (2, None)]
     assert (ctx.steps, ctx.updates) == (10, 10)
+    assert (ctx._stream.figures["num_samples"], ctx._stream.figures["step"]) == (40, 10)
+    assert ctx._stream.figures["began_at"] <= ctx._stream.figures["last_step_at"]
     assert [entry["loss"] for entry in ctx.history] == [0.5, 0.5]
 
 
