@@ -2,7 +2,8 @@
 
 Ray Data stops at half of all object stores together. Where few hosts prepare most samples, theirs are full long before,
 and from 70 % on (Ray's `high_plasma_storage_usage`) Ray has every process of the cluster collect its Python garbage
-twice a minute, the ranks' included: on a small host everything stands still for seconds.
+twice a minute, the ranks' included: on a small host everything stands still for seconds. And where samples are small
+and cheap, CPUs that the ranks want too would be at work on batches of the far future.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-FULL_PAUSE_S = 0.05
 STORE_SHARE = 0.4  # of any host's object store
+AHEAD_OF_RANKS_S = 30.0  # at the rate at which they have taken batches so far: evaluations and checkpoints are shorter
+RATE_AFTER_S = 2.0  # of taking, the rate is believed
+AT_FIRST = 4  # times the least, until then
 LEAST_TASKS_A_BLOCK = 4  # one of them may hand over a block in each of Ray Data's ten rounds a second, at least
+FULL_PAUSE_S = 0.05
 
 
 def stock_bytes(nodes: Sequence[dict[str, Any]]) -> int | None:
@@ -33,7 +37,7 @@ def stock_bytes(nodes: Sequence[dict[str, Any]]) -> int | None:
 
 @dataclass(frozen=True)
 class BoundedStock:
-    """Makes Ray Data a backpressure policy: nothing more is taken off the tasks while `most_bytes` lie ready.
+    """Makes Ray Data a backpressure policy: nothing more is taken off the tasks while enough lies ready.
 
     Args:
         most_bytes: in all of the cluster.
@@ -44,7 +48,9 @@ class BoundedStock:
     blocks_ahead: int
 
     def __call__(self, _context: Any, topology: Any, resource_manager: Any) -> _Policy:
-        resource_manager.set_external_consumer_bytes(0)  # else Ray Data thinks that nobody takes, and holds nothing back
+        resource_manager.set_external_consumer_bytes(
+            0
+        )  # else Ray Data thinks that nobody takes, and holds nothing back
         return _Policy(topology, self)
 
 
@@ -55,6 +61,7 @@ class _Policy:
 
     def __init__(self, topology: Any, stock: BoundedStock):
         self._topology, self._stock = topology, stock
+        self._first: tuple[float, float] | None = None  # when the first block was taken, and how many bytes by then
 
     def can_add_input(self, _operator: Any) -> bool:
         return True
@@ -63,9 +70,23 @@ class _Policy:
         if operator.output_dependencies:  # not the last operator: the plan's places, which are small
             return None
         tasks, block_bytes = operator.num_active_tasks(), operator.metrics.average_bytes_per_output or 0
-        own = self._stock.most_bytes - tasks * self._stock.blocks_ahead * block_bytes
-        most = max(own, (tasks / LEAST_TASKS_A_BLOCK + 1) * block_bytes, 1)
-        room = max(int(most) - self._topology[operator].output_queue_bytes(), 0)
+        ready = self._topology[operator].output_queue_bytes()
+        most = self._stock.most_bytes - tasks * self._stock.blocks_ahead * block_bytes
+        least = (tasks / LEAST_TASKS_A_BLOCK + 1) * block_bytes
+        wanted = self._wanted(operator.metrics.bytes_task_outputs_generated - ready)
+        if block_bytes:
+            most = min(most, AT_FIRST * least if wanted is None else wanted)
+        room = max(int(max(most, least, 1)) - ready, 0)
         if not room:
             time.sleep(FULL_PAUSE_S)  # Ray Data would look again at once, and keep a core busy by it
         return room
+
+    def _wanted(self, taken: float) -> float | None:
+        """Bytes that the ranks take in AHEAD_OF_RANKS_S, by what they have taken so far; None at first."""
+        now = time.monotonic()
+        if self._first is None and taken > 0:
+            self._first = now, taken
+        if self._first is None or now - self._first[0] < RATE_AFTER_S:
+            return None
+        began, before = self._first
+        return AHEAD_OF_RANKS_S * (taken - before) / (now - began)

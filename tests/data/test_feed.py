@@ -303,6 +303,7 @@ def test_no_more_lies_ready_than_the_stock(two_nodes, pets, monkeypatch):
             seen.append(topology[operators[-1]])
 
     monkeypatch.setattr(stock, "_Policy", Watched)
+    monkeypatch.setattr(stock, "AT_FIRST", 1000)
     feed = make_feed(two_nodes, pets, epochs=100, batches_per_task=20)
     feed.begin("a", Position(), 1, 0)
     most, until = 0, time.monotonic() + 4
@@ -311,3 +312,47 @@ def test_no_more_lies_ready_than_the_stock(two_nodes, pets, monkeypatch):
         time.sleep(0.05)
     assert 30_000 < most <= 60_000, most
     assert len(take_all(feed)) == 1000, "and all of them come"
+
+
+class Operator:
+    """The last one of an execution, with two tasks and blocks of 10 bytes."""
+
+    output_dependencies = ()
+
+    def __init__(self):
+        self.metrics = self
+        self.average_bytes_per_output, self.bytes_task_outputs_generated, self.ready = 10, 0, 0
+
+    def num_active_tasks(self):
+        return 2
+
+    def output_queue_bytes(self):
+        return self.ready
+
+
+def test_what_slow_ranks_will_not_take_soon_is_not_prepared(monkeypatch):
+    now, slept = [0.0], []
+    monkeypatch.setattr(stock.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stock.time, "sleep", slept.append)
+    last = Operator()
+    policy = stock._Policy({last: last}, stock.BoundedStock(most_bytes=100_000, blocks_ahead=2))
+    last.average_bytes_per_output = None
+    assert policy.max_task_output_bytes_to_read(last) == 100_000, "nothing is known yet"
+    last.average_bytes_per_output = 10
+    last.bytes_task_outputs_generated = last.ready = 500
+    assert policy.max_task_output_bytes_to_read(last) == 0, "how fast they are is not known yet"
+    assert policy.max_task_output_bytes_to_read(last) == 0
+    last.ready = 0
+    assert policy.max_task_output_bytes_to_read(last) == stock.AT_FIRST * 15
+    policy, slept[:], last.ready = stock._Policy({last: last}, policy._stock), [], 500
+    last.ready = 400  # ten blocks were taken, and two a second from now on
+    policy.max_task_output_bytes_to_read(last)
+    now[0], last.ready, last.bytes_task_outputs_generated = 10.0, 500, 500 + 300
+    assert policy.max_task_output_bytes_to_read(last) == int(30 * 20) - 500
+    last.ready = 700
+    last.bytes_task_outputs_generated += 200
+    assert policy.max_task_output_bytes_to_read(last) == 0
+    assert set(slept) == {stock.FULL_PAUSE_S}
+    now[0], last.ready = 1e6, 0  # nobody takes for days: the next blocks may come all the same
+    last.bytes_task_outputs_generated = 300
+    assert policy.max_task_output_bytes_to_read(last) == int((2 / stock.LEAST_TASKS_A_BLOCK + 1) * 10)
