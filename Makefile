@@ -10,7 +10,7 @@ demo: install-demo
 	$(BIN)/raytrain sample-data digits data/digits
 	$(BIN)/raytrain train launch/digits.yaml --nodes $(DEMO_NODES)
 
-test: install-test lint $(BIN)/prometheus
+test: install-test lint $(BIN)/prometheus $(BIN)/chromium
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 # The real program for the tests that collect metrics, unpacked and not installed; they are skipped where it is not to be had.
@@ -18,6 +18,12 @@ $(BIN)/prometheus: | install-test
 	cd $(VENV) && (apt-get download prometheus || (apt-get update && apt-get download prometheus)) >/dev/null 2>&1 \
 	  && dpkg-deb -x prometheus_*.deb prometheus && ln -sf ../prometheus/usr/bin/prometheus bin/prometheus \
 	  || echo "no Prometheus: Debian's package could not be fetched"
+
+# The browser that the tests look at pages with, from Debian where we may install it; they are skipped elsewhere.
+$(BIN)/chromium: | install-test
+	command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y \
+	  --no-install-recommends chromium; } >/dev/null 2>&1; \
+	  ln -s "$$(command -v chromium)" $@ || echo "no Chromium: Debian's package could not be installed"
 
 lint: install-test
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 import typer.exceptions
 
-from raytrain import __version__, cloud_cli
+from raytrain import __version__, cloud_cli, cost_cli, prices_cli
 from raytrain.config import Job
 from raytrain.errors import RaytrainError
 
@@ -25,6 +25,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cloud_cli.app)
+app.add_typer(cost_cli.app)
+app.add_typer(prices_cli.app, name="prices")
 Json = cloud_cli.Json
 
 

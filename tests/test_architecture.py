@@ -22,9 +22,9 @@ ROWS = [
     {"errors", "job_file", "config", "record", "ledger"},
     {"cluster"},
     {"data", "train", "infer", "cost"},
-    {"worker", "actors", "outcome", "run_folder", "hosted", "job"},
+    {"worker", "actors", "outcome", "run_folder", "hosted", "watching", "job", "diagnose", "planning", "trials"},
     {"sagemaker", "report"},
-    {"cli", "cloud_cli", "__main__", "__init__"},
+    {"cli", "cloud_cli", "cost_cli", "prices_cli", "__main__", "__init__"},
 ]
 TORCH_AT_MODULE_LEVEL = {"data/ingest.py", "train/context.py", "train/loop.py", "train/checkpoint.py"}
 
@@ -208,11 +208,34 @@ SURFACE = {
     ],
     "train": ["JOB_FILE", "--set", "--nodes", "--address", "--resume", "--json"],
     "sample-data": ["NAME", "FOLDER", "--json"],
+    "compare": ["RUNS", "--on", "--set", "--scale", "--region", "--instances", "--unlike", "--prices", "--json"],
+    "diagnose": ["JOB_FILE", "--set", "--nodes", "--address", "--seconds", "--out", "--json"],
+    "plan": [
+        "MEASURED",
+        "--region",
+        "--max-price",
+        "--max-hours",
+        "--families",
+        "--max-gpu-hosts",
+        "--max-cpu-hosts",
+        "--accelerator",
+        "--pick",
+        "--out",
+        "--html",
+        "--prices",
+        "--json",
+    ],
+    "report": ["RECORDS", "--out", "--region", "--instances", "--unlike", "--prices", "--json"],
+    "prices": [],
+    "prices show": ["--region", "--families", "--prices", "--all", "--json"],
+    "prices refresh": ["--region", "--json"],
 }
 
 
 def test_the_command_line_has_just_this_surface():
-    commands = get_command(app).commands
+    commands = dict(get_command(app).commands)
+    for group in [name for name, command in commands.items() if hasattr(command, "commands")]:
+        commands |= {f"{group} {name}": command for name, command in commands[group].commands.items()}
     found = {
         name: [p.name.upper() if p.param_type_name == "argument" else max(p.opts, key=len) for p in command.params]
         for name, command in commands.items()
@@ -222,7 +245,7 @@ def test_the_command_line_has_just_this_surface():
 
 @pytest.mark.parametrize("name", SURFACE)
 def test_every_command_has_help_with_an_example_and_json(name):
-    result = run_cli(name, "--help", COLUMNS="140", TERM="dumb")
+    result = run_cli(*name.split(), "--help", COLUMNS="140", TERM="dumb")
     assert result.returncode == 0
     assert f"Example: raytrain {name} " in result.stdout
     assert "--json" in result.stdout

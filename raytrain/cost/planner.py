@@ -1,0 +1,352 @@
+"""Which cluster shape is cheapest: every shape that fits, predicted from a profile. Pure; arrays over shapes.
+
+A shape is some GPU hosts of one type and CPU hosts of at most two others beside them: many of one, or many of one and a
+single one of another to fill up. Its samples a second are the smallest of what three things admit, times the measured
+efficiency:
+
+    accelerators   GPUs / accelerator seconds a sample
+    CPUs           sum over hosts of vCPUs / CPU seconds a sample; the training hosts keep one vCPU a GPU for themselves
+    network        what the hosts' network cards let in and out: bytes a sample from storage and from CPU host to rank
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raytrain.cost.instances import Catalog, InstanceType, Price
+from raytrain.cost.profile import Profile
+from raytrain.errors import ConfigError, nearest
+
+MAX_GROUPS = 5  # of a SageMaker training job
+STORE_SHARE = 0.3  # of a host's memory that Ray takes for its object store
+LIMITS = ("accelerator", "CPUs", "network of the CPU hosts", "network of the GPU hosts")
+GIB = 1 << 30
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What shapes to look at.
+
+    Attributes:
+        families: of instance types, such as `g5`; None for all.
+        max_usd_per_hour, max_hours: of a shape and of the whole job; None for no limit.
+        max_gpu_hosts, max_cpu_hosts: hosts of one type.
+        reserved_cpus: of a training host; None for one a GPU, at most half.
+    """
+
+    region: str
+    families: tuple[str, ...] | None = None
+    max_usd_per_hour: float | None = None
+    max_hours: float | None = None
+    max_gpu_hosts: int = 4
+    max_cpu_hosts: int = 16
+    reserved_cpus: int | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Hosts by instance type, those with GPUs first."""
+
+    gpu_type: str
+    gpu_hosts: int
+    cpu_hosts: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def heterogeneous(self) -> bool:
+        return bool(self.cpu_hosts)
+
+    @property
+    def single(self) -> bool:
+        return self.gpu_hosts == 1 and not self.cpu_hosts
+
+    def __str__(self) -> str:
+        return " + ".join(f"{n} x {name}" for name, n in ((self.gpu_type, self.gpu_hosts), *self.cpu_hosts))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One shape.
+
+    Attributes:
+        limit: what bounds its speed, one of LIMITS.
+        hours, usd: of the whole job, start-up included.
+        efficient: no other shape is both faster and cheaper.
+    """
+
+    shape: Shape
+    samples_per_s: float
+    limit: str
+    usd_per_hour: float
+    usd_per_million_samples: float
+    hours: float
+    usd: float
+    efficient: bool
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Facts of some instance types as arrays, in one order.
+
+    Attributes:
+        cpu_per_s: samples a second that one host's CPUs prepare, memory permitting.
+        bytes_per_s: each way; infinite where the catalog does not know.
+    """
+
+    types: tuple[InstanceType, ...]
+    usd_per_hour: Array
+    cpu_per_s: Array
+    accelerator_per_s: Array
+    bytes_per_s: Array
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shapes that fit, best first.
+
+    Attributes:
+        order: of shapes, by the job's money, then its time.
+        assumptions: that the prediction makes beyond what was measured, a line each.
+    """
+
+    profile: Profile
+    bounds: Bounds
+    gpus: Ladder
+    cpus: Ladder
+    figures: dict[str, Array]
+    order: Array
+    efficient: Array
+    assumptions: tuple[str, ...]
+    prices: tuple[Price, ...]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, rank: int) -> Prediction:
+        """The shape that comes `rank`-th, from 0."""
+        return self.prediction(int(self.order[rank]))
+
+    def best(self, count: int) -> list[Prediction]:
+        return [self[rank] for rank in range(min(count, len(self)))]
+
+    def front(self) -> list[Prediction]:
+        """The shapes that none beats in both time and money, cheapest first."""
+        return [self.prediction(int(index)) for index in self.order if self.efficient[index]]
+
+    def best_where(self, mask: Array) -> Prediction | None:
+        """The cheapest of the shapes in `mask`, bool (num_shapes,)."""
+        among = self.order[mask[self.order]]
+        return self.prediction(int(among[0])) if len(among) else None
+
+    @property
+    def best_without_cpu_hosts(self) -> Prediction | None:
+        return self.best_where(self.figures["first_hosts"] == 0)
+
+    @property
+    def best_with_cpu_hosts(self) -> Prediction | None:
+        return self.best_where(self.figures["first_hosts"] > 0)
+
+    def curve(self, gpu_type: str, cpu_type: str, gpu_hosts: int = 1) -> list[Prediction]:
+        """With 0, 1, 2 … hosts of one CPU type."""
+        f = self.figures
+        gpu = [t.name for t in self.gpus.types].index(gpu_type)
+        cpu = [t.name for t in self.cpus.types].index(cpu_type)
+        ours = (f["gpu"] == gpu) & (f["gpu_hosts"] == gpu_hosts) & (f["second_hosts"] == 0)
+        ours &= (f["first_hosts"] == 0) | (f["first"] == cpu)
+        found = np.flatnonzero(ours)
+        return [self.prediction(int(index)) for index in found[np.argsort(f["first_hosts"][found])]]
+
+    def prediction(self, index: int) -> Prediction:
+        """Of the shape at a place of the arrays."""
+        f = {name: values[index] for name, values in self.figures.items()}
+        added = [(int(f["first"]), int(f["first_hosts"])), (int(f["second"]), int(f["second_hosts"]))]
+        shape = Shape(
+            self.gpus.types[int(f["gpu"])].name,
+            int(f["gpu_hosts"]),
+            tuple((self.cpus.types[which].name, hosts) for which, hosts in added if hosts),
+        )
+        return Prediction(
+            shape=shape,
+            samples_per_s=float(f["samples_per_s"]),
+            limit=LIMITS[int(f["limit"])],
+            usd_per_hour=float(f["usd_per_hour"]),
+            usd_per_million_samples=float(f["usd_per_million_samples"]),
+            hours=float(f["hours"]),
+            usd=float(f["usd"]),
+            efficient=bool(self.efficient[index]),
+        )
+
+
+def plan(profile: Profile, known: Catalog, bounds: Bounds) -> Plan:
+    """Predict every shape within some bounds.
+
+    Raises:
+        ConfigError: an unknown family or region, a GPU that nothing was measured of, or no shape within the limits.
+    """
+    gpus, cpus, prices = _ladders(profile, known, bounds)
+    figures = predict(profile, gpus, cpus, _shapes(len(gpus.types), len(cpus.types), bounds))
+    fits = np.isfinite(figures["usd"])
+    limits = []
+    if bounds.max_usd_per_hour is not None:
+        fits &= figures["usd_per_hour"] <= bounds.max_usd_per_hour
+        limits.append(f"--max-price {bounds.max_usd_per_hour:g} (the lowest is ${figures['usd_per_hour'].min():.3f})")
+    if bounds.max_hours is not None:
+        fits &= figures["hours"] <= bounds.max_hours
+        limits.append(f"--max-hours {bounds.max_hours:g} (the fastest takes {figures['hours'].min():.2f})")
+    if not fits.any():
+        raise ConfigError(f"no shape is within {' and '.join(limits)}")
+    figures = {name: values[fits] for name, values in figures.items()}
+    order = np.lexsort((figures["hours"], figures["usd"]))
+    efficient = np.zeros(len(order), dtype=bool)
+    hours = figures["hours"][order]
+    efficient[order] = hours < np.concatenate([[np.inf], np.minimum.accumulate(hours)[:-1]])
+    return Plan(
+        profile, bounds, gpus, cpus, figures, order, efficient, _assumptions(profile, gpus, cpus, bounds), prices
+    )
+
+
+def predict(profile: Profile, gpus: Ladder, cpus: Ladder, shapes: dict[str, Array]) -> dict[str, Array]:
+    """Speed and cost of shapes, the same few operations on each.
+
+    Args:
+        shapes: int64 arrays (num_shapes,): `gpu` and `gpu_hosts`, `first` and `first_hosts`, `second` and
+            `second_hosts`: numbers of types in the two ladders, and hosts of each.
+
+    Returns:
+        The shapes, and float64 `samples_per_s`, `usd_per_hour`, `usd_per_million_samples`, `hours`, `usd` (whole job),
+        int64 `limit` (number in LIMITS).
+    """
+    gpu, hosts = shapes["gpu"], shapes["gpu_hosts"]
+    wire, read = profile.wire_bytes_per_sample.value, profile.read_bytes_per_sample.value
+    cpu_sent = np.minimum(cpus.cpu_per_s, _per_s(cpus.bytes_per_s, max(wire, read)))  # of one host, cards are two-way
+    prepared, sent = np.zeros(len(gpu)), np.zeros(len(gpu))
+    usd = hosts * gpus.usd_per_hour[gpu]
+    if len(cpus.types):
+        for which, number in (("first", "first_hosts"), ("second", "second_hosts")):
+            prepared += shapes[number] * cpus.cpu_per_s[shapes[which]]
+            sent += shapes[number] * cpu_sent[shapes[which]]
+            usd += shapes[number] * cpus.usd_per_hour[shapes[which]]
+    trained = hosts * gpus.accelerator_per_s[gpu]
+    card = hosts * gpus.bytes_per_s[gpu]  # of all training hosts, inwards
+    own = np.minimum(hosts * gpus.cpu_per_s[gpu], _per_s(card, read))
+    with np.errstate(invalid="ignore"):  # infinite cards
+        left = np.where(np.isinf(card), np.inf, np.maximum(card - own * read, 0.0))
+    came = np.minimum(sent, _per_s(left, wire))
+    rate = np.minimum(trained, own + came)
+    limit = np.where(
+        rate >= trained,
+        0,
+        np.where(came < sent, 3, np.where(sent < prepared, 2, np.where(own < hosts * gpus.cpu_per_s[gpu], 3, 1))),
+    )
+    samples_per_s = min(profile.efficiency.value, 1.0) * rate
+    with np.errstate(divide="ignore"):  # hosts without the memory for one worker
+        seconds_per_sample = 1 / samples_per_s
+    hours = (profile.startup_s.value + profile.num_samples * profile.epochs * seconds_per_sample) / 3600
+    return {
+        **shapes,
+        "samples_per_s": samples_per_s,
+        "limit": limit,
+        "usd_per_hour": usd,
+        "usd_per_million_samples": usd / 3600 * seconds_per_sample * 1e6,
+        "hours": hours,
+        "usd": usd * hours,
+    }
+
+
+def _per_s(bytes_per_s: Array, bytes_per_sample: float) -> Array:
+    if not bytes_per_sample:
+        return np.full(np.shape(bytes_per_s), np.inf)
+    with np.errstate(over="ignore"):  # next to no bytes
+        return bytes_per_s / bytes_per_sample
+
+
+def _shapes(num_gpu_types: int, num_cpu_types: int, bounds: Bounds) -> dict[str, Array]:
+    """Every GPU type and number of hosts with every addition of CPU hosts."""
+    none = np.zeros((1, 4), dtype=np.int64)
+    first, hosts = np.meshgrid(np.arange(num_cpu_types), np.arange(1, bounds.max_cpu_hosts + 1), indexing="ij")
+    alone = np.column_stack([first.ravel(), hosts.ravel(), np.zeros((first.size, 2), dtype=np.int64)])
+    mixed = np.repeat(alone, num_cpu_types, axis=0)
+    mixed[:, 2], mixed[:, 3] = np.tile(np.arange(num_cpu_types), len(alone)), 1
+    mixed = mixed[(mixed[:, 0] != mixed[:, 2]) & ((mixed[:, 1] > 1) | (mixed[:, 0] < mixed[:, 2]))]  # none twice
+    added = np.concatenate([none, alone, mixed])
+    gpu, gpu_hosts = np.meshgrid(np.arange(num_gpu_types), np.arange(1, bounds.max_gpu_hosts + 1), indexing="ij")
+    trained = np.column_stack([gpu.ravel(), gpu_hosts.ravel()])
+    left = np.repeat(trained, len(added), axis=0)
+    right = np.tile(added, (len(trained), 1))
+    names = ("gpu", "gpu_hosts", "first", "first_hosts", "second", "second_hosts")
+    return dict(zip(names, np.column_stack([left, right]).T.copy(), strict=True))
+
+
+def _ladders(profile: Profile, known: Catalog, bounds: Bounds) -> tuple[Ladder, Ladder, tuple[Price, ...]]:
+    """The types with a price in the region, those whose GPU was measured and those without accelerator.
+
+    Raises:
+        ConfigError: a family or region is unknown, or no type with a measured GPU has a price.
+    """
+    known.check_region(bounds.region)
+    for family in bounds.families or ():
+        if family not in known.families:
+            raise ConfigError(f"unknown family {family!r}{nearest(family, known.families)}")
+    priced = [
+        (each, known.prices[bounds.region, each.name])
+        for each in known.types.values()
+        if (bounds.region, each.name) in known.prices and (not bounds.families or each.family in bounds.families)
+    ]
+    measured = set(profile.accelerator_s_per_sample)
+    memory = profile.accelerator_memory_bytes or 0
+    with_gpu = [(t, p) for t, p in priced if t.gpu in measured and memory <= (t.gpu_memory_gib or 0) * GIB]
+    without = [(t, p) for t, p in priced if not t.accelerators]
+    if not with_gpu:
+        there = sorted({t.gpu for t, _ in priced if t.gpu}) or ["none"]
+        raise ConfigError(
+            f"no type with a GPU that fits was measured: the profile has {', '.join(sorted(measured))}, "
+            f"{bounds.region} has prices of types with {', '.join(there)}; add --accelerator {there[0]}=SECONDS, "
+            "of one for a sample"
+        )
+    both = (*with_gpu, *without)
+    return (
+        _ladder(profile, with_gpu, bounds.reserved_cpus, trains=True),
+        _ladder(profile, without, None, trains=False),
+        tuple(price for _, price in both),
+    )
+
+
+def _ladder(
+    profile: Profile, priced: list[tuple[InstanceType, Price]], reserved: int | None, *, trains: bool
+) -> Ladder:
+    types = tuple(t for t, _ in priced)
+    slots = [max(t.vcpus - _reserved(t, reserved) if trains else t.vcpus, 0) for t in types]
+    if profile.worker_memory_bytes:
+        room = [int(t.memory_gib * GIB * (1 - STORE_SHARE) / profile.worker_memory_bytes) for t in types]
+        slots = [min(pair) for pair in zip(slots, room, strict=True)]
+    accelerator = profile.accelerator_s_per_sample
+    return Ladder(
+        types,
+        np.array([price.usd_per_hour for _, price in priced]),
+        np.array([n / profile.cpu_s(t.family) for n, t in zip(slots, types, strict=True)]),
+        np.array([t.gpus / accelerator[t.gpu].value if trains else 0.0 for t in types]),
+        np.array([t.network_gbps * 1e9 / 8 if t.network_gbps else np.inf for t in types]),
+    )
+
+
+def _reserved(host: InstanceType, wanted: int | None) -> int:
+    """vCPUs of a training host that do not prepare samples, as `raytrain train` has it."""
+    return min(host.gpus, host.vcpus // 2) if wanted is None else min(wanted, host.vcpus)
+
+
+def _assumptions(profile: Profile, gpus: Ladder, cpus: Ladder, bounds: Bounds) -> tuple[str, ...]:
+    types = (*gpus.types, *cpus.types)
+    like = sorted({t.family for t in types} - set(profile.cpu_s_per_sample))
+    lines = []
+    if like:
+        lines.append(f"a vCPU of {', '.join(like)} prepares as much as one of {profile.cpu_kind} did")
+    unknown = [t.name for t in types if t.network_gbps is None]
+    if unknown:
+        lines.append(f"the network of {', '.join(unknown)} is not known and does not limit")
+    if bounds.max_gpu_hosts > 1 or any(t.gpus > 1 for t in gpus.types):
+        lines.append("several GPUs train as fast as one, times their number: what they tell each other costs nothing")
+    if profile.accelerator_memory_bytes is None:
+        lines.append("the model fits into every GPU's memory: none was measured")
+    return tuple(lines)

@@ -1,0 +1,219 @@
+"""What a sample costs, measured: what the planner predicts from.
+
+A profile comes out of `raytrain diagnose`, or out of the record of a run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raytrain.cost.instances import Catalog
+from raytrain.errors import ConfigError
+from raytrain.record import RunRecord
+
+SCHEMA_VERSION = 1
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+MOST_EFFICIENT = 1.5  # of what the pieces alone admit: above it one of the measurements is wrong
+TRAINED_ON_CPU = "CPU"  # in the place of a GPU's name
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Figure(_Part):
+    """A measurement: the median of `n` parts of it, the lowest and the highest."""
+
+    value: NotNegative
+    low: NotNegative
+    high: NotNegative
+    n: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Figure:
+        if not self.low <= self.value <= self.high:
+            raise ValueError("low, value and high are not in order")
+        return self
+
+    @classmethod
+    def of(cls, values: list[float]) -> Figure:
+        """The median of some measurements, which must not be empty."""
+        ordered = sorted(values)
+        middle = ordered[len(ordered) // 2]
+        if len(ordered) % 2 == 0:
+            middle = (ordered[len(ordered) // 2 - 1] + middle) / 2
+        return cls(value=middle, low=ordered[0], high=ordered[-1], n=len(ordered))
+
+    @classmethod
+    def once(cls, value: float) -> Figure:
+        return cls(value=value, low=value, high=value)
+
+
+class Profile(_Part):
+    """What one sample of a job takes.
+
+    Attributes:
+        job: as the job file has it.
+        source: how it was measured.
+        hardware: what it was measured on.
+        cpu_s_per_sample: by kind of CPU, seconds of one vCPU while all are at work. A kind is a family of instance
+            types such as `c5`, or the name of a CPU; families that are not listed are taken to be like the first entry.
+        cpu_s_per_sample_alone: likewise of the first kind, while the others are idle; None when not measured.
+        accelerator_s_per_sample: by GPU, such as `A10G`, seconds of one; `CPU` where a rank trained without.
+        wire_bytes_per_sample: from a CPU host to a rank.
+        read_bytes_per_sample: from storage.
+        startup_s: from the command to the first step.
+        efficiency: of the whole, as a share of what the slower of its parts could do alone.
+        worker_memory_bytes: of one preprocessing process; None when not measured.
+        accelerator_memory_bytes: of one GPU, at its peak; None when not measured.
+        num_samples: of an epoch.
+        epochs: of the whole job.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["raytrain profile"] = "raytrain profile"
+    name: str
+    job: dict[str, Any]
+    source: str
+    measured_at: str
+    hardware: str
+    cpu_s_per_sample: Annotated[dict[str, Figure], Field(min_length=1)]
+    cpu_s_per_sample_alone: Figure | None = None
+    accelerator_s_per_sample: Annotated[dict[str, Figure], Field(min_length=1)]
+    wire_bytes_per_sample: Figure
+    read_bytes_per_sample: Figure
+    startup_s: Figure
+    efficiency: Figure
+    worker_memory_bytes: Positive | None = None
+    accelerator_memory_bytes: Positive | None = None
+    num_samples: Annotated[int, Field(gt=0)]
+    epochs: Positive
+
+    @model_validator(mode="after")
+    def _not_absurd(self) -> Profile:
+        times = {"startup_s": self.startup_s, "efficiency": self.efficiency}
+        for name in ("cpu_s_per_sample", "accelerator_s_per_sample"):
+            times |= {f"{name} of {kind}": figure for kind, figure in getattr(self, name).items()}
+        for name, figure in times.items():
+            if not figure.value:
+                raise ValueError(f"{name} is 0: nothing takes no time")
+        if self.efficiency.value > MOST_EFFICIENT:
+            raise ValueError(
+                f"an efficiency of {self.efficiency.value:g} is absurd: the whole cannot be faster than its parts"
+            )
+        return self
+
+    @property
+    def cpu_kind(self) -> str:
+        """What stands for every kind of CPU that was not measured."""
+        return next(iter(self.cpu_s_per_sample))
+
+    def cpu_s(self, family: str) -> float:
+        """Seconds of one vCPU of a family for a sample."""
+        return self.cpu_s_per_sample.get(family, self.cpu_s_per_sample[self.cpu_kind]).value
+
+    def write(self, path: Path) -> None:
+        """
+        Raises:
+            ConfigError: it cannot be written there.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_name(path.name + ".part")
+            draft.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            draft.replace(path)
+        except OSError as error:
+            raise ConfigError(f"the profile cannot be written to {path}: {error.strerror}") from None
+
+
+def parse_profile(tree: Any, path: str) -> Profile:
+    """A profile out of its JSON; `path` says in an error where it came from.
+
+    Raises:
+        ConfigError: it has another schema version, or a figure that cannot be.
+    """
+    version = tree.get("schema_version") if isinstance(tree, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path} is a profile of schema version {version!r}; this raytrain reads {SCHEMA_VERSION}: diagnose again"
+        )
+    try:
+        return Profile.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the profile"
+        raise ConfigError(f"{path} is not a profile: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
+    """What a finished run says about its samples.
+
+    The CPU time is the workers' own time in the stages, the accelerator's is what the ranks computed. Both hold other
+    programs' share of the machine. A record has one figure of each, so that the spread is none.
+
+    Raises:
+        ConfigError: nothing was trained on.
+    """
+    totals = record.totals
+    stages = [stage for stage in record.stages if "/" not in stage.name and stage.num_samples]
+    computed = sum(r.compute_s + (0.0 if r.transfer_overlaps else r.transfer_s) for r in record.ranks)
+    cpu_s = sum(stage.seconds_per_sample for stage in stages)
+    if not (totals.samples and totals.samples_per_s > 0 and computed > 0 and cpu_s > 0):
+        raise ConfigError(f"the record of {record.name} has no training to learn from: its run {record.status}")
+    accelerator_s = computed / totals.samples
+    limit = min(record.world_size / accelerator_s, record.cpu_slots / cpu_s)
+    prepared = sum(stage.num_samples for stage in stages[:1])
+    training = record.job["training"]
+    steps = training.get("steps")
+    batch = totals.samples / max(sum(rank.num_batches for rank in record.ranks), 1)
+    epochs = training.get("epochs") or max(steps * batch * record.world_size / record.num_train, 1e-9)
+    return Profile(
+        name=record.name,
+        job=record.job,
+        source=f"the record of {record.name}",
+        measured_at=record.started_at,
+        hardware=hardware_of(record),
+        cpu_s_per_sample={cpu_kind_of(record): Figure.once(cpu_s)},
+        accelerator_s_per_sample={gpu_of(record, known): Figure.once(accelerator_s)},
+        wire_bytes_per_sample=Figure.once(sum(rank.wire_bytes for rank in record.ranks) / max(prepared, 1)),
+        read_bytes_per_sample=Figure.once(sum(rank.read_bytes for rank in record.ranks) / max(prepared, 1)),
+        startup_s=Figure.once(max(record.startup.first_step_s or totals.wall_s, 1e-3)),
+        efficiency=Figure.once(min(totals.samples_per_s / limit, MOST_EFFICIENT)),
+        num_samples=record.num_train,
+        epochs=epochs,
+    )
+
+
+def gpu_of(record: RunRecord, known: Catalog) -> str:
+    """The catalog's name of the GPU that a run trained on; `CPU` where it had none, or only declared ones."""
+    if record.emulated_gpus:
+        return TRAINED_ON_CPU
+    for host in record.hosts:
+        if host.gpus and host.instance_type in known.types and known.types[host.instance_type].gpu:
+            return known.types[host.instance_type].gpu
+    if not record.hardware.gpus:
+        return TRAINED_ON_CPU
+    words = record.hardware.gpus[0].replace("-", " ").split()
+    kinds = {each.gpu for each in known.types.values() if each.gpu}
+    return next((kind for kind in sorted(kinds, key=len, reverse=True) if kind in words), record.hardware.gpus[0])
+
+
+def cpu_kind_of(record: RunRecord) -> str:
+    """The family of the CPU hosts, or the CPU's name where no host says its instance type."""
+    typed = [host for host in record.hosts if host.instance_type and host.cpus]
+    if typed:
+        most = max(typed, key=lambda host: host.samples_prepared)
+        return most.instance_type.split(".")[1]
+    return record.hardware.cpu_model
+
+
+def hardware_of(record: RunRecord) -> str:
+    """`4 x Intel … , 1 x NVIDIA A10G`."""
+    facts = [f"{record.hardware.cpu_cores} x {record.hardware.cpu_model}"]
+    return ", ".join(
+        facts + [f"{record.hardware.gpus.count(name)} x {name}" for name in dict.fromkeys(record.hardware.gpus)]
+    )

@@ -1,0 +1,193 @@
+"""diagnose: what the parts can do, what the whole does, and the profile that comes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+from conftest import run_cli
+
+from raytrain import diagnose as module
+from raytrain.config import Job
+from raytrain.cost.instances import catalog
+from raytrain.cost.profile import parse_profile
+from raytrain.data.pipeline import Pipeline
+from raytrain.data.sources import image_folder, synthetic
+from raytrain.data.transforms import decode, resize
+from raytrain.diagnose import PARTS, Findings, Trial, diagnose, preprocess
+from raytrain.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def diagnosed(tmp_path_factory):
+    """A job that blurs a lot and trains a little, as a user diagnoses it."""
+    folder = tmp_path_factory.mktemp("diagnosed")
+    (folder / "job.yaml").write_text(
+        f"""
+name: blurred
+run_dir: {folder}/runs
+data:
+  train: {{kind: synthetic, num_samples: 400, shape: [96, 96, 3], num_classes: 3}}
+  stages: [{{gaussian_blur: {{kernel: 11, times: 10}}}}, {{resize: {{size: 16}}}}]
+  batch_size: 16
+model:
+  name: timm.models:VisionTransformer
+  options: {{img_size: 16, patch_size: 8, embed_dim: 8, depth: 1, num_heads: 1, num_classes: 3}}
+training: {{steps: 50}}
+"""
+    )
+    result = run_cli("diagnose", folder / "job.yaml", "--seconds", "2", "--json", timeout=250)
+    assert result.returncode == 0, result.stderr
+    said = json.loads(result.stdout.splitlines()[-1])
+    with open(said["profile"]) as file:
+        return said, parse_profile(json.load(file), "profile"), folder
+
+
+def test_the_parts_and_the_whole(diagnosed):
+    said, profile, folder = diagnosed
+    assert said["profile"] == str(folder / "runs" / "blurred.profile.json")
+    cores = len(os.sched_getaffinity(0))
+    assert said["preprocessing"] == pytest.approx(cores / profile.cpu_s(profile.cpu_kind))
+    assert said["preprocessing_alone"] == pytest.approx(1 / profile.cpu_s_per_sample_alone.value)
+    assert said["together"] < min(said["preprocessing"], said["accelerator"]), "the rank and the stages share cores"
+    assert said["everything"] < 1.5 * said["together"]
+    assert said["idle_share"] == pytest.approx(max(1 - said["everything"] / said["accelerator"], 0))
+
+
+def test_the_profile_has_every_figure_with_its_spread(diagnosed):
+    _, profile, _ = diagnosed
+    assert profile.accelerator_s_per_sample["CPU"].n == PARTS
+    assert profile.cpu_s_per_sample[profile.cpu_kind].n == PARTS * len(os.sched_getaffinity(0))
+    assert profile.efficiency.n == PARTS
+    assert profile.wire_bytes_per_sample.value == 16 * 16 * 3 * 4
+    assert profile.startup_s.n == 2
+    assert profile.worker_memory_bytes > 20e6
+    assert profile.accelerator_memory_bytes is None, "there is no GPU"
+    assert 3 < profile.startup_s.value < 120
+    assert (profile.num_samples, profile.epochs) == (400, pytest.approx(50 * 16 / 400))
+    assert Job.from_dict(profile.job).name == "blurred"
+
+
+def test_nothing_is_left_behind(diagnosed):
+    _, _, folder = diagnosed
+    assert sorted(p.name for p in (folder / "runs").rglob("*")) == ["blurred.profile.json"]
+
+
+def test_preprocessing_alone_takes_the_time_that_it_takes():
+    def wait(image):
+        time.sleep(0.01)
+        return image
+
+    opened = Pipeline(synthetic(64, shape=(2, 2, 3)), [wait], batch_size=4).open(0)
+    found = preprocess(opened, sorted(os.sched_getaffinity(0))[:1] * 2, 1.0)
+    assert len(found.seconds) == len(found.read_bytes) == 2 * PARTS
+    assert 0.01 <= np.median(found.seconds) < 0.2
+    assert found.memory_bytes > 20e6
+    assert set(found.wire_bytes) == {2 * 2 * 3 * 4}
+
+
+def test_what_cannot_be_read_is_said(tmp_path, images):
+    opened = Pipeline(image_folder(images / "train"), [decode(), resize(8)], batch_size=4).open(0)
+    for path in (images / "train").rglob("*.jpg"):
+        path.rename(path.with_suffix(".away"))
+    try:
+        with pytest.raises(DataError, match="cannot be read|No such file"):
+            preprocess(opened, sorted(os.sched_getaffinity(0))[:1], 1.0)
+    finally:
+        for path in (images / "train").rglob("*.away"):
+            path.rename(path.with_suffix(".jpg"))
+
+
+def test_a_process_that_dies_is_noticed():
+    def die(_image):
+        os._exit(9)
+
+    opened = Pipeline(synthetic(8, shape=(2, 2, 3)), [die], batch_size=4).open(0)
+    with pytest.raises(DataError, match="a preprocessing process ended without an answer"):
+        preprocess(opened, sorted(os.sched_getaffinity(0))[:1], 1.0)
+
+
+def test_a_stage_that_no_sample_survives_is_said(monkeypatch):
+    class Broken:
+        def __init__(self, work):
+            raise RuntimeError("no such thing")
+
+    from queue import Queue
+
+    monkeypatch.setattr(module, "Producer", Broken)
+    answers, barrier = Queue(), __import__("threading").Barrier(1)
+    before = os.sched_getaffinity(0)
+    try:
+        module._prepare(None, min(before), 0, 1, 1.0, barrier, answers)
+    finally:
+        os.sched_setaffinity(0, before)
+    assert str(answers.get_nowait()) == "preprocessing failed: no such thing"
+
+
+@pytest.mark.parametrize(
+    ("rates", "idle", "for_cpus"),
+    [
+        ((10, 20, 100, None, 19), 0.81, 0.80),  # the CPUs are short, and a little is lost
+        ((10, 400, 100, None, 90), 0.10, 0.00),  # nothing is short
+        ((10, 400, 100, 100, 120), 0.00, 0.00),  # noise
+        ((10, 20, 100, None, 50), 0.50, 0.50),  # more than the CPUs alone could do: never more than there is
+    ],
+)
+def test_where_idle_time_goes(rates, idle, for_cpus):
+    found = Findings(*rates)
+    assert found.idle_share == pytest.approx(idle)
+    assert found.idle_for_cpus == pytest.approx(for_cpus)
+    assert found.idle_for_cpus + found.idle_for_the_rest == pytest.approx(found.idle_share)
+
+
+@pytest.mark.parametrize("missing", ["data", "model"])
+def test_a_job_with_code_of_its_own_cannot_be_diagnosed(job_tree, missing):
+    del job_tree[missing]
+    with pytest.raises(ConfigError, match="only a job with a `data` and a `model` section can be diagnosed"):
+        diagnose(Job.from_dict(job_tree), catalog())
+
+
+def test_a_batch_larger_than_the_data_is_refused(job_tree):
+    job_tree["data"]["batch_size"] = 1000
+    with pytest.raises(ConfigError, match="data.batch_size=1000 is larger than the training set"):
+        diagnose(Job.from_dict(job_tree), catalog())
+
+
+class Context:
+    """Of one rank of two, with a clock of its own."""
+
+    def __init__(self, world_size=1):
+        self.world_size, self.history, self.checkpoint_s = world_size, [], 0.0
+        self.device = __import__("torch").device("cpu")
+
+    def sum_over_ranks(self, value):
+        return [value]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_trial_ends_the_loop_once_it_has_its_parts(monkeypatch, world_size):
+    from raytrain.train.context import StopTraining
+
+    now = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    ctx, batch = Context(world_size), type("Batch", (), {"ids": np.arange(8)})
+    trial = Trial(resident=True, seconds=5.0)
+    seen = 0
+    with pytest.raises(StopTraining):
+        for _ in trial._batches(ctx, lambda split: iter([batch, batch])):
+            seen += 1
+            now[0] += 0.25
+    assert seen >= (module.WARM_UP_S + 5.0) / 0.25
+    parts = [value for name, value in ctx.history[0].items() if name.startswith("part ")]
+    assert parts == [pytest.approx(0.25 / 8)] * PARTS
+
+
+def test_a_run_that_ends_too_soon_is_said(monkeypatch, job_tree, record):
+    monkeypatch.setattr("raytrain.job.run", lambda *_, **__: record.model_copy(update={"epochs": []}))
+    job = Job.from_dict(job_tree)
+    opened = Pipeline.from_config(job.data).open(0)
+    with pytest.raises(ConfigError, match="the run was over before 11 s of it could be measured"):
+        module._run(job, opened.pipeline, opened, "f", None, None, Trial(resident=False, seconds=8.0))
