@@ -17,15 +17,13 @@ import argparse
 import json
 import statistics
 import time
-from functools import partial
 from pathlib import Path
 
-from harness import RESULTS, interleave, spread, write
+from harness import RESULTS, spread, write
 from rich.console import Console
 from rich.table import Table
-from scale import Case, measure
+from scale import Case
 
-from raytrain.cluster.environ import prepare_environment
 from raytrain.cost.instances import Catalog, Price, Source, catalog
 from raytrain.cost.planner import Bounds, Plan, Prediction, plan
 from raytrain.cost.profile import Figure, Profile
@@ -33,7 +31,6 @@ from raytrain.cost.profile import Figure, Profile
 GPU_HOSTS = {4: "ml.g5.xlarge", 8: "ml.g5.2xlarge", 16: "ml.g5.4xlarge", 32: "ml.g5.8xlarge"}
 CPU_HOSTS = {4: "ml.c5.xlarge", 8: "ml.c5.2xlarge", 16: "ml.c5.4xlarge", 36: "ml.c5.9xlarge", 72: "ml.c5.18xlarge"}
 EMULATED = "a region of its own, with each type's price from whichever region of the snapshot has one"
-SMOKE = ("1+0", "1+1")
 
 
 def priced() -> Catalog:
@@ -136,18 +133,8 @@ def seconds_for_many_shapes(rounds: int = 5) -> tuple[int, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=RESULTS / "scale.json")
-    parser.add_argument("--smoke", action="store_true", help="two small shapes, measured here; nothing written")
+    parser.add_argument("--smoke", action="store_true", help="nothing written")
     arguments = parser.parse_args()
-    if arguments.smoke:
-        GPU_HOSTS[1], CPU_HOSTS[1] = GPU_HOSTS[4], CPU_HOSTS[4]  # names only: the sizes below are not theirs
-        prepare_environment()
-        cases = [Case(shape, 0.005, 300.0, 8, 32, 2.0, False) for shape in SMOKE]
-        rows = interleave({case.shape: partial(measure, case) for case in cases}, 1)
-        for case in cases:
-            print(case.shape, named(case), f"{rows[case.shape][0]['samples_per_s']:.1f} samples/s measured")
-        shapes, took = seconds_for_many_shapes(1)
-        print(f"a plan over {shapes:,} shapes, seconds {took}")
-        return
     read = json.loads(arguments.rows.read_text())
     common = {
         name: read["about"][name]
@@ -165,11 +152,9 @@ def main() -> None:
     ratios = {f"{shape}, predicted / measured": spread([row["predicted_of_measured"]]) for shape, row in held.items()}
     ratios["the pick's cost / the cheapest's"] = spread([dearer])
     ratios[f"seconds for {shapes} shapes"] = took
-    print(
-        write(
-            "planner", {shape: [row] for shape, row in held.items()}, ratios, pick=pick, best=best, rows_of=read["date"]
-        )
-    )
+    if not arguments.smoke:
+        rows = {shape: [row] for shape, row in held.items()}
+        print(write("planner", rows, ratios, pick=pick, best=best, rows_of=read["date"]))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from raytrain.cluster.simulated import unavailable
         ("ingest", "digits: ray_data / raytrain, seconds to the first batch {'min':"),
         ("startup", "raytrain / plain, seconds to the first step {'min':"),
         ("scale", "throughput / ideal"),
+        ("planner", "the pick costs 1.000 of it"),
         ("sampling", "sampling alone, percent of a core {'min':"),
         ("gpu", "raytrain_with_cpu_node / dataloader, samples_per_s {'min':"),
         pytest.param(
