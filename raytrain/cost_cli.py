@@ -44,6 +44,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Set runs beside each other, and the best single instance that could have done the first."""
+    from raytrain.cost.compare import check_instances
     from raytrain.cost.compare import compare as compared
     from raytrain.cost.instances import catalog
     from raytrain.report.costs import show_comparison
@@ -51,7 +52,8 @@ def compare(
     from raytrain.trials import Trials
 
     known = catalog(prices)
-    trials = Trials(on, known, overrides or [], scale)
+    trials = Trials(on, known, overrides or [], scale, prices)
+    check_instances(len(runs), instances or [])
     found = compared(
         [trials.record(path) for path in runs],
         known,
@@ -141,6 +143,7 @@ def plan(
     where = region or (profile.job.get("sagemaker") or {}).get("region")
     if where is None:
         raise ConfigError("the job names no region; give --region")
+    cluster = profile.job.get("cluster") or {}
     bounds = Bounds(
         where,
         families=tuple(families.split(",")) if families else None,
@@ -148,7 +151,8 @@ def plan(
         max_hours=max_hours,
         max_gpu_hosts=max_gpu_hosts,
         max_cpu_hosts=max_cpu_hosts,
-        reserved_cpus=((profile.job.get("cluster") or {}).get("reserved_cpus")),
+        reserved_cpus=cluster.get("reserved_cpus"),
+        cpu_groups_only=cluster.get("placement") == "cpu-groups-only",
     )
     found = planned(profile, known, bounds)
     if pick > len(found):
@@ -164,7 +168,7 @@ def plan(
         write_plan(found, known, html)
         typer.echo(f"page: {html}", err=as_json)
     if out is not None:
-        job_for(found[pick - 1].shape, profile, where, out)
+        job_for(found[pick - 1].shape, profile, known, where, out)
         typer.echo(f"job file for {found[pick - 1].shape}: {out}", err=as_json)
 
 

@@ -9,6 +9,7 @@ What each can do says what the whole could do; what the whole does says what put
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import queue
@@ -22,7 +23,7 @@ from typing import Any
 
 from raytrain.config import Job
 from raytrain.cost.instances import Catalog
-from raytrain.cost.profile import MOST_EFFICIENT, Figure, Profile, cpu_kind_of, gpu_of, hardware_of
+from raytrain.cost.profile import MOST_EFFICIENT, Figure, Profile, gpu_of, hardware_of, shared_cores
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.data.produce import Producer, StreamWork, prepare_process
@@ -119,7 +120,7 @@ def diagnose(
         resident = _run(job, pipeline, opened, folder, nodes, address, Trial(resident=True, seconds=seconds))
         say("4/4 everything")
         whole = _run(job, pipeline, opened, folder, nodes, address, Trial(resident=False, seconds=seconds))
-    findings = _findings(alone, all_cores, resident, whole, len(cores), job)
+    findings = _findings(alone, all_cores, resident, whole, len(cores))
     return _profile(job, known, alone, all_cores, resident, whole, findings), findings
 
 
@@ -329,21 +330,24 @@ def _parts(record: RunRecord) -> list[float]:
     return [value for name, value in entry.items() if name.startswith("part ")]
 
 
-def _findings(alone: Alone, all_cores: Alone, resident: RunRecord, whole: RunRecord, cores: int, job: Job) -> Findings:
+def _findings(alone: Alone, all_cores: Alone, resident: RunRecord, whole: RunRecord, cores: int) -> Findings:
     cpu_s, accelerator_s = Figure.of(all_cores.seconds).value, Figure.of(_parts(resident)).value
     here = not whole.cluster_attached
     slots = min(whole.cpu_slots, cores) if here else whole.cpu_slots
-    together = None
-    if here and whole.ranks[0].device == "cpu":
-        threads = min(job.training.threads or cores, cores)
-        together = cores / (cpu_s + accelerator_s * threads)
+    together = shared_cores(whole, cpu_s, accelerator_s)
     return Findings(
         preprocessing_alone=1 / Figure.of(alone.seconds).value,
         preprocessing=slots / cpu_s,
         accelerator=whole.world_size / accelerator_s,
-        together=together,
+        together=together if math.isfinite(together) else None,
         everything=whole.world_size / Figure.of(_parts(whole)).value,
     )
+
+
+def _cpu_kind_here(record: RunRecord) -> str:
+    """Of the driver's host, where preprocessing alone was measured."""
+    types = [host.instance_type for host in record.hosts if host.is_head and host.instance_type and not host.emulated]
+    return types[0].split(".")[1] if types else record.hardware.cpu_model
 
 
 def _profile(
@@ -366,7 +370,7 @@ def _profile(
         source="raytrain diagnose",
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=hardware_of(whole),
-        cpu_s_per_sample={cpu_kind_of(whole): Figure.of(all_cores.seconds)},
+        cpu_s_per_sample={_cpu_kind_here(whole): Figure.of(all_cores.seconds)},
         cpu_s_per_sample_alone=Figure.of(alone.seconds),
         accelerator_s_per_sample={gpu_of(whole, known): Figure.of(_parts(resident))},
         wire_bytes_per_sample=Figure.of(all_cores.wire_bytes),
@@ -375,6 +379,7 @@ def _profile(
         efficiency=Figure.of(efficiency),
         worker_memory_bytes=all_cores.memory_bytes,
         accelerator_memory_bytes=resident.epochs[-1].get("accelerator_memory_bytes"),
+        world_size=whole.world_size,
         num_samples=whole.num_train,
         epochs=epochs,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -58,24 +57,40 @@ def with_accelerators(profile: Profile, given: list[str], known: Catalog) -> Pro
         if name not in gpus:
             raise ConfigError(f"--accelerator: unknown GPU {name!r}{nearest(name, gpus)}")
         try:
-            added[name] = Figure.once(float(value))
+            seconds = float(value)
         except ValueError:
-            raise ConfigError(f"--accelerator {text!r} must look like A10G=0.0008, seconds a sample") from None
+            seconds = 0.0
+        if not 0 < seconds < float("inf"):
+            raise ConfigError(f"--accelerator {text!r} must look like A10G=0.0008, seconds a sample")
+        added[name] = Figure.once(seconds)
     return profile.model_copy(update={"accelerator_s_per_sample": {**profile.accelerator_s_per_sample, **added}})
 
 
-def job_for(shape: Shape, profile: Profile, region: str, path: Path) -> None:
-    """Write the profile's job for the hosts of a shape.
+def job_for(shape: Shape, profile: Profile, known: Catalog, region: str, path: Path) -> None:
+    """Write the profile's job for the hosts of a shape: groups keep their names as far as there are as many, and a job
+    given in steps does as many samples as it was to do.
 
     Raises:
         ConfigError: the job cannot be one of these hosts, or the file cannot be written.
     """
-    groups: list[dict[str, Any]] = [{"name": "gpu", "instance_type": shape.gpu_type, "hosts": shape.gpu_hosts}]
-    for number, (name, hosts) in enumerate(shape.cpu_hosts, start=1):
-        groups.append({"name": "cpu" if number == 1 else f"cpu-{number}", "instance_type": name, "hosts": hosts})
     tree = dict(profile.job)
+    before = [group["name"] for group in (tree.get("cluster") or {}).get("groups") or ()]
+    hosts = [(shape.gpu_type, shape.gpu_hosts), *shape.cpu_hosts]
+    wanted = ["cpu", "cpu-2"] if before else ["gpu", "cpu", "cpu-2"]
+    spare = [name for name in wanted if name not in before]
+    names = [*before, *spare][: len(hosts)]
+    groups = [{"name": n, "instance_type": kind, "hosts": count} for n, (kind, count) in zip(names, hosts, strict=True)]
     tree["cluster"] = {**(tree.get("cluster") or {}), "groups": groups}
     tree["sagemaker"] = {**(tree.get("sagemaker") or {}), "region": region}
+    for channel, facts in (tree["sagemaker"].get("channels") or {}).items():
+        if gone := set(facts.get("groups") or ()) - set(names):
+            raise ConfigError(
+                f"channel {channel!r} of the job is for group {min(gone)!r}, which {shape} has not; change the channel"
+            )
+    world_size = shape.gpu_hosts * known.type(shape.gpu_type).gpus
+    if tree["training"].get("steps") and world_size != profile.world_size:
+        steps = max(round(tree["training"]["steps"] * profile.world_size / world_size), 1)
+        tree["training"] = {**tree["training"], "steps": steps}
     Job.from_dict(tree, where=f"the job of {profile.name}")
     try:
         path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")

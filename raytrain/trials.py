@@ -25,6 +25,7 @@ class Trials:
         on: one of PLACES: emulated nodes of this machine, simulated hosts of it, or SageMaker.
         overrides: `key=value` of every job file.
         scale: CPUs of an emulated host as a share of its vCPUs; None for all.
+        prices: a file of the user's.
 
     Raises:
         ConfigError: there is no such place.
@@ -34,6 +35,7 @@ class Trials:
     known: Catalog
     overrides: list[str]
     scale: float | None = None
+    prices: Path | None = None
 
     def __post_init__(self) -> None:
         if self.on not in PLACES:
@@ -51,17 +53,19 @@ class Trials:
             return read_record(path)
         job = Job.from_yaml(path, self.overrides)
         sets = [word for each in self.overrides for word in ("--set", each)]
+        prices = ["--prices", str(self.prices)] if self.prices else []
+        region = ["--region", job.sagemaker.region] if job.sagemaker and job.sagemaker.region else []
         if self.on == "nodes":
             nodes = nodes_of(job, self.known, self.scale)
             return _record(["train", str(path), *sets, "--json", *(["--nodes", nodes] if nodes else [])])
         if self.on == "twin":
             share = ["--scale", f"{self.scale:g}"] if self.scale else []
             with tempfile.TemporaryDirectory(prefix="raytrain-compare-") as folder:
-                twin = json.loads(_run(["twin", str(path), *sets, *share, "--folder", folder, "--json"]))
+                twin = json.loads(_run(["twin", str(path), *sets, *share, *prices, "--folder", folder, "--json"]))
                 out = ["--out", f"{folder}/record.json", "--json"]
                 return _record(["record", twin["TrainingJobName"], "--folder", folder, *out])
-        launched = json.loads(_run(["launch", str(path), *sets, "--yes", "--wait", "--json"]).splitlines()[-1])
-        return _record(["record", launched["TrainingJobName"], "--json"])
+        launched = json.loads(_run(["launch", str(path), *sets, *prices, "--yes", "--wait", "--json"]).splitlines()[-1])
+        return _record(["record", launched["TrainingJobName"], *prices, *region, "--json"])
 
 
 def nodes_of(job: Job, known: Catalog, scale: float | None) -> str | None:

@@ -9,12 +9,15 @@ import yaml
 from raytrain.cost.profile import Figure, Profile
 from raytrain.record import HostFacts, HostLoad, HostTimeline, Progress, RunRecord, Utilization
 
+READ = (("read", 640), ("validation/read", 360))
+
 
 def run_on(record: RunRecord, name: str, hosts: dict[str, tuple[str, int, int]], **changes: Any) -> RunRecord:
     """A record of `hosts`: instance type -> (group, hosts, GPUs a host), at `samples_per_s`."""
     samples_per_s, wait_share = changes.pop("samples_per_s", 64.0), changes.pop("wait_share", 0.5)
     first_step_s = changes.pop("first_step_s", 120.0)
     known = {"ml.g5.xlarge": 4, "ml.c5.4xlarge": 16, "ml.p4d.24xlarge": 96, "ml.c5.18xlarge": 72}
+    read = record.stages[0].model_copy(update={"seconds": 0.0, "seconds_per_sample": 0.0})
     all_hosts, number = [], 0
     for kind, (group, count, gpus) in hosts.items():
         for each in range(1, count + 1):
@@ -37,6 +40,7 @@ def run_on(record: RunRecord, name: str, hosts: dict[str, tuple[str, int, int]],
         update={
             "wait_s": wait_share * seconds,
             "transfer_s": 0.0,
+            "device": "cuda:0",
             "compute_s": (1 - wait_share) * seconds,
             "num_samples": record.totals.samples // int(ranks),
         }
@@ -52,6 +56,7 @@ def run_on(record: RunRecord, name: str, hosts: dict[str, tuple[str, int, int]],
         "totals": record.totals.model_copy(update={"samples_per_s": samples_per_s, "wait_share": wait_share}),
         "ranks": [rank.model_copy(update={"rank": number}) for number in range(int(ranks))],
         "startup": record.startup.model_copy(update={"first_step_s": first_step_s}),
+        "stages": [*record.stages, *(read.model_copy(update={"name": n, "num_samples": c}) for n, c in READ)],
         "hardware": record.hardware.model_copy(update={"gpus": ["NVIDIA A10G"]}),
         "loads": [HostLoad(host=h.name, group=h.group, cpu_percent=Utilization(mean=150, max=390)) for h in all_hosts],
         "progress": Progress(at_s=at_s, samples_per_s=[samples_per_s] * 10, wait_share=[wait_share] * 10),

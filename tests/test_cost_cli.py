@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,8 +14,9 @@ from raytrain import trials
 from raytrain.cli import main
 from raytrain.config import Job
 from raytrain.cost.instances import catalog
+from raytrain.cost.planner import Shape
 from raytrain.errors import ConfigError, TrainingError
-from raytrain.planning import with_accelerators
+from raytrain.planning import job_for, with_accelerators
 from raytrain.trials import Trials, nodes_of
 
 SINGLE = {"ml.g5.xlarge": ("gpu", 1, 1)}
@@ -135,7 +137,7 @@ def test_bad_input_is_one_line(call, records, profile_file, tmp_path):
         (["compare", tmp_path / "old.json"], "has schema version 1; this raytrain reads 2"),
         (["compare", tmp_path / "none.json"], "cannot read"),
         (["compare", *records, "--region", "mars-1"], "there are no prices of region 'mars-1' here"),
-        (["compare", *records, *east, "--instances", "gpu"], "--instances 'gpu' must look like gpu=ml.g5.xlarge"),
+        (["compare", records[0], *east, "--instances", "gpu"], "--instances 'gpu' must look like gpu=ml.g5.xlarge"),
         (["compare", records[0], "--on", "moon"], "--on 'moon' must be one of nodes, twin, sagemaker"),
         (["compare", records[0], "--scale", "2"], "--scale 2 must be above 0 and at most 1"),
         (["plan", tmp_path / "cut.json", *east], "is not JSON, or was cut off"),
@@ -150,6 +152,7 @@ def test_bad_input_is_one_line(call, records, profile_file, tmp_path):
             ["plan", profile_file, *east, "--accelerator", "T4=fast"],
             "--accelerator 'T4=fast' must look like A10G=0.0008",
         ),
+        (["plan", profile_file, *east, "--accelerator", "T4=0"], "--accelerator 'T4=0' must look like"),
         (["plan", profile_file, *east, "--accelerator", "T4=-1"], "--accelerator 'T4=-1' must look like"),
         (["plan", profile_file, *east, "-o", tmp_path / "no" / "x.yaml"], "the job file cannot be written to"),
         (["plan", profile_file, *east, "--html", tmp_path / "cut.json" / "x"], "the page cannot be written to"),
@@ -189,11 +192,17 @@ def test_a_jobs_groups_as_emulated_nodes(job_tree):
         (
             "twin",
             [
-                "twin JOB --set seed=3 --scale 0.5 --folder F --json",
+                "twin JOB --set seed=3 --scale 0.5 --prices P --folder F --json",
                 "record toy-1 --folder F --out F/record.json --json",
             ],
         ),
-        ("sagemaker", ["launch JOB --set seed=3 --yes --wait --json", "record toy-1 --json"]),
+        (
+            "sagemaker",
+            [
+                "launch JOB --set seed=3 --prices P --yes --wait --json",
+                "record toy-1 --prices P --region us-east-1 --json",
+            ],
+        ),
     ],
 )
 def test_job_files_run_as_a_user_would_run_them(on, commands, monkeypatch, job_file, record):
@@ -206,9 +215,9 @@ def test_job_files_run_as_a_user_would_run_them(on, commands, monkeypatch, job_f
         ended = json.dumps({"TrainingJobName": "toy-1"})
         return {"twin": ended, "launch": f"log\n{ended}\n"}.get(arguments[0], record.model_dump_json(indent=1))
 
-    path = job_file(cluster={"groups": [{"name": "cpu", "cpus": 2}]})
+    path = job_file(cluster={"groups": [{"name": "cpu", "cpus": 2}]}, sagemaker={"region": "us-east-1"})
     monkeypatch.setattr(trials, "_run", run)
-    assert Trials(on, catalog(), ["seed=3"], 0.5).record(path) == record
+    assert Trials(on, catalog(), ["seed=3"], 0.5, Path("P")).record(path) == record
     assert typed == commands
 
 
@@ -226,3 +235,17 @@ def test_a_profile_whose_job_is_none_gives_no_job_file(call, tmp_path):
     assert "the job of toy" in err
     with pytest.raises(ConfigError, match="unknown GPU"):
         with_accelerators(profile(), ["=1"], catalog())
+
+
+def test_a_job_file_keeps_the_names_of_groups_and_the_samples(tmp_path, job_tree):
+    job_tree["cluster"] = {"groups": [{"name": "train", "instance_type": "ml.g5.xlarge"}]}
+    job_tree["training"] = {"steps": 100}
+    job_tree["sagemaker"] = {"channels": {"images": {"uri": "s3://bucket/images", "groups": ["train"]}}}
+    shape = Shape("ml.g5.12xlarge", 1, (("ml.c5.4xlarge", 2),))
+    job_for(shape, profile(job=job_tree, world_size=2), catalog(), "us-east-1", tmp_path / "job.yaml")
+    job = Job.from_yaml(tmp_path / "job.yaml")
+    assert [group.name for group in job.cluster.groups] == ["train", "cpu"]
+    assert job.training.steps == 50, "four GPUs in the place of two"
+    job_tree["sagemaker"]["channels"]["images"]["groups"] = ["gone"]
+    with pytest.raises(ConfigError, match="channel 'images' of the job is for group 'gone', which 1 x ml.g5.12xlarge"):
+        job_for(shape, profile(job=job_tree), catalog(), "us-east-1", tmp_path / "job.yaml")

@@ -92,7 +92,7 @@ def test_the_numbers_on_the_page_are_the_records(report, opened):
     assert charts["Samples a second"][0] == ["single", runs[0].progress.at_s, runs[0].progress.samples_per_s]
     assert charts["Waiting for data"][1][2] == [pytest.approx(3.1)] * 10
     assert {name for name, _, _ in charts["CPU busy, by host"]} >= {"single: gpu-1"}
-    assert charts["What the CPU stages cost"][0][1:] == [[5.0], ["decode"]]
+    assert charts["What the CPU stages cost"][0][1:] == [[5.0, 0.0], ["decode", "read"]]
     (_, x, predicted), (_, at, measured) = charts["Cost against CPU hosts"]
     assert (x[:3], at) == ([0, 1, 2], [0, 1])
     assert measured[0] == pytest.approx(predicted[0]), "the curve goes through the run that it is predicted from"

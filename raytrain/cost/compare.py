@@ -106,12 +106,11 @@ def compare(
         raise ConfigError(
             f"the records are of different workloads: {'; '.join(differences)}; --unlike compares them all the same"
         )
+    check_instances(len(records), instances or [])
     given = instances or [{} for _ in records]
-    if len(given) != len(records):
-        raise ConfigError(f"--instances was given {len(given)} times for {len(records)} records; give one for each")
     priced = [priced_hosts(record, known, region, types) for record, types in zip(records, given, strict=True)]
     names = _names(records)
-    columns = [measured(*each) for each in zip(names, records, priced, strict=True)]
+    columns = [measured(*each, known) for each in zip(names, records, priced, strict=True)]
     notes = [f"{name}: {each.why}" for name, each in zip(names, priced, strict=True) if each.why]
     prices = {(p.region, p.type): p for each in priced for p in each.prices}
     single, why_not = best_single(records[0], priced[0], known, region)
@@ -127,6 +126,15 @@ def compare(
     notes += [f"they differ, and were compared all the same: {text}" for text in differences]
     columns = [against(first, column) for column in columns]
     return Comparison(tuple(columns), tuple(notes), tuple(prices.values()), _region(records[0], region))
+
+
+def check_instances(num_records: int, given: list[Any]) -> None:
+    """
+    Raises:
+        ConfigError: types were given for some records only.
+    """
+    if given and len(given) != num_records:
+        raise ConfigError(f"--instances was given {len(given)} times for {num_records} records; give one for each")
 
 
 def unlikenesses(first: RunRecord, other: RunRecord) -> list[str]:
@@ -211,7 +219,7 @@ def priced_hosts(record: RunRecord, known: Catalog, region: str | None, given: d
     return Priced(hosts, total, tuple(prices))
 
 
-def measured(name: str, record: RunRecord, priced: Priced) -> Column:
+def measured(name: str, record: RunRecord, priced: Priced, known: Catalog) -> Column:
     """A record's column, before it is held against the first."""
     rate = record.totals.samples_per_s
     busy = {load.host: load for load in record.loads or (record.cloud.loads if record.cloud else [])}
@@ -224,7 +232,9 @@ def measured(name: str, record: RunRecord, priced: Priced) -> Column:
         samples_per_s=rate,
         wait_share=record.totals.wait_share,
         cpu_busy={
-            host: load.cpu_percent.mean / 100 / _cpus(record, load) for host, load in busy.items() if load.cpu_percent
+            host: load.cpu_percent.mean / 100 / _cpus(record, load, known)
+            for host, load in busy.items()
+            if load.cpu_percent
         },
         gpu_busy={
             host: load.gpu_percent.mean / 100 / _gpus(record, load) for host, load in busy.items() if load.gpu_percent
@@ -255,10 +265,12 @@ def _by_group(record: RunRecord) -> dict[str, int]:
     return groups
 
 
-def _cpus(record: RunRecord, load: HostLoad) -> float:
-    """Of a host; of this machine where the nodes are emulated."""
-    own = [host.cpus for host in record.hosts if host.name == load.host and not host.emulated]
-    return max(own[0], 1.0) if own else record.hardware.cpu_cores
+def _cpus(record: RunRecord, load: HostLoad, known: Catalog) -> float:
+    """All of a host's, not only those for the stages: the whole host was measured."""
+    own = [host for host in record.hosts if host.name == load.host]
+    if own and own[0].instance_type in known.types and not own[0].emulated:
+        return known.types[own[0].instance_type].vcpus
+    return max(own[0].cpus, 1.0) if own and record.cluster_attached else record.hardware.cpu_cores
 
 
 def _gpus(record: RunRecord, load: HostLoad) -> float:
@@ -318,8 +330,8 @@ def curve_of(
     others = [name for column in measured for name in column.hosts if name != gpu_type]
     profile, _ = profile_for(record, known.type(gpu_type).gpu, known)
     most = max([hosts for column in measured for name, hosts in column.hosts.items() if name != gpu_type], default=0)
-    bounds = Bounds(comparison.region, max_gpu_hosts=gpu_hosts, max_cpu_hosts=most + CURVE_HOSTS)
-    found = plan(profile, known, bounds)
+    found = plan(profile, known, Bounds(comparison.region, max_gpu_hosts=gpu_hosts, max_cpu_hosts=most + CURVE_HOSTS))
+    others = [name for name in others if name in {each.name for each in found.cpus.types}]
     if not others and found.best_with_cpu_hosts is not None:
         others = [found.best_with_cpu_hosts.shape.cpu_hosts[0][0]]
     if not others:

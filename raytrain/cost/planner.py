@@ -1,8 +1,8 @@
 """Which cluster shape is cheapest: every shape that fits, predicted from a profile. Pure; arrays over shapes.
 
 A shape is some GPU hosts of one type and CPU hosts of at most two others beside them: many of one, or many of one and a
-single one of another to fill up. Its samples a second are the smallest of what three things admit, times the measured
-efficiency:
+single one of another of its family to fill up. Its samples a second are the smallest of what three things admit, times
+the measured efficiency:
 
     accelerators   GPUs / accelerator seconds a sample
     CPUs           sum over hosts of vCPUs / CPU seconds a sample; the training hosts keep one vCPU a GPU for themselves
@@ -20,6 +20,7 @@ from raytrain.cost.profile import Profile
 from raytrain.errors import ConfigError, nearest
 
 MAX_GROUPS = 5  # of a SageMaker training job
+MAX_SHAPES = 5_000_000  # about a gigabyte
 STORE_SHARE = 0.3  # of a host's memory that Ray takes for its object store
 LIMITS = ("accelerator", "CPUs", "network of the CPU hosts", "network of the GPU hosts")
 GIB = 1 << 30
@@ -35,6 +36,7 @@ class Bounds:
         max_usd_per_hour, max_hours: of a shape and of the whole job; None for no limit.
         max_gpu_hosts, max_cpu_hosts: hosts of one type.
         reserved_cpus: of a training host; None for one a GPU, at most half.
+        cpu_groups_only: the job's placement: training hosts prepare nothing.
     """
 
     region: str
@@ -44,6 +46,7 @@ class Bounds:
     max_gpu_hosts: int = 4
     max_cpu_hosts: int = 16
     reserved_cpus: int | None = None
+    cpu_groups_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,8 +189,12 @@ def plan(profile: Profile, known: Catalog, bounds: Bounds) -> Plan:
         ConfigError: an unknown family or region, a GPU that nothing was measured of, or no shape within the limits.
     """
     gpus, cpus, prices = _ladders(profile, known, bounds)
-    figures = predict(profile, gpus, cpus, _shapes(len(gpus.types), len(cpus.types), bounds))
+    figures = predict(profile, gpus, cpus, _shapes(len(gpus.types), cpus.types, bounds))
     fits = np.isfinite(figures["usd"])
+    if not fits.any():
+        raise ConfigError(
+            "no shape can prepare a sample: cluster.reserved_cpus, cluster.placement or a worker's memory leave no CPU"
+        )
     limits = []
     if bounds.max_usd_per_hour is not None:
         fits &= figures["usd_per_hour"] <= bounds.max_usd_per_hour
@@ -262,17 +269,28 @@ def _per_s(bytes_per_s: Array, bytes_per_sample: float) -> Array:
         return bytes_per_s / bytes_per_sample
 
 
-def _shapes(num_gpu_types: int, num_cpu_types: int, bounds: Bounds) -> dict[str, Array]:
-    """Every GPU type and number of hosts with every addition of CPU hosts."""
+def _shapes(num_gpu_types: int, cpu_types: tuple[InstanceType, ...], bounds: Bounds) -> dict[str, Array]:
+    """Every GPU type and number of hosts with every addition of CPU hosts.
+
+    Raises:
+        ConfigError: more than MAX_SHAPES.
+    """
+    num_cpu_types, families = len(cpu_types), np.array([each.family for each in cpu_types])
     none = np.zeros((1, 4), dtype=np.int64)
     first, hosts = np.meshgrid(np.arange(num_cpu_types), np.arange(1, bounds.max_cpu_hosts + 1), indexing="ij")
     alone = np.column_stack([first.ravel(), hosts.ravel(), np.zeros((first.size, 2), dtype=np.int64)])
     mixed = np.repeat(alone, num_cpu_types, axis=0)
     mixed[:, 2], mixed[:, 3] = np.tile(np.arange(num_cpu_types), len(alone)), 1
     mixed = mixed[(mixed[:, 0] != mixed[:, 2]) & ((mixed[:, 1] > 1) | (mixed[:, 0] < mixed[:, 2]))]  # none twice
+    mixed = mixed[families[mixed[:, 0]] == families[mixed[:, 2]]] if len(mixed) else mixed
     added = np.concatenate([none, alone, mixed])
     gpu, gpu_hosts = np.meshgrid(np.arange(num_gpu_types), np.arange(1, bounds.max_gpu_hosts + 1), indexing="ij")
     trained = np.column_stack([gpu.ravel(), gpu_hosts.ravel()])
+    if len(trained) * len(added) > MAX_SHAPES:
+        raise ConfigError(
+            f"{len(trained) * len(added):,} shapes are too many; narrow them by --families, --max-gpu-hosts or "
+            "--max-cpu-hosts"
+        )
     left = np.repeat(trained, len(added), axis=0)
     right = np.tile(added, (len(trained), 1))
     names = ("gpu", "gpu_hosts", "first", "first_hosts", "second", "second_hosts")
@@ -307,17 +325,15 @@ def _ladders(profile: Profile, known: Catalog, bounds: Bounds) -> tuple[Ladder, 
         )
     both = (*with_gpu, *without)
     return (
-        _ladder(profile, with_gpu, bounds.reserved_cpus, trains=True),
-        _ladder(profile, without, None, trains=False),
+        _ladder(profile, with_gpu, bounds, trains=True),
+        _ladder(profile, without, bounds, trains=False),
         tuple(price for _, price in both),
     )
 
 
-def _ladder(
-    profile: Profile, priced: list[tuple[InstanceType, Price]], reserved: int | None, *, trains: bool
-) -> Ladder:
+def _ladder(profile: Profile, priced: list[tuple[InstanceType, Price]], bounds: Bounds, *, trains: bool) -> Ladder:
     types = tuple(t for t, _ in priced)
-    slots = [max(t.vcpus - _reserved(t, reserved) if trains else t.vcpus, 0) for t in types]
+    slots = [t.vcpus - _reserved(t, bounds) if trains else t.vcpus for t in types]
     if profile.worker_memory_bytes:
         room = [int(t.memory_gib * GIB * (1 - STORE_SHARE) / profile.worker_memory_bytes) for t in types]
         slots = [min(pair) for pair in zip(slots, room, strict=True)]
@@ -331,8 +347,11 @@ def _ladder(
     )
 
 
-def _reserved(host: InstanceType, wanted: int | None) -> int:
+def _reserved(host: InstanceType, bounds: Bounds) -> int:
     """vCPUs of a training host that do not prepare samples, as `raytrain train` has it."""
+    if bounds.cpu_groups_only:
+        return host.vcpus
+    wanted = bounds.reserved_cpus
     return min(host.gpus, host.vcpus // 2) if wanted is None else min(wanted, host.vcpus)
 
 
@@ -347,6 +366,8 @@ def _assumptions(profile: Profile, gpus: Ladder, cpus: Ladder, bounds: Bounds) -
         lines.append(f"the network of {', '.join(unknown)} is not known and does not limit")
     if bounds.max_gpu_hosts > 1 or any(t.gpus > 1 for t in gpus.types):
         lines.append("several GPUs train as fast as one, times their number: what they tell each other costs nothing")
+    if "steps" in profile.job.get("training", {}) and profile.job["training"]["steps"]:
+        lines.append("the job, which is given in steps, does as many samples on any number of GPUs: in fewer steps")
     if profile.accelerator_memory_bytes is None:
         lines.append("the model fits into every GPU's memory: none was measured")
     return tuple(lines)

@@ -70,6 +70,7 @@ class Profile(_Part):
         efficiency: of the whole, as a share of what the slower of its parts could do alone.
         worker_memory_bytes: of one preprocessing process; None when not measured.
         accelerator_memory_bytes: of one GPU, at its peak; None when not measured.
+        world_size: ranks that were measured; a job given in steps does as many samples on any number of GPUs.
         num_samples: of an epoch.
         epochs: of the whole job.
     """
@@ -90,6 +91,7 @@ class Profile(_Part):
     efficiency: Figure
     worker_memory_bytes: Positive | None = None
     accelerator_memory_bytes: Positive | None = None
+    world_size: Annotated[int, Field(gt=0)] = 1
     num_samples: Annotated[int, Field(gt=0)]
     epochs: Positive
 
@@ -165,8 +167,8 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
     if not (totals.samples and totals.samples_per_s > 0 and computed > 0 and cpu_s > 0):
         raise ConfigError(f"the record of {record.name} has no training to learn from: its run {record.status}")
     accelerator_s = computed / totals.samples
-    limit = min(record.world_size / accelerator_s, record.cpu_slots / cpu_s)
-    prepared = sum(stage.num_samples for stage in stages[:1])
+    limit = min(record.world_size / accelerator_s, record.cpu_slots / cpu_s, shared_cores(record, cpu_s, accelerator_s))
+    received = sum(stage.num_samples for stage in record.stages if stage.name in ("read", "validation/read"))
     training = record.job["training"]
     steps = training.get("steps")
     batch = totals.samples / max(sum(rank.num_batches for rank in record.ranks), 1)
@@ -179,24 +181,36 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
         hardware=hardware_of(record),
         cpu_s_per_sample={cpu_kind_of(record): Figure.once(cpu_s)},
         accelerator_s_per_sample={gpu_of(record, known): Figure.once(accelerator_s)},
-        wire_bytes_per_sample=Figure.once(sum(rank.wire_bytes for rank in record.ranks) / max(prepared, 1)),
-        read_bytes_per_sample=Figure.once(sum(rank.read_bytes for rank in record.ranks) / max(prepared, 1)),
+        wire_bytes_per_sample=Figure.once(sum(rank.wire_bytes for rank in record.ranks) / max(received, 1)),
+        read_bytes_per_sample=Figure.once(sum(rank.read_bytes for rank in record.ranks) / max(received, 1)),
         startup_s=Figure.once(max(record.startup.first_step_s or totals.wall_s, 1e-3)),
         efficiency=Figure.once(min(totals.samples_per_s / limit, MOST_EFFICIENT)),
+        world_size=record.world_size,
         num_samples=record.num_train,
         epochs=epochs,
     )
 
 
+def shared_cores(record: RunRecord, cpu_s: float, accelerator_s: float) -> float:
+    """Samples a second that one machine's cores can both prepare and train on; infinite where ranks have GPUs, or the
+    hosts are not all this machine."""
+    if record.cluster_attached or not all(rank.device == "cpu" for rank in record.ranks):
+        return float("inf")
+    training = [host.cpus for host in record.hosts if host.is_head] or [record.hardware.cpu_cores]
+    threads = (record.job["training"].get("threads") or training[0]) * record.world_size
+    cores = record.hardware.cpu_cores
+    return cores / (cpu_s + accelerator_s * min(threads, cores) / record.world_size)
+
+
 def gpu_of(record: RunRecord, known: Catalog) -> str:
     """The catalog's name of the GPU that a run trained on; `CPU` where it had none, or only declared ones."""
-    if record.emulated_gpus:
+    if record.ranks and all(rank.device == "cpu" for rank in record.ranks):
         return TRAINED_ON_CPU
     for host in record.hosts:
         if host.gpus and host.instance_type in known.types and known.types[host.instance_type].gpu:
             return known.types[host.instance_type].gpu
     if not record.hardware.gpus:
-        return TRAINED_ON_CPU
+        return "unknown GPU"  # of another host than the driver's
     words = record.hardware.gpus[0].replace("-", " ").split()
     kinds = {each.gpu for each in known.types.values() if each.gpu}
     return next((kind for kind in sorted(kinds, key=len, reverse=True) if kind in words), record.hardware.gpus[0])

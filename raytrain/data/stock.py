@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raytrain.cluster.topology import GROUP_LABEL
+
 STORE_SHARE = 0.4  # of any host's object store
 AHEAD_OF_RANKS_S = 30.0  # at the rate at which they have taken batches so far: evaluations and checkpoints are shorter
 RATE_AFTER_S = 2.0  # of taking, the rate is believed
@@ -21,12 +23,17 @@ LEAST_TASKS_A_BLOCK = 4  # one of them may hand over a block in each of Ray Data
 FULL_PAUSE_S = 0.05
 
 
-def stock_bytes(nodes: Sequence[dict[str, Any]]) -> int | None:
-    """What may lie ready in all of a cluster's hosts (`ray.nodes()`), each holding a share by its CPUs.
+def stock_bytes(nodes: Sequence[dict[str, Any]], selector: dict[str, str] | None = None) -> int | None:
+    """What may lie ready in all of the hosts (`ray.nodes()`) that prepare, each holding a share by its CPUs.
 
     None where no host says how large its object store is.
+
+    Args:
+        selector: of the tasks (see cluster.placement); only the hosts of its groups count.
     """
-    hosts = [node.get("Resources", {}) for node in nodes if node.get("Alive")]
+    groups = (selector or {}).get(GROUP_LABEL, "").removeprefix("in(").removesuffix(")").split(",")
+    ours = [node for node in nodes if groups == [""] or (node.get("Labels") or {}).get(GROUP_LABEL) in groups]
+    hosts = [node.get("Resources", {}) for node in ours if node.get("Alive")]
     sizes = [
         (host["object_store_memory"], host["CPU"]) for host in hosts if {"object_store_memory", "CPU"} <= set(host)
     ]

@@ -293,7 +293,7 @@ def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any], 
     context._max_num_blocks_in_streaming_gen_buffer = blocks_ahead
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
-    if (most := stock_bytes(ray.nodes())) is not None:
+    if (most := stock_bytes(ray.nodes(), task_args.get("label_selector"))) is not None:
         enabled = [*policies.ENABLED_BACKPRESSURE_POLICIES, BoundedStock(most, blocks_ahead)]
         context.set_config(policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, enabled)
     with ray.data.DataContext.current(context):

@@ -109,7 +109,7 @@ def _cost_by_hosts(records: list[RunRecord], comparison: Comparison, known: Cata
             "marker": {"color": COLORS[1], "size": 11, "symbol": "diamond"},
         }
     )
-    about = f"{curve[0].shape} with 0 to {len(curve) - 1} hosts of {cpu_type}."
+    about = f"{curve[0].shape} alone and with hosts of {cpu_type}."
     return Chart("Cost against CPU hosts", about, data, _axes(f"hosts of {cpu_type}", "$ a million samples", zero=True))
 
 
@@ -165,7 +165,8 @@ def _curves(plan: Plan) -> list[Chart]:
 
 
 def _curve(name: str, curve: list[Prediction], number: int) -> dict[str, Any]:
-    line = _line(name, list(range(len(curve))), [each.usd_per_million_samples for each in curve], number)
+    hosts = [sum(count for _, count in each.shape.cpu_hosts) for each in curve]
+    line = _line(name, hosts, [each.usd_per_million_samples for each in curve], number)
     limits = [f"{each.samples_per_s:,.0f} samples/s, limited by {each.limit}" for each in curve]
     return {**line, "mode": "lines+markers", "text": limits}
 

@@ -41,7 +41,7 @@ def test_the_worked_example_of_the_docs():
 
 
 def test_ten_thousand_shapes_and_no_loop_over_them():
-    found = plan(profile(), catalog(), Bounds("us-west-2"))
+    found = plan(profile(), catalog(), Bounds("us-west-2", max_cpu_hosts=48))
     assert len(found) > 10_000
     shapes = [(each.shape.gpu_type, each.shape.gpu_hosts, frozenset(each.shape.cpu_hosts)) for each in found.best(3000)]
     assert len(set(shapes)) == 3000, "none comes twice"
@@ -145,6 +145,22 @@ def test_what_cannot_be_planned_is_one_line(bounds, message):
     with pytest.raises(ConfigError, match=message) as caught:
         plan(profile(), catalog(), bounds)
     assert "\n" not in str(caught.value)
+
+
+def test_where_nothing_can_prepare_it_says_so():
+    with pytest.raises(ConfigError, match="no shape can prepare a sample: cluster.reserved_cpus, cluster.placement or"):
+        plan(profile(), catalog(), Bounds("us-east-1", max_cpu_hosts=0, cpu_groups_only=True))
+
+
+def test_too_many_shapes_are_refused():
+    with pytest.raises(ConfigError, match="shapes are too many; narrow them by --families, --max-gpu-hosts or"):
+        plan(profile(), catalog(), Bounds("us-east-1", max_cpu_hosts=50_000, max_gpu_hosts=64))
+
+
+def test_training_hosts_that_only_train_prepare_nothing():
+    found = plan(profile(), catalog(), Bounds("us-east-1", cpu_groups_only=True))
+    assert found.best_without_cpu_hosts is None
+    assert one(found, "1 x ml.g5.xlarge + 1 x ml.c5.4xlarge").samples_per_s == pytest.approx(0.97 * 16 / 0.018)
 
 
 def test_limits_leave_the_rest_as_it_was():

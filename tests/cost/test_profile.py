@@ -72,7 +72,10 @@ def test_what_a_record_says_about_its_samples(record):
     assert found.cpu_s_per_sample == {"g5": Figure.once(0.005)}
     assert found.efficiency.value == pytest.approx(64 / 128)
     assert (found.startup_s.value, found.num_samples, found.epochs) == (120.0, 640, 2)
-    assert found.read_bytes_per_sample.value == pytest.approx(500 / 640)
+    assert found.read_bytes_per_sample.value == pytest.approx(500 / 1000), "validation is read too"
+    on_cpu = run.model_copy(update={"ranks": [run.ranks[0].model_copy(update={"device": "cpu"})]})
+    shared = profile_of_record(on_cpu, catalog())
+    assert shared.efficiency.value == pytest.approx(64 / (2 / (0.005 + 1 / 128 * 2))), "the cores do both"
 
 
 def test_steps_are_told_in_epochs(record):
@@ -85,16 +88,17 @@ def test_steps_are_told_in_epochs(record):
     ("update", "gpu"),
     [
         ({}, "A10G"),
-        ({"emulated_gpus": True}, "CPU"),
+        ({"device": "cpu"}, "CPU"),
         ({"hosts": []}, "A10G"),
         ({"hosts": [], "gpus": ["NVIDIA H100 80GB HBM3"]}, "H100"),
         ({"hosts": [], "gpus": ["NVIDIA Something"]}, "NVIDIA Something"),
-        ({"hosts": [], "gpus": []}, "CPU"),
+        ({"hosts": [], "gpus": []}, "unknown GPU"),
     ],
 )
 def test_the_gpu_has_the_catalogs_name(record, update, gpu):
     run = run_on(record, "r", {"ml.g5.xlarge": ("gpu", 1, 1)})
-    gpus = update.pop("gpus", run.hardware.gpus)
+    gpus, device = update.pop("gpus", run.hardware.gpus), update.pop("device", "cuda:0")
+    run = run.model_copy(update={"ranks": [run.ranks[0].model_copy(update={"device": device})]})
     run = run.model_copy(update={**update, "hardware": run.hardware.model_copy(update={"gpus": gpus})})
     assert list(profile_of_record(run, catalog()).accelerator_s_per_sample) == [gpu]
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import write_images
 from feeding import make_feed, take_all
 
+from raytrain.cluster.topology import GROUP_LABEL
 from raytrain.data import stock
 from raytrain.data import stream as module
 from raytrain.data.batch import Failure
@@ -287,12 +288,16 @@ def test_the_host_whose_object_store_fills_first_bounds_the_stock():
     assert stock_bytes([node(1000, 4)]) == STORE_SHARE * 1000
     assert stock_bytes([node(1000, 4), node(1000, 16)]) == int(STORE_SHARE * 1000 / 16 * 20)
     assert stock_bytes([node(1000, 4), node(10, 16, alive=False)]) == STORE_SHARE * 1000
+    cpu, gpu = (
+        {**node(*size), "Labels": {GROUP_LABEL: name}} for size, name in (((10, 16), "cpu"), ((1000, 96), "gpu"))
+    )
+    assert stock_bytes([cpu, gpu], {GROUP_LABEL: "in(cpu,more)"}) == STORE_SHARE * 10, "the other holds nothing"
     assert stock_bytes([{"Alive": True, "Resources": {"CPU": 4.0}}]) is None
 
 
 def test_no_more_lies_ready_than_the_stock(two_nodes, pets, monkeypatch):
     """Blocks of 2 kB, nobody takes them: Ray Data would collect all 1000."""
-    monkeypatch.setattr(module, "stock_bytes", lambda nodes: 60_000)
+    monkeypatch.setattr(module, "stock_bytes", lambda *_: 60_000)
     seen = []
 
     class Watched(stock._Policy):
