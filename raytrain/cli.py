@@ -104,7 +104,7 @@ def sample_data(
 def bootstrap(
     program: Annotated[list[str], typer.Argument(metavar="-- PROGRAM [ARGS]...", help="A .py, a .sh or a command.")],
     head_group: Annotated[
-        str | None, typer.Option(help="Whose first host is the head. [default: the first group with GPUs]")
+        str | None, typer.Option(help="Whose first host is the head. (default: the first group with GPUs)")
     ] = None,
     head_cpus: Annotated[int | None, typer.Option(min=0, help="CPUs that Ray may use on the head.")] = None,
     head_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs that Ray may use on the head.")] = None,
@@ -125,7 +125,7 @@ def bootstrap(
     ] = None,
     remote_write: Annotated[str | None, typer.Option(metavar="URL", help="Where Prometheus sends it on.")] = None,
     remote_write_region: Annotated[
-        str | None, typer.Option(help="Sign for this region (SigV4). [default: as the URL of Amazon's service says]")
+        str | None, typer.Option(help="Sign for this region (SigV4). (default: as the URL of Amazon's service says)")
     ] = None,
     remote_write_user: Annotated[str | None, typer.Option(help="For basic authentication.")] = None,
     remote_write_password_file: Annotated[Path | None, typer.Option(help="Or RAYTRAIN_REMOTE_WRITE_PASSWORD.")] = None,

@@ -20,14 +20,14 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")
 ]
 JobName = Annotated[str, typer.Argument(metavar="NAME", help="Of the training job.")]
-Region = Annotated[str | None, typer.Option(help="[default: of your AWS configuration]")]
+Region = Annotated[str | None, typer.Option(help="(default: of your AWS configuration)")]
 
 
 @app.command(epilog="Example: raytrain launch launch/heterogeneous.yaml --set sagemaker.role=training --wait")
 def launch(
     job_file: JobFile,
     overrides: Overrides = None,
-    name: Annotated[str | None, typer.Option(help="Of the training job. [default: the job's and the time]")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the training job. (default: the job's and the time)")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Show the log and end as the job ends.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the request; ask and send nothing.")] = False,
@@ -111,15 +111,15 @@ def twin(
     described: Annotated[
         str | None, typer.Option("--job", metavar="NAME", help="Run what DescribeTrainingJob says of this job instead.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the twin. [default: the job's and the time]")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the twin. (default: the job's and the time)")] = None,
     channels: Annotated[
         list[str] | None,
         typer.Option("--channel", metavar="NAME=FOLDER", help="What stands for a channel's place in S3."),
     ] = None,
     scale: Annotated[
-        float | None, typer.Option(help="CPUs a host, as a share of its vCPUs. [default: no limit]")
+        float | None, typer.Option(help="CPUs a host, as a share of its vCPUs. (default: no limit)")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(min=0, help="Emulated GPUs a GPU host. [default: as it has]")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="Emulated GPUs a GPU host. (default: as it has)")] = None,
     checkpoints: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Kept by an earlier twin: go on from them, as a spot job does."),
@@ -165,7 +165,7 @@ def twin(
 @app.command(epilog="Example: raytrain record digits-20261122130455")
 def record(
     name: JobName,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="[default: runs/NAME/record.json]")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="(default: runs/NAME/record.json)")] = None,
     folder: Annotated[Path, typer.Option(help="Where twins leave their things.")] = Path("runs/twin"),
     prices: Annotated[Path | None, typer.Option(metavar="FILE", help="More types and prices.")] = None,
     no_prices: Annotated[bool, typer.Option("--no-prices", help="Leave the money out.")] = False,

@@ -14,10 +14,15 @@ from raytrain.errors import ConfigError
 
 app = typer.Typer()
 Prices = Annotated[Path | None, typer.Option(metavar="FILE", help="More types and prices.")]
-Region = Annotated[str | None, typer.Option(help="Of the prices. [default: as the job says]")]
+Region = Annotated[str | None, typer.Option(help="Of the prices. (default: as the job says)")]
 Nodes = Annotated[
     str | None, typer.Option(metavar="GROUP=HOSTSxCPUS[xGPUS],...", help="Emulate a cluster on this machine.")
 ]
+Instances = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GROUP=TYPE,...", help="Instance types of a record's groups; once for each record."),
+]
+Unlike = Annotated[bool, typer.Option("--unlike", help="Compare different workloads all the same.")]
 Accelerators = Annotated[
     list[str] | None,
     typer.Option("--accelerator", metavar="GPU=SECONDS", help="Of one GPU for a sample, where it was not measured."),
@@ -32,14 +37,11 @@ def compare(
     ] = "nodes",
     overrides: Overrides = None,
     scale: Annotated[
-        float | None, typer.Option(help="CPUs of an emulated host, as a share of its vCPUs. [default: as it has]")
+        float | None, typer.Option(help="CPUs of an emulated host, as a share of its vCPUs. (default: as it has)")
     ] = None,
     region: Region = None,
-    instances: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GROUP=TYPE,...", help="Instance types of a record's groups; once for each record."),
-    ] = None,
-    unlike: Annotated[bool, typer.Option("--unlike", help="Compare different workloads all the same.")] = False,
+    instances: Instances = None,
+    unlike: Unlike = False,
     prices: Prices = None,
     as_json: Json = False,
 ) -> None:
@@ -75,7 +77,7 @@ def diagnose(
     address: Annotated[str | None, typer.Option(help="Attach to a running Ray cluster, such as auto.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 8.0,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FILE", help="[default: runs/NAME.profile.json]")
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="(default: runs/NAME.profile.json)")
     ] = (None),
     as_json: Json = False,
 ) -> None:
@@ -117,7 +119,7 @@ def plan(
     region: Region = None,
     max_price: Annotated[float | None, typer.Option(min=0, help="Dollars an hour, of all hosts together.")] = None,
     max_hours: Annotated[float | None, typer.Option(min=0, help="Of the whole job.")] = None,
-    families: Annotated[str | None, typer.Option(metavar="g5,c5,...", help="Of instance types. [default: all]")] = None,
+    families: Annotated[str | None, typer.Option(metavar="g5,c5,...", help="Of instance types. (default: all)")] = None,
     max_gpu_hosts: Annotated[int, typer.Option(min=1, max=64)] = 4,
     max_cpu_hosts: Annotated[int, typer.Option(min=0, max=64, help="Of one type.")] = 16,
     accelerator: Accelerators = None,
@@ -177,11 +179,8 @@ def report(
     records: Annotated[list[Path], typer.Argument(metavar="RECORD...", help="Of finished runs.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="The page.")] = Path("report.html"),
     region: Region = None,
-    instances: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GROUP=TYPE,...", help="Instance types of a record's groups; once for each record."),
-    ] = None,
-    unlike: Annotated[bool, typer.Option("--unlike", help="Compare different workloads all the same.")] = False,
+    instances: Instances = None,
+    unlike: Unlike = False,
     prices: Prices = None,
     as_json: Json = False,
 ) -> None:
