@@ -18,7 +18,7 @@ from raytrain.cluster.topology import GROUP_LABEL
 STORE_SHARE = 0.4  # of any host's object store
 AHEAD_OF_RANKS_S = 30.0  # at the rate at which they have taken batches so far: evaluations and checkpoints are shorter
 RATE_AFTER_S = 2.0  # of taking, the rate is believed
-AT_FIRST = 4  # times the least, until then
+AT_FIRST = 16  # times the least, until then
 LEAST_TASKS_A_BLOCK = 4  # one of them may hand over a block in each of Ray Data's ten rounds a second, at least
 FULL_PAUSE_S = 0.05
 
