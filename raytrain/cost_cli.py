@@ -39,6 +39,9 @@ def compare(
     scale: Annotated[
         float | None, typer.Option(help="CPUs of an emulated host, as a share of its vCPUs. (default: as it has)")
     ] = None,
+    channels: Annotated[
+        list[str] | None, typer.Option("--channel", metavar="NAME=FOLDER", help="Of twins, as raytrain twin has it.")
+    ] = None,
     region: Region = None,
     instances: Instances = None,
     unlike: Unlike = False,
@@ -54,12 +57,12 @@ def compare(
     from raytrain.trials import Trials
 
     known = catalog(prices)
-    trials = Trials(on, known, overrides or [], scale, prices)
+    trials = Trials(on, known, overrides or [], scale, prices, tuple(channels or ()))
     check_instances(len(runs), instances or [])
     found = compared(
         [trials.record(path) for path in runs],
         known,
-        region=region,
+        region=region or trials.region(runs),
         instances=[_types(text) for text in instances] if instances else None,
         unlike=unlike,
     )

@@ -26,6 +26,7 @@ class Trials:
         overrides: `key=value` of every job file.
         scale: CPUs of an emulated host as a share of its vCPUs; None for all.
         prices: a file of the user's.
+        channels: `NAME=FOLDER` of twins.
 
     Raises:
         ConfigError: there is no such place.
@@ -36,12 +37,18 @@ class Trials:
     overrides: list[str]
     scale: float | None = None
     prices: Path | None = None
+    channels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.on not in PLACES:
             raise ConfigError(f"--on {self.on!r} must be one of {', '.join(PLACES)}")
         if self.scale is not None and not 0 < self.scale <= 1:
             raise ConfigError(f"--scale {self.scale:g} must be above 0 and at most 1")
+
+    def region(self, paths: list[Path]) -> str | None:
+        """Of the first job file that names one: the record of a twin does not."""
+        jobs = (Job.from_yaml(path, self.overrides) for path in paths if path.suffix != ".json")
+        return next((job.sagemaker.region for job in jobs if job.sagemaker and job.sagemaker.region), None)
 
     def record(self, path: Path) -> RunRecord:
         """A record as it is, or of the job file's run.
@@ -60,6 +67,7 @@ class Trials:
             return _record(["train", str(path), *sets, "--json", *(["--nodes", nodes] if nodes else [])])
         if self.on == "twin":
             share = ["--scale", f"{self.scale:g}"] if self.scale else []
+            share += [word for each in self.channels for word in ("--channel", each)]
             with tempfile.TemporaryDirectory(prefix="raytrain-compare-") as folder:
                 twin = json.loads(_run(["twin", str(path), *sets, *share, *prices, "--folder", folder, "--json"]))
                 out = ["--out", f"{folder}/record.json", "--json"]

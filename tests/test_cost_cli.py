@@ -192,7 +192,7 @@ def test_a_jobs_groups_as_emulated_nodes(job_tree):
         (
             "twin",
             [
-                "twin JOB --set seed=3 --scale 0.5 --prices P --folder F --json",
+                "twin JOB --set seed=3 --scale 0.5 --channel a=b --prices P --folder F --json",
                 "record toy-1 --folder F --out F/record.json --json",
             ],
         ),
@@ -217,7 +217,8 @@ def test_job_files_run_as_a_user_would_run_them(on, commands, monkeypatch, job_f
 
     path = job_file(cluster={"groups": [{"name": "cpu", "cpus": 2}]}, sagemaker={"region": "us-east-1"})
     monkeypatch.setattr(trials, "_run", run)
-    assert Trials(on, catalog(), ["seed=3"], 0.5, Path("P")).record(path) == record
+    assert Trials(on, catalog(), ["seed=3"], 0.5, Path("P"), ("a=b",)).record(path) == record
+    assert Trials(on, catalog(), []).region([Path("r.json"), path]) == "us-east-1"
     assert typed == commands
 
 
