@@ -23,7 +23,7 @@ from typing import Any
 
 from raytrain.config import Job
 from raytrain.cost.instances import Catalog
-from raytrain.cost.profile import MOST_EFFICIENT, Figure, Profile, gpu_of, hardware_of, shared_cores
+from raytrain.cost.profile import MOST_EFFICIENT, Figure, Profile, epochs_of, gpu_of, hardware_of, shared_cores
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.data.produce import Producer, StreamWork, prepare_process
@@ -359,10 +359,7 @@ def _profile(
     whole: RunRecord,
     findings: Findings,
 ) -> Profile:
-    training = job.training
-    epochs = training.epochs
-    if epochs is None:
-        epochs = max(training.steps * job.data.batch_size * whole.world_size / whole.num_train, 1e-9)
+    training, step = job.training, job.data.batch_size * whole.world_size
     efficiency = [min(whole.world_size / part / findings.limit, MOST_EFFICIENT) for part in _parts(whole)]
     return Profile(
         name=job.name,
@@ -381,5 +378,5 @@ def _profile(
         accelerator_memory_bytes=resident.epochs[-1].get("accelerator_memory_bytes"),
         world_size=whole.world_size,
         num_samples=whole.num_train,
-        epochs=epochs,
+        epochs=epochs_of(training.epochs, training.steps, step, whole.num_train),
     )

@@ -113,14 +113,14 @@ def compare(
     columns = [measured(*each, known) for each in zip(names, records, priced, strict=True)]
     notes = [f"{name}: {each.why}" for name, each in zip(names, priced, strict=True) if each.why]
     prices = {(p.region, p.type): p for each in priced for p in each.prices}
-    single, why_not = best_single(records[0], priced[0], known, region)
+    single, about = best_single(records[0], priced[0], known, region)
     if single is None:
-        notes.append(f"no single instance is predicted: {why_not}")
+        notes.append(f"no single instance is predicted: {about}")
     else:
         columns.append(predicted_column(single, records[0], known.type(single.shape.gpu_type).gpus))
         found = known.prices[_region(records[0], region), single.shape.gpu_type]
         prices[found.region, found.type] = found
-        notes.append(why_not)
+        notes.append(about)
     first = columns[0]
     notes += [f"{column.name}: on emulated nodes, which share one machine" for column in columns if column.emulated]
     notes += [f"they differ, and were compared all the same: {text}" for text in differences]

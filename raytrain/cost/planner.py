@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raytrain.cluster.topology import reserved_cpus
 from raytrain.cost.instances import Catalog, InstanceType, Price
 from raytrain.cost.profile import Profile
 from raytrain.errors import ConfigError, nearest
@@ -60,10 +61,6 @@ class Shape:
     @property
     def heterogeneous(self) -> bool:
         return bool(self.cpu_hosts)
-
-    @property
-    def single(self) -> bool:
-        return self.gpu_hosts == 1 and not self.cpu_hosts
 
     def __str__(self) -> str:
         return " + ".join(f"{n} x {name}" for name, n in ((self.gpu_type, self.gpu_hosts), *self.cpu_hosts))
@@ -351,8 +348,9 @@ def _reserved(host: InstanceType, bounds: Bounds) -> int:
     """vCPUs of a training host that do not prepare samples, as `raytrain train` has it."""
     if bounds.cpu_groups_only:
         return host.vcpus
-    wanted = bounds.reserved_cpus
-    return min(host.gpus, host.vcpus // 2) if wanted is None else min(wanted, host.vcpus)
+    if bounds.reserved_cpus is not None:
+        return min(bounds.reserved_cpus, host.vcpus)  # of a small host all of them: it prepares nothing
+    return reserved_cpus(host.vcpus, host.gpus, None)
 
 
 def _assumptions(profile: Profile, gpus: Ladder, cpus: Ladder, bounds: Bounds) -> tuple[str, ...]:

@@ -170,9 +170,8 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
     limit = min(record.world_size / accelerator_s, record.cpu_slots / cpu_s, shared_cores(record, cpu_s, accelerator_s))
     received = sum(stage.num_samples for stage in record.stages if stage.name in ("read", "validation/read"))
     training = record.job["training"]
-    steps = training.get("steps")
     batch = totals.samples / max(sum(rank.num_batches for rank in record.ranks), 1)
-    epochs = training.get("epochs") or max(steps * batch * record.world_size / record.num_train, 1e-9)
+    step = batch * record.world_size
     return Profile(
         name=record.name,
         job=record.job,
@@ -187,8 +186,13 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
         efficiency=Figure.once(min(totals.samples_per_s / limit, MOST_EFFICIENT)),
         world_size=record.world_size,
         num_samples=record.num_train,
-        epochs=epochs,
+        epochs=epochs_of(training.get("epochs"), training.get("steps"), step, record.num_train),
     )
+
+
+def epochs_of(epochs: float | None, steps: int | None, samples_per_step: float, num_train: int) -> float:
+    """Of a job that is given in epochs or in steps."""
+    return epochs or max(steps * samples_per_step / num_train, 1e-9)
 
 
 def shared_cores(record: RunRecord, cpu_s: float, accelerator_s: float) -> float:
