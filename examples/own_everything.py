@@ -31,7 +31,7 @@ def train_loop(ctx) -> None:  # runs on every rank
     for _ in ctx.epochs():
         for batch in ctx.batches("train"):
             loss = torch.nn.functional.cross_entropy(model(batch.image), batch.label)
-            (loss * (not batch.padded)).backward()  # a stand-in for a batch of broken images has no weight
+            (loss * batch.weight).backward()  # so that every sample counts alike, whichever rank has it
             optimizer.step()
             optimizer.zero_grad()
             ctx.report(loss)

@@ -47,8 +47,8 @@ def start_keeper(this: Run, attempt: str) -> Any:
     from raytrain.train.keeper import Keeper
 
     actor = ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)(Keeper)
-    folder = (this.folder.checkpoints / attempt).absolute()
-    return actor.options(label_selector=_here()).remote(str(folder), this.job.training.checkpoint.keep)
+    folder = str(this.folder.checkpoints.absolute())
+    return actor.options(label_selector=_here()).remote(folder, attempt, this.job.training.checkpoint.keep)
 
 
 class Samplers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,6 +75,9 @@ class Data(Section):
         None, description="default: the stages without the random ones"
     )
     batch_size: PositiveInt = Field(64, description="samples a rank and step")
+    tail: Literal["share", "drop_last", "pad", "carry"] = Field(
+        "share", description="what becomes of the samples of an epoch that do not fill a step of full batches"
+    )
     normalize: Normalize | None = None
     max_corrupt_share: Share = Field(0.01, description="share of undecodable samples past which the run stops")
     batches_per_task: PositiveInt | None = Field(None, description="default: chosen from the data set's size")
@@ -99,7 +103,17 @@ class Schedule(Section):
 
 class CheckpointPolicy(Section):
     every_steps: PositiveInt | None = Field(None, description="beside the one at the end of every epoch")
-    keep: PositiveInt = 2
+    keep: PositiveInt = Field(2, description="of the latest, over all attempts")
+    best: str | None = Field("validation_accuracy", description="metric whose best checkpoint is kept beside them")
+    best_is: Literal["max", "min"] | None = Field(None, description="default: min for a metric whose name ends in loss")
+
+    def score(self, metrics: Mapping[str, float | None]) -> float | None:
+        """What the best is chosen by, more is better; None where the metric was not logged."""
+        value = None if self.best is None else metrics.get(self.best)
+        if value is None:
+            return None
+        smaller = self.best_is == "min" or (self.best_is is None and self.best.endswith("loss"))
+        return -value if smaller else value
 
 
 class Training(Section):
@@ -113,6 +127,10 @@ class Training(Section):
     label_smoothing: Share = 0.0
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     max_failures: Annotated[int, Field(ge=0)] = Field(3, description="restarts after a lost worker or host")
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop", description="a loss that is no finite number ends the run, or its optimizer step is left out"
+    )
+    sync_batchnorm: bool = Field(False, description="BatchNorm over the batches of all ranks together; needs GPUs")
     threads: PositiveInt | None = Field(None, description="torch threads of a CPU rank; default: its host's CPUs")
 
     @model_validator(mode="after")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+MOST_IDS = 64  # that a message lists
 
 
 class RaytrainError(Exception):
@@ -41,6 +43,31 @@ class TrainingError(RaytrainError):
     """The training loop failed; the cause is in the message."""
 
     exit_code = 1
+
+
+class LossError(TrainingError):
+    """A loss is no finite number.
+
+    Attributes:
+        ids: of the samples that made it.
+    """
+
+    def __init__(self, message: str, ids: Sequence[int]):
+        super().__init__(message)
+        self.ids = tuple(ids)
+
+    def __reduce__(self):
+        return (type(self), (self.args[0], self.ids))
+
+    @classmethod
+    def of(cls, loss: float, step: int, epoch: int, ids: Sequence[int]) -> LossError:
+        """`step` counts from 1 over the whole run, `epoch` from 0."""
+        some = ", ".join(map(str, ids[:MOST_IDS])) + (f" and {len(ids) - MOST_IDS} more" if len(ids) > MOST_IDS else "")
+        return cls(
+            f"the loss is {loss} at step {step} (epoch {epoch + 1}) of samples {some}; a lower learning rate, "
+            "training.clip_norm or precision bf16 may prevent it, training.on_nan: skip leaves such steps out",
+            ids,
+        )
 
 
 class Stopped(RaytrainError):

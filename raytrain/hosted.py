@@ -7,6 +7,7 @@ import shutil
 from raytrain.cluster.environ import JobFolders
 from raytrain.config import Job
 from raytrain.run_folder import RunFolder
+from raytrain.train import shelf
 
 
 def hosted(job: Job, kept: JobFolders) -> tuple[Job, bool]:
@@ -21,23 +22,20 @@ def hosted(job: Job, kept: JobFolders) -> tuple[Job, bool]:
 
 
 def _may_go_on(folder: RunFolder) -> bool:
-    if not any(folder.checkpoints.glob("*/checkpoint_*/checkpoint.json")):
-        return False  # the usual case, without the seconds that torch takes to import
-    from raytrain.train import checkpoint
-
-    return checkpoint.latest(folder.checkpoints) is not None
+    return shelf.latest(folder.checkpoints) is not None
 
 
 def deliver(folder: RunFolder, kept: JobFolders) -> None:
-    """The record into the output, the model of the furthest checkpoint into the model folder; nothing of a run that did
-    not get so far."""
-    from raytrain.train import checkpoint
-
+    """The record into the output, the models of the furthest and of the best checkpoint into the model folder; nothing
+    of a run that did not get so far."""
     if folder.record.is_file():
         kept.output.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder.record, kept.output / "record.json")
-    last = checkpoint.latest(folder.checkpoints)
-    if last is not None:
+    for found, prefix in ((shelf.latest(folder.checkpoints), ""), (shelf.best(folder.checkpoints), "best_")):
+        if found is None:
+            continue
+        from raytrain.train import checkpoint  # with torch
+
         kept.model.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_model(last, kept.model / "model.pt")
-        shutil.copyfile(last / "checkpoint.json", kept.model / "checkpoint.json")
+        checkpoint.write_model(found, kept.model / f"{prefix}model.pt")
+        shutil.copyfile(found / "checkpoint.json", kept.model / f"{prefix}checkpoint.json")

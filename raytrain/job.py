@@ -21,17 +21,28 @@ from raytrain.cluster.topology import Topology, parse_nodes
 from raytrain.config import Job
 from raytrain.data.order import StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline, Pipeline
-from raytrain.errors import CheckpointError, ClusterError, ConfigError, RaytrainError, Stopped, TrainingError, one_line
+from raytrain.errors import (
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    LossError,
+    RaytrainError,
+    Stopped,
+    TrainingError,
+    one_line,
+)
 from raytrain.hosted import deliver, hosted
 from raytrain.outcome import build_record
-from raytrain.record import RunRecord
+from raytrain.record import RunRecord, read_record
 from raytrain.run_folder import RunFolder, open_run_folder
+from raytrain.train import shelf
 from raytrain.train.models import check_model
 from raytrain.watching import ProgressLog
 from raytrain.worker import RankWork, position_of, run_rank
 
 STOP_GRACE_S = 7.0  # after a signal, for the step in flight and the checkpoint
 POLL_S = 0.25
+DESCRIBED = 3  # samples of an error
 SAME_SIGNAL_S = 1.0  # a launcher and a shell's trap may both pass the same SIGTERM on
 
 Watch = Callable[[dict[str, Any]], None]
@@ -47,6 +58,7 @@ class Run:
         status: the feed's last.
         restored: the checkpoint to go on from, looked at before anything is started.
         afresh: how to begin anew where an earlier run cannot be gone on with.
+        started_again: SageMaker has started the job anew, and it goes on by itself.
     """
 
     job: Job
@@ -61,6 +73,7 @@ class Run:
     status: dict[str, Any] = field(default_factory=dict)
     signal_number: int | None = None
     afresh: str = ""
+    started_again: bool = False
     restored: Any = None
     progress: ProgressLog = field(default_factory=ProgressLog)
     samplers: Samplers = field(default_factory=Samplers)
@@ -72,9 +85,7 @@ class Run:
     @cached_property
     def last_checkpoint(self) -> Path | None:
         """The furthest whole one; asked for when the run has ended, since its digest takes time."""
-        from raytrain.train import checkpoint
-
-        return checkpoint.latest(self.folder.checkpoints)
+        return shelf.latest(self.folder.checkpoints)
 
 
 def run(
@@ -103,6 +114,8 @@ def run(
     Raises:
         RaytrainError: what went wrong, or Stopped after Ctrl-C or SIGTERM.
     """
+    if job is None:
+        raise ConfigError("no job was given; fit(train_loop, pipeline, Job.from_yaml('job.yaml')) has one")
     environment = prepare_environment()
     if nodes and address:
         raise ConfigError("--nodes starts a cluster and --address attaches to one; give one of them")
@@ -113,17 +126,21 @@ def run(
             raise ConfigError("the job has no `model` section, and no training loop was given")
         check_model(job.model)
     kept = job_folders()
-    again = ""
+    again, goes_on = "", False
     if kept is not None:
         job, goes_on = hosted(job, kept)
         again = "" if resume or not goes_on else "give the job another name, or another sagemaker.checkpoints.uri"
         resume = resume or goes_on
     folder = open_run_folder(job.run_dir, job.name, resume=resume)
-    this = Run(job, started_at or time.time(), environment, folder, afresh=again or "start without --resume")
+    afresh = again or "start without --resume"
+    this = Run(job, started_at or time.time(), environment, folder, afresh=afresh, started_again=bool(again))
     try:
         with _signals(this) as (going, listen):
             _check_data(this, pipeline)
             this.restored = _find_checkpoint(this) if resume else None
+            if _is_finished(this, pipeline) and (before := _earlier_record(this)) is not None:
+                deliver(folder, kept)
+                return before
             import ray  # noqa: F401 - whole before a thread imports parts of it
 
             threading.Thread(target=_import_trainer, daemon=True).start()
@@ -163,6 +180,26 @@ def _check_data(this: Run, pipeline: Pipeline) -> None:
         raise ConfigError(f"data.batch_size={pipeline.batch_size} is larger than the training set of {total} samples")
 
 
+def _is_finished(this: Run, pipeline: Pipeline) -> bool:
+    """Whether nothing is left to train.
+
+    Raises:
+        CheckpointError: so it is, and it was the user who wanted to go on.
+    """
+    position, steps = position_of(this.restored)
+    if StreamPlan(_stream_spec(this, pipeline), position, 1, steps).segments:
+        return False
+    if not this.started_again:
+        raise CheckpointError(f"{this.folder.path} is finished; raise training.epochs or training.steps to go on")
+    return True
+
+
+def _earlier_record(this: Run) -> RunRecord | None:
+    """Of the run when it finished; None if it did not get to write one."""
+    record = read_record(this.folder.record) if this.folder.record.is_file() else None
+    return record if record is not None and record.status == "finished" else None
+
+
 def _import_trainer() -> None:
     """torch takes seconds to import; the nodes start meanwhile."""
     with contextlib.suppress(ImportError):
@@ -188,9 +225,12 @@ def _train(
     reserved = job.cluster.reserved_cpus if this.cluster.attached else 0
     this.placed = place_stages(topology, job.cluster.placement, reserved)
     watch({"phase": _phase(this)})
+    if job.training.sync_batchnorm and world_size > 1 and not topology.has_real_gpus:
+        raise ConfigError("training.sync_batchnorm needs GPUs: torch has none for the ranks of a CPU")
+    if _is_finished(this, pipeline):  # and was killed before its record was written
+        this.marks["trainer"] = time.time()
+        return
     position, steps = position_of(this.restored)
-    if not StreamPlan(_stream_spec(this, pipeline), position, world_size, steps).total_batches:
-        raise CheckpointError(f"{this.folder.path} is finished; raise training.epochs or training.steps to go on")
     if not resume:
         this.folder.set_aside_earlier_run()
         if this.folder.set_aside is not None:
@@ -206,11 +246,19 @@ def _train(
     this.progress.note(this.status)
     watch(this.status)
     if this.status["fatal"] is not None:
-        raise this.status["fatal"]
+        raise _with_samples(this, this.status["fatal"])
     if failure:
         raise failure[0] if isinstance(failure[0], RaytrainError) else TrainingError(_named(failure[0]))
     if this.signal_number is not None:
         raise Stopped(_stopped_message(this), this.signal_number)
+
+
+def _with_samples(this: Run, error: RaytrainError) -> RaytrainError:
+    """An error that names samples by their ids also says where some of them lie."""
+    if not isinstance(error, LossError):
+        return error
+    some = "; ".join(this.opened.train.describe(index) for index in error.ids[:DESCRIBED])
+    return LossError(f"{error} ({some}{'; …' if len(error.ids) > DESCRIBED else ''})", error.ids)
 
 
 def _training_thread(
@@ -277,6 +325,8 @@ def _stream_spec(this: Run, pipeline: Pipeline) -> StreamSpec:
         seed=this.job.seed,
         epochs=this.job.training.epochs,
         steps=this.job.training.steps,
+        tail=pipeline.tail,
+        group_starts=this.opened.train.group_starts,
     )
 
 
@@ -289,16 +339,16 @@ def _find_checkpoint(this: Run) -> Any:
     from raytrain.train import checkpoint
     from raytrain.train.context import Restored
 
-    found = checkpoint.latest(this.folder.checkpoints)
+    found = shelf.latest(this.folder.checkpoints)
     if found is None:
         raise CheckpointError(f"{this.folder.path} has no whole checkpoint to resume from; {this.afresh}")
-    facts, state = checkpoint.load(found)
+    facts = shelf.read_facts(found)
     if facts.fingerprint != this.opened.train.fingerprint:
         raise CheckpointError(f"{found} was written for other training data; {this.afresh}")
     if facts.seed != this.job.seed:
         raise CheckpointError(f"{found} was written with seed {facts.seed}, not {this.job.seed}; {this.afresh}")
     this.resumed_from = str(found.absolute())
-    return Restored(facts, state)
+    return Restored(facts, checkpoint.load_state(found))
 
 
 def _wait(this: Run, thread: threading.Thread, feed: Any, watch: Watch) -> None:
@@ -386,9 +436,10 @@ def _close(this: Run, error: RaytrainError | None) -> RunRecord | None:
     if "trainer" not in this.marks:
         return None
     this.samplers.collect()
-    last = this.last_checkpoint
+    last, best = this.last_checkpoint, shelf.best(this.folder.checkpoints)
     this.folder.keep_earlier_record()
-    record = build_record(this, error, checkpoint=str(last) if last else None, command=list(sys.argv))
+    checkpoints = {"checkpoint": str(last) if last else None, "best": str(best) if best else None}
+    record = build_record(this, error, **checkpoints, command=list(sys.argv))
     record.write(this.folder.record)
     return record
 

@@ -17,6 +17,7 @@ from raytrain.record import (
     StageFigures,
     Startup,
     Totals,
+    Unusual,
 )
 from raytrain.watching import host_load, host_timeline
 
@@ -27,14 +28,15 @@ STALLED_SHARE = 0.05  # of training time spent waiting, past which the input pat
 LISTED_FAILURES = 100
 
 
-def build_record(this: Run, error: RaytrainError | None, *, checkpoint: str | None, command: list[str]) -> RunRecord:
+def build_record(
+    this: Run, error: RaytrainError | None, *, checkpoint: str | None, best: str | None, command: list[str]
+) -> RunRecord:
     """Everything the run's pieces know, in the record's shape."""
     results: dict[int, dict[str, Any]] = this.status.get("results", {})
     meters = {rank: result["meter"] for rank, result in sorted(results.items())}
     failures = this.status.get("failures", [])
     stages = _stages(meters)
     history = results[0]["history"] if 0 in results else _last_history(this)
-    total = this.opened.train.num_samples + this.opened.num_validation
     return RunRecord(
         name=this.job.name,
         status="finished" if error is None else "stopped" if isinstance(error, Stopped) else "failed",
@@ -45,7 +47,7 @@ def build_record(this: Run, error: RaytrainError | None, *, checkpoint: str | No
         versions=facts.versions(),
         hardware=Hardware(
             cpu_model=facts.cpu_model(),
-            cpu_cores=facts.cpu_cores(),
+            cpu_cores=facts.usable_cpus(),
             memory_bytes=facts.memory_bytes(),
             platform=facts.platform_name(),
             gpus=facts.gpu_names(),
@@ -64,13 +66,14 @@ def build_record(this: Run, error: RaytrainError | None, *, checkpoint: str | No
         stages=stages,
         epochs=history,
         corrupt=Corrupt(
-            count=len(failures),
-            share=len(failures) / total,
+            **{split: sum(where == split for where, _ in failures) for split in ("train", "validation")},
             listed=[f"{split}: {f.where}: {f.reason}" for split, f in failures[:LISTED_FAILURES]],
         ),
         torch_in_preprocessing_workers=any(meter["torch_in_workers"] for meter in meters.values()),
         resumed_from=this.resumed_from,
+        unusual=_unusual(this),
         checkpoint=checkpoint,
+        best_checkpoint=best,
         progress=this.progress.progress(this.started_at),
         **_machines(this),
     )
@@ -174,5 +177,16 @@ def _stages(meters: dict[int, dict[str, Any]]) -> list[StageFigures]:
 
 
 def _last_history(this: Run) -> list[dict[str, float]]:
-    """What the last progress report of rank 0 knew, when the ranks did not get to report their results."""
-    return this.status.get("progress", {}).get(0, {}).get("history", [])
+    """What the last progress report of rank 0 knew, when the ranks did not get to report their results; or what was
+    known before they began."""
+    before = this.restored.facts.history if this.restored else []
+    return this.status.get("progress", {}).get(0, {}).get("history", before)
+
+
+def _unusual(this: Run) -> Unusual:
+    """All ranks together, as far as each has said."""
+    said = {rank: figures.get("counts", {}) for rank, figures in this.status.get("progress", {}).items()}
+    said |= {rank: result["counts"] for rank, result in this.status.get("results", {}).items()}
+    if not said and this.restored:
+        said = {0: this.restored.facts.counts}
+    return Unusual(**{name: sum(each.get(name, 0) for each in said.values()) for name in Unusual.model_fields})

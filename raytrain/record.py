@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raytrain.errors import ConfigError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 POINTS = 600  # of a timeline
 
 
@@ -99,11 +99,33 @@ class Totals(Part):
 
 
 class Corrupt(Part):
-    """Samples that were left out, each once; `listed` names at most 100."""
+    """Samples of the data set that could not be prepared and were left out, each counted once; `listed` names at most
+    100. `train` is of `num_train`, `validation` of `num_validation`."""
 
-    count: int
-    share: float
+    train: int
+    validation: int
     listed: list[str]
+
+
+class Unusual(Part):
+    """Samples and steps of the whole run, earlier attempts included, that went another way than usual.
+
+    Attributes:
+        dropped: samples that no step had (`data.tail: drop_last`).
+        repeated: samples that a step had for the second time in their epoch (`data.tail: pad`).
+        carried: samples that the next epoch began with (`data.tail: carry`).
+        stand_ins: steps on which a rank had no sample and took part with a blank one of no weight.
+        skipped_steps: without an update: gradients of fp16 that overflowed, a loss that was no number
+            (`training.on_nan: skip`), or no sample on any rank.
+        skipped_samples: of those steps.
+    """
+
+    dropped: int = 0
+    repeated: int = 0
+    carried: int = 0
+    stand_ins: int = 0
+    skipped_steps: int = 0
+    skipped_samples: int = 0
 
 
 class Utilization(Part):
@@ -192,7 +214,7 @@ class CloudFacts(Part):
 class RunRecord(Part):
     """Everything about one run."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     name: str
     status: Literal["finished", "stopped", "failed"]
     error: str | None
@@ -215,9 +237,11 @@ class RunRecord(Part):
     stages: list[StageFigures]
     epochs: list[dict[str, float | None]]
     corrupt: Corrupt
+    unusual: Unusual = Unusual()
     torch_in_preprocessing_workers: bool
     resumed_from: str | None
     checkpoint: str | None
+    best_checkpoint: str | None = None
     cloud: CloudFacts | None = None
     loads: list[HostLoad] = []
     progress: Progress | None = None

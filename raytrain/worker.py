@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from raytrain.cluster.logs import frames_of, leave_error_to_the_driver
 from raytrain.config import Job, Normalize
 from raytrain.data.order import Position, StreamPlan
 from raytrain.errors import RaytrainError, TrainingError, one_line
@@ -56,6 +59,8 @@ def run_rank(config: dict[str, Any]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every report and checkpoint
     if device.type == "cpu":
         torch.set_num_threads(work.threads)
+    else:
+        torch.cuda.set_device(device)
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(work.job.seed + rank)
 
@@ -90,7 +95,7 @@ def _train(
         num_train=work.num_train,
         num_classes=work.num_classes,
         restored=restored,
-        keep=lambda facts, state: _keep(work.keeper, facts, state),
+        keep=Writer(work.keeper),
     )
     try:
         (work.loop or _default_loop())(ctx)
@@ -98,24 +103,46 @@ def _train(
         pass
     finally:
         stream.close()
-    result = {"device": str(device), "meter": stream.meter.summary(), "history": ctx.history, "steps": ctx.steps}
+    result = {
+        "device": str(device),
+        "meter": stream.meter.summary(),
+        "history": ctx.history,
+        "steps": ctx.steps,
+        "counts": ctx.counts,
+    }
     ray.get(work.feed.finish.remote(attempt, rank, result))
 
 
-def _keep(keeper: Any, facts: Any, state: dict[str, Any]) -> None:
-    """Hand a checkpoint to the keeper; it is on disk when this returns.
+class Writer:
+    """Hands checkpoints to the keeper; they are on disk when a call returns."""
 
-    Raises:
-        CheckpointError: it cannot be written there.
-    """
-    import ray
+    def __init__(self, keeper: Any):
+        self._keeper, self._checked = keeper, False
 
-    from raytrain.errors import CheckpointError
-    from raytrain.train import checkpoint
+    def __call__(self, facts: Any, state: dict[str, Any], objects: list[Any]) -> None:
+        """One object after the other goes into the object store, so that this process never holds two packed ones.
 
-    problem = ray.get(keeper.save.remote(*checkpoint.pack(facts, state)))
-    if problem is not None:
-        raise CheckpointError(problem)
+        Raises:
+            CheckpointError: it cannot be written, or an object's state could not be read again.
+        """
+        import ray
+
+        from raytrain.errors import CheckpointError
+        from raytrain.train import checkpoint, shelf
+
+        files: dict[str, Any] = {}
+        digests: dict[str, str] = {}
+        parts = [(shelf.STATE, None), *((shelf.object_file(n), thing) for n, thing in enumerate(objects))]
+        for name, thing in parts:
+            data = checkpoint.pack(state if thing is None else thing.state_dict())
+            if thing is not None and not self._checked:
+                checkpoint.check(type(thing).__name__, data)
+            files[name], digests[name] = ray.put(data), shelf.digest(data)
+        self._checked = True
+        text = shelf.describe(facts, digests)
+        problem = ray.get(self._keeper.save.remote(text, list(files), *files.values()))
+        if problem is not None:
+            raise CheckpointError(problem)
 
 
 def _default_loop() -> Callable[[Any], None]:
@@ -128,14 +155,20 @@ def _restored(work: RankWork) -> Any:
     """The checkpoint to go on from: of this run's earlier attempt, or the one that `--resume` found."""
     import ray
 
-    from raytrain.train import checkpoint
+    from raytrain.train import checkpoint, shelf
     from raytrain.train.context import Restored
 
     path = ray.get(work.keeper.latest.remote()) or work.resume_from
     if path is None:
         return None
-    text, data = ray.get(ray.get(work.keeper.read.remote(path)))
-    return Restored(*checkpoint.unpack(text, data))
+    text, files = ray.get(work.keeper.read.remote(path))
+    facts = shelf.Facts(**json.loads(text))
+
+    def read(name: str) -> Any:
+        return checkpoint.unpack(facts, name, ray.get(files[name]))
+
+    objects = [partial(read, shelf.object_file(number)) for number in range(len(files) - 1)]
+    return Restored(facts, read(shelf.STATE), objects)
 
 
 def _begin(work: RankWork, restored: Any, rank: int, world_size: int) -> tuple[str, StreamPlan | Exception]:
@@ -173,12 +206,17 @@ def _explain(work: RankWork, error: Exception, world_size: int, attempt: str | N
     if isinstance(error, ray.exceptions.RayError):
         return
     if isinstance(error, RaytrainError):
-        ray.get(work.feed.fail.remote(attempt, error))
+        told: RaytrainError = error
     elif world_size == 1 or not _is_of_a_collective(error):
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename}:{frame.lineno}"
         text = f"the training loop failed: {type(error).__name__}: {one_line(error, 500)} ({where})"
-        ray.get(work.feed.fail.remote(attempt, TrainingError(text)))
+        told = TrainingError(text)
+        told.add_note(f"on the rank:\n{frames_of(error, outside=__file__)}")
+    else:
+        return
+    ray.get(work.feed.fail.remote(attempt, told))
+    leave_error_to_the_driver()
 
 
 def _is_of_a_collective(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from raytrain.ledger import Ledger, remaining
 
 
 def test_a_sample_cannot_be_consumed_twice():
-    ledger = Ledger(10, before=np.arange(10) == 7)
+    ledger = Ledger(10, before=np.arange(20) == 7)
     ledger.add(np.array([1, 3]))
     for again in ([3], [5, 5], [7]):
         with pytest.raises(AssertionError, match="consumed twice"):
@@ -30,12 +30,22 @@ def test_ranks_cannot_consume_the_same_sample():
 @given(st.integers(1, 200), st.integers(1, 5), st.integers(0, 10))
 def test_the_union_of_all_ranks_and_the_past_is_what_was_consumed(num_samples, world_size, seed):
     owner = np.random.default_rng(seed).integers(-2, world_size, num_samples)  # -2: nobody yet, -1: before the resume
-    ledgers = [Ledger(num_samples, before=owner == -1) for _ in range(world_size)]
+    ledgers = [Ledger(num_samples, before=np.append(owner == -1, owner > 0)) for _ in range(world_size)]
     for rank, ledger in enumerate(ledgers):
         ledger.add(np.flatnonzero(owner == rank))
     packed = [ledger.packed() for ledger in ledgers]
     for ledger in ledgers:
-        assert np.array_equal(ledger.union(packed), owner != -2)
+        assert np.array_equal(ledger.union(packed), np.append(owner != -2, owner > 0))
+
+
+def test_nothing_is_carried_over_unless_somebody_says_so():
+    assert Ledger(3).mask.tolist() == [False] * 3 + [True] * 3
+    assert Ledger(3).union([]).tolist() == [False] * 3 + [True] * 3
+    with pytest.raises(AssertionError, match="consumed twice"):
+        Ledger(3).add(np.array([4]))
+    carried = Ledger(3, before=np.array([False, False, False, True, False, True]))
+    carried.add(np.array([4, 1]))
+    assert np.flatnonzero(~carried.mask).tolist() == [0, 2]
 
 
 def test_what_remains_keeps_its_order():

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from raytrain.errors import CheckpointError, ConfigError
-from raytrain.record import HostLoad, RunRecord, read_record
+from raytrain.record import HostLoad, RunRecord, Unusual, read_record
 from raytrain.report.live import Display, clock, epoch_line, step_line
 from raytrain.report.tables import print_summary
 from raytrain.run_folder import open_run_folder, process_started_at
@@ -28,8 +28,8 @@ def test_a_record_comes_back_and_fits_its_own_schema(record, tmp_path):
     [
         (None, "cannot read .*record.json: No such file"),
         ("{", "is not JSON, or was cut off"),
-        ('{"schema_version": 99}', "has schema version 99; this raytrain reads 2"),
-        ('{"schema_version": 2, "name": "x"}', "is not a run record: status: Field required"),
+        ('{"schema_version": 99}', "has schema version 99; this raytrain reads 3"),
+        ('{"schema_version": 3, "name": "x"}', "is not a run record: status: Field required"),
         ("[]", "is not a run record"),
     ],
 )
@@ -41,10 +41,14 @@ def test_a_file_that_is_no_record_says_why(tmp_path, text, message):
         read_record(path)
 
 
-def test_the_summary_says_who_waited_for_whom(record):
-    console = Console(width=120, file=io.StringIO())
+def summary_of(record):
+    console = Console(width=140, file=io.StringIO())
     print_summary(record, console)
-    text = console.file.getvalue()
+    return console.file.getvalue()
+
+
+def test_the_summary_says_who_waited_for_whom(record):
+    text = summary_of(record)
     assert "2.00 (20%)" in text
     assert "1.00 (10%)" in text
     assert "7.00 (70%)" in text
@@ -52,7 +56,9 @@ def test_the_summary_says_who_waited_for_whom(record):
     assert "5.000" in text
     assert "emulated nodes" in text
     assert "bottleneck: input: stage 'decode' takes 5.00 ms of a CPU per sample" in text
-    assert "2 samples left out (0.30%)" in text
+    assert (
+        "left out, since they could not be prepared: 2 of 640 training samples (0.31%); the record names them" in text
+    )
     assert "first step after -" in text
     assert "validation accuracy 90.00% after epoch 1" in text
 
@@ -188,3 +194,14 @@ def test_the_display_shows_each_epoch_once(terminal):
     assert text.count("epoch 3/3  loss 0.1000") == 1
     if terminal:
         assert "3 batches ready  1 samples left out  attempt 2  stopping: writing a checkpoint" in text
+
+
+def test_what_went_another_way_than_usual_is_said(record):
+    record.unusual = Unusual(dropped=3, skipped_steps=2, skipped_samples=1234)
+    text = summary_of(record)
+    assert "3 samples dropped (data.tail: drop_last); 2 steps without an update, of 1,234 samples" in text
+    record.unusual = Unusual()
+    record.corrupt.train, record.corrupt.validation = 0, 1
+    text = summary_of(record)
+    assert "dropped" not in text
+    assert "could not be prepared: 1 of 64 validation samples (1.56%); the record names them" in text

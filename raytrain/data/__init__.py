@@ -13,6 +13,7 @@ _WHERE = {
     "raytrain.data.transforms": (
         "cast",
         "center_crop",
+        "color_jitter",
         "decode",
         "flip",
         "gaussian_blur",

@@ -36,6 +36,7 @@ class Header:
         segment, batch: its place in the stream plan.
         stage_s: seconds of CPU-worker time by stage, over the whole batch; `read` comes first.
         failures: the samples that were left out.
+        repeated: of the batch's samples, the last so many that the epoch has had already.
         read_bytes: encoded bytes read from storage.
         node: Ray node id of the worker, hexadecimal.
         torch_imported: whether the worker has imported torch.
@@ -45,6 +46,7 @@ class Header:
     batch: int
     stage_s: dict[str, float]
     failures: list[Failure] = field(default_factory=list)
+    repeated: int = 0
     read_bytes: int = 0
     node: str = ""
     torch_imported: bool = False
@@ -58,7 +60,7 @@ class Prepared:
         pieces: contiguous memory, in order: the whole batch, or one sample each.
         dtype, shape: of a sample.
         axes: of a sample, from the slowest in memory to the fastest.
-        label, id: (samples,) int64.
+        label, key: (samples,) int64; see StreamPlan.
     """
 
     pieces: list[np.ndarray]
@@ -66,7 +68,7 @@ class Prepared:
     shape: tuple[int, ...]
     axes: tuple[int, ...]
     label: np.ndarray
-    id: np.ndarray
+    key: np.ndarray
     header: Header
 
     @classmethod
@@ -75,7 +77,7 @@ class Prepared:
         samples: Sequence[np.ndarray],
         like: np.ndarray,
         label: np.ndarray,
-        ids: np.ndarray,
+        keys: np.ndarray,
         header: Header,
         *,
         together: bool = False,
@@ -89,16 +91,16 @@ class Prepared:
         apart = len(pieces) == 1 or (pieces and pieces[0].nbytes >= PIECE_BYTES and pieces[0].nbytes % ALIGNED == 0)
         if pieces and (together or not apart):
             pieces = [np.stack(pieces)]
-        return cls(pieces, like.dtype.str, like.shape, axes, label, ids, header)
+        return cls(pieces, like.dtype.str, like.shape, axes, label, keys, header)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch as a rank reads it: `image` (batch, height, width, channels), `label` and `id` (batch,) int64."""
+    """A batch as a rank reads it: `image` (batch, height, width, channels), `label` and `key` (batch,) int64."""
 
     image: np.ndarray
     label: np.ndarray
-    id: np.ndarray
+    key: np.ndarray
     header: Header
 
 
@@ -107,8 +109,8 @@ def encode(batches: Sequence[Prepared]) -> pa.Table:
     headers = []
     for batch in batches:
         about = {"dtype": batch.dtype, "shape": batch.shape, "axes": batch.axes, "pieces": len(batch.pieces)}
-        headers.append({**asdict(batch.header), **about, "num_samples": len(batch.id)})
-    numbers = [part for batch in batches for part in (batch.label, batch.id)]
+        headers.append({**asdict(batch.header), **about, "num_samples": len(batch.key)})
+    numbers = [part for batch in batches for part in (batch.label, batch.key)]
     columns = {"header": pa.array([json.dumps(headers)]), "numbers": _cell(np.concatenate(numbers, dtype=np.int64))}
     for number, piece in enumerate(piece for batch in batches for piece in batch.pieces):
         buffer = pa.py_buffer(piece.reshape(-1))

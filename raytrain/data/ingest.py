@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,15 +41,22 @@ class DeviceBatch:
         label: (batch,) int64 on the device.
         ids: (batch,) int64 NumPy, the samples' ids.
         index: the batch's number among this rank's batches of the pass, from 0.
-        padded: a stand-in of one blank image without an id, because the whole batch was undecodable and every rank
-            must step; give it no weight.
+        weight: of the batch's mean loss, so that the mean gradient of all ranks is that of the mean over the step's
+            samples: `(loss * batch.weight).backward()`. A float32 scalar on the device where there are several ranks.
+        stand_in: one blank image without an id, because this rank has no sample at this step and every rank must step;
+            its weight is 0.
+        carried: (batch,) bool NumPy, samples that the epoch before left over (`data.tail: carry`).
+        repeated: of the samples, the last so many that the epoch has had already (`data.tail: pad`).
     """
 
     image: torch.Tensor
     label: torch.Tensor
     ids: np.ndarray
     index: int
-    padded: bool = False
+    weight: torch.Tensor | float = 1.0
+    stand_in: bool = False
+    carried: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    repeated: int = 0
 
 
 @dataclass
@@ -60,7 +67,7 @@ class _Staged:
     header: Header
     image: torch.Tensor
     label: torch.Tensor
-    ids: np.ndarray
+    key: np.ndarray
     wire_bytes: int
     copied_between: tuple[Any, Any] | None = None  # CUDA events around the copy
 
@@ -130,7 +137,7 @@ class RankIngest:
                 return
             self._await_copy(staged)
             clock.arrived()
-            self.meter.received(split, staged.header, len(staged.ids), staged.wire_bytes)
+            self.meter.received(split, staged.header, len(staged.key), staged.wire_bytes)
             if staged.header.failures:
                 self._feed.failures.remote(split, staged.header.failures)
             batch = self._on_device(staged, index)
@@ -181,8 +188,11 @@ class RankIngest:
                 return item
 
     def _on_device(self, staged: _Staged, index: int) -> DeviceBatch:
-        padded = len(staged.ids) == 0
-        if padded:  # every rank steps, whatever was undecodable
+        carried, ids = np.zeros_like(staged.key), staged.key
+        if self.plan.segments[staged.segment].split == "train":
+            carried, ids = np.divmod(staged.key, self.plan.spec.num_train)
+        stand_in = len(ids) == 0
+        if stand_in:  # every rank steps, whatever was undecodable
             shape = (1, *staged.image.shape[1:])
             staged.image = torch.zeros(shape, dtype=staged.image.dtype, device=self.device)
             staged.label = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -191,7 +201,16 @@ class RankIngest:
         if self._affine is not None:
             scale, shift = self._affine
             image = image * scale + shift
-        return DeviceBatch(image, staged.label, staged.ids, index, padded)
+        return DeviceBatch(
+            image,
+            staged.label,
+            ids,
+            index,
+            weight=0.0 if stand_in else 1.0,
+            stand_in=stand_in,
+            carried=carried.astype(bool),
+            repeated=staged.header.repeated,
+        )
 
     def _await_copy(self, staged: _Staged) -> None:
         """Have the compute stream wait for the batch; the host goes on."""
@@ -251,8 +270,8 @@ class RankIngest:
     def _stage(self, segment: int, number: int, batch: Batch) -> _Staged:
         assert (batch.header.segment, batch.header.batch) == (segment, number), "a batch was routed as another"
         image, label = _tensor(batch.image), _tensor(batch.label)
-        staged = _Staged(segment, batch.header, image, label, batch.id, batch.image.nbytes)
-        return self._copier.copy(staged) if self._copier is not None and len(batch.id) else staged
+        staged = _Staged(segment, batch.header, image, label, batch.key, batch.image.nbytes)
+        return self._copier.copy(staged) if self._copier is not None and len(batch.key) else staged
 
 
 class _Copier:

@@ -6,7 +6,8 @@ ids, so that only numbers travel, never lists of ids.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from raytrain.ledger import remaining
 
 Split = Literal["train", "validation"]
+Tail = Literal["share", "drop_last", "pad", "carry"]
 GROUPS_IN_A_WINDOW = 8
 
 
@@ -39,17 +41,21 @@ def epoch_order(num_samples: int, seed: int, epoch: int, group_starts: np.ndarra
 def batch_sizes(num_ids: int, batch_size: int, world_size: int) -> np.ndarray:
     """Sizes of the batches of a segment, int64: always a multiple of `world_size`, so that all ranks step alike.
 
-    Full batches first; what is left over (less than one batch for every rank) is shared out as evenly as it goes in
-    one last round. Leftovers too few to give every rank a sample join the last full round instead.
+    Rounds of full batches first. What is left over (less than one full round) is shared evenly, together with the last
+    full round if there is one, over the last rounds: no batch is larger than `batch_size`, and none holds a single
+    sample where that can be helped. A rank whose batch has no sample steps on a stand-in.
     """
     assert num_ids >= 0 and batch_size > 0 and world_size > 0
     rounds, rest = divmod(num_ids, batch_size * world_size)
     if rest == 0:
         return np.full(rounds * world_size, batch_size, dtype=np.int64)
-    if rest < world_size and rounds > 0:
+    shared = 2 if rounds else 1
+    if rounds:
         rounds, rest = rounds - 1, rest + batch_size * world_size
-    tail = np.full(world_size, rest // world_size, dtype=np.int64)
-    tail[: rest % world_size] += 1
+    with_samples = min(shared * world_size, max(rest // 2, -(-rest // batch_size)))
+    tail = np.zeros(shared * world_size, dtype=np.int64)
+    tail[:with_samples] = rest // with_samples
+    tail[: rest % with_samples] += 1
     return np.concatenate([np.full(rounds * world_size, batch_size, dtype=np.int64), tail])
 
 
@@ -81,7 +87,7 @@ class Position:
 
     Attributes:
         epoch: 0-based.
-        consumed: bool by training id, or None when nothing of the epoch is done.
+        consumed: bool by key (see StreamPlan), or None when nothing of the epoch is done, and nothing was carried over.
     """
 
     epoch: int = 0
@@ -90,7 +96,16 @@ class Position:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the stream: one pass over a split; not `whole` when `steps` ends the run within it."""
+    """A stretch of the stream: one pass over a split.
+
+    Attributes:
+        num_ids: samples in its batches.
+        sizes: of its batches, int64; every `world_size` of them are a round, one for each rank.
+        whole: False when `steps` ends the run within it.
+        dropped: samples of the epoch that no batch has (`tail: drop_last`).
+        repeated: of `num_ids`, the last so many stand in an earlier batch of the epoch as well (`tail: pad`).
+        carried: samples that the next epoch begins with (`tail: carry`).
+    """
 
     number: int
     epoch: int
@@ -98,15 +113,24 @@ class Segment:
     num_ids: int
     sizes: np.ndarray
     whole: bool = True
+    dropped: int = 0
+    repeated: int = 0
+    carried: int = 0
 
     @property
     def num_batches(self) -> int:
         return len(self.sizes)
 
+    @cached_property
+    def num_alike(self) -> int:
+        """Leading batches of one size, which may take each other's places."""
+        return int(np.argmin(np.append(self.sizes == self.sizes[:1], False)))
+
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """What never changes within a run: the two splits, the batch, the seed, and how long to go on.
+    """What never changes within a run: the two splits, the batch, the seed, how long to go on, and what becomes of the
+    samples of an epoch that do not fill a round of full batches.
 
     Exactly one of `epochs` and `steps` is set; `steps` counts batches a rank from the very start of the run.
     """
@@ -117,28 +141,58 @@ class StreamSpec:
     seed: int
     epochs: int | None = None
     steps: int | None = None
+    tail: Tail = "share"
+    group_starts: np.ndarray | None = field(default=None, compare=False, repr=False)  # see epoch_order
 
 
 class StreamPlan:
-    """Every batch still to come, in order: (rest of) an epoch, its validation, the next epoch, ..."""
+    """Every batch still to come, in order: (rest of) an epoch, its validation, the next epoch, ...
+
+    A training sample goes by its *key*: its id in the epoch that it belongs to, `num_train` + id in the next epoch when
+    it is carried over. Which keys an epoch has consumed is one bool array of `2 * num_train`.
+    """
 
     def __init__(self, spec: StreamSpec, position: Position, world_size: int, steps_done: int = 0):
+        assert position.consumed is None or len(position.consumed) == 2 * spec.num_train
         self.spec, self.position, self.world_size = spec, position, world_size
         self.segments: list[Segment] = []
-        epoch, steps = position.epoch, steps_done
+        epoch, steps, carried = position.epoch, steps_done, 0
         while self._goes_on(epoch, steps):
-            consumed = position.consumed if epoch == position.epoch else None
-            num_ids = spec.num_train - (0 if consumed is None else int(consumed.sum()))
-            sizes = batch_sizes(num_ids, spec.batch_size, world_size)
-            if spec.steps is not None:
-                sizes = sizes[: (spec.steps - steps) * world_size]
-            steps += len(sizes) // world_size
-            self._append(epoch, "train", sizes, whole=int(sizes.sum()) == num_ids)
+            own, brought = spec.num_train, carried
+            if epoch == position.epoch and position.consumed is not None:
+                own, brought = (int(np.count_nonzero(~part)) for part in np.split(position.consumed, 2))
+            part = self._train(epoch, own, brought, None if spec.steps is None else spec.steps - steps)
+            assert part.num_batches or own < spec.num_train, "less than one step of samples"
+            steps, carried = steps + part.num_batches // world_size, part.carried
+            self.segments.append(part)
             if spec.num_validation:
-                self._append(epoch, "validation", batch_sizes(spec.num_validation, spec.batch_size, world_size))
+                sizes = batch_sizes(spec.num_validation, spec.batch_size, world_size)
+                self.segments.append(Segment(len(self.segments), epoch, "validation", spec.num_validation, sizes))
             epoch += 1
         self.total_steps = steps
         self._offsets = [np.concatenate([[0], np.cumsum(s.sizes)]) for s in self.segments]
+
+    def _train(self, epoch: int, own: int, brought: int, most_steps: int | None) -> Segment:
+        """The training segment of an epoch that has `own` samples and what was `brought` over from the one before."""
+        spec, total, account = self.spec, own + brought, {}
+        a_round = spec.batch_size * self.world_size
+        rest = total % a_round
+        sizes = np.full(total // a_round * self.world_size, spec.batch_size, dtype=np.int64)
+        if spec.tail == "drop_last":
+            account["dropped"] = rest
+        elif spec.tail == "pad" and rest:
+            sizes = np.append(sizes, np.full(self.world_size, spec.batch_size, dtype=np.int64))
+            account["repeated"] = a_round - rest
+        elif spec.tail == "carry" and rest <= own and epoch + 1 != spec.epochs:
+            account["carried"] = rest
+        else:
+            sizes = batch_sizes(total, spec.batch_size, self.world_size)
+        if most_steps is not None and len(sizes) > most_steps * self.world_size:
+            return self._segment(epoch, sizes[: most_steps * self.world_size], whole=False)
+        return self._segment(epoch, sizes, **account)
+
+    def _segment(self, epoch: int, sizes: np.ndarray, **account: int) -> Segment:
+        return Segment(len(self.segments), epoch, "train", int(sizes.sum()), sizes, **account)
 
     @property
     def total_batches(self) -> int:
@@ -154,20 +208,49 @@ class StreamPlan:
     def _goes_on(self, epoch: int, steps: int) -> bool:
         return epoch < self.spec.epochs if self.spec.epochs is not None else steps < self.spec.steps
 
-    def _append(self, epoch: int, split: Split, sizes: np.ndarray, whole: bool = True) -> None:
-        self.segments.append(Segment(len(self.segments), epoch, split, int(sizes.sum()), sizes, whole))
-
     def bounds(self, segment: int, batch: int) -> tuple[int, int]:
-        """Start and stop of a batch within the segment's ids."""
+        """Start and stop of a batch within the segment's samples."""
         offsets = self._offsets[segment]
         return int(offsets[batch]), int(offsets[batch + 1])
 
-    def segment_ids(self, segment: int, group_starts: np.ndarray | None = None) -> np.ndarray:
-        """The ids of a segment in the order they are prepared, int64. Validation is not shuffled."""
+    def round_sizes(self, segment: int) -> np.ndarray:
+        """Samples of each round, int64: what all ranks together should get at each step."""
+        return self.segments[segment].sizes.reshape(-1, self.world_size).sum(axis=1)
+
+    def segment_keys(self, segment: int) -> np.ndarray:
+        """The keys of a segment in the order they are prepared, int64; of validation the ids, not shuffled."""
         part = self.segments[segment]
         if part.split == "validation":
             return np.arange(self.spec.num_validation)
-        order = epoch_order(self.spec.num_train, self.spec.seed, part.epoch, group_starts)
-        if part.epoch == self.position.epoch and self.position.consumed is not None:
-            order = remaining(order, self.position.consumed)
-        return order[: part.num_ids]
+        brought = self._brought(part.epoch) + self.spec.num_train
+        keys = np.concatenate([brought, self._own(part.epoch)])[: part.num_ids]
+        return np.append(keys, np.resize(self._order(part.epoch), part.num_ids - len(keys)))  # once more from its start
+
+    def after(self, segment: int) -> np.ndarray | None:
+        """What of the next epoch counts as consumed once this training segment is done, as Position has it."""
+        part = self.segments[segment]
+        if not part.carried:
+            return None
+        consumed = np.arange(2 * self.spec.num_train) >= self.spec.num_train
+        consumed[self._brought(part.epoch + 1) + self.spec.num_train] = False
+        return consumed
+
+    def _own(self, epoch: int) -> np.ndarray:
+        """The epoch's own ids that are still to come."""
+        order = self._order(epoch)
+        if epoch == self.position.epoch and self.position.consumed is not None:
+            order = remaining(order, self.position.consumed[: self.spec.num_train])
+        return order
+
+    def _brought(self, epoch: int) -> np.ndarray:
+        """The ids that come first in an epoch because the one before left them over."""
+        if epoch > self.position.epoch:
+            carried = next(s.carried for s in self.segments if (s.epoch, s.split) == (epoch - 1, "train"))
+            return self._own(epoch - 1)[-carried:] if carried else np.arange(0)
+        if self.position.consumed is None:
+            return np.arange(0)
+        order = self._order(epoch - 1) if epoch else np.arange(0)
+        return remaining(order, self.position.consumed[self.spec.num_train :])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return epoch_order(self.spec.num_train, self.spec.seed, epoch, self.spec.group_starts)

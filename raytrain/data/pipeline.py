@@ -5,13 +5,13 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import cloudpickle
 
 from raytrain.config import Data, Normalize, Source
 from raytrain.data.manifest import Manifest
-from raytrain.data.order import Split
+from raytrain.data.order import Split, Tail
 from raytrain.data.produce import SplitWork
 from raytrain.data.sources import open_manifest
 from raytrain.data.transforms import Stage, as_stage, parse_stage
@@ -26,6 +26,8 @@ class Pipeline:
         train: a source, such as `image_folder("s3://bucket/train")`.
         stages: in order; each a Stage, a torchvision v2 transform or a function of one array.
         batch_size: samples a rank and step.
+        tail: what becomes of the samples of an epoch that do not fill a step of full batches: `share`, `drop_last`,
+            `pad` or `carry`.
         validation: a source, or None for no evaluation.
         validation_stages: by default the stages without the random ones.
         normalize: applied on the device.
@@ -41,10 +43,13 @@ class Pipeline:
     normalize: Normalize | None = None
     max_corrupt_share: float = 0.01
     batches_per_task: int | None = None
+    tail: Tail = "share"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1 (given: {self.batch_size})")
+        if self.tail not in get_args(Tail):
+            raise ConfigError(f"tail must be one of {', '.join(get_args(Tail))} (given: {self.tail!r})")
         object.__setattr__(self, "stages", tuple(as_stage(s) for s in self.stages))
         if self.validation_stages is None:
             object.__setattr__(self, "validation_stages", tuple(s for s in self.stages if not s.random))
@@ -64,6 +69,7 @@ class Pipeline:
             normalize=data.normalize,
             max_corrupt_share=data.max_corrupt_share,
             batches_per_task=data.batches_per_task,
+            tail=data.tail,
         )
 
     def open(self, seed: int) -> OpenPipeline:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from raytrain.data.batch import Failure, Header, Prepared, encode
 from raytrain.data.manifest import Manifest
-from raytrain.data.order import SampleRng, Split, StreamPlan
+from raytrain.data.order import SampleRng, Segment, Split, StreamPlan
 from raytrain.data.transforms import Stage
 from raytrain.errors import DataError, one_line
 
@@ -54,7 +54,7 @@ class Producer:
     def __init__(self, work: StreamWork):
         self._plan = work.plan
         self._splits = work.splits()
-        self._ids: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._keys: OrderedDict[int, np.ndarray] = OrderedDict()
         self._templates: dict[Split, np.ndarray] = {}
         self._rng = SampleRng(work.plan.spec.seed)
         self._node = _node_id()
@@ -74,8 +74,8 @@ class Producer:
         part = self._plan.segments[segment]
         split = self._splits[part.split]
         start, stop = self._plan.bounds(segment, number)
-        ids = self._segment_ids(segment, split.manifest)[start:stop]
-        epoch = part.epoch if part.split == "train" else 0
+        keys = self._segment_keys(segment)[start:stop]
+        epochs, ids = self._of(part, keys)
         stage_s = dict.fromkeys(["read", *(s.name for s in split.stages)], 0.0)
 
         began = time.perf_counter()
@@ -84,9 +84,9 @@ class Producer:
 
         images: list[np.ndarray] = []
         failures: list[Failure] = []
-        kept: list[int] = []
+        kept: list[int] = []  # places within the batch
         random = any(s.random for s in split.stages)
-        for index, sample in zip(ids, raw, strict=True):
+        for place, (epoch, index, sample) in enumerate(zip(epochs.tolist(), ids, raw, strict=True)):
             rng = self._rng.of(epoch, index) if random else None
             try:
                 image = _run(split.stages, sample, rng, stage_s)
@@ -103,23 +103,25 @@ class Producer:
                 self._copies = True  # what came before has been overwritten
                 return self.batch(segment, number, together=together)
             images.append(image.copy() if self._copies else image)
-            kept.append(int(index))
+            kept.append(place)
         if images:
             self._templates[part.split] = np.empty_like(images[0])
-        kept_ids = np.asarray(kept, dtype=np.int64)
+        kept_at = np.asarray(kept, dtype=np.int64)
         header = Header(
             segment,
             number,
             stage_s,
             failures,
+            repeated=int(np.count_nonzero(start + kept_at >= part.num_ids - part.repeated)),
             read_bytes=sum(r.nbytes for r in raw if r.ndim == 1),
             node=self._node,
             torch_imported="torch" in sys.modules,
         )
         like = self._templates.get(part.split)
         if like is None:
-            like = self._template(part.split, epoch)
-        return Prepared.of(images, like, split.manifest.labels[kept_ids], kept_ids, header, together=together)
+            like = self._template(part.split, int(epochs[0]) if len(epochs) else 0)
+        labels = split.manifest.labels[ids[kept_at]]
+        return Prepared.of(images, like, labels, keys[kept_at], header, together=together)
 
     def _template(self, name: Split, epoch: int) -> np.ndarray:
         """A sample of the shape and type that others have, for when a whole batch is undecodable."""
@@ -132,12 +134,19 @@ class Producer:
                 continue
         return np.zeros((1, 1, 1), dtype=np.uint8)
 
-    def _segment_ids(self, segment: int, manifest: Manifest) -> np.ndarray:
-        if segment not in self._ids:
-            self._ids[segment] = self._plan.segment_ids(segment, manifest.group_starts)
-            while len(self._ids) > CACHED_SEGMENTS:
-                self._ids.popitem(last=False)
-        return self._ids[segment]
+    def _of(self, part: Segment, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch whose random numbers each sample gets, and its id; validation draws the same in every epoch."""
+        if part.split == "validation":
+            return np.zeros_like(keys), keys
+        carried, ids = np.divmod(keys, self._plan.spec.num_train)
+        return part.epoch - carried, ids
+
+    def _segment_keys(self, segment: int) -> np.ndarray:
+        if segment not in self._keys:
+            self._keys[segment] = self._plan.segment_keys(segment)
+            while len(self._keys) > CACHED_SEGMENTS:
+                self._keys.popitem(last=False)
+        return self._keys[segment]
 
 
 def _run(

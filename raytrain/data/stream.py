@@ -117,8 +117,9 @@ def deal_tasks(blocks: np.ndarray, slots: int, blocks_per_task: int, least: int 
 class Router:
     """Decides which rank gets which batch. Pure: no Ray, no clock, no threads.
 
-    Within a segment, batches go round the ranks in order of arrival, full ones before the last, smaller round.
-    Batches of later segments wait until the segment before them has been given out.
+    Within a segment, batches go round the ranks in order of arrival: the full ones first, then round by round the
+    smaller ones, so that every step has the samples that the plan gives it. Batches of later segments wait until the
+    segment before them has been given out.
     """
 
     def __init__(self, plan: StreamPlan):
@@ -145,16 +146,19 @@ class Router:
         self._give()
 
     def _give(self) -> None:
+        world_size = self._plan.world_size
         while not self.done:
             part = self._plan.segments[self._open]
             waiting = self._waiting.get(self._open, [])
-            num_full = part.num_batches - self._plan.world_size
-            ready = [w for w in waiting if w[0] < num_full or self._given >= num_full]
+            limit = part.num_alike // world_size * world_size
+            if self._given >= limit:
+                limit = (self._given // world_size + 1) * world_size
+            ready = [w for w in waiting if w[0] < limit]
             if not ready:
                 return
             batch, where = ready[0]
             waiting.remove(ready[0])
-            self.queues[self._given % self._plan.world_size].append((self._open, batch, where))
+            self.queues[self._given % world_size].append((self._open, batch, where))
             self._given += 1
             if self._given == part.num_batches:
                 self._waiting.pop(self._open, None)

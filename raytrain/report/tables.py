@@ -99,12 +99,30 @@ def _facts(record: RunRecord) -> list[Text]:
         f"{totals.samples:,} samples at {totals.samples_per_s:,.1f} a second, {totals.wait_share:.1%} of the time "
         f"waiting for data; first step after {_seconds(record.startup.first_step_s)}, {totals.wall_s:.1f} s in all"
     )
-    if record.corrupt.count:
-        lines.append(f"{record.corrupt.count} samples left out ({record.corrupt.share:.2%}): see the record")
+    lines += _left_out(record)
     if record.epochs and record.epochs[-1].get("validation_accuracy") is not None:
         last = record.epochs[-1]
         lines.append(f"validation accuracy {last['validation_accuracy']:.2%} after epoch {last['epoch']:.0f}")
     return [Text(line) for line in lines]
+
+
+def _left_out(record: RunRecord) -> list[str]:
+    """A line for what could not be prepared, and one for what went another way than usual; none where all is well."""
+    lines, corrupt, unusual = [], record.corrupt, record.unusual
+    of = ((corrupt.train, record.num_train, "training"), (corrupt.validation, record.num_validation, "validation"))
+    parts = [f"{count:,} of {total:,} {name} samples ({count / total:.2%})" for count, total, name in of if count]
+    if parts:
+        lines.append(f"left out, since they could not be prepared: {' and '.join(parts)}; the record names them")
+    said = [
+        (unusual.dropped, "samples dropped (data.tail: drop_last)"),
+        (unusual.repeated, "samples repeated (data.tail: pad)"),
+        (unusual.carried, "samples carried into the next epoch (data.tail: carry)"),
+        (unusual.stand_ins, "times a rank had no sample to step with"),
+        (unusual.skipped_steps, f"steps without an update, of {unusual.skipped_samples:,} samples"),
+    ]
+    if any(count for count, _ in said):
+        lines.append("; ".join(f"{count:,} {what}" for count, what in said if count))
+    return lines
 
 
 def _seconds(value: float | None) -> str:

@@ -1,18 +1,14 @@
-"""A checkpoint: model, optimizer, scheduler, random numbers, and the ledger of consumed sample ids.
+"""A checkpoint: model, optimizer, scheduler, random numbers, and the ledger of consumed samples.
 
-Two files: `state.pt`, tensors and plain values that load without executing code, and `checkpoint.json`, which says
-what it is and carries the digest that a whole `state.pt` must have.
+What is in its files, and how it gets into them and out again without executing code; `shelf` has how they lie on disk.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import pickle
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,147 +16,112 @@ import numpy as np
 import torch
 
 from raytrain.errors import CheckpointError
-
-VERSION = 1
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What `checkpoint.json` says.
-
-    Attributes:
-        epoch: the epoch that a resumed run goes on with, 0-based.
-        steps: batches a rank so far, over the whole run.
-        updates: optimizer steps, likewise.
-        samples: of all ranks, over the whole run.
-        consumed_in_epoch: ids in the ledger.
-        fingerprint: of the training manifest that the ids number.
-        seed: of the order of the epochs.
-        history: one entry an epoch so far.
-    """
-
-    epoch: int
-    steps: int
-    updates: int
-    samples: int
-    consumed_in_epoch: int
-    fingerprint: str
-    seed: int
-    world_size: int
-    history: list[dict[str, Any]] = field(default_factory=list)
-    version: int = VERSION
-    sha256: str = ""
+from raytrain.train.shelf import STATE, Facts, check_digests, describe, digest, object_file, read_facts
 
 
-def pack(facts: Facts, state: dict[str, Any]) -> tuple[str, np.ndarray]:
-    """The contents of the two files: text, and bytes as an array of uint8."""
+def pack(state: Any) -> np.ndarray:
+    """The contents of a file, uint8."""
     file = io.BytesIO()
     torch.save(state, file)
-    data = np.frombuffer(file.getbuffer(), np.uint8)
-    digest = hashlib.sha256(data).hexdigest()
-    return json.dumps({**asdict(facts), "sha256": digest}, indent=1), data
+    return np.frombuffer(file.getbuffer(), np.uint8)
 
 
-def unpack(text: str, data: np.ndarray) -> tuple[Facts, dict[str, Any]]:
-    """What `pack` was given.
+def unpack(facts: Facts, name: str, data: np.ndarray) -> Any:
+    """What `pack` was given. The tensors are the only copy: nothing else of `data` is copied.
 
     Raises:
         CheckpointError: it was damaged since.
     """
-    facts = Facts(**json.loads(text))
-    if hashlib.sha256(data).hexdigest() != facts.sha256:
+    if digest(data) != facts.sha256.get(name):
         raise CheckpointError("the checkpoint was damaged between the host that keeps it and this one")
-    return facts, _load_safely(io.BytesIO(data), "cpu")
+    return _load_safely(_View(data), name)
 
 
-def save(folder: Path, facts: Facts, state: dict[str, Any]) -> None:
-    """Write a checkpoint into an existing empty folder."""
-    text, data = pack(facts, state)
-    (folder / "state.pt").write_bytes(data)
-    (folder / "checkpoint.json").write_text(text)
-
-
-def load(folder: Path, map_location: Any = "cpu") -> tuple[Facts, dict[str, Any]]:
-    """Read a checkpoint back.
-
-    Raises:
-        CheckpointError: it is not one, is cut off or damaged, or was written by another version.
-    """
-    facts = read_facts(folder)
-    _check_digest(folder, facts)
-    return facts, _load_safely(folder / "state.pt", map_location)
-
-
-def _check_digest(folder: Path, facts: Facts) -> None:
-    path = folder / "state.pt"
-    try:
-        with path.open("rb") as file:
-            whole = hashlib.file_digest(file, "sha256").hexdigest() == facts.sha256
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-    if not whole:
-        raise CheckpointError(f"{path} is cut off or damaged")
-
-
-def _load_safely(source: Any, map_location: Any) -> dict[str, Any]:
-    try:
-        return torch.load(source, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        first = str(error).splitlines()[0]
-        raise CheckpointError(f"{source} holds more than tensors and plain values: {first}") from None
-
-
-def check_objects(objects: Sequence[Any]) -> None:
+def check(name: str, data: np.ndarray) -> None:
     """Refuse, at the first checkpoint rather than at the resume, state that would not load without executing code.
 
     Raises:
         CheckpointError: naming the object.
     """
-    for thing in objects:
-        file = io.BytesIO()
-        torch.save(thing.state_dict(), file)
-        file.seek(0)
-        try:
-            torch.load(file, weights_only=True)
-        except pickle.UnpicklingError:
-            raise CheckpointError(
-                f"the state of {type(thing).__name__} holds more than tensors and plain values, and could not be "
-                "loaded again without executing code; make its state_dict return tensors, numbers, text and lists"
-            ) from None
+    try:
+        torch.load(_View(data), map_location="meta", weights_only=True)  # no tensor is read
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"the state of {name} holds more than tensors and plain values, and could not be loaded again without "
+            "executing code; make its state_dict return tensors, numbers, text and lists"
+        ) from None
 
 
-def read_facts(folder: Path) -> Facts:
-    """The small file alone.
+class _View(io.RawIOBase):
+    """A file over memory that others own."""
+
+    def __init__(self, data: np.ndarray):
+        self._data, self._at = memoryview(data).cast("B"), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._data)}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._data[self._at : self._at + len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
+def save(folder: Path, facts: Facts, state: dict[str, Any], objects: Sequence[Any] = ()) -> None:
+    """Write a checkpoint into an existing empty folder; `objects` are state_dicts."""
+    files = {STATE: pack(state)} | {object_file(number): pack(each) for number, each in enumerate(objects)}
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "checkpoint.json").write_text(describe(facts, {name: digest(data) for name, data in files.items()}))
+
+
+def load(folder: Path) -> tuple[Facts, dict[str, Any]]:
+    """Read a checkpoint back: what it says, and its state without the objects.
 
     Raises:
-        CheckpointError: not there, not ours, or of another version.
+        CheckpointError: it is not one, is cut off or damaged, or was written by another version.
     """
-    path = folder / "checkpoint.json"
+    facts = read_facts(folder)
+    check_digests(folder, facts)
+    return facts, load_state(folder)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint that was looked through already (`shelf.latest`).
+
+    Raises:
+        CheckpointError: it holds more than tensors and plain values.
+    """
+    return _load_safely(folder / STATE, str(folder / STATE))
+
+
+def load_object(folder: Path, number: int) -> Any:
+    """The state_dict of one of the prepared objects.
+
+    Raises:
+        CheckpointError: it holds more than tensors and plain values.
+    """
+    path = folder / object_file(number)
+    return _load_safely(path, str(path))
+
+
+def _load_safely(source: Any, name: str) -> Any:
     try:
-        facts = Facts(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise CheckpointError(f"{folder} is not a raytrain checkpoint, or was cut off while it was written") from None
-    if facts.version != VERSION:
-        raise CheckpointError(f"{folder} has checkpoint version {facts.version}; this raytrain reads {VERSION}")
-    return facts
-
-
-def latest(folder: Path) -> Path | None:
-    """The furthest whole checkpoint below `folder`, or None. Damaged ones are passed over."""
-    found = []
-    for path in folder.glob("*/checkpoint_*/checkpoint.json"):
-        try:
-            facts = read_facts(path.parent)
-        except CheckpointError:
-            continue
-        found.append((facts.steps, facts.epoch, path.stat().st_mtime, path.parent))
-    for *_, candidate in sorted(found, reverse=True):
-        try:
-            _check_digest(candidate, read_facts(candidate))
-        except CheckpointError:
-            continue
-        return candidate
-    return None
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(f"{name} holds more than tensors and plain values: {first}") from None
 
 
 def write_model(folder: Path, path: Path) -> None:
@@ -172,7 +133,7 @@ def write_model(folder: Path, path: Path) -> None:
         CheckpointError: the checkpoint is cut off or damaged.
     """
     _, state = load(folder)
-    states = [state["objects"][index] for index in state["modules"]]
+    states = [load_object(folder, number) for number in state["modules"]]
     torch.save(states[0] if len(states) == 1 else states, path)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,11 +14,15 @@ import torch
 import torch.distributed as dist
 
 from raytrain.config import Job
-from raytrain.errors import TrainingError, one_line
+from raytrain.errors import CheckpointError, TrainingError, one_line
 from raytrain.ledger import Ledger
-from raytrain.train import checkpoint
+from raytrain.train import checkpoint, modules
+from raytrain.train.losses import LossAccount
+from raytrain.train.shelf import Facts
+from raytrain.train.update import Updater, step_samples
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+COUNTS = ("dropped", "repeated", "carried", "stand_ins", "skipped_steps", "skipped_samples")
 
 
 class Stream(Protocol):
@@ -42,10 +46,20 @@ class StopTraining(BaseException):
 
 @dataclass(frozen=True)
 class Restored:
-    """A checkpoint that the run goes on from."""
+    """A checkpoint that the run goes on from.
 
-    facts: checkpoint.Facts
+    Attributes:
+        state: random numbers and the ledger.
+        objects: each reads the state_dict of one of the prepared objects; emptied once they have been restored.
+    """
+
+    facts: Facts
     state: dict[str, Any]
+    objects: list[Callable[[], Any]] = field(default_factory=list)
+
+
+Keep = Callable[[Facts, dict[str, Any], list[Any]], None]
+"""Writes a checkpoint: what it says, its state, and the objects whose `state_dict` goes into it."""
 
 
 class TrainContext:
@@ -56,8 +70,12 @@ class TrainContext:
         device: where batches arrive and the model should be.
         rank, world_size: of this process.
         num_classes: of the training data.
+        accumulates: whether updates are made of several batches; says so to be bit by bit the same after a stop.
         steps: batches that this rank has trained on, over the whole run.
         updates: optimizer steps, likewise.
+        counts: over the whole run, this rank's share of: samples `dropped`, `repeated` and `carried` by `data.tail`;
+            `stand_ins`, steps on which a rank had no sample; `skipped_steps` without an update, and their
+            `skipped_samples`. What an earlier attempt had counted, and what concerns all ranks, the first rank has.
     """
 
     def __init__(
@@ -72,26 +90,29 @@ class TrainContext:
         num_train: int,
         num_classes: int,
         restored: Restored | None,
-        keep: Callable[[checkpoint.Facts, dict[str, Any]], None],
+        keep: Keep,
     ):
         self.job, self.device, self.rank, self.world_size = job, device, rank, world_size
-        self.num_classes = num_classes
+        self.num_classes, self.accumulates = num_classes, False
         self._stream, self._fingerprint, self._num_train = stream, fingerprint, num_train
         self._restored, self._keep, self._objects = restored, keep, []
         facts = restored.facts if restored else None
         self.steps = facts.steps if facts else 0
         self.updates = facts.updates if facts else 0
+        self.counts = dict.fromkeys(COUNTS, 0) | (facts.counts if facts and rank == 0 else {})
         self._samples_before = facts.samples if facts else 0
         self._own_samples = 0
         self.history: list[dict[str, Any]] = list(facts.history) if facts else []
         self._epoch = facts.epoch if facts else 0
         self._ledger = Ledger(num_train, self._restored_mask())
-        self._pending: list[np.ndarray] = []
+        self._pending: list[Any] = []
         self._opened, self._delivered, self._checked = -1, 0, False
         self._epoch_metrics: dict[str, float] = {}
-        self._losses: list[torch.Tensor] = []
+        before = (facts.loss_sum, facts.loss_samples) if facts and rank == 0 else (0.0, 0)
+        self._losses = LossAccount(device, *before, forgiving=job.training.on_nan == "skip")
         self._last_checkpoint_step = self.steps
         self._rate_mark: tuple[float, int, dict[str, Any]] | None = None
+        self._rng: dict[str, Any] | None = None  # at the start of the open window
 
     # --- what a loop calls ---
 
@@ -103,22 +124,23 @@ class TrainContext:
         Raises:
             CheckpointError: the restored checkpoint holds another number of objects, or does not fit them.
         """
-        from ray.train.torch import prepare_model
-
         assert not self._objects, "ctx.prepare is called once, with every object"
         objects = tuple(o.to(self.device) if isinstance(o, torch.nn.Module) else o for o in objects)
         self._objects = list(objects)
         if self._restored is not None:
             self._restore_objects()
         ready = tuple(
-            prepare_model(o, move_to_device=self.device, parallel_strategy="ddp" if self.world_size > 1 else None)
-            if isinstance(o, torch.nn.Module)
-            else o
+            modules.distributed(o, self.device, self.world_size) if isinstance(o, torch.nn.Module) else o
             for o in objects
         )
         if self._restored is not None:
             self._restore_rng()
+            self._restored = None  # the run has no more use for it
         return ready if len(ready) > 1 else ready[0]
+
+    def updater(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> Updater:
+        """What turns batches into optimizer steps; see `raytrain.train.update.Updater` for the options."""
+        return Updater(self, model, optimizer, **options)
 
     def epochs(self) -> Iterator[int]:
         """Epoch numbers from where the run stands, 0-based; each ends with a checkpoint."""
@@ -143,13 +165,13 @@ class TrainContext:
         if number <= self._opened:
             raise TrainingError("ctx.batches: take 'train', then 'validation', each once an epoch")
         self._opened = number
-        began = time.perf_counter()
-        for batch in self._stream.segment(number):
-            if split == "train":
-                self._pending.append(batch.ids)
-                self._delivered = batch.index + 1
-            yield batch
-        if split != "train":
+        if split == "train":
+            yield from self._training_batches(number)
+        else:
+            began = time.perf_counter()
+            if self.world_size > 1:
+                modules.broadcast_buffers(self._modules)
+            yield from self._stream.segment(number)
             self._stream.meter.evaluate_s += time.perf_counter() - began
         if self._stream.stopped:
             self._stop()
@@ -165,27 +187,46 @@ class TrainContext:
         own = (s.num_batches // plan.world_size for s in plan.segments if s.split == "train")
         return sum(-(-n // batches_per_update) for n in own)
 
+    def window(self, index: int, batches_per_update: int) -> tuple[range, int]:
+        """The batches of the open epoch that make an optimizer step with batch `index`, and how many samples all ranks
+        together should have in them."""
+        number = self._stream.segment_of(self._epoch, "train")
+        first = index - index % batches_per_update
+        batches = range(first, min(first + batches_per_update, self._stream.num_batches(number)))
+        return batches, int(self._stream.plan.round_sizes(number)[batches.start : batches.stop].sum())
+
     def autocast(self) -> contextlib.AbstractContextManager:
         """The job's precision."""
         dtype = PRECISIONS.get(self.job.training.precision)
         return torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext()
 
-    def report(self, loss: torch.Tensor | float, *, updated: bool = True) -> None:
-        """End of a step. With `updated=False` the batch's gradients are still to be applied (accumulation).
+    def report(self, loss: torch.Tensor | float, *, updated: bool = True, skipped: bool = False) -> None:
+        """End of a step.
 
         Once the optimizer has stepped, the samples of the batches since then count as consumed; a checkpoint is
         written when one is due.
+
+        Args:
+            loss: mean over the batch's samples.
+            updated: False if the batch's gradients are still to be applied (accumulation).
+            skipped: the optimizer did not step, and the gradients are gone: no update, and no sample was consumed.
+
+        Raises:
+            LossError: a loss is no finite number, and was not skipped.
         """
-        self._losses.append(torch.as_tensor(loss).detach())
         self.steps += 1
-        self._stream.meter.stepped(len(self._pending[-1]) if self._pending else 0)
-        if not updated:
+        batch = self._pending[-1] if self._pending else None
+        samples = len(batch.ids) if batch is not None else 0
+        self._losses.add(loss, samples, self.steps, self._epoch, () if batch is None else batch.ids)
+        self._stream.meter.stepped(samples)
+        if not updated and not skipped:
             return
-        for ids in self._pending:
-            self._ledger.add(ids)
-            self._own_samples += len(ids)
+        self._losses.settle(skipped)
+        for each in self._pending:
+            self._settle(each, skipped)
         self._pending.clear()
-        self.updates += 1
+        self.counts["skipped_steps"] += skipped and self.rank == 0
+        self.updates += not skipped
         self._show()
         every = self.job.training.checkpoint.every_steps
         if every and self.steps - self._last_checkpoint_step >= every:
@@ -209,23 +250,63 @@ class TrainContext:
 
     # --- behind it ---
 
+    @property
+    def _modules(self) -> list[torch.nn.Module]:
+        return [each for each in self._objects if isinstance(each, torch.nn.Module)]
+
+    def _training_batches(self, number: int) -> Iterator[Any]:
+        """Batches with their weight, and with BatchNorm's statistics safe from those that have none."""
+        alone_is_odd = self._stream.plan.spec.batch_size > 1
+        for batch in self._stream.segment(number):
+            own = 0 if batch.stand_in else len(batch.image)
+            batch.step_samples = step_samples(own, self.device, self.world_size)
+            if self.world_size > 1 and own:
+                batch.weight = own * self.world_size / batch.step_samples
+            if self.accumulates and not self._pending:
+                self._rng = checkpoint.rng_state()
+            self._pending.append(batch)
+            self._delivered = batch.index + 1
+            self.counts["stand_ins"] += batch.stand_in
+            synchronised = batch.stand_in and modules.synchronises_batch_norm(self._modules)
+            if synchronised:  # it has to take part, with nothing
+                batch.image, batch.label = batch.image[:0], batch.label[:0]
+            alone = own == 0 or (own == 1 and alone_is_odd)
+            with modules.frozen_statistics(self._modules) if alone else contextlib.nullcontext():
+                yield batch
+
+    def _settle(self, batch: Any, skipped: bool) -> None:
+        """A batch has become part of an update, or will never be."""
+        if skipped:
+            self.counts["skipped_samples"] += len(batch.ids)
+            return
+        keys = batch.ids + self._num_train * batch.carried
+        self._ledger.add(keys[: len(keys) - batch.repeated])
+        self.counts["repeated"] += batch.repeated
+        self._own_samples += len(batch.ids)
+
     def _restored_mask(self) -> np.ndarray | None:
         consumed = self._restored.state["consumed"] if self._restored else None
         return None if consumed is None else consumed.numpy()
 
     def _restore_objects(self) -> None:
-        states = self._restored.state["objects"]
-        if len(states) != len(self._objects):
-            raise checkpoint.CheckpointError(
-                f"the checkpoint holds {len(states)} objects, the loop prepares {len(self._objects)}"
+        """One object after the other, so that no two copies of everything are ever held. Modules that have DDP get
+        their parameters from the first rank."""
+        readers = self._restored.objects
+        if len(readers) != len(self._objects):
+            raise CheckpointError(
+                f"the checkpoint holds {len(readers)} objects, the loop prepares {len(self._objects)}"
             )
-        for thing, state in zip(self._objects, states, strict=True):
+        for thing, read in zip(self._objects, readers, strict=True):
+            is_module = isinstance(thing, torch.nn.Module)
+            if self.rank > 0 and is_module and modules.is_distributed(thing, self.world_size):
+                continue
             try:
-                thing.load_state_dict(state)
+                thing.load_state_dict(read())
             except (RuntimeError, ValueError, KeyError) as error:
-                raise checkpoint.CheckpointError(
+                raise CheckpointError(
                     f"the checkpoint does not fit this {type(thing).__name__}: {one_line(error, 300)}"
                 ) from None
+        readers.clear()
 
     def _restore_rng(self) -> None:
         states = self._restored.state["rng"]
@@ -233,31 +314,37 @@ class TrainContext:
             checkpoint.set_rng_state(states[self.rank])
 
     def _stop(self) -> None:
-        """Leave a resumable checkpoint and end the loop."""
-        self._pending.clear()  # gradients that were not applied: those samples come again
+        """Leave a resumable checkpoint and end the loop. Gradients that were not applied are lost: those samples come
+        again, as if they had never come."""
+        self.steps -= len(self._pending)
+        if self._pending and self._rng is not None:
+            checkpoint.set_rng_state(self._rng)
+        self._pending.clear()
         if self.steps > self._last_checkpoint_step and self._objects:
             self._checkpoint(self._epoch, whole_epoch=False)
         raise StopTraining
 
     def _end_epoch(self, epoch: int, seconds: float, steps: int, samples: int) -> None:
-        loss = torch.stack([x.float() for x in self._losses]).mean().item() if self._losses else float("nan")
-        total_loss, samples = self.sum_over_ranks(loss, samples)
-        self._losses.clear()
+        loss_sum, loss_samples, samples = self.sum_over_ranks(*self._losses.totals(), samples)
         entry = {
             "epoch": epoch + 1,
-            "loss": total_loss / self.world_size,
+            "loss": loss_sum / loss_samples if loss_samples else float("nan"),
             "seconds": seconds,
             "steps": steps,
             "samples_per_s": samples / seconds if seconds else 0.0,
             **self._epoch_metrics,
         }
-        # JSON knows no NaN: a loss that diverged, or of an epoch whose training had been done before a resume, is null
+        # JSON knows no NaN: a figure that is none, or the loss of an epoch that had no step, is null
         self.history.append({name: value if math.isfinite(value) else None for name, value in entry.items()})
         self._epoch_metrics = {}
         self._pending.clear()
+        self._losses.clear()
         if self._is_over(epoch):
+            part = self._stream.plan.segments[self._stream.segment_of(epoch, "train")]
+            self.counts["dropped"] += part.dropped if self.rank == 0 else 0
+            self.counts["carried"] += part.carried if self.rank == 0 else 0
+            self._ledger = Ledger(self._num_train, self._stream.plan.after(part.number))
             self._checkpoint(epoch + 1, whole_epoch=True)
-            self._ledger = Ledger(self._num_train)
         else:
             self._checkpoint(epoch, whole_epoch=False)
         self._show()
@@ -270,45 +357,50 @@ class TrainContext:
         return whole or epoch < max(s.epoch for s in segments)
 
     def _checkpoint(self, epoch: int, *, whole_epoch: bool) -> None:
-        """Write and report a checkpoint, together with all other ranks."""
-        import ray.train
-
+        """Write a checkpoint, together with all other ranks."""
         began = time.perf_counter()
-        if not self._checked:
-            checkpoint.check_objects(self._objects)
-            self._checked = True
-        everyone: list[Any] = [None] * self.world_size
-        mine = {"rng": checkpoint.rng_state(), "own": self._ledger.packed(), "samples": self._own_samples}
+        self._losses.check()
+        loss_sum, loss_samples = self._losses.totals()
+        mine = {
+            "rng": checkpoint.rng_state(),
+            "own": self._ledger.packed(),
+            "samples": self._own_samples,
+            "counts": self.counts,
+            "loss_sum": loss_sum,
+            "loss_samples": loss_samples,
+        }
+        everyone: list[Any] = [mine]
         if self.world_size > 1:
+            everyone = [None] * self.world_size
             dist.all_gather_object(everyone, mine)
-        else:
-            everyone[0] = mine
-        metrics = {"epoch": epoch, "steps": self.steps}
-        if self.rank != 0:
-            ray.train.report(metrics)
-        else:
-            consumed = None if whole_epoch else self._ledger.union([e["own"] for e in everyone])
-            facts = checkpoint.Facts(
-                epoch=epoch,
-                steps=self.steps,
-                updates=self.updates,
-                samples=self._samples_before + sum(e["samples"] for e in everyone),
-                consumed_in_epoch=0 if consumed is None else int(consumed.sum()),
-                fingerprint=self._fingerprint,
-                seed=self.job.seed,
-                world_size=self.world_size,
-                history=self.history,
-            )
-            state = {
-                "objects": [thing.state_dict() for thing in self._objects],
-                "modules": [i for i, thing in enumerate(self._objects) if isinstance(thing, torch.nn.Module)],
-                "rng": [e["rng"] for e in everyone],
-                "consumed": None if consumed is None else torch.from_numpy(consumed),
-            }
-            self._keep(facts, state)
-            ray.train.report(metrics)
+        if self.rank == 0:
+            self._write(epoch, everyone, whole_epoch)
         self._last_checkpoint_step = self.steps
         self._stream.meter.checkpoint_s += time.perf_counter() - began
+
+    def _write(self, epoch: int, everyone: list[dict[str, Any]], whole_epoch: bool) -> None:
+        consumed = self._ledger.union([each["own"] for each in everyone])
+        facts = Facts(
+            epoch=epoch,
+            steps=self.steps,
+            updates=self.updates,
+            samples=self._samples_before + sum(each["samples"] for each in everyone),
+            consumed_in_epoch=int(consumed[: self._num_train].sum()),
+            fingerprint=self._fingerprint,
+            seed=self.job.seed,
+            world_size=self.world_size,
+            history=self.history,
+            counts={name: sum(each["counts"][name] for each in everyone) for name in COUNTS},
+            loss_sum=sum(each["loss_sum"] for each in everyone),
+            loss_samples=sum(each["loss_samples"] for each in everyone),
+            score=self.job.training.checkpoint.score(self.history[-1]) if whole_epoch else None,
+        )
+        state = {
+            "modules": [i for i, thing in enumerate(self._objects) if isinstance(thing, torch.nn.Module)],
+            "rng": [each["rng"] for each in everyone],
+            "consumed": torch.from_numpy(consumed),
+        }
+        self._keep(facts, state, self._objects)
 
     def _show(self) -> None:
         """Figures for the live panel and the timeline; the loss is read off the device only as often as it is shown."""
@@ -316,9 +408,9 @@ class TrainContext:
         samples = self._own_samples * self.world_size
         mark_time, mark_samples, shown = self._rate_mark or (now, samples, {})
         if self._rate_mark is None or now - mark_time >= 0.5:
-            rate = (samples - mark_samples) / (now - mark_time) if now > mark_time else 0.0
+            rate = (samples - mark_samples) / (now - mark_time) if now > mark_time else None
             shown = {
-                "loss": float(self._losses[-1]) if self._losses else shown.get("loss"),
+                "loss": self._losses.last(),
                 "samples_per_s": rate,
                 "wait_share": self._stream.meter.wait_share,
             }
@@ -330,6 +422,7 @@ class TrainContext:
             "step": self.steps,
             "total_steps": plan.total_steps,
             "history": self.history[-10:],
+            "counts": dict(self.counts),
             **self._stream.meter.so_far(),
             **shown,
         }

@@ -6,58 +6,99 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from raytrain.train import shelf
+
 DRAFT = "part_"
 
 
 class Keeper:
-    """One a run. Checkpoints of a whole attempt lie side by side; the last few are kept.
+    """One a run. The last few checkpoints of all its attempts are kept, and the one with the best score beside them.
 
     Args:
-        folder: of this attempt.
+        folder: of all the run's checkpoints; each attempt has a folder of its own below.
+        attempt: the name of this attempt.
         keep: how many.
     """
 
-    def __init__(self, folder: str, keep: int):
-        self._folder, self._keep = Path(folder), keep
-        self._read: tuple[str, list[Any]] | None = None
+    def __init__(self, folder: str, attempt: str, keep: int):
+        self._all, self._own, self._keep = Path(folder), Path(folder) / attempt, keep
+        self._read: tuple[str, Any] | None = None
 
-    def save(self, facts: str, state: np.ndarray) -> str | None:
-        """Write what `checkpoint.pack` made, whole or not at all; returns why that could not be, or None."""
-        name = f"checkpoint_{time.time_ns()}"
-        draft = self._folder / f"{DRAFT}{name}"
+    def save(self, facts: str, names: Sequence[str], *files: np.ndarray) -> str | None:
+        """Write a checkpoint, whole or not at all; returns why that could not be, or None.
+
+        Args:
+            facts: as `shelf.describe` made it.
+            names: of the files beside it.
+            files: uint8, what `checkpoint.pack` made.
+        """
+        self._read = None
+        draft, final = self._own / DRAFT, self._own / f"checkpoint_{self._next_number()}"
         try:
+            shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
-            with (draft / "state.pt").open("wb") as file:
-                file.write(state.data)
-                os.fsync(file.fileno())
-            (draft / "checkpoint.json").write_text(facts)
-            draft.rename(self._folder / name)
+            for name, data in [*zip(names, files, strict=True), ("checkpoint.json", facts.encode())]:
+                with (draft / name).open("wb") as file:
+                    file.write(memoryview(data))
+                    file.flush()
+                    os.fsync(file.fileno())
+            _sync_folder(draft)
+            draft.rename(final)
+            for folder in (self._own, self._all):
+                _sync_folder(folder)
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)
-            return f"cannot write a checkpoint into {self._folder}: {error.strerror}"
-        for old in self._whole()[: -self._keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            return f"cannot write a checkpoint into {self._own}: {error.strerror}"
+        self._forget_old_ones()
         return None
 
     def latest(self) -> str | None:
         """The newest checkpoint of this attempt."""
-        found = self._whole()
-        return str(found[-1]) if found else None
+        own = [path for path, _ in self._whole() if path.parent == self._own]
+        return str(own[-1]) if own else None
 
-    def read(self, path: str) -> list[Any]:
-        """References to what `checkpoint.unpack` takes; every host fetches the objects once, however many ranks ask."""
+    def read(self, path: str) -> tuple[str, dict[str, Any]]:
+        """`checkpoint.json`, and references to the contents of the other files by name; every host fetches what its
+        ranks ask for once. They are let go of with the next `save`."""
         import ray
 
         if self._read is None or self._read[0] != path:
-            folder = Path(path)
-            state = np.fromfile(folder / "state.pt", np.uint8)
-            self._read = (path, [ray.put((folder / "checkpoint.json").read_text()), ray.put(state)])
+            files = {file.name: ray.put(np.fromfile(file, np.uint8)) for file in Path(path).glob("*.pt")}
+            self._read = path, ((Path(path) / "checkpoint.json").read_text(), files)
         return self._read[1]
 
-    def _whole(self) -> list[Path]:
-        return sorted(self._folder.glob("checkpoint_*"), key=lambda path: int(path.name.rpartition("_")[2]))
+    def _whole(self) -> list[tuple[Path, shelf.Facts]]:
+        return shelf.whole(self._all)
+
+    def _next_number(self) -> int:
+        """Nanoseconds, but always more than before: the clock of the host that went on may be behind."""
+        before = [int(path.name.rpartition("_")[2]) for path in self._all.glob("*/checkpoint_*")]
+        return max(time.time_ns(), *(number + 1 for number in before), 0)
+
+    def _forget_old_ones(self) -> None:
+        found = self._whole()
+        scored = [each for each in found if each[1].score is not None]
+        kept = {path for path, _ in found[-self._keep :]}
+        if scored:
+            kept.add(max(scored, key=lambda each: each[1].score)[0])
+        for path in self._all.glob("*/checkpoint_*"):
+            if path not in kept:  # damaged ones too
+                shutil.rmtree(path, ignore_errors=True)
+        for attempt in self._all.iterdir():
+            if attempt != self._own and attempt.is_dir() and not any(attempt.glob("checkpoint_*")):
+                shutil.rmtree(attempt, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that what was created or renamed in it survives a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

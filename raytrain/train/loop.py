@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,30 +19,29 @@ def train_loop(ctx: TrainContext) -> None:
     """Train and evaluate as the job says."""
     training = ctx.job.training
     model = build_model(ctx.job.model)
+    if training.sync_batchnorm and ctx.world_size > 1:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     optimizer = build_optimizer(model, training.optimizer)
     total_updates = ctx.updates + ctx.num_updates(training.accumulate)
     scheduler = build_scheduler(optimizer, training.schedule, total_updates)
     scaler = torch.amp.GradScaler(ctx.device.type, enabled=training.precision == "fp16")
     model, optimizer, scheduler, scaler = ctx.prepare(model, optimizer, scheduler, scaler)
+    update = ctx.updater(
+        model,
+        optimizer,
+        scheduler=scheduler,
+        scaler=scaler,
+        accumulate=training.accumulate,
+        clip_norm=training.clip_norm,
+    )
+
+    def loss_of(batch: Any) -> torch.Tensor:
+        return F.cross_entropy(model(batch.image), batch.label, label_smoothing=training.label_smoothing)
+
     for _ in ctx.epochs():
         model.train()
-        num_batches = ctx.num_batches()
         for batch in ctx.batches("train"):
-            window = min(training.accumulate, num_batches - batch.index // training.accumulate * training.accumulate)
-            updates = batch.index % training.accumulate == window - 1
-            with ctx.autocast(), _no_sync(model, updates):
-                logits = model(batch.image)
-                loss = F.cross_entropy(logits, batch.label, label_smoothing=training.label_smoothing)
-                scaler.scale(loss * (0.0 if batch.padded else 1.0 / window)).backward()
-            if updates:
-                if training.clip_norm is not None:
-                    scaler.unscale_(optimizer)
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
-                scaler.step(optimizer)
-                scaler.update()
-                scheduler.step()
-                optimizer.zero_grad(set_to_none=True)
-            ctx.report(loss, updated=updates)
+            update(batch, loss_of)
         if ctx.num_batches("validation"):
             ctx.log(**evaluate(ctx, model))
 
@@ -55,7 +53,7 @@ def evaluate(ctx: TrainContext, model: torch.nn.Module) -> dict[str, float]:
     model.eval()
     loss = correct = count = 0.0
     for batch in ctx.batches("validation"):
-        if batch.padded:
+        if batch.stand_in:
             continue
         with ctx.autocast():
             logits = model(batch.image)
@@ -64,13 +62,6 @@ def evaluate(ctx: TrainContext, model: torch.nn.Module) -> dict[str, float]:
         count += len(batch.ids)
     loss, correct, count = ctx.sum_over_ranks(loss, correct, count)
     return {"validation_loss": loss / max(count, 1), "validation_accuracy": correct / max(count, 1)}
-
-
-def _no_sync(model: torch.nn.Module, updates: bool) -> contextlib.AbstractContextManager:
-    """DDP need not exchange gradients before the last batch of an accumulation."""
-    if updates or not hasattr(model, "no_sync"):
-        return contextlib.nullcontext()
-    return model.no_sync()
 
 
 def build_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ def lean_trainer() -> type[Any]:
     from ray.runtime_context import RuntimeContext
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
+    from ray.train.v2._internal.execution.callback import WorkerCallback
     from ray.train.v2._internal.execution.controller import TrainController
     from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
     from ray.train.v2._internal.execution.worker_group import WorkerGroup
@@ -100,12 +102,22 @@ def lean_trainer() -> type[Any]:
         def _get_worker_runtime_env(custom_runtime_env: Any) -> dict[str, Any]:
             return {"env_vars": without_own(get_env_vars_to_propagate())}
 
+    class OnePrint(WorkerCallback):
+        """A rank's `print` is Python's again: Ray Train's logs each line besides, and a terminal shows it twice. Not by
+        Ray's setting, since the processes of a cluster that is attached to have been started without it."""
+
+        def after_init_train_context(self) -> None:
+            from ray.train.v2._internal.logging.patch_print import _original_print
+
+            builtins.print = _original_print
+
     class Controller(TrainController):
         worker_group_cls = RankGroup
 
     class LeanTrainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in SPARED_CALLBACKS]
+            kept = [c for c in super()._create_default_callbacks() if type(c).__name__ not in SPARED_CALLBACKS]
+            return [*kept, OnePrint()]
 
         def _initialize_and_run_controller(self, **parts: Any) -> Any:
             if ray.get_runtime_context().get_actor_id() is None:

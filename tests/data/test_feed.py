@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import write_images
 from feeding import make_feed, take_all
+from patience import wait_for
 
 from raytrain.cluster.topology import GROUP_LABEL
 from raytrain.data import stock
@@ -26,7 +27,7 @@ def test_two_epochs_arrive_whole_as_ready_batches(two_nodes, pets):
     batches = take_all(feed)
     assert [batch.header.segment for batch in batches] == [0] * 10 + [1] * 10
     for epoch in range(2):
-        ids = np.concatenate([b.id for b in batches[epoch * 10 : epoch * 10 + 10]])
+        ids = np.concatenate([b.key for b in batches[epoch * 10 : epoch * 10 + 10]])
         assert sorted(ids) == list(range(80))
     assert all(batch.image.shape == (8, 8, 8, 3) for batch in batches)
     assert not any(batch.header.torch_imported for batch in batches)
@@ -52,7 +53,7 @@ def test_the_first_batch_takes_one_batchs_work_not_the_epochs(two_nodes, pets, t
     def count(image):
         with open(counter, "ab") as file:
             file.write(b".")
-        time.sleep(0.02)
+        time.sleep(0.1)  # many times what taking a batch takes
         return image
 
     feed = make_feed(two_nodes, pets, [count], epochs=50)
@@ -75,14 +76,14 @@ def test_the_running_stream_is_adopted_only_from_the_same_place(two_nodes, pets)
     half = np.arange(80) < 40
     feed.begin("b", Position(0, half), 1, 0)
     assert feed._stream is not early
-    assert sorted(np.concatenate([b.id for b in take_all(feed, attempt="b")])) == list(range(40, 80))
+    assert sorted(np.concatenate([b.key for b in take_all(feed, attempt="b")])) == list(range(40, 80))
     stale = feed.take("a", 0, 1)
     assert stale.end
     assert isinstance(stale.error, TrainingError)
     assert "belongs to an earlier attempt" in str(stale.error)
     feed.begin("c", Position(0, half), 2, 0)
     ranks = [take_all(feed, rank, "c") for rank in range(2)]
-    assert [sum(len(b.id) for b in batches) for batches in ranks] == [20, 20]
+    assert [sum(len(b.key) for b in batches) for batches in ranks] == [20, 20]
 
 
 class Lossy:
@@ -106,7 +107,7 @@ def test_batches_that_go_missing_are_prepared_again(two_nodes, pets, monkeypatch
     monkeypatch.setattr(module, "_dataset", twice_lossy)
     feed = make_feed(two_nodes, pets, epochs=1, ready_per_rank=99, batches_per_task=5)
     feed.begin("a", Position(), 1, 0)
-    assert sorted(np.concatenate([b.id for b in take_all(feed)])) == list(range(80))
+    assert sorted(np.concatenate([b.key for b in take_all(feed)])) == list(range(80))
     assert len(calls) == 3
 
 
@@ -141,7 +142,7 @@ def test_a_long_run_is_cut_into_legs(two_nodes, pets, monkeypatch):
     monkeypatch.setattr(module, "_dataset", lambda tasks, *more: legs.append(tasks) or real(tasks, *more))
     feed = make_feed(two_nodes, pets, epochs=1, batches_per_task=2)
     feed.begin("a", Position(), 1, 0)
-    assert sorted(np.concatenate([b.id for b in take_all(feed)])) == list(range(80))
+    assert sorted(np.concatenate([b.key for b in take_all(feed)])) == list(range(80))
     assert [module.num_batches(tasks) for tasks in legs] == [4, 4, 2]
 
 
@@ -275,7 +276,7 @@ def test_a_lost_node_loses_no_sample(two_nodes, pets):
         pass
     two_nodes._cluster.remove_node(extra, allow_graceful=False)
     rest = take_all(feed)
-    second = np.concatenate([b.id for b in rest if b.header.segment == 1])
+    second = np.concatenate([b.key for b in rest if b.header.segment == 1])
     assert sorted(second) == list(range(80))
     assert sum(b.header.segment == 0 for b in rest) == 9
 
@@ -311,9 +312,17 @@ def test_no_more_lies_ready_than_the_stock(two_nodes, pets, monkeypatch):
     monkeypatch.setattr(stock, "AT_FIRST", 1000)
     feed = make_feed(two_nodes, pets, epochs=100, batches_per_task=20)
     feed.begin("a", Position(), 1, 0)
-    most, until = 0, time.monotonic() + 4
-    while time.monotonic() < until:
+    most = 0
+
+    def ready() -> int:
+        nonlocal most
         most = max([most, *(state.output_queue_bytes() for state in seen)])
+        return most
+
+    wait_for(lambda: ready() > 30_000, 30, "half of the stock lies ready", ready)
+    until = time.monotonic() + 3  # no event tells that nothing more comes
+    while time.monotonic() < until:
+        ready()
         time.sleep(0.05)
     assert 30_000 < most <= 60_000, most
     assert len(take_all(feed)) == 1000, "and all of them come"

@@ -61,19 +61,47 @@ def test_batches_cover_every_id_and_all_ranks_step_alike(num_ids, batch_size, wo
     result = batch_sizes(num_ids, batch_size, world_size)
     assert result.sum() == num_ids
     assert len(result) % world_size == 0
-    rounds = result.reshape(-1, world_size)
-    assert (rounds.max(axis=1) - rounds.min(axis=1) <= 1).all()
-    assert result.max(initial=0) <= batch_size + 1
-    if num_ids >= world_size:
-        assert result.min(initial=1) >= 1
+    assert result.max(initial=0) <= batch_size
+    assert list(result) == sorted(result, reverse=True)
+    assert len(result) == -(-num_ids // (batch_size * world_size)) * world_size, "no more steps than full batches need"
+    smaller = result[result < batch_size]
+    assert len(smaller) <= 2 * world_size
+    if num_ids >= 2 * world_size * min(batch_size, 3) and batch_size > 1:
+        assert result.min(initial=batch_size) > 1 or batch_size <= 3
+    if batch_size > 3 and num_ids >= 2 * world_size:
+        assert np.ptp(smaller) <= 1 if len(smaller) else True, "evenly"
+        assert (result > 1).all(), "no batch of a single sample, and none without"
+    if batch_size > 1 and num_ids % 2 == 0:
+        assert (result != 1).all()
+
+
+@given(st.integers(0, 600), st.integers(1, 20), worlds)
+def test_a_tail_is_cut_alike_wherever_an_epoch_goes_on(num_ids, batch_size, world_size):
+    """Otherwise a resumed epoch would have other batches."""
+    rounds = batch_sizes(num_ids, batch_size, world_size).reshape(-1, world_size)
+    for done in range(len(rounds)):
+        rest = batch_sizes(int(rounds[done:].sum()), batch_size, world_size)
+        assert rest.tolist() == rounds[done:].reshape(-1).tolist()
+
+
+def test_tails_by_hand():
+    assert batch_sizes(130, 64, 2).tolist() == [33, 33, 32, 32]
+    assert batch_sizes(129, 64, 1).tolist() == [64, 33, 32]
+    assert batch_sizes(65, 64, 1).tolist() == [33, 32]
+    assert batch_sizes(3, 8, 2).tolist() == [3, 0]
+    assert batch_sizes(1, 8, 2).tolist() == [1, 0]
+    assert batch_sizes(5, 2, 2).tolist() == [2, 2, 1, 0]
+    assert batch_sizes(7, 3, 2).tolist() == [3, 2, 2, 0]
+    assert batch_sizes(3, 1, 2).tolist() == [1, 1, 1, 0]
 
 
 @given(st.integers(20, 300), st.integers(0, 40), st.integers(1, 16), worlds, st.integers(1, 3), st.floats(0, 1))
 def test_the_plan_holds_every_remaining_id_exactly_once(train, validation, batch, world, epochs, share):
     consumed = np.random.default_rng(0).random(train) < share
-    plan = StreamPlan(StreamSpec(train, validation, batch, 7, epochs=epochs), Position(0, consumed), world)
+    before = np.append(consumed, np.ones(train, dtype=bool))
+    plan = StreamPlan(StreamSpec(train, validation, batch, 7, epochs=epochs), Position(0, before), world)
     for segment in plan.segments:
-        ids = plan.segment_ids(segment.number)
+        ids = plan.segment_keys(segment.number)
         bounds = [plan.bounds(segment.number, b) for b in range(segment.num_batches)]
         seen = np.concatenate([ids[a:b] for a, b in bounds]) if bounds else np.zeros(0, dtype=int)
         if segment.split == "validation":
@@ -94,12 +122,93 @@ def test_the_order_does_not_depend_on_the_shape_of_the_cluster():
     spec = StreamSpec(100, 0, 8, 5, epochs=2)
     one, four = (StreamPlan(spec, Position(), world) for world in (1, 4))
     for number in range(2):
-        assert np.array_equal(one.segment_ids(number), four.segment_ids(number))
+        assert np.array_equal(one.segment_keys(number), four.segment_keys(number))
 
 
 def test_a_resumed_epoch_keeps_the_order_of_what_is_left():
     spec = StreamSpec(50, 0, 8, 5, epochs=1)
-    whole = StreamPlan(spec, Position(), 1).segment_ids(0)
-    consumed = np.zeros(50, dtype=bool)
+    whole = StreamPlan(spec, Position(), 1).segment_keys(0)
+    consumed = np.arange(100) >= 50
     consumed[whole[:20]] = True
-    assert np.array_equal(StreamPlan(spec, Position(0, consumed), 2).segment_ids(0), whole[20:])
+    assert np.array_equal(StreamPlan(spec, Position(0, consumed), 2).segment_keys(0), whole[20:])
+
+
+tails = st.sampled_from(["share", "drop_last", "pad", "carry"])
+
+
+@given(st.integers(1, 80), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), tails, st.booleans())
+def test_what_becomes_of_a_tail(train, batch, world, epochs, tail, grouped):
+    """Counted sample by sample over a whole run: each once in its epoch, but for what was dropped or repeated."""
+    train = max(train, batch * world)
+    starts = np.arange(0, train, 7) if grouped else None
+    plan = StreamPlan(StreamSpec(train, 0, batch, 3, epochs=epochs, tail=tail, group_starts=starts), Position(), world)
+    times = np.zeros((epochs, train), dtype=int)
+    for part in plan.segments:
+        keys = plan.segment_keys(part.number)
+        assert len(keys) == part.num_ids == part.sizes.sum()
+        earlier, ids = np.divmod(keys, train)
+        np.add.at(times, (part.epoch - earlier, ids), 1)
+        fresh = keys[: len(keys) - part.repeated]
+        assert len(set(fresh)) == len(fresh)
+        assert (earlier == sorted(earlier, reverse=True)).all(), "what was carried over comes first"
+        full = (part.sizes == batch).all()
+        assert full or tail == "share" or (tail == "carry" and part.epoch == epochs - 1)
+        assert part.whole and part.carried < batch * world
+    dropped, repeated = (sum(getattr(part, name) for part in plan.segments) for name in ("dropped", "repeated"))
+    assert (times == 0).sum() == dropped and np.maximum(times - 1, 0).sum() == repeated
+    assert dropped == (epochs * (train % (batch * world)) if tail == "drop_last" else 0)
+    assert repeated == (epochs * (-train % (batch * world)) if tail == "pad" else 0)
+
+
+@given(st.integers(4, 60), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3), tails, st.data())
+def test_an_epoch_goes_on_where_it_was_left_on_another_cluster(train, batch, world, other, tail, data):
+    """Left at any step, and again: what is still to come is what was not consumed, carried samples included."""
+    train = max(train, batch * world, batch * other)
+    spec = StreamSpec(train, 0, batch, 3, epochs=3, tail=tail)
+    position, consumed, worlds = Position(), np.zeros((3, train), dtype=int), [world, other, world]
+    lost = repeated = 0
+    for attempt, size in enumerate(worlds):
+        plan = StreamPlan(spec, position, size)
+        steps = sum(part.num_batches for part in plan.segments) // size
+        left = data.draw(st.integers(0, steps)) if attempt < 2 else steps
+        for part in plan.segments:
+            done = min(left, part.num_batches // size)
+            left -= done
+            count = int(part.sizes[: done * size].sum())
+            over = done * size == part.num_batches
+            keys = plan.segment_keys(part.number)[: min(count, part.num_ids - part.repeated)]
+            earlier, ids = np.divmod(keys, train)
+            np.add.at(consumed, (part.epoch - earlier, ids), 1)
+            if over:
+                lost, repeated = lost + part.dropped, repeated + part.repeated
+                position = Position(part.epoch + 1, plan.after(part.number))
+                continue
+            before = plan.position.consumed if part.epoch == plan.position.epoch else None
+            if before is None and part.epoch > plan.position.epoch:
+                before = plan.after(part.number - 1)
+            mask = np.arange(2 * train) >= train if before is None else before.copy()
+            assert not mask[keys].any()
+            mask[keys] = True
+            position = Position(part.epoch, mask)
+            break
+    assert consumed.max() <= 1
+    assert (consumed == 0).sum() == lost
+
+
+def test_what_is_carried_over_by_hand():
+    plan = StreamPlan(StreamSpec(10, 0, 4, 0, epochs=3, tail="carry"), Position(), 1)
+    assert [part.sizes.tolist() for part in plan.segments] == [[4, 4], [4, 4, 4], [4, 3, 3]]
+    assert [part.carried for part in plan.segments] == [2, 0, 0]
+    first, second = epoch_order(10, 0, 0), epoch_order(10, 0, 1)
+    assert plan.segment_keys(0).tolist() == first[:8].tolist()
+    assert plan.segment_keys(1).tolist() == [*(first[8:] + 10), *second]
+    assert np.flatnonzero(~plan.after(0)).tolist() == sorted([*range(10), *(first[8:] + 10)])
+    assert plan.after(1) is None and plan.after(2) is None
+
+
+def test_steps_that_end_a_run_carry_and_drop_nothing():
+    for tail in ("drop_last", "pad", "carry"):
+        plan = StreamPlan(StreamSpec(10, 0, 4, 0, steps=1, tail=tail), Position(), 1)
+        last = plan.segments[-1]
+        assert plan.total_steps == 1
+        assert not last.whole and (last.dropped, last.repeated, last.carried) == (0, 0, 0)

@@ -67,12 +67,12 @@ def test_batches_of_a_block_come_back_as_they_were(order, side, dtype):
         table = codec.encode(group)
         assert table.num_rows == 1
         for made, again in zip(group, codec.decode(table), strict=True):
-            assert again.image.shape == (len(made.id), side, side + 1, 3)
+            assert again.image.shape == (len(made.key), side, side + 1, 3)
             assert again.image.dtype == dtype
             expected = given[made.header.batch]
             assert all(np.array_equal(one, other) for one, other in zip(again.image, expected, strict=True))
             assert again.label.tolist() == made.label.tolist()
-            assert again.id.tolist() == made.id.tolist()
+            assert again.key.tolist() == made.key.tolist()
             assert again.header == made.header
 
 
@@ -104,11 +104,11 @@ def test_a_stage_may_reuse_the_memory_that_it_returns(folder):
 def test_labels_and_ids_belong_to_the_images(folder):
     made = producer(folder, [decode(), resize(8)])
     batches = [made.batch(0, b) for b in range(3)]
-    ids = np.concatenate([b.id for b in batches])
+    ids = np.concatenate([b.key for b in batches])
     assert sorted(ids) == list(range(9))
     for each in batches:
-        assert each.label.tolist() == [int(i >= 5) for i in each.id]
-        bright = each.image.reshape(len(each.id), -1).mean(1) > 50
+        assert each.label.tolist() == [int(i >= 5) for i in each.key]
+        bright = each.image.reshape(len(each.key), -1).mean(1) > 50
         assert bright.tolist() == each.label.astype(bool).tolist()
 
 
@@ -125,7 +125,7 @@ def test_augmentation_depends_on_seed_epoch_and_id_alone(folder):
 
 
 def _items(made):
-    return zip(made.id.tolist(), made.image, strict=True)
+    return zip(made.key.tolist(), made.image, strict=True)
 
 
 def test_validation_is_in_order_without_random_stages(folder):
@@ -134,15 +134,15 @@ def test_validation_is_in_order_without_random_stages(folder):
     own = Pipeline(image_folder(folder), [decode()], validation_stages=[decode(), resize(4)])
     assert [stage.name for stage in own.validation_stages] == ["decode", "resize"]
     made = producer(folder, [decode(), random_shift(3), resize(8)], validation=image_folder(folder))
-    assert made.batch(1, 0).id.tolist() == [0, 1, 2, 3]
+    assert made.batch(1, 0).key.tolist() == [0, 1, 2, 3]
     assert made.batch(1, 0).image.tobytes() == made.batch(3, 0).image.tobytes()
 
 
 def test_a_corrupt_image_is_left_out_and_named(folder):
     (folder / "cat" / "002.jpg").write_bytes(b"broken")
     made = producer(folder, [decode(), resize(8)], batch_size=9).batch(0, 0)
-    assert len(made.id) == len(made.image) == 8
-    assert 2 not in made.id
+    assert len(made.key) == len(made.image) == 8
+    assert 2 not in made.key
     (failure,) = made.header.failures
     assert failure == codec.Failure(2, f"{folder}/cat/002.jpg", "ValueError: not a decodable image")
 
@@ -151,7 +151,7 @@ def test_a_batch_of_nothing_but_corrupt_images_is_empty(folder):
     for path in folder.glob("*/*.jpg"):
         path.write_bytes(b"broken")
     made = producer(folder, [decode(), resize(8)]).batch(0, 0)
-    assert len(made.id) == len(made.image) == 0
+    assert len(made.key) == len(made.image) == 0
     assert len(made.header.failures) == 4
 
 
@@ -171,7 +171,7 @@ def test_seconds_are_kept_by_stage_and_equal_names_are_told_apart(folder):
     assert list(made.header.stage_s) == ["read", "decode", "resize", "resize_2"]
     assert all(seconds > 0 for seconds in made.header.stage_s.values())
     files = sorted(folder.glob("*/*.jpg"))
-    assert made.header.read_bytes == sum(files[i].stat().st_size for i in made.id)
+    assert made.header.read_bytes == sum(files[i].stat().st_size for i in made.key)
 
 
 def test_a_batch_size_below_one_is_refused(folder):
@@ -187,6 +187,7 @@ def test_functions_of_a_script_travel_by_value(folder):
     assert pickle.loads(splits)["train"].stages[1](np.zeros((9, 9, 3)), None).shape == (8, 8, 3)
 
 
+@pytest.mark.process
 def test_a_worker_imports_neither_torch_nor_pydantic():
     code = "import sys, raytrain.data.produce; print({'torch', 'pydantic', 'timm', 'pandas'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from raytrain.data.stream import MAX_BLOCKS_A_TASK, Pace, Router, cut_blocks, de
 
 plans = st.builds(
     lambda train, validation, batch, epochs, world: StreamPlan(
-        StreamSpec(train, validation, batch, 0, epochs=epochs), Position(), world
+        StreamSpec(max(train, batch * world), validation, batch, 0, epochs=epochs), Position(), world
     ),
     st.integers(1, 120),
     st.integers(0, 30),
@@ -48,20 +48,39 @@ def test_every_rank_gets_its_share_of_every_segment_in_order(plan, random):
 @given(plans, st.randoms())
 def test_ranks_step_on_batches_of_one_size(plan, random):
     router, _ = routed(plan, random)
+    place = {part.number: 0 for part in plan.segments}
     for step in zip(*router.queues, strict=True):
-        sizes = [plan.segments[s].sizes[b] for s, b, _ in step]
-        assert max(sizes) - min(sizes) <= 1
+        (segment,) = {s for s, _, _ in step}
+        planned = plan.segments[segment].sizes.reshape(-1, plan.world_size)[place[segment]]
+        assert sorted(plan.segments[s].sizes[b] for s, b, _ in step) == sorted(planned), "those of its round"
+        assert sum(planned) == plan.round_sizes(segment)[place[segment]]
+        place[segment] += 1
 
 
 def test_a_later_segment_waits_for_the_one_before():
-    plan = StreamPlan(StreamSpec(4, 0, 2, 0, epochs=2), Position(), 1)
+    plan = StreamPlan(StreamSpec(7, 0, 2, 0, epochs=2), Position(), 1)
+    assert plan.segments[0].sizes.tolist() == [2, 2, 2, 1]
     router = Router(plan)
     router.arrive(1, 0, "later")
-    router.arrive(0, 1, "last of the first")
+    router.arrive(0, 3, "last of the first")
     assert not router.queues[0], "the last round waits for the full ones"
-    router.arrive(0, 0, "first")
-    router.arrive(1, 1, "end")
-    assert [reference for *_, reference in router.queues[0]] == ["first", "last of the first", "later", "end"]
+    for number in (1, 2, 0):
+        router.arrive(0, number, f"full {number}")
+    for number in (3, 1, 2):
+        router.arrive(1, number, f"then {number}")
+    assert [reference for *_, reference in router.queues[0]] == [
+        *("full 1", "full 2", "full 0", "last of the first"),
+        *("later", "then 1", "then 2", "then 3"),
+    ]
+
+
+def test_the_smaller_rounds_come_one_after_the_other():
+    plan = StreamPlan(StreamSpec(130, 0, 64, 0, epochs=1), Position(), 2)
+    assert plan.segments[0].sizes.tolist() == [33, 33, 32, 32]
+    router = Router(plan)
+    for batch in (3, 1, 2, 0):
+        router.arrive(0, batch, batch)
+    assert [[batch for _, batch, _ in queue] for queue in router.queues] == [[1, 3], [0, 2]]
 
 
 @given(plans, st.integers(1, 12), st.integers(1, 9), st.integers(1, 9))
@@ -105,6 +124,6 @@ def test_tasks_of_a_fixed_size_do_not_shrink():
 
 
 def test_nothing_to_do_is_no_task():
-    done = StreamPlan(StreamSpec(4, 0, 2, 0, epochs=1), Position(0, np.ones(4, dtype=bool)), 1)
+    done = StreamPlan(StreamSpec(4, 0, 2, 0, epochs=1), Position(0, np.ones(8, dtype=bool)), 1)
     assert deal_tasks(cut_blocks(done.places(), 1), 2, 3) == []
     assert Router(done).done

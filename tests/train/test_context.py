@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import types
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
 from raytrain.config import Job
+from raytrain.data.ingest import DeviceBatch
 from raytrain.data.meter import RankMeter
 from raytrain.data.order import Position, StreamPlan, StreamSpec
-from raytrain.errors import TrainingError
+from raytrain.errors import LossError, TrainingError
 from raytrain.train.context import StopTraining, TrainContext
+from raytrain.train.losses import LossAccount
 
 
 class PlannedStream:
@@ -28,10 +30,16 @@ class PlannedStream:
         return self.plan.segments[number].num_batches
 
     def segment(self, number):
-        ids = self.plan.segment_ids(number)
+        ids = self.plan.segment_keys(number)
         for index in range(self.num_batches(number)):
             start, stop = self.plan.bounds(number, index)
-            yield types.SimpleNamespace(ids=ids[start:stop], index=index, padded=False)
+            yield DeviceBatch(
+                torch.zeros(stop - start, 1),
+                torch.zeros(stop - start),
+                ids[start:stop],
+                index,
+                carried=ids[start:stop] < 0,
+            )
 
 
 @pytest.fixture
@@ -42,13 +50,13 @@ def make(monkeypatch):
         TrainContext,
         "_checkpoint",
         lambda self, epoch, *, whole_epoch: written.append(
-            (epoch, None if whole_epoch else int(self._ledger.mask.sum()))
+            (epoch, None if whole_epoch else int(self._ledger.mask[:20].sum()))
         ),
     )
 
-    def context(validation=0, every_steps=None, **length):
+    def context(validation=0, every_steps=None, on_nan="stop", **length):
         plan = StreamPlan(StreamSpec(20, validation, 4, 0, **length), Position(), 1)
-        training = {"epochs": 1, "checkpoint": {"every_steps": every_steps}}
+        training = {"epochs": 1, "on_nan": on_nan, "checkpoint": {"every_steps": every_steps}}
         ctx = TrainContext(
             Job.from_dict({"name": "x", "training": training}),
             PlannedStream(plan),
@@ -59,7 +67,7 @@ def make(monkeypatch):
             num_train=20,
             num_classes=2,
             restored=None,
-            keep=lambda facts, state: None,
+            keep=lambda facts, state, objects: None,
         )
         return ctx, written
 
@@ -101,7 +109,7 @@ def test_what_is_not_updated_is_not_consumed(make):
     for _ in ctx.epochs():
         for batch in ctx.batches():
             ctx.report(1.0, updated=batch.index % 2 == 1)
-            assert ctx._ledger.mask.sum() == (batch.index + 1) // 2 * 8
+            assert ctx._ledger.mask[:20].sum() == (batch.index + 1) // 2 * 8
         break
     assert (ctx.steps, ctx.updates) == (5, 2)
 
@@ -116,13 +124,58 @@ def test_checkpoints_come_every_so_many_steps(make):
     assert written == [(2, False), (4, False), (5, True)]
 
 
-def test_a_loss_that_is_no_number_is_null(make):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), torch.tensor(-float("inf"))])
+def test_a_loss_that_is_no_number_ends_the_loop(make, value):
+    ctx, written = make(epochs=1)
+    with pytest.raises(
+        LossError, match=r"the loss is -?(nan|inf) at step 2 \(epoch 1\) of samples (\d+, ){3}\d+; a lower"
+    ):
+        for _ in ctx.epochs():
+            for batch in ctx.batches():
+                ctx.report(0.5 if batch.index == 0 else value)
+    assert written == []
+    assert ctx._ledger.mask[:20].sum() == 4, "those of the step before"
+
+
+def test_a_loop_may_skip_it_when_it_says_so(make):
+    ctx, _ = make(epochs=1, on_nan="skip")
+    for _ in ctx.epochs():
+        for batch in ctx.batches():
+            ctx.report(float("nan") if batch.index == 1 else 0.5, skipped=batch.index == 1)
+    assert ctx.history[0]["loss"] == 0.5
+    assert (ctx.counts["skipped_steps"], ctx.counts["skipped_samples"]) == (1, 4)
+    assert (ctx.steps, ctx.updates) == (5, 4)
+    stubborn, _ = make(epochs=1, on_nan="skip")
+    with pytest.raises(LossError, match="the loss is nan at step 1"):
+        for _ in stubborn.epochs():
+            for _ in stubborn.batches():
+                stubborn.report(float("nan"))
+
+
+def test_losses_of_a_gpu_are_looked_at_when_somebody_looks():
+    account = LossAccount(torch.device("cpu"))
+    account._at_once = False  # as on a device that nobody should wait for
+    account.add(float("nan"), 2, 7, 0, [3, 4])
+    account.settle(skipped=False)
+    for look in (account.check, account.last, account.clear):
+        account.add(float("nan"), 2, 8, 0, [5, 6])
+        with pytest.raises(LossError, match=r"at step [78] \(epoch 1\) of samples"):
+            look()
+
+
+def test_an_error_about_losses_travels_and_does_not_list_thousands():
+    error = LossError.of(float("inf"), 3, 1, range(100))
+    again = pickle.loads(pickle.dumps(error))
+    assert again.ids == tuple(range(100)) and str(again) == str(error)
+    assert "the loss is inf at step 3 (epoch 2) of samples 0, 1," in str(error) and " and 36 more;" in str(error)
+
+
+def test_a_metric_that_is_no_number_is_null(make):
     ctx, _ = make(epochs=1)
     for _ in ctx.epochs():
-        for _ in ctx.batches():
-            ctx.report(float("nan"))
+        list(ctx.batches())
         ctx.log(accuracy=float("inf"))
-    assert ctx.history[0]["loss"] is None
+    assert ctx.history[0]["loss"] is None, "no step"
     assert ctx.history[0]["accuracy"] is None
 
 
@@ -148,6 +201,30 @@ def test_a_stop_leaves_a_checkpoint_and_ends_the_loop(make):
     with pytest.raises(StopTraining):
         train(ctx)
     assert written == [(0, 12)]
+
+
+def test_the_rest_of_a_window_is_no_step_when_a_run_stops(make):
+    ctx, written = make(epochs=2)
+    ctx._objects = [object()]
+
+    def stopping(number):
+        yield from list(PlannedStream.segment(ctx._stream, number))[:3]
+        ctx._stream.stopped = True
+
+    ctx._stream.segment = stopping
+    with pytest.raises(StopTraining):
+        for _ in ctx.epochs():
+            for batch in ctx.batches():
+                ctx.report(0.5, updated=batch.index % 2 == 1)
+    assert (written, ctx.steps, ctx.updates) == ([(0, 8)], 2, 1)
+
+
+def test_windows_and_what_they_should_hold(make):
+    ctx, _ = make(epochs=1)
+    found = [ctx.window(index, 2) for index in range(5)]
+    assert [(list(batches), planned) for batches, planned in found] == [([0, 1], 8)] * 2 + [([2, 3], 8)] * 2 + [
+        ([4], 4)
+    ]
 
 
 def test_updates_to_come_count_what_is_accumulated(make):

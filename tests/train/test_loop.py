@@ -6,15 +6,15 @@ import json
 import random
 import re
 import shutil
-import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from raytrain.config import Model, Optimizer, Schedule
+from raytrain.config import CheckpointPolicy, Model, Optimizer, Schedule
 from raytrain.errors import CheckpointError, ConfigError
-from raytrain.train import checkpoint
+from raytrain.train import checkpoint, modules, shelf
 from raytrain.train.loop import build_optimizer, build_scheduler, lr_factor
 from raytrain.train.models import build_model, check_model
 
@@ -85,22 +85,23 @@ def test_a_model_that_cannot_be_built_says_why(model, message):
     assert re.search(message, str(caught.value)), str(caught.value)
 
 
-FACTS = checkpoint.Facts(
+FACTS = shelf.Facts(
     epoch=1, steps=20, updates=20, samples=160, consumed_in_epoch=3, fingerprint="f", seed=0, world_size=1
 )
 
 
 def write(folder, **changes):
     folder.mkdir(parents=True)
-    facts = checkpoint.Facts(**{**FACTS.__dict__, **changes})
-    checkpoint.save(folder, facts, {"objects": [{"w": torch.ones(3)}], "consumed": torch.tensor([True, False])})
+    facts = replace(FACTS, **changes)
+    checkpoint.save(folder, facts, {"consumed": torch.tensor([True, False]), "modules": [0]}, [{"w": torch.ones(3)}])
     return folder
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     facts, state = checkpoint.load(write(tmp_path / "c"))
-    assert checkpoint.Facts(**{**facts.__dict__, "sha256": ""}) == FACTS
-    assert state["objects"][0]["w"].tolist() == [1, 1, 1]
+    assert replace(facts, sha256={}) == FACTS
+    assert state["consumed"].tolist() == [True, False]
+    assert checkpoint.load_object(tmp_path / "c", 0)["w"].tolist() == [1, 1, 1]
 
 
 def test_a_checkpoint_never_executes_code(tmp_path):
@@ -110,19 +111,34 @@ def test_a_checkpoint_never_executes_code(tmp_path):
 
     folder = tmp_path / "c"
     folder.mkdir()
-    checkpoint.save(folder, FACTS, {"objects": Bad()})
-    with pytest.raises(CheckpointError, match="holds more than tensors and plain values: Weights only"):
-        checkpoint.load(folder)
-    bad = types.SimpleNamespace(state_dict=lambda: {"best": np.float64(3)})
-    with pytest.raises(CheckpointError, match="the state of SimpleNamespace holds more than tensors"):
-        checkpoint.check_objects([torch.nn.Linear(1, 1), bad])
+    checkpoint.save(folder, FACTS, {"bad": Bad()}, [{"bad": Bad()}])
+    for read in (checkpoint.load, lambda path: checkpoint.load_object(path, 0)):
+        with pytest.raises(CheckpointError, match="holds more than tensors and plain values: Weights only"):
+            read(folder)
+    checkpoint.check("Linear", checkpoint.pack(torch.nn.Linear(1, 1).state_dict()))
+    with pytest.raises(CheckpointError, match="the state of Best holds more than tensors"):
+        checkpoint.check("Best", checkpoint.pack({"best": np.float64(3)}))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "no facts", "cut facts", "version"])
+def test_what_was_packed_is_unpacked_out_of_the_memory_it_lies_in():
+    state = {"w": torch.arange(5), "n": 3}
+    data = checkpoint.pack(state)
+    data.setflags(write=False)  # as in the object store
+    facts = replace(FACTS, sha256={"a.pt": shelf.digest(data)})
+    again = checkpoint.unpack(facts, "a.pt", data)
+    assert again["w"].tolist() == [0, 1, 2, 3, 4] and again["n"] == 3
+    damaged = data.copy()
+    damaged[10] ^= 1
+    for name, wrong in (("a.pt", damaged), ("b.pt", data)):
+        with pytest.raises(CheckpointError, match="the checkpoint was damaged between the host"):
+            checkpoint.unpack(facts, name, wrong)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "object", "no facts", "cut facts", "version"])
 def test_a_damaged_checkpoint_is_refused_and_passed_over(tmp_path, damage):
-    older = write(tmp_path / "one" / "checkpoint_a", steps=5)
-    newer = write(tmp_path / "one" / "checkpoint_b", steps=9)
-    assert checkpoint.latest(tmp_path) == newer
+    older = write(tmp_path / "one" / "checkpoint_1", steps=5)
+    newer = write(tmp_path / "one" / "checkpoint_2", steps=9)
+    assert shelf.latest(tmp_path) == newer
     state, facts = newer / "state.pt", newer / "checkpoint.json"
     if damage == "cut":
         state.write_bytes(state.read_bytes()[:-20])
@@ -130,6 +146,8 @@ def test_a_damaged_checkpoint_is_refused_and_passed_over(tmp_path, damage):
         data = bytearray(state.read_bytes())
         data[len(data) // 2] ^= 1
         state.write_bytes(data)
+    elif damage == "object":
+        (newer / "object_0.pt").write_bytes(b"")
     elif damage == "gone":
         state.unlink()
     elif damage == "no facts":
@@ -141,9 +159,9 @@ def test_a_damaged_checkpoint_is_refused_and_passed_over(tmp_path, damage):
     message = "is cut off or damaged|cannot read|is not a raytrain checkpoint, or was cut off|has checkpoint version 99"
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load(newer)
-    assert checkpoint.latest(tmp_path) == older
+    assert shelf.latest(tmp_path) == older
     shutil.rmtree(older)
-    assert checkpoint.latest(tmp_path) is None
+    assert shelf.latest(tmp_path) is None
 
 
 def test_random_numbers_go_on_where_they_stopped(tmp_path):
@@ -152,3 +170,55 @@ def test_random_numbers_go_on_where_they_stopped(tmp_path):
     expected = (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())
     checkpoint.set_rng_state(torch.load(tmp_path / "rng.pt", weights_only=True))
     assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == expected
+
+
+def test_the_best_checkpoint_is_the_first_of_the_best(tmp_path):
+    assert shelf.best(tmp_path) is None
+    scores = {1: None, 2: 0.5, 3: 0.9, 4: 0.9, 5: 0.1}
+    for number, score in scores.items():
+        write(tmp_path / "one" / f"checkpoint_{number}", steps=number, score=score)
+    assert shelf.best(tmp_path).name == "checkpoint_3"
+    assert shelf.latest(tmp_path).name == "checkpoint_5"
+    (tmp_path / "one" / "checkpoint_3" / "state.pt").write_bytes(b"")
+    assert shelf.best(tmp_path).name == "checkpoint_4", "a damaged one is passed over"
+
+
+def test_what_is_best():
+    metrics = {"validation_accuracy": 0.9, "validation_loss": 0.3, "f1": 0.5, "odd": None}
+    for settings, expected in (
+        ({}, 0.9),
+        ({"best": "validation_loss"}, -0.3),
+        ({"best": "validation_loss", "best_is": "max"}, 0.3),
+        ({"best": "f1", "best_is": "min"}, -0.5),
+        ({"best": "odd"}, None),
+        ({"best": "missing"}, None),
+        ({"best": None}, None),
+    ):
+        assert CheckpointPolicy(**settings).score(metrics) == expected
+
+
+def test_statistics_are_frozen_for_as_long_as_asked():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    model[2].eval()
+    with modules.frozen_statistics([model]):
+        assert not model[0].training and model[1].training
+        model(torch.ones(1, 2))
+    assert model[0].running_mean.tolist() == [0, 0]
+    assert model[0].training and not model[2].training, "as it was"
+
+
+def test_a_synchronised_batch_norm_is_left_to_the_other_ranks():
+    plain = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+    assert not modules.synchronises_batch_norm([plain])
+    synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(plain)
+    assert modules.synchronises_batch_norm([synchronised])
+    with modules.frozen_statistics([synchronised]):
+        assert synchronised[1].training, "it would not take part, and the others would wait for it"
+
+
+def test_a_frozen_module_is_not_distributed():
+    teacher = torch.nn.Linear(1, 1).requires_grad_(False)
+    assert not modules.is_distributed(teacher, 2)
+    assert modules.is_distributed(torch.nn.Linear(1, 1), 2)
+    assert not modules.is_distributed(torch.nn.Linear(1, 1), 1)
+    assert modules.distributed(teacher, torch.device("cpu"), 2) is teacher

@@ -1,0 +1,58 @@
+"""What a rank does to the modules of a run: DDP around them, one set of buffers, clean statistics of BatchNorm."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+
+def is_distributed(module: torch.nn.Module, world_size: int) -> bool:
+    """Whether the ranks exchange its gradients; a frozen one has none."""
+    return world_size > 1 and any(parameter.requires_grad for parameter in module.parameters())
+
+
+def distributed(module: torch.nn.Module, device: torch.device, world_size: int) -> torch.nn.Module:
+    """The module with DDP, which also gives every rank the first one's parameters and buffers."""
+    if not is_distributed(module, world_size):
+        return module
+    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+def broadcast_buffers(modules: Sequence[torch.nn.Module]) -> None:
+    """Give every rank the first one's, which are those of the checkpoint.
+
+    DDP does so at the start of a training forward only; at the end of an epoch each rank's BatchNorm has seen its own
+    batches.
+    """
+    with torch.no_grad():
+        for module in modules:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+def synchronises_batch_norm(modules: Sequence[torch.nn.Module]) -> bool:
+    """Whether a forward of a module waits for the other ranks."""
+    return any(isinstance(part, torch.nn.SyncBatchNorm) for module in modules for part in module.modules())
+
+
+@contextlib.contextmanager
+def frozen_statistics(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """BatchNorm takes and keeps its running statistics meanwhile, for a batch that has none of its own."""
+    parts = [part for module in modules for part in module.modules() if _own_statistics(part) and part.training]
+    for part in parts:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.train()
+
+
+def _own_statistics(part: Any) -> bool:
+    return isinstance(part, _BatchNorm) and not isinstance(part, torch.nn.SyncBatchNorm)

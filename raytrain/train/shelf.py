@@ -1,0 +1,146 @@
+"""Checkpoints as they lie on disk, without torch.
+
+A folder of files that load without executing code: `object_0.pt` and so on, the `state_dict` of each object that the
+loop prepared, in that order; `state.pt`, random numbers and the ledger; and `checkpoint.json`, which says what it is
+and carries the digest that each of the others must have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raytrain.errors import CheckpointError
+
+VERSION = 2
+STATE = "state.pt"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `checkpoint.json` says.
+
+    Attributes:
+        epoch: the epoch that a resumed run goes on with, 0-based.
+        steps: batches a rank so far, over the whole run.
+        updates: optimizer steps, likewise.
+        samples: of all ranks, over the whole run.
+        consumed_in_epoch: samples of `epoch` in the ledger.
+        fingerprint: of the training manifest that the ids number.
+        seed: of the order of the epochs.
+        history: one entry an epoch so far.
+        counts: of samples and steps that went another way than usual, over the whole run (see TrainContext.counts).
+        loss_sum, loss_samples: of all ranks in the unfinished epoch; their quotient is its mean loss so far.
+        score: what the best checkpoint is chosen by, more is better; None where nothing was measured.
+        sha256: hexadecimal, by file name.
+    """
+
+    epoch: int
+    steps: int
+    updates: int
+    samples: int
+    consumed_in_epoch: int
+    fingerprint: str
+    seed: int
+    world_size: int
+    history: list[dict[str, Any]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    loss_sum: float = 0.0
+    loss_samples: int = 0
+    score: float | None = None
+    version: int = VERSION
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+def object_file(number: int) -> str:
+    """The name of the file of one of the prepared objects."""
+    return f"object_{number}.pt"
+
+
+def digest(data: np.ndarray) -> str:
+    """What `Facts.sha256` holds of a file."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def describe(facts: Facts, digests: Mapping[str, str]) -> str:
+    """The contents of `checkpoint.json`."""
+    return json.dumps(asdict(replace(facts, sha256=dict(digests))), indent=1)
+
+
+def read_facts(folder: Path) -> Facts:
+    """The small file alone.
+
+    Raises:
+        CheckpointError: not there, not ours, or of another version.
+    """
+    path = folder / "checkpoint.json"
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        version = tree["version"]
+        facts = Facts(**tree) if version == VERSION else None
+    except (OSError, ValueError, TypeError, KeyError):
+        raise CheckpointError(f"{folder} is not a raytrain checkpoint, or was cut off while it was written") from None
+    if facts is None:
+        raise CheckpointError(f"{folder} has checkpoint version {version}; this raytrain reads {VERSION}")
+    return facts
+
+
+def whole(folder: Path) -> list[tuple[Path, Facts]]:
+    """The checkpoints below a run's folder of them, in the order of writing; their files are not looked into."""
+    found = []
+    for path in folder.glob("*/checkpoint_*/checkpoint.json"):
+        try:
+            found.append((path.parent, read_facts(path.parent)))
+        except CheckpointError:
+            continue
+    return sorted(found, key=lambda each: _number(each[0]))
+
+
+def _number(folder: Path) -> int:
+    text = folder.name.rpartition("_")[2]
+    return int(text) if text.isdigit() else -1
+
+
+def latest(folder: Path) -> Path | None:
+    """The furthest whole checkpoint below `folder`, or None. Damaged ones are passed over."""
+    candidates = sorted(whole(folder), key=lambda each: (each[1].steps, each[1].epoch, _number(each[0])))
+    return _last_undamaged(candidates)
+
+
+def best(folder: Path) -> Path | None:
+    """The whole checkpoint below `folder` with the best score, the earliest of equals; None where none has a score."""
+    scored = [each for each in whole(folder) if each[1].score is not None]
+    return _last_undamaged(sorted(scored, key=lambda each: (each[1].score, -_number(each[0]))))
+
+
+def _last_undamaged(candidates: list[tuple[Path, Facts]]) -> Path | None:
+    for path, facts in reversed(candidates):
+        try:
+            check_digests(path, facts)
+        except CheckpointError:
+            continue
+        return path
+    return None
+
+
+def check_digests(folder: Path, facts: Facts) -> None:
+    """Read every file through.
+
+    Raises:
+        CheckpointError: one is gone, cut off or damaged.
+    """
+    for name, expected in facts.sha256.items():
+        path = folder / name
+        try:
+            with path.open("rb") as file:
+                whole = hashlib.file_digest(file, "sha256").hexdigest() == expected
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        if not whole:
+            raise CheckpointError(f"{path} is cut off or damaged")
