@@ -26,10 +26,10 @@ import psutil
 import workloads
 from workloads import WORKLOADS, Workload
 
-from raytrain.cluster import guardian
+from raytrain.cluster import facts, guardian
 from raytrain.data.manifest import Manifest
 
-CORES = len(os.sched_getaffinity(0))
+CORES = facts.usable_cpus()
 MEMORY_EVERY_S = 0.2
 
 

@@ -37,7 +37,7 @@ def write(name: str, rows: dict[str, Any], ratios: dict[str, Any], **about: Any)
     """Raw rows, ratios, versions and hardware, as benchmarks/results/<name>.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    hardware = {"cpu": facts.cpu_model(), "cores": facts.cpu_cores(), "memory_bytes": facts.memory_bytes()}
+    hardware = {"cpu": facts.cpu_model(), "cores": facts.usable_cpus(), "memory_bytes": facts.memory_bytes()}
     result = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +33,7 @@ from typing import Any
 from harness import interleave, ratio, spread, write
 from workloads import WORKLOADS
 
+from raytrain.cluster import facts
 from raytrain.cluster.environ import ALLOCATOR, child_environment
 
 CONTENDERS = Path(__file__).with_name("contenders.py")
@@ -70,7 +70,7 @@ def run(contender: str, workload: str, options: dict[str, Any]) -> dict[str, flo
 
 def best_worker_count(workload: str, options: dict[str, Any]) -> int:
     """Of one less than the cores, as many, and one more; by a shorter run each."""
-    cores = len(os.sched_getaffinity(0))
+    cores = facts.usable_cpus()
     short = {**options, "epochs": max(options.get("epochs", WORKLOADS[workload].epochs) // 3, 1)}
     rates = {
         workers: run("dataloader", workload, {**short, "workers": workers})[RATE]

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from raytrain.cluster import facts
 from raytrain.config import Job
 from raytrain.cost.instances import Catalog
 from raytrain.cost.profile import MOST_EFFICIENT, Figure, Profile, epochs_of, gpu_of, hardware_of, shared_cores
@@ -110,7 +111,7 @@ def diagnose(
             f"data.batch_size={pipeline.batch_size} is larger than the training set of "
             f"{opened.train.num_samples} samples"
         )
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0))[: facts.usable_cpus()]
     say("1/4 preprocessing alone, on one core")
     alone = preprocess(opened, cores[:1], seconds)
     say(f"2/4 preprocessing alone, on all {len(cores)} cores")
@@ -154,7 +155,8 @@ def preprocess(opened: OpenPipeline, cores: list[int], seconds: float) -> Alone:
         DataError: a sample cannot be read, or a process ended before its time.
     """
     context = multiprocessing.get_context("spawn")
-    spec = StreamSpec(opened.train.num_samples, 0, opened.pipeline.batch_size, 0, epochs=1)
+    starts = opened.train.group_starts
+    spec = StreamSpec(opened.train.num_samples, 0, opened.pipeline.batch_size, 0, epochs=1, group_starts=starts)
     work = StreamWork(StreamPlan(spec, Position(), 1, 0), opened.pickled_splits())
     answers, together = context.Queue(), context.Barrier(len(cores))
     children = [
@@ -201,7 +203,7 @@ def _prepare(
             began, samples, wire, read = time.perf_counter(), 0, 0, 0
             while time.perf_counter() - began < seconds / PARTS or not samples:
                 batch = producer.batch(0, at % total)
-                samples += len(batch.id) + len(batch.header.failures)
+                samples += len(batch.key) + len(batch.header.failures)
                 wire, read = wire + sum(piece.nbytes for piece in batch.pieces), read + batch.header.read_bytes
                 at += processes
             found.add(Alone([(time.perf_counter() - began) / samples], [wire / samples], [read / samples]))
@@ -290,7 +292,7 @@ class _Watch:
             self._end()
 
     def _end(self) -> None:
-        from raytrain.train.context import StopTraining
+        from raytrain.train.contract import StopTraining
 
         ctx, found = self._ctx, {f"part {number}": value for number, value in enumerate(self._ctx.trial["parts"])}
         if ctx.device.type == "cuda":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 MOST_IDS = 64  # that a message lists
+DESCRIBED = 3
 
 
 class RaytrainError(Exception):
@@ -68,6 +69,11 @@ class LossError(TrainingError):
             "training.clip_norm or precision bf16 may prevent it, training.on_nan: skip leaves such steps out",
             ids,
         )
+
+    def located(self, describe: Callable[[int], str]) -> LossError:
+        """With where the first few of the samples lie."""
+        more = "; …" if len(self.ids) > DESCRIBED else ""
+        return LossError(f"{self} ({'; '.join(map(describe, self.ids[:DESCRIBED]))}{more})", self.ids)
 
 
 class Stopped(RaytrainError):

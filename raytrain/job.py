@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,17 +32,17 @@ from raytrain.errors import (
 )
 from raytrain.hosted import deliver, hosted
 from raytrain.outcome import build_record
-from raytrain.record import RunRecord, read_record
+from raytrain.record import RunRecord
 from raytrain.run_folder import RunFolder, open_run_folder
+from raytrain.signals import signals
 from raytrain.train import shelf
 from raytrain.train.models import check_model
+from raytrain.train.trainer import import_ahead
 from raytrain.watching import ProgressLog
 from raytrain.worker import RankWork, position_of, run_rank
 
 STOP_GRACE_S = 7.0  # after a signal, for the step in flight and the checkpoint
 POLL_S = 0.25
-DESCRIBED = 3  # samples of an error
-SAME_SIGNAL_S = 1.0  # a launcher and a shell's trap may both pass the same SIGTERM on
 
 Watch = Callable[[dict[str, Any]], None]
 Loop = Callable[[Any], None]
@@ -114,17 +113,11 @@ def run(
     Raises:
         RaytrainError: what went wrong, or Stopped after Ctrl-C or SIGTERM.
     """
-    if job is None:
-        raise ConfigError("no job was given; fit(train_loop, pipeline, Job.from_yaml('job.yaml')) has one")
+    pipeline = _checked(train_loop, pipeline, job)
     environment = prepare_environment()
     if nodes and address:
         raise ConfigError("--nodes starts a cluster and --address attaches to one; give one of them")
     groups = parse_nodes(nodes) if nodes else ()
-    pipeline = pipeline or _pipeline_of(job)
-    if train_loop is None:
-        if job.model is None:
-            raise ConfigError("the job has no `model` section, and no training loop was given")
-        check_model(job.model)
     kept = job_folders()
     again, goes_on = "", False
     if kept is not None:
@@ -135,15 +128,15 @@ def run(
     afresh = again or "start without --resume"
     this = Run(job, started_at or time.time(), environment, folder, afresh=afresh, started_again=bool(again))
     try:
-        with _signals(this) as (going, listen):
+        with signals(this) as (going, listen):
             _check_data(this, pipeline)
             this.restored = _find_checkpoint(this) if resume else None
-            if _is_finished(this, pipeline) and (before := _earlier_record(this)) is not None:
-                deliver(folder, kept)
+            if _is_finished(this, pipeline) and (before := folder.finished_record()) is not None:
+                _leave(this, kept, None)
                 return before
             import ray  # noqa: F401 - whole before a thread imports parts of it
 
-            threading.Thread(target=_import_trainer, daemon=True).start()
+            threading.Thread(target=import_ahead, daemon=True).start()
             address = address or (None if nodes else ray_address())
             reserved = job.cluster.reserved_cpus
             this.cluster = emulated.attach(address) if address else emulated.start(groups, reserved)
@@ -166,10 +159,17 @@ def run(
         folder.close()
 
 
-def _pipeline_of(job: Job) -> Pipeline:
-    if job.data is None:
+def _checked(train_loop: Loop | None, pipeline: Pipeline | None, job: Job | None) -> Pipeline:
+    """The pipeline, if loop, pipeline and job make a run together."""
+    if job is None:
+        raise ConfigError("no job was given; fit(train_loop, pipeline, Job.from_yaml('job.yaml')) has one")
+    if pipeline is None and job.data is None:
         raise ConfigError("the job has no `data` section, and no pipeline was given")
-    return Pipeline.from_config(job.data)
+    if train_loop is None:
+        if job.model is None:
+            raise ConfigError("the job has no `model` section, and no training loop was given")
+        check_model(job.model)
+    return pipeline or Pipeline.from_config(job.data)
 
 
 def _check_data(this: Run, pipeline: Pipeline) -> None:
@@ -192,20 +192,6 @@ def _is_finished(this: Run, pipeline: Pipeline) -> bool:
     if not this.started_again:
         raise CheckpointError(f"{this.folder.path} is finished; raise training.epochs or training.steps to go on")
     return True
-
-
-def _earlier_record(this: Run) -> RunRecord | None:
-    """Of the run when it finished; None if it did not get to write one."""
-    record = read_record(this.folder.record) if this.folder.record.is_file() else None
-    return record if record is not None and record.status == "finished" else None
-
-
-def _import_trainer() -> None:
-    """torch takes seconds to import; the nodes start meanwhile."""
-    with contextlib.suppress(ImportError):
-        from raytrain.train.trainer import lean_trainer
-
-        lean_trainer()
 
 
 def _train(
@@ -246,19 +232,12 @@ def _train(
     this.progress.note(this.status)
     watch(this.status)
     if this.status["fatal"] is not None:
-        raise _with_samples(this, this.status["fatal"])
+        fatal = this.status["fatal"]
+        raise fatal.located(this.opened.train.describe) if isinstance(fatal, LossError) else fatal
     if failure:
         raise failure[0] if isinstance(failure[0], RaytrainError) else TrainingError(_named(failure[0]))
     if this.signal_number is not None:
         raise Stopped(_stopped_message(this), this.signal_number)
-
-
-def _with_samples(this: Run, error: RaytrainError) -> RaytrainError:
-    """An error that names samples by their ids also says where some of them lie."""
-    if not isinstance(error, LossError):
-        return error
-    some = "; ".join(this.opened.train.describe(index) for index in error.ids[:DESCRIBED])
-    return LossError(f"{error} ({some}{'; …' if len(error.ids) > DESCRIBED else ''})", error.ids)
 
 
 def _training_thread(
@@ -337,7 +316,7 @@ def _find_checkpoint(this: Run) -> Any:
         CheckpointError: there is none, or it was written for other data or another seed.
     """
     from raytrain.train import checkpoint
-    from raytrain.train.context import Restored
+    from raytrain.train.contract import Restored
 
     found = shelf.latest(this.folder.checkpoints)
     if found is None:
@@ -381,54 +360,27 @@ def _stopped_message(this: Run) -> str:
     return f"stopped; go on with --resume (checkpoints in {this.folder.checkpoints})"
 
 
-@contextlib.contextmanager
-def _signals(this: Run) -> Iterator[tuple[threading.Event, Callable[[], None]]]:
-    """Ctrl-C and SIGTERM: before training they end the start-up at once, later they ask for a checkpoint first.
-
-    Yields the event that says that training goes on, and a function that puts the handlers in place (again).
-    """
-    going = threading.Event()
-
-    first: list[float] = []
-
-    def handle(number: int, _frame: Any) -> None:
-        first.append(time.monotonic())
-        again = len(first) > 1 and (number == signal.SIGINT or first[-1] - first[0] > SAME_SIGNAL_S)
-        this.signal_number = number
-        if not going.is_set():
-            raise Stopped("stopped before training began", number)
-        if again:
-            raise Stopped("stopped at once, without waiting for a checkpoint", number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield going, lambda: None
-        return
-
-    def listen() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, handle)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    listen()
-    try:
-        yield going, listen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _end(this: Run, error: RaytrainError | None, kept: JobFolders | None) -> RunRecord | None:
-    """Close the books, and leave what a SageMaker job should keep; that never hides what ended the run."""
+    """Close the books, and leave what a SageMaker job should keep."""
     record = _close(this, error)
     if kept is not None and record is not None:
-        try:
-            deliver(this.folder, kept)
-        except (OSError, RuntimeError, RaytrainError) as problem:  # torch.save raises RuntimeError on a full disk
-            text = f"the run's record and model could not be left for SageMaker: {one_line(problem, 300)}"
-            if error is None:
-                raise CheckpointError(text) from None
-            print(f"raytrain: {text}", file=sys.stderr)  # noqa: T201 - the run's own error follows
+        _leave(this, kept, error)
     return record
+
+
+def _leave(this: Run, kept: JobFolders, error: RaytrainError | None) -> None:
+    """Record and models for SageMaker to collect; a failure never hides what ended the run.
+
+    Raises:
+        CheckpointError: they could not be left, and nothing else was wrong.
+    """
+    try:
+        deliver(this.folder, kept)
+    except (OSError, RuntimeError, RaytrainError) as problem:  # torch.save raises RuntimeError on a full disk
+        text = f"the run's record and model could not be left for SageMaker: {one_line(problem, 300)}"
+        if error is None:
+            raise CheckpointError(text) from None
+        print(f"raytrain: {text}", file=sys.stderr)  # noqa: T201 - the run's own error follows
 
 
 def _close(this: Run, error: RaytrainError | None) -> RunRecord | None:

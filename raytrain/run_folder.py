@@ -12,6 +12,7 @@ import psutil
 
 from raytrain.config import Job
 from raytrain.errors import CheckpointError, ConfigError
+from raytrain.record import RunRecord, read_record
 
 
 @dataclass
@@ -65,6 +66,11 @@ class RunFolder:
         self._lock = _lock(self.path)
         before.close()
         self.set_aside = aside
+
+    def finished_record(self) -> RunRecord | None:
+        """Of the run that finished here; None if none did, or was killed before it wrote one."""
+        record = read_record(self.record) if self.record.is_file() else None
+        return record if record is not None and record.status == "finished" else None
 
     def keep_earlier_record(self) -> None:
         """Before a resumed run writes its own record: `record.json` becomes `record.1.json`, and so on."""

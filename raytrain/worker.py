@@ -82,7 +82,8 @@ def _train(
     import ray
 
     from raytrain.data.ingest import RankIngest
-    from raytrain.train.context import StopTraining, TrainContext
+    from raytrain.train.context import TrainContext
+    from raytrain.train.contract import StopTraining
 
     stream = RankIngest(work.feed, attempt, rank, plan, device, work.normalize)
     ctx = TrainContext(
@@ -156,7 +157,7 @@ def _restored(work: RankWork) -> Any:
     import ray
 
     from raytrain.train import checkpoint, shelf
-    from raytrain.train.context import Restored
+    from raytrain.train.contract import Restored
 
     path = ray.get(work.keeper.latest.remote()) or work.resume_from
     if path is None:

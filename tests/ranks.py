@@ -29,7 +29,8 @@ from raytrain.data.ingest import DeviceBatch
 from raytrain.data.meter import RankMeter
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.train import checkpoint, shelf
-from raytrain.train.context import Restored, StopTraining, TrainContext
+from raytrain.train.context import TrainContext
+from raytrain.train.contract import Restored, StopTraining
 from raytrain.train.keeper import Keeper
 from raytrain.train.loop import train_loop
 

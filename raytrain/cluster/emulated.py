@@ -27,7 +27,7 @@ from raytrain.cluster.topology import (
 from raytrain.config import Group
 from raytrain.errors import ClusterError, one_line
 
-OBJECT_STORE_SHARE = 0.3  # of this machine's memory, over all nodes, as Ray itself takes
+OBJECT_STORE_SHARE = 0.3  # of the memory that is there, over all nodes, as Ray itself takes
 LOCAL_GROUP = "local"
 CONNECT_TIMEOUT_S = 10.0
 
@@ -171,7 +171,7 @@ def _head_first(groups: Sequence[Group]) -> tuple[Group, ...]:
 
 def _node(group: Group | None, trains: bool, wanted_reserve: int | None, num_nodes: int) -> dict[str, Any]:
     """Arguments of one Ray node. Without a group: all of this machine, its GPUs included."""
-    store = int(psutil.virtual_memory().total * OBJECT_STORE_SHARE / num_nodes)
+    store = int(facts.memory_bytes() * OBJECT_STORE_SHARE / num_nodes)
     shared = psutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else store
     arguments = {
         "include_dashboard": False,
@@ -180,7 +180,7 @@ def _node(group: Group | None, trains: bool, wanted_reserve: int | None, num_nod
         "object_store_memory": max(min(store, int(shared * 0.8 / num_nodes)), 100 << 20),
     }
     if group is None:
-        cpus, gpus = len(os.sched_getaffinity(0)), facts.usable_gpus()
+        cpus, gpus = facts.usable_cpus(), facts.usable_gpus()
         arguments |= {"num_gpus": gpus, "labels": {GROUP_LABEL: LOCAL_GROUP}}
     else:
         cpus, gpus = group.cpus, group.gpus

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
 PACKAGES = ("raytrain", "ray", "torch", "torchvision", "timm", "numpy", "pyarrow", "opencv-python-headless")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 def versions() -> dict[str, str]:
@@ -33,36 +36,33 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def memory_bytes() -> int:
-    return psutil.virtual_memory().total
-
-
-def cpu_cores() -> int:
-    """Cores that this process may use."""
-    return len(psutil.Process().cpu_affinity())
-
-
-def usable_cpus(process: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> int:
+def usable_cpus(process: Path = OWN_CGROUPS, mounted: Path = CGROUPS) -> int:
     """Whole CPUs that this process may keep busy: its cores, or the quota of its cgroups (version 1 or 2) if lower."""
-    return max(int(min([cpu_cores(), *_quotas(process, mounted)])), 1)
+    cores = len(psutil.Process().cpu_affinity())
+    return max(int(min([cores, *_limits("cpu", _cpu_quota, process, mounted)])), 1)
 
 
-def _quotas(process: Path, mounted: Path) -> list[float]:
-    """CPU quotas of a process's own cgroup and of all above it; containers see their own as the root."""
+def memory_bytes(process: Path = OWN_CGROUPS, mounted: Path = CGROUPS) -> int:
+    """Memory that this process may fill: the machine's, or the limit of its cgroups (version 1 or 2) if lower."""
+    return int(min([psutil.virtual_memory().total, *_limits("memory", _memory_limit, process, mounted)]))
+
+
+def _limits(controller: str, read: Callable[[Path], float | None], process: Path, mounted: Path) -> list[float]:
+    """Of a process's own cgroup and of all above it; containers see their own as the root."""
     found = []
     lines = process.read_text(encoding="utf-8").splitlines() if process.is_file() else []
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        roots = [mounted / controllers, mounted / "cpu"] if controllers else [mounted, mounted / "unified"]
+        roots = [mounted / controllers, mounted / controller] if controllers else [mounted, mounted / "unified"]
         parts = [part for part in path.split("/") if part]
         for folder in {root.joinpath(*parts[:n]) for root in roots for n in range(len(parts) + 1)}:
-            found += filter(None, [_quota(folder)])
+            found += filter(None, [read(folder)])
     return found
 
 
-def _quota(folder: Path) -> float | None:
+def _cpu_quota(folder: Path) -> float | None:
     """CPUs that one cgroup may use; None for no limit."""
     try:
         if (folder / "cpu.max").is_file():
@@ -70,6 +70,16 @@ def _quota(folder: Path) -> float | None:
         else:
             quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
         return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _memory_limit(folder: Path) -> float | None:
+    """Bytes that one cgroup may fill; None for no limit, for which version 1 says a number beyond any machine's."""
+    name = "memory.max" if (folder / "memory.max").is_file() else "memory.limit_in_bytes"
+    try:
+        limit = (folder / name).read_text().strip()
+        return None if limit == "max" else int(limit)
     except (OSError, ValueError):
         return None
 

@@ -5,10 +5,14 @@ Ray keeps every process's full output in its session folder (/tmp/ray/session_la
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
+import time
+import traceback
 from typing import Any
 
+PRINTED_WITHIN_S = 1.0  # Ray looks for new lines ten times a second, for new files twice, and is late on a busy host
 _OURS = ("RayTrainWorker", "_RayTrainWorker")
 _RAYS_OWN = re.compile(r"^\[\d{4}-\d\d-\d\d [\d:,]+ [IWE] \d+ \d+\]|^Setting up process group for: ")
 
@@ -42,3 +46,22 @@ def visible_lines(batch: dict[str, Any]) -> list[str]:
     else:
         return []
     return [prefix + line for line in batch.get("lines", []) if line.strip() and not _RAYS_OWN.match(line)]
+
+
+def frames_of(error: BaseException, outside: str) -> str:
+    """An error's traceback, and of what it came from, as text: without headings and without frames of `outside`, the
+    file that called the user's code."""
+    found = traceback.TracebackException.from_exception(error)
+    found.stack = traceback.StackSummary.from_list([frame for frame in found.stack if frame.filename != outside])
+    return "".join(line for line in found.format() if not line.startswith("Traceback (")).rstrip()
+
+
+def leave_error_to_the_driver() -> None:
+    """On a rank whose error the driver has been told, before it ends: Ray Train's own report of it goes to its files
+    alone, and what the loop printed last has the time to get to the terminal."""
+    from ray._private.log import PlainRayHandler
+
+    for handler in logging.getLogger("ray.train").handlers:
+        if isinstance(handler, PlainRayHandler):  # the others write to files of the Ray session
+            handler.setLevel(logging.CRITICAL)
+    time.sleep(PRINTED_WITHIN_S)

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from raytrain import job as _job
 from raytrain.config import Job
+from raytrain.errors import TrainingError
 from raytrain.record import RunRecord
 from raytrain.report.tables import print_summary
 
@@ -38,7 +39,11 @@ def fit(
     """
     console = console or terminal()
     with Display(console) as display:
-        record = _job.run(train_loop, pipeline, job, watch=display.update, **options)
+        try:
+            record = _job.run(train_loop, pipeline, job, watch=display.update, **options)
+        except TrainingError as error:
+            # where the loop failed is in its notes; how this process came to hear of it helps nobody
+            raise error.with_traceback(None) from None
     print_summary(record, console)
     return record
 
@@ -77,11 +82,14 @@ class Display:
         figures = status.get("progress", {}).get(0)
         if not figures or "step" not in figures:
             return
-        finished = status.get("results", {}).get(0, figures)["history"]
+        result = status.get("results", {}).get(0)
+        finished = (result or figures)["history"]
         for epoch in finished:
             if epoch["epoch"] > self._epochs_shown:
                 self._epochs_shown = epoch["epoch"]
                 self._console.print(epoch_line(epoch, figures["epochs"]), highlight=False)
+        if result or (finished and finished[-1]["epoch"] >= figures["epoch"]):
+            return  # the last line printed is newer than these figures
         left = self._time_left(figures)
         if self._live is not None:
             self._live.update(self._panel(status, figures, left), refresh=True)
@@ -114,11 +122,11 @@ class Display:
 
 def step_line(figures: dict[str, Any], left_s: float | None) -> str:
     """`epoch 3/30  step 52/690  812.4 samples/s  loss 0.4101  waiting 1.2%  0:21 left`"""
-    loss = figures.get("loss")
+    loss, rate = figures.get("loss"), figures.get("samples_per_s")
     parts = [
         f"epoch {figures['epoch']}/{figures['epochs']}",
         f"step {figures['step']}/{figures['total_steps']}",
-        f"{figures.get('samples_per_s', 0.0):.1f} samples/s",
+        f"{rate:.1f} samples/s" if rate is not None else "",
         f"loss {loss:.4f}" if loss is not None else "",
         f"waiting {figures.get('wait_share', 0.0):.1%}",
         f"{clock(left_s)} left" if left_s is not None else "",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,49 +16,20 @@ from raytrain.config import Job
 from raytrain.errors import CheckpointError, TrainingError, one_line
 from raytrain.ledger import Ledger
 from raytrain.train import checkpoint, modules
+from raytrain.train.contract import COUNTS, Keep, Restored, StopTraining, Stream
 from raytrain.train.losses import LossAccount
 from raytrain.train.shelf import Facts
 from raytrain.train.update import Updater, step_samples
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-COUNTS = ("dropped", "repeated", "carried", "stand_ins", "skipped_steps", "skipped_samples")
 
 
-class Stream(Protocol):
-    """What the training room needs of the data room (`raytrain.data.ingest.RankIngest`)."""
+class Awaiting(NamedTuple):
+    """What is kept of a batch until its gradients are applied; see DeviceBatch."""
 
-    plan: Any
-    meter: Any
-    figures: dict[str, Any]
-    stopped: bool
-
-    def segment_of(self, epoch: int, split: str) -> int | None: ...
-
-    def num_batches(self, number: int) -> int: ...
-
-    def segment(self, number: int) -> Iterator[Any]: ...
-
-
-class StopTraining(BaseException):
-    """Ends the loop from within when the run has been asked to stop; not an error, and not for users to catch."""
-
-
-@dataclass(frozen=True)
-class Restored:
-    """A checkpoint that the run goes on from.
-
-    Attributes:
-        state: random numbers and the ledger.
-        objects: each reads the state_dict of one of the prepared objects; emptied once they have been restored.
-    """
-
-    facts: Facts
-    state: dict[str, Any]
-    objects: list[Callable[[], Any]] = field(default_factory=list)
-
-
-Keep = Callable[[Facts, dict[str, Any], list[Any]], None]
-"""Writes a checkpoint: what it says, its state, and the objects whose `state_dict` goes into it."""
+    ids: np.ndarray
+    carried: np.ndarray
+    repeated: int
 
 
 class TrainContext:
@@ -105,8 +75,8 @@ class TrainContext:
         self.history: list[dict[str, Any]] = list(facts.history) if facts else []
         self._epoch = facts.epoch if facts else 0
         self._ledger = Ledger(num_train, self._restored_mask())
-        self._pending: list[Any] = []
-        self._opened, self._delivered, self._checked = -1, 0, False
+        self._pending: list[Awaiting] = []
+        self._opened, self._delivered = -1, 0
         self._epoch_metrics: dict[str, float] = {}
         before = (facts.loss_sum, facts.loss_samples) if facts and rank == 0 else (0.0, 0)
         self._losses = LossAccount(device, *before, forgiving=job.training.on_nan == "skip")
@@ -215,10 +185,9 @@ class TrainContext:
             LossError: a loss is no finite number, and was not skipped.
         """
         self.steps += 1
-        batch = self._pending[-1] if self._pending else None
-        samples = len(batch.ids) if batch is not None else 0
-        self._losses.add(loss, samples, self.steps, self._epoch, () if batch is None else batch.ids)
-        self._stream.meter.stepped(samples)
+        ids = self._pending[-1].ids if self._pending else ()
+        self._losses.add(loss, len(ids), self.steps, self._epoch, ids)
+        self._stream.meter.stepped(len(ids))
         if not updated and not skipped:
             return
         self._losses.settle(skipped)
@@ -264,7 +233,7 @@ class TrainContext:
                 batch.weight = own * self.world_size / batch.step_samples
             if self.accumulates and not self._pending:
                 self._rng = checkpoint.rng_state()
-            self._pending.append(batch)
+            self._pending.append(Awaiting(batch.ids, batch.carried, batch.repeated))
             self._delivered = batch.index + 1
             self.counts["stand_ins"] += batch.stand_in
             synchronised = batch.stand_in and modules.synchronises_batch_norm(self._modules)
@@ -274,7 +243,7 @@ class TrainContext:
             with modules.frozen_statistics(self._modules) if alone else contextlib.nullcontext():
                 yield batch
 
-    def _settle(self, batch: Any, skipped: bool) -> None:
+    def _settle(self, batch: Awaiting, skipped: bool) -> None:
         """A batch has become part of an update, or will never be."""
         if skipped:
             self.counts["skipped_samples"] += len(batch.ids)

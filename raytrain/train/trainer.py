@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,6 +131,12 @@ def lean_trainer() -> type[Any]:
             return controller.get_result()
 
     return LeanTrainer
+
+
+def import_ahead() -> None:
+    """torch takes seconds to import; the nodes start meanwhile."""
+    with contextlib.suppress(ImportError):
+        lean_trainer()
 
 
 def _translate(error: Any) -> RaytrainError:

@@ -13,7 +13,8 @@ from raytrain.data.ingest import DeviceBatch
 from raytrain.data.meter import RankMeter
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.errors import LossError, TrainingError
-from raytrain.train.context import StopTraining, TrainContext
+from raytrain.train.context import TrainContext
+from raytrain.train.contract import StopTraining
 from raytrain.train.losses import LossAccount
 
 

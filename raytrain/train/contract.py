@@ -1,0 +1,48 @@
+"""What a training context is given by the others: a stream, a checkpoint to go on from, a place for new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from raytrain.train.shelf import Facts
+
+COUNTS = ("dropped", "repeated", "carried", "stand_ins", "skipped_steps", "skipped_samples")
+
+
+class Stream(Protocol):
+    """What the training room needs of the data room (`raytrain.data.ingest.RankIngest`)."""
+
+    plan: Any
+    meter: Any
+    figures: dict[str, Any]
+    stopped: bool
+
+    def segment_of(self, epoch: int, split: str) -> int | None: ...
+
+    def num_batches(self, number: int) -> int: ...
+
+    def segment(self, number: int) -> Iterator[Any]: ...
+
+
+class StopTraining(BaseException):
+    """Ends the loop from within when the run has been asked to stop; not an error, and not for users to catch."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint that the run goes on from.
+
+    Attributes:
+        state: random numbers and the ledger.
+        objects: each reads the state_dict of one of the prepared objects; emptied once they have been restored.
+    """
+
+    facts: Facts
+    state: dict[str, Any]
+    objects: list[Callable[[], Any]] = field(default_factory=list)
+
+
+Keep = Callable[[Facts, dict[str, Any], list[Any]], None]
+"""Writes a checkpoint: what it says, its state, and the objects whose `state_dict` goes into it."""

@@ -1,0 +1,117 @@
+"""What a person sees while a run goes on: no line is older than the one above it."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from raytrain.report import live
+from raytrain.report.live import Display, step_line
+
+
+@pytest.fixture
+def display(monkeypatch):
+    """A display of a log file that prints a step line whenever it may."""
+    monkeypatch.setattr(live, "LINE_EVERY_S", 0.0)
+    return Display(Console(width=120, file=io.StringIO()))
+
+
+def entry(epoch: int) -> dict[str, float]:
+    """Of a finished epoch."""
+    return {"epoch": epoch, "loss": 0.5, "seconds": 2.0, "samples_per_s": 700.0}
+
+
+def at(epoch: int, step: int, finished: int, **changes) -> dict:
+    """A status of the feed in a run of three epochs of 20 steps, `finished` of which are over."""
+    figures = {
+        "epoch": epoch,
+        "epochs": 3,
+        "step": step,
+        "total_steps": 60,
+        "samples_per_s": 800.0,
+        "wait_share": 0.25,
+        "history": [entry(number + 1) for number in range(finished)],
+    }
+    return {
+        "progress": {0: {**figures, **changes}},
+        "results": {},
+        "num_ready": 1,
+        "failures": [],
+        "attempts": 1,
+    }
+
+
+def ended(status: dict, finished: int = 3) -> dict:
+    """The same once rank 0 has reported its result, which is newer than its progress."""
+    return {**status, "results": {0: {"history": [entry(number + 1) for number in range(finished)]}}}
+
+
+def begun(display: Display) -> list[str]:
+    """What each line begins with: `epoch 3/3  step 54/60`, `epoch 3/3  loss 0.5000`."""
+    return ["  ".join(line.split("  ")[:2]) for line in display._console.file.getvalue().splitlines()]
+
+
+def test_after_the_last_epoch_nothing_goes_backwards(display):
+    for status in (at(3, 41, 2), at(3, 54, 2), ended(at(3, 54, 2)), ended(at(3, 54, 2))):
+        display.update(status)
+    assert begun(display) == [
+        "epoch 1/3  loss 0.5000",
+        "epoch 2/3  loss 0.5000",
+        "epoch 3/3  step 41/60",
+        "epoch 3/3  step 54/60",
+        "epoch 3/3  loss 0.5000",
+    ]
+
+
+def test_a_run_whose_end_comes_before_any_progress_of_its_last_epochs(display):
+    display.update(at(1, 1, 0))
+    display.update(ended(at(1, 1, 0)))
+    assert begun(display) == ["epoch 1/3  step 1/60", *(f"epoch {number}/3  loss 0.5000" for number in (1, 2, 3))]
+
+
+def test_a_run_that_was_stopped_says_no_more(display):
+    for status in (at(3, 41, 2), ended(at(3, 47, 2), 2), ended(at(3, 47, 2), 2)):
+        display.update(status)
+    assert begun(display)[2:] == ["epoch 3/3  step 41/60"]
+
+
+def test_a_finished_epoch_has_its_own_line_and_the_next_goes_on_from_there(display):
+    for status in (at(1, 19, 0), at(1, 20, 1), at(1, 20, 1), at(2, 21, 1)):
+        display.update(status)
+    assert begun(display) == [
+        "epoch 1/3  step 19/60",
+        "epoch 1/3  loss 0.5000",
+        "epoch 2/3  step 21/60",
+    ]
+
+
+def test_what_a_second_attempt_does_again_is_shown_again(display):
+    for status in (at(2, 21, 1), at(2, 40, 2), at(2, 25, 1, loss=0.3), at(2, 40, 2), at(3, 41, 2)):
+        display.update(status)
+    assert begun(display) == [
+        "epoch 1/3  loss 0.5000",
+        "epoch 2/3  step 21/60",
+        "epoch 2/3  loss 0.5000",
+        "epoch 2/3  step 25/60",
+        "epoch 3/3  step 41/60",
+    ]
+
+
+def test_the_panel_stays_as_it_was_when_the_result_is_there():
+    console = Console(width=120, force_terminal=True, file=io.StringIO())
+    with Display(console) as display:
+        display.update(at(3, 54, 2))
+        shown = display._live.get_renderable()
+        display.update(ended(at(3, 59, 2)))
+        assert display._live.get_renderable() is shown
+    assert "epoch 3/3  step 54/60" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("unknown", [{"samples_per_s": None}, {}])
+def test_a_rate_is_shown_once_it_has_been_measured(unknown):
+    figures = at(1, 1, 0)["progress"][0]
+    del figures["samples_per_s"]
+    assert step_line({**figures, **unknown}, None) == "epoch 1/3  step 1/60  waiting 25.0%"
+    assert step_line({**figures, "samples_per_s": 0.04}, None) == "epoch 1/3  step 1/60  0.0 samples/s  waiting 25.0%"
