@@ -101,6 +101,7 @@ class Case:
     stop_after: int | None = None
     folder: str | None = None
     from_steps: int | None = None
+    device: str = "cpu"
 
     @property
     def job(self) -> Job:
@@ -172,8 +173,8 @@ class MemoryStream:
             ]
             ids = np.array([self._id(keys[k]) if part.split == "train" else keys[k] for k in whole], dtype=np.int64)
             batch = DeviceBatch(
-                images[ids] if whole else torch.zeros(1, *SHAPE),
-                labels[ids] if whole else torch.zeros(1, dtype=torch.int64),
+                (images[ids] if whole else torch.zeros(1, *SHAPE)).to(self._case.device),
+                (labels[ids] if whole else torch.zeros(1, dtype=torch.int64)).to(self._case.device),
                 ids,
                 index,
                 weight=1.0 if whole else 0.0,
@@ -206,7 +207,7 @@ def train_rank(case: Case, rank: int) -> Outcome:
     ctx = TrainContext(
         case.job,
         stream,
-        device=torch.device("cpu"),
+        device=torch.device(case.device),
         rank=rank,
         world_size=case.world_size,
         fingerprint="f",
@@ -228,7 +229,7 @@ def train_rank(case: Case, rank: int) -> Outcome:
             error = f"{type(raised).__name__}: {raised}\n{traceback.format_exc()}"
     model = ctx._modules[0].state_dict() if ctx._modules else {}
     return Outcome(
-        {name: value.clone() for name, value in model.items()},
+        {name: value.cpu().clone() for name, value in model.items()},
         ctx.history,
         ctx.counts,
         ctx.steps,

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import run_cli, write_images
+from patience import patient
 from timm.models import VisionTransformer
 
 from raytrain.data.order import Position, StreamPlan, StreamSpec
@@ -226,3 +227,25 @@ def test_a_loop_without_a_job_is_one_line(tmp_path):
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("raytrain.errors.ConfigError: no job was given; fit(train_loop, pipeline, Job.from_yaml(")
+
+
+def test_a_state_that_could_not_be_read_again_is_refused_at_the_first_checkpoint(folder, tmp_path):
+    """By the rank that writes it, and not hours later by the resume."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nimport numpy as np\nimport torch\nfrom raytrain import Job, Pipeline, fit\n"
+        "from raytrain.data import decode, image_folder\n"
+        "class Best:\n    def state_dict(self):\n        return {'best': np.float64(3)}\n"
+        "def loop(ctx):\n"
+        "    model, _ = ctx.prepare(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 3)), Best())\n"
+        "    for _ in ctx.epochs():\n        for batch in ctx.batches():\n            ctx.report(0.5)\n"
+        "fit(loop, Pipeline(image_folder(sys.argv[1]), [decode()], batch_size=8),\n"
+        "    Job.from_dict({'name': 'bad', 'training': {'epochs': 1}}), nodes='gpu=1x2x2')\n"
+    )
+    words = [sys.executable, str(script), str(folder / "train")]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=patient(120))
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert "CheckpointError: the state of Best holds more than tensors and plain values" in last
+    assert result.stderr.count("the state of Best") == 1
+    assert not list((tmp_path / "runs" / "bad").rglob("checkpoint.json"))

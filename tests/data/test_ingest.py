@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from conftest import write_images
 from feeding import make_feed
+from patience import wait_for
 
 from raytrain.config import Normalize
 from raytrain.data.feed import Feed
@@ -101,7 +102,7 @@ def test_a_rank_whose_batch_is_all_corrupt_still_steps(two_nodes, tmp_path):
         plan = ray.get(feed.begin.remote("a", Position(), world, 0))
         ingests = [RankIngest(feed, "a", rank, plan, torch.device("cpu"), None) for rank in range(world)]
         batches = [batch for ingest in ingests for batch in ingest.segment(0)]
-        assert [len(batch.ids) for batch in batches if not batch.padded] == [1]
+        assert [len(batch.ids) for batch in batches if not batch.stand_in] == [1]
         assert len(batches) == 4
         assert {tuple(batch.image.shape) for batch in batches} == {(1, 3, 8, 8)}
         for ingest in ingests:
@@ -119,9 +120,10 @@ def test_blocks_come_from_other_hosts_without_anybody_waiting(two_nodes):
     where = ray.experimental.get_object_locations(blocks)
     assert all(here not in where[block]["node_ids"] for block in blocks)
     pull([*blocks, blocks[0]])
-    until = time.monotonic() + 60
-    while any(here not in where[block]["node_ids"] for block in blocks):
-        assert time.monotonic() < until, "nobody fetched them"
-        time.sleep(0.05)
+
+    def all_here():
         where = ray.experimental.get_object_locations(blocks)
+        return all(here in where[block]["node_ids"] for block in blocks)
+
+    wait_for(all_here, 60, "the blocks are here")
     pull([])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -254,3 +255,14 @@ def test_a_wrong_stage_is_one_clear_line(spec, message):
 
 def test_a_stage_of_any_module():
     assert t.parse_stage({"numpy:clip": {"a_min": 0, "a_max": 1}})(np.array([5]), None).tolist() == [1]
+
+
+def test_every_stage_of_a_job_file_can_be_imported_and_stands_in_the_guide():
+    import raytrain.data
+    from raytrain.data.transforms import STAGES
+
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    for name in STAGES:
+        assert name in raytrain.data.__all__
+        assert callable(getattr(raytrain.data, name))
+        assert f"`{name}`" in guide or f"`{name}:" in guide, name
