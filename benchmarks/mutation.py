@@ -352,7 +352,12 @@ class Worker:
         for name in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, folder)
         command = [sys.executable, __file__, "--worker", str(folder)]
-        environment = {**os.environ, "RAYTRAIN_TEST_PATIENCE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {
+            **os.environ,
+            "RAYTRAIN_TEST_PATIENCE": "1",
+            "RAYTRAIN_TEST_EXAMPLES": "0.25",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._process = subprocess.Popen(command, env=environment, **pipes)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import random
 import tempfile
 import traceback
@@ -35,6 +36,7 @@ from raytrain.train.keeper import Keeper
 from raytrain.train.loop import train_loop
 
 MOST_RANKS = 3
+EXAMPLES = float(os.environ.get("RAYTRAIN_TEST_EXAMPLES", "1"))  # times as many examples of what hypothesis draws
 CLASSES = 3
 SHAPE = (2, 3, 3)  # of an image
 

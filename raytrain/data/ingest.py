@@ -43,6 +43,7 @@ class DeviceBatch:
         index: the batch's number among this rank's batches of the pass, from 0.
         weight: of the batch's mean loss, so that the mean gradient of all ranks is that of the mean over the step's
             samples: `(loss * batch.weight).backward()`. A float32 scalar on the device where there are several ranks.
+        step_samples: that all ranks have at this step; a float32 scalar on the device where there are several.
         stand_in: one blank image without an id, because this rank has no sample at this step and every rank must step;
             its weight is 0.
         carried: (batch,) bool NumPy, samples that the epoch before left over (`data.tail: carry`).
@@ -54,6 +55,7 @@ class DeviceBatch:
     ids: np.ndarray
     index: int
     weight: torch.Tensor | float = 1.0
+    step_samples: torch.Tensor | int = 0
     stand_in: bool = False
     carried: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     repeated: int = 0

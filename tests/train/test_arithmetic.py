@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from ranks import Case, changed, one_process, with_batch_norm
+from ranks import EXAMPLES, Case, changed, one_process, with_batch_norm
 
 pytestmark = pytest.mark.ranks
 SGD = {"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9}}
@@ -60,7 +60,7 @@ cases = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=int(60 * EXAMPLES), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases)
 @example(case=Case(5, 4, 1, epochs=1, training=SGD))  # 3 + 2
 @example(case=Case(5, 2, 2, epochs=1, training=SGD))
