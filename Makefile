@@ -1,10 +1,11 @@
-# Two targets do everything on a machine that has Python 3.11+ and make: `make demo` and `make test`.
+# Two targets do everything on a machine that has Python 3.11+ and make: `make demo` and `make test`. `make quick` is
+# for those who change something: the tests that start no process, no Ray and no browser, in two minutes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_NODES ?= train=1x1,cpu=1x1
 
-.PHONY: demo test lint install-demo install-test freeze clean
+.PHONY: demo test quick lint install-demo install-test freeze clean
 
 demo: install-demo
 	$(BIN)/raytrain sample-data digits data/digits
@@ -12,6 +13,9 @@ demo: install-demo
 
 test: install-test lint $(BIN)/prometheus $(BIN)/chromium
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+quick: install-test lint
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "pure and not slow"
 
 # The real program for the tests that collect metrics, unpacked and not installed; they are skipped where it is not to be had.
 $(BIN)/prometheus: | install-test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +10,10 @@ from typing import NamedTuple
 import pytest
 import yaml
 from aws import BUCKET, REGION, ROLE, Aws
+from botocore.loaders import JSONFileLoader
 
 from raytrain.cli import main
+from raytrain.sagemaker import watch
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,6 +21,15 @@ GROUPS = [
     {"name": "gpu", "instance_type": "ml.g5.xlarge"},
     {"name": "cpu", "instance_type": "ml.c5.4xlarge", "hosts": 2},
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def models_are_read_once():
+    """All sessions share what botocore reads of a service, as all clients of one do: SageMaker's model takes 0.1 s."""
+    read = functools.cache(JSONFileLoader().load_file)
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(JSONFileLoader, "load_file", lambda _, path: read(path))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +70,12 @@ def cli(monkeypatch, capsys):
         return Ran(ended.value.code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def quick_looks(monkeypatch):
+    """Whoever follows a job looks ten times a second."""
+    monkeypatch.setattr(watch, "follow", functools.partial(watch.follow, poll_s=0.1))
 
 
 @pytest.fixture

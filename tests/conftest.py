@@ -1,32 +1,105 @@
-"""Fixtures that several rooms share: small real image folders, and jobs on them."""
+"""Which kind each test is of, and fixtures that several rooms share: small real image folders, and jobs on them."""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing.util
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import yaml
+from hypothesis import Phase, settings
+from patience import factor, patient
 
 from raytrain.config import Job
 from raytrain.record import RunRecord
 
-pytest_plugins = ["cloud_job", "feeding"]
+pytest_plugins = ["cloud_job", "feeding", "ranks"]
 ROOT = Path(__file__).parent.parent
+settings.register_profile("mutation", phases=(Phase.explicit, Phase.generate))  # to fail is enough, soon
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 leaves its workers 3 % of a core beside a busy process
 RAYTRAIN = [sys.executable, "-m", "raytrain"]
+
+KINDS = {"process", "ray", "hosts", "browser", "ranks"}
+KINDS_OF_FIXTURES = {
+    "two_nodes": ["ray"],
+    "diagnosed": ["ray"],
+    "job": ["hosts", "ray"],
+    "hosts": ["hosts"],
+    "twin": ["hosts"],
+    "browser": ["browser"],
+    "ranks": ["ranks"],
+}
+OURS = "RAYTRAIN_TESTS"  # in the environment of every process that the tests start
+STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Every test is of a kind, and its time-out fits how slow the machine is."""
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            for kind in KINDS_OF_FIXTURES.get(fixture, ()):
+                item.add_marker(kind)
+        if not any(item.get_closest_marker(kind) for kind in KINDS):
+            item.add_marker("pure")
+        own = item.get_closest_marker("timeout")
+        if config.getoption("timeout") is None:
+            seconds = own.args[0] if own else float(config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(seconds * factor()), append=False)
+
+
+class PureTest:
+    """What a pure test starts while it runs, told by Python's audit events."""
+
+    def __init__(self) -> None:
+        self.runs = False
+        self.started: list[str] = []
+
+    def heard(self, event: str, arguments: tuple) -> None:
+        if self.runs and event in STARTS:
+            self.started.append(f"{event} {arguments[:2]}"[:300])
+            raise AssertionError(f"a pure test starts a process: {self.started[-1]}; mark it as {sorted(KINDS)}")
+
+
+@pytest.fixture(scope="session")
+def pure_test():
+    """The watch over pure tests; an audit hook cannot be taken away again."""
+    watch = PureTest()
+    sys.addaudithook(watch.heard)
+    with pytest.MonkeyPatch.context() as changed:
+        real = multiprocessing.util.spawnv_passfds  # raises no event
+
+        def spawn(path, args, passfds):
+            watch.heard("subprocess.Popen", (path, args))
+            return real(path, args, passfds)
+
+        changed.setattr(multiprocessing.util, "spawnv_passfds", spawn)
+        yield watch
+
+
+@pytest.fixture(autouse=True)
+def a_pure_test_starts_nothing(request, pure_test):
+    """No process and with it no Ray, so that whoever asks for pure tests waits for nothing else."""
+    pure_test.runs, pure_test.started = request.node.get_closest_marker("pure") is not None, []
+    yield
+    pure_test.runs = False
+    assert pure_test.started == [], "a pure test starts a process, and hides that it may not"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nobodys_prices(tmp_path_factory):
+def an_environment_of_their_own(tmp_path_factory):
     """No test, and no process of one, reads or writes the prices of whoever runs the tests."""
     for folder in (ROOT, Path.cwd()):
         assert not (folder / "prices.yaml").exists(), f"move {folder}/prices.yaml away: the tests would read it"
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as changed:
+        changed.setenv(OURS, str(home))
         changed.setenv("XDG_CACHE_HOME", str(home / "cache"))
         changed.setenv("XDG_CONFIG_HOME", str(home / "config"))
         yield
@@ -155,7 +228,7 @@ def record(job_tree) -> RunRecord:
         ranks=[figures()],
         stages=[stage],
         epochs=[{"epoch": 1, "loss": 0.5, "validation_accuracy": 0.9}],
-        corrupt={"count": 2, "share": 0.003, "listed": ["train: a.jpg: bad"]},
+        corrupt={"train": 2, "validation": 0, "listed": ["train: a.jpg: bad"]},
         torch_in_preprocessing_workers=False,
         resumed_from=None,
         checkpoint=None,
@@ -181,21 +254,21 @@ def job_file(job_tree, tmp_path):
     return write
 
 
-def run_cli(*arguments: object, cwd: Path | None = None, timeout: float = 120, **environment: str):
-    """The command line in a process of its own, output captured."""
+def run_cli(*arguments: object, cwd: Path | None = None, timeout: float = 200, **environment: str):
+    """The command line in a process of its own, output captured; `timeout` is for a quiet machine."""
     return subprocess.run(
         [*RAYTRAIN, *map(str, arguments)],
         cwd=cwd or ROOT,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=patient(timeout),
         stdin=subprocess.DEVNULL,
     )
 
 
 def ray_processes() -> set[int]:
-    """Process ids of every Ray process of this machine."""
+    """Process ids of every Ray process that these tests started: others may use Ray on this machine too."""
     import psutil
 
     found = set()
@@ -204,7 +277,9 @@ def ray_processes() -> set[int]:
         if process.info["status"] != psutil.STATUS_ZOMBIE and (
             "ray::" in command or "/raylet/raylet" in command or "/gcs/gcs_server" in command
         ):
-            found.add(process.info["pid"])
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(OURS) == os.environ[OURS]:
+                    found.add(process.pid)
     return found
 
 

@@ -15,6 +15,7 @@ from raytrain import __version__
 from raytrain.data.sources import image_folder, open_manifest
 
 
+@pytest.mark.process
 def test_the_digits_are_real_images_split_by_class(tmp_path):
     result = run_cli("sample-data", "digits", tmp_path / "digits", "--json")
     assert result.returncode == 0, result.stderr
@@ -32,6 +33,7 @@ def test_the_digits_are_real_images_split_by_class(tmp_path):
     assert open_manifest(image_folder(tmp_path / "digits" / "train")).fingerprint == train.fingerprint
 
 
+@pytest.mark.process
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     result = run_cli("sample-data", "digits", tmp_path / "file" / "x")
@@ -51,6 +53,7 @@ def test_scikit_learn_is_asked_for_when_it_is_missing(monkeypatch, tmp_path):
         write_digits(tmp_path)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -68,12 +71,14 @@ def test_a_wrong_call_is_exit_code_2(arguments, message):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.process
 def test_without_a_command_the_help_is_shown():
     result = run_cli(COLUMNS="140", TERM="dumb")
     assert result.returncode == 2
     assert "Commands" in result.stdout + result.stderr
 
 
+@pytest.mark.ray
 def test_ray_that_cannot_start_is_one_line(job_file):
     result = run_cli("train", job_file(), "--nodes", "a=1x1", RAY_TMPDIR="/proc/nowhere")
     assert result.returncode == 2
@@ -81,6 +86,7 @@ def test_ray_that_cannot_start_is_one_line(job_file):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.process
 def test_the_script_of_a_cluster_is_the_same_command():
     result = subprocess.run(
         [sys.executable, str(ROOT / "source_dir" / "train.py"), "/no/such.yaml"], capture_output=True, text=True
@@ -89,6 +95,7 @@ def test_the_script_of_a_cluster_is_the_same_command():
     assert result.stderr.startswith("raytrain: cannot read the job file /no/such.yaml")
 
 
+@pytest.mark.process
 def test_the_version():
     assert run_cli("--version").stdout == f"raytrain {__version__}\n"
 
@@ -108,6 +115,7 @@ def bootstrap_lines(stderr: str) -> list[dict]:
     return [json.loads(line) for line in stderr.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.ray
 def test_a_laptop_is_a_cluster_of_one_under_the_same_command(tmp_path):
     program = tmp_path / "program.py"
     program.write_text("import ray, sys; ray.init(logging_level='error'); print(len(ray.nodes()), sys.argv[1:]); 1 / 0")
@@ -120,6 +128,7 @@ def test_a_laptop_is_a_cluster_of_one_under_the_same_command(tmp_path):
     assert ray_processes() <= before
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -144,6 +153,7 @@ def test_a_wrong_bootstrap_is_one_line_and_in_the_failure_file(words, message, t
     assert f"raytrain: {(tmp_path / 'output/failure').read_text()}" == line
 
 
+@pytest.mark.ray
 def test_a_prometheus_that_does_not_start_does_not_end_the_job(tmp_path):
     (tmp_path / "prometheus").write_text("no program at all")
     result = run_cli("bootstrap", "--prometheus", tmp_path / "prometheus", "--", "true")
@@ -151,6 +161,7 @@ def test_a_prometheus_that_does_not_start_does_not_end_the_job(tmp_path):
     assert "no Prometheus, the job goes on: [Errno 8] Exec format error" in result.stderr
 
 
+@pytest.mark.ray
 def test_a_taken_port_is_named_or_passed_by(tmp_path):
     with socket.socket() as holder:
         holder.bind(("", 0))

@@ -222,6 +222,7 @@ def test_job_files_run_as_a_user_would_run_them(on, commands, monkeypatch, job_f
     assert typed == commands
 
 
+@pytest.mark.process
 def test_a_run_that_fails_ends_the_comparison(tmp_path, job_tree):
     job_tree["data"]["train"]["path"] = str(tmp_path / "nothing")
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job_tree))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from raytrain.errors import CheckpointError, ConfigError
 from raytrain.hosted import deliver, hosted
 from raytrain.record import read_record
 from raytrain.run_folder import RunFolder
-from raytrain.train import checkpoint
+from raytrain.train import checkpoint, shelf
 from raytrain.train.models import build_model
 
 
@@ -34,6 +35,7 @@ def test_outside_of_a_job_nothing_is_different(tmp_path, monkeypatch):
     assert job_folders() is None
 
 
+@pytest.mark.ray
 def test_a_run_leaves_record_and_model_and_goes_on_by_itself(ml, job_file, job_tree):
     job_tree.pop("run_dir")
     words = ("--nodes", "train=1x1")
@@ -51,6 +53,20 @@ def test_a_run_leaves_record_and_model_and_goes_on_by_itself(ml, job_file, job_t
     record = read_record(ml / "output/data/record.json")
     assert record.resumed_from is not None
     assert [epoch["epoch"] for epoch in record.epochs] == [1, 2]
+
+    for written in (True, False):  # and again after it had finished: what it leaves must not depend on luck
+        trained = (ml / "model/model.pt").read_bytes()
+        shutil.rmtree(ml / "model")
+        shutil.rmtree(ml / "output")
+        if not written:  # killed between its last checkpoint and its record
+            (ml / "checkpoints/small/record.json").unlink()
+        again = run_cli("train", job_file(training__epochs=2), *words)
+        assert again.returncode == 0, again.stderr
+        assert (ml / "model/model.pt").read_bytes() == trained
+        assert (ml / "model/best_model.pt").is_file()
+        left = read_record(ml / "output/data/record.json")
+        assert (left.status, left.epochs) == ("finished", record.epochs)
+        assert left.totals.samples == (record.totals.samples if written else 0)
 
 
 def test_the_jobs_own_run_dir_stays(ml):
@@ -89,9 +105,9 @@ def test_what_cannot_be_left_does_not_hide_the_runs_own_end(ml, record, capsys, 
 
 
 def test_several_models_are_a_list(tmp_path):
-    facts = checkpoint.Facts(0, 1, 1, 1, 0, "f", 0, 1)
-    state = {"objects": [{"a": torch.ones(1)}, {"lr": 1}, {"b": torch.zeros(1)}], "modules": [0, 2]}
-    checkpoint.save(tmp_path, facts, state)
+    facts = shelf.Facts(0, 1, 1, 1, 0, "f", 0, 1)
+    objects = [{"a": torch.ones(1)}, {"lr": 1}, {"b": torch.zeros(1)}]
+    checkpoint.save(tmp_path, facts, {"modules": [0, 2]}, objects)
     checkpoint.write_model(tmp_path, tmp_path / "model.pt")
     assert [list(found) for found in torch.load(tmp_path / "model.pt", weights_only=True)] == [["a"], ["b"]]
     (tmp_path / "state.pt").write_bytes(b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -22,13 +23,15 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT, ray_processes, run_cli
+from patience import patient, wait_for
 
 from raytrain import job
 from raytrain.actors import Samplers, _here
 from raytrain.cluster.topology import Topology
 from raytrain.errors import Stopped
 from raytrain.record import RunRecord, read_record
-from raytrain.train import checkpoint
+from raytrain.signals import signals
+from raytrain.train import checkpoint, shelf
 
 TESTS = ROOT / "tests"
 
@@ -37,12 +40,10 @@ TESTS = ROOT / "tests"
 def no_ray_process_is_left():
     before = ray_processes()
     yield
-    deadline = time.monotonic() + 15
-    while ray_processes() - before and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert ray_processes() - before == set()
+    wait_for(lambda: not ray_processes() - before, 30, "all of Ray has ended", ray_processes, every_s=0.2)
 
 
+@pytest.mark.ray
 def test_a_job_trains_on_several_nodes_and_leaves_a_record(job_file, tmp_path):
     result = run_cli("train", job_file(training__epochs=4), "--nodes", "train=1x1,cpu=2x1", "--json")
     assert result.returncode == 0, result.stderr
@@ -72,6 +73,7 @@ def test_a_job_trains_on_several_nodes_and_leaves_a_record(job_file, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.ray
 def test_emulated_gpus_make_ranks_that_train_together(job_file, tmp_path):
     job = job_file(training__accumulate=2, training__precision="bf16", training__clip_norm=1.0)
     result = run_cli("train", job, "--nodes", "gpu=1x1x2,cpu=1x1")
@@ -85,19 +87,24 @@ def test_emulated_gpus_make_ranks_that_train_together(job_file, tmp_path):
     assert len(state["rng"]) == 2
 
 
+@pytest.mark.ray
 def test_steps_fp16_and_a_placement(job_file, tmp_path):
     job = job_file(training={"steps": 11, "precision": "fp16"}, cluster={"placement": "cpu-groups-only"})
     result = run_cli("train", job, "--nodes", "train=1x1,cpu=1x1")
     assert result.returncode == 0, result.stderr
     record = read_record(tmp_path / "runs" / "small" / "record.json")
     assert record.ranks[0].num_batches == 11
-    facts = checkpoint.read_facts(Path(record.checkpoint))
+    facts = shelf.read_facts(Path(record.checkpoint))
     assert (facts.epoch, facts.consumed_in_epoch) == (1, 48), "`steps` ended the second epoch half-way"
     more = run_cli("train", job, "--nodes", "train=1x1,cpu=1x1", "--resume", "--set", "training.steps=16")
     assert more.returncode == 0, more.stderr
     second = read_record(tmp_path / "runs" / "small" / "record.json")
     assert (second.totals.samples, second.ranks[0].num_batches) == (72, 5), "the rest of that epoch"
     assert {host.group: host.samples_prepared > 0 for host in record.hosts} == {"train": False, "cpu": True}
+
+
+def run(command, cwd=ROOT):
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=patient(200))
 
 
 def counting(images, runs, nodes, *more):
@@ -111,6 +118,16 @@ def trace(runs) -> list[dict]:
 
 def steps_of(lines):
     return [line for line in lines if line["event"] == "step"]
+
+
+def until_step(step, runs, driver):
+    """Wait until a counting job has done so many steps."""
+
+    def done():
+        assert driver.poll() is None, "the run ended by itself"
+        return any(line["steps"] >= step for line in steps_of(trace(runs)))
+
+    wait_for(done, 120, f"step {step} is done", lambda: trace(runs)[-1:])
 
 
 def ids_of(lines, epoch):
@@ -136,31 +153,24 @@ def descendants(driver, name) -> list[psutil.Process]:
 EVERY_ID_ONCE = Counter(range(120))
 
 
+@pytest.mark.ray
 def test_a_killed_driver_loses_and_doubles_no_sample_on_another_cluster_shape(images, tmp_path):
     """kill -9 with two ranks in mid-epoch, resumed with one."""
     driver = subprocess.Popen(counting(images, tmp_path, "gpu=1x1x2,cpu=1x1"), cwd=ROOT, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not any(line["steps"] >= 13 for line in steps_of(trace(tmp_path))):  # epoch 1 has steps 9 to 16
-        assert time.monotonic() < deadline, "the run did not get to step 13"
-        assert driver.poll() is None, "the run ended by itself"
-        time.sleep(0.05)
+    until_step(13, tmp_path, driver)  # epoch 1 has steps 9 to 16
     driver.kill()
     driver.wait()
-    deadline = time.monotonic() + 30
-    while ray_processes() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_for(lambda: not ray_processes(), 60, "all of Ray has ended", ray_processes, every_s=0.2)
     first = steps_of(trace(tmp_path))
 
-    resumed = subprocess.run(
-        counting(images, tmp_path, "train=1x2", "--resume"), cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    resumed = run(counting(images, tmp_path, "train=1x2", "--resume"))
     assert resumed.returncode == 0, resumed.stderr
     second = steps_of(trace(tmp_path))[len(first) :]
     record = read_record(tmp_path / "counting" / "record.json")
     facts, state = checkpoint.load(Path(record.resumed_from))
     assert facts.epoch == 1
     assert 8 < facts.steps < 16
-    ledger = set(np.flatnonzero(state["consumed"].numpy()).tolist())
+    ledger = set(np.flatnonzero(state["consumed"].numpy()[:120]).tolist())
 
     counted = [line for line in first if line["steps"] <= facts.steps]
     assert ids_of(counted, 0) == EVERY_ID_ONCE
@@ -172,11 +182,10 @@ def test_a_killed_driver_loses_and_doubles_no_sample_on_another_cluster_shape(im
     assert {line["rank"] for line in second} == {0}
 
 
+@pytest.mark.ray
 def test_a_killed_rank_comes_back_and_every_sample_counts_once(images, tmp_path):
     (tmp_path / "die").touch()
-    result = subprocess.run(
-        counting(images, tmp_path, "gpu=1x1x2,cpu=1x1"), cwd=ROOT, capture_output=True, text=True, timeout=150
-    )
+    result = run(counting(images, tmp_path, "gpu=1x1x2,cpu=1x1"))
     assert result.returncode == 0, result.stderr
     lines = trace(tmp_path)
     begins = [number for number, line in enumerate(lines) if line["event"] == "begin" and line["steps"] > 0]
@@ -195,74 +204,67 @@ def test_a_killed_rank_comes_back_and_every_sample_counts_once(images, tmp_path)
     assert 10 < load.cpu_percent.mean <= load.cpu_percent.max < 100 * psutil.cpu_count() + 5
     assert load.gpu_percent is None or record.hardware.gpus
     seconds = timeline.at_s[-1] - timeline.at_s[0]
-    assert seconds > 3 and len(timeline.at_s) == pytest.approx(seconds + 1, abs=2), "a row a second"
-    assert record.progress.at_s[0] - 2 < timeline.at_s[0] < timeline.at_s[-1] < record.totals.wall_s
+    assert seconds > 3 and 0.8 * seconds - 1 < len(timeline.at_s) <= seconds + 2, "a row a second"
+    assert record.startup.trainer_s < timeline.at_s[0] < timeline.at_s[-1] < record.totals.wall_s
     assert "How busy the hosts were" in result.stderr
 
 
+@pytest.mark.ray
 def test_ctrl_c_ends_soon_and_the_run_can_go_on(images, tmp_path):
     command = counting(images, tmp_path, "train=1x1,cpu=1x1")
     driver = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not any(line["steps"] >= 5 for line in steps_of(trace(tmp_path))):
-        assert time.monotonic() < deadline, "the run did not get to step 5"
-        time.sleep(0.05)
+    until_step(5, tmp_path, driver)
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
-    driver.communicate(timeout=10)
+    driver.communicate(timeout=patient(30))
     assert ray_processes() == set()
     record = read_record(tmp_path / "counting" / "record.json")
     assert record.status == "stopped"
-    facts = checkpoint.read_facts(Path(record.checkpoint))
+    facts = shelf.read_facts(Path(record.checkpoint))
     seen = steps_of(trace(tmp_path))
     assert facts.steps == seen[-1]["steps"], "the checkpoint holds everything that was done"
     assert facts.consumed_in_epoch == sum(len(line["ids"]) for line in seen)
 
-    resumed = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    resumed = run([*command, "--resume"])
     assert resumed.returncode == 0, resumed.stderr
     for epoch in range(3):
         assert ids_of(steps_of(trace(tmp_path)), epoch) == EVERY_ID_ONCE
 
 
+@pytest.mark.ray
 def test_sigterm_through_the_command_line_is_exit_code_143(job_file, tmp_path):
     job = job_file(training={"epochs": 2000, "checkpoint": {"every_steps": 50}})
     command = [sys.executable, "-m", "raytrain", "train", str(job), "--nodes", "gpu=1x1x2,cpu=1x1"]
     driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "runs").glob("small/checkpoints/*/checkpoint_*")):
-        assert time.monotonic() < deadline, "no checkpoint was written"
-        time.sleep(0.1)
-    while not (samplers := descendants(driver, "ray::Sampler")):
-        assert time.monotonic() < deadline, "no sampler was started"
-        time.sleep(0.1)
+    checkpoints = tmp_path / "runs" / "small" / "checkpoints"
+    wait_for(lambda: list(checkpoints.glob("*/checkpoint_*")), 120, "a checkpoint is written")
+    samplers = wait_for(lambda: descendants(driver, "ray::Sampler"), 60, "a sampler is started")
     samplers[0].kill()
-    psutil.wait_procs(samplers, timeout=10)
-    at_the_kill = checkpoint.latest(tmp_path / "runs" / "small" / "checkpoints")
-    while checkpoint.latest(tmp_path / "runs" / "small" / "checkpoints") == at_the_kill:
-        assert time.monotonic() < deadline and driver.poll() is None, "the run does not miss it"
-        time.sleep(0.1)
+    psutil.wait_procs(samplers, timeout=patient(10))
+    at_the_kill = shelf.latest(checkpoints)
+    wait_for(lambda: shelf.latest(checkpoints) != at_the_kill, 60, "another checkpoint: the run does not miss it")
+    assert driver.poll() is None
     assert not descendants(driver, "ray::Sampler"), "it is not started again"
     driver.terminate()
-    _, errors = driver.communicate(timeout=10)
+    _, errors = driver.communicate(timeout=patient(30))
     assert driver.returncode == 143, errors
     assert "stopped; go on with --resume" in errors
     assert "Traceback" not in errors
     assert [load.host for load in read_record(tmp_path / "runs" / "small" / "record.json").loads] == ["this machine"]
 
 
+@pytest.mark.ray
 def test_ctrl_c_while_ray_starts_ends_at_once(job_file):
     command = [sys.executable, "-m", "raytrain", "train", str(job_file()), "--nodes", "train=1x1,cpu=1x1"]
     driver = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not ray_processes():
-        assert time.monotonic() < deadline, "Ray did not start"
-        time.sleep(0.05)
+    wait_for(ray_processes, 60, "Ray starts")
     os.killpg(driver.pid, signal.SIGINT)
-    _, errors = driver.communicate(timeout=10)
+    _, errors = driver.communicate(timeout=patient(30))
     assert driver.returncode == 130, errors
     assert errors.strip().splitlines()[-1] == "raytrain: stopped before training began"
     assert "Traceback" not in errors
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_does_not_wait_for_a_step_that_never_ends(images, tmp_path, times):
     script = tmp_path / "endless.py"
@@ -277,14 +279,12 @@ def test_ctrl_c_does_not_wait_for_a_step_that_never_ends(images, tmp_path, times
     )
     command = [sys.executable, str(script), str(images / "train")]
     driver = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "in_step").exists():
-        assert time.monotonic() < deadline, "no step began"
-        time.sleep(0.05)
-    for _ in range(times):
+    wait_for((tmp_path / "in_step").exists, 120, "a step begins")
+    for number in range(times):
+        if number:
+            time.sleep(min(patient(0.7), job.STOP_GRACE_S / 2))  # or the two would be one
         os.killpg(driver.pid, signal.SIGINT)
-        time.sleep(0.7)
-    _, errors = driver.communicate(timeout=10)
+    _, errors = driver.communicate(timeout=patient(30))
     assert driver.returncode != 0
     message = "stopped before the first checkpoint; there is nothing to resume"
     assert (message if times == 1 else "stopped at once, without waiting for a checkpoint") in errors
@@ -293,7 +293,7 @@ def test_ctrl_c_does_not_wait_for_a_step_that_never_ends(images, tmp_path, times
 
 def test_a_stop_that_is_passed_on_twice_is_one_stop_and_ctrl_c_is_another():
     this = SimpleNamespace(signal_number=None)
-    with job._signals(this) as (going, _):
+    with signals(this) as (going, _):
         going.set()
         for _ in range(2):  # the launcher's and the shell's
             os.kill(os.getpid(), signal.SIGTERM)
@@ -303,6 +303,7 @@ def test_a_stop_that_is_passed_on_twice_is_one_stop_and_ctrl_c_is_another():
             time.sleep(1)
 
 
+@pytest.mark.ray
 def test_the_readmes_own_loop_runs_as_it_stands(images, tmp_path):
     text = (ROOT / "README.md").read_text()
     block = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
@@ -311,15 +312,14 @@ def test_the_readmes_own_loop_runs_as_it_stands(images, tmp_path):
     assert len([line for line in block.splitlines() if line.strip()]) < 40
     script = tmp_path / "own.py"
     script.write_text(block)
-    result = subprocess.run(
-        [sys.executable, str(script), str(images / "train")], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    result = run([sys.executable, str(script), str(images / "train")], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     record = read_record(tmp_path / "runs" / "own" / "record.json")
     assert record.totals.samples == 240
     assert "speckle" in [stage.name for stage in record.stages]
 
 
+@pytest.mark.ray
 def test_corrupt_images_are_skipped_counted_and_listed(job_file, images, tmp_path):
     folder = tmp_path / "images"
     shutil.copytree(images / "train", folder)
@@ -327,12 +327,13 @@ def test_corrupt_images_are_skipped_counted_and_listed(job_file, images, tmp_pat
     result = run_cli("train", job_file(data__train__path=str(folder)), "--nodes", "train=1x2")
     assert result.returncode == 0, result.stderr
     record = read_record(tmp_path / "runs" / "small" / "record.json")
-    assert record.corrupt.count == 1
+    assert (record.corrupt.train, record.corrupt.validation) == (1, 0)
     assert record.corrupt.listed == [f"train: {folder}/dark/003.jpg: ValueError: not a decodable image"]
     assert record.totals.samples == 2 * 119
-    assert "1 samples left out" in result.stderr
+    assert "could not be prepared: 1 of 120 training samples (0.83%); the record names them" in result.stderr
 
 
+@pytest.mark.ray
 def test_too_many_corrupt_images_stop_the_run_and_are_named(job_file, images, tmp_path):
     folder = tmp_path / "images"
     shutil.copytree(images / "train", folder)
@@ -349,6 +350,7 @@ def test_too_many_corrupt_images_stop_the_run_and_are_named(job_file, images, tm
     assert read_record(tmp_path / "runs" / "small" / "record.json").status == "failed"
 
 
+@pytest.mark.ray
 def test_an_error_in_the_users_loop_is_told_once_and_not_tried_again(images, tmp_path):
     script = tmp_path / "bug.py"
     script.write_text(
@@ -357,9 +359,7 @@ def test_an_error_in_the_users_loop_is_told_once_and_not_tried_again(images, tmp
         "fit(loop, Pipeline(image_folder(sys.argv[1]), [decode()], batch_size=8),\n"
         "    Job.from_dict({'name': 'bug', 'training': {'epochs': 1}}))\n"
     )
-    result = subprocess.run(
-        [sys.executable, str(script), str(images / "train")], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    result = run([sys.executable, str(script), str(images / "train")], cwd=tmp_path)
     assert result.returncode == 1
     assert result.stdout.count("hello from the loop") == 1
     record = read_record(tmp_path / "runs" / "bug" / "record.json")
@@ -367,6 +367,7 @@ def test_an_error_in_the_users_loop_is_told_once_and_not_tried_again(images, tmp
     assert re.match(r"the training loop failed: NameError: name 'undefined_name' .*bug.py:6\)", record.error)
 
 
+@pytest.mark.ray
 def test_attaching_to_a_running_cluster_leaves_it_running(job_file, tmp_path):
     from raytrain.cluster import emulated
     from raytrain.cluster.topology import parse_nodes
@@ -380,7 +381,7 @@ def test_attaching_to_a_running_cluster_leaves_it_running(job_file, tmp_path):
         assert len(record.hosts) == 2
         import ray
 
-        assert ray.get(ray.remote(num_cpus=1)(lambda: 1 + 1).remote(), timeout=60) == 2
+        assert ray.get(ray.remote(num_cpus=1)(lambda: 1 + 1).remote(), timeout=patient(60)) == 2
         check_samplers(cluster.topology)
     finally:
         cluster.close()
@@ -399,29 +400,29 @@ def check_samplers(topology):
     this.status = {"attempts": 1}
     began = time.monotonic()
     samplers.look(this)
-    assert time.monotonic() - began < 1, "nobody waits for them"
-    while len(samplers._heard) < 2 and time.monotonic() < began + 30:
-        samplers.look(this)
-        time.sleep(0.1)
-    time.sleep(2.5)
-    began = time.monotonic()
-    samplers.collect()
-    assert time.monotonic() - began < 1.5, "nor for one that never came"
+    assert time.monotonic() - began < patient(1), "nobody waits for them"
+    wait_for(lambda: samplers.look(this) or len(samplers._heard) == 2, 60, "both answer", lambda: samplers._heard)
+
+    def rows() -> list[int]:
+        began = time.monotonic()
+        samplers.collect(timeout_s=patient(60))
+        assert time.monotonic() - began < patient(30), "nor for one that never came"
+        return sorted(len(timeline.rows) for timeline in samplers.timelines.values())
+
+    wait_for(lambda: rows()[1] >= 2, 30, "each has two rows", rows, every_s=0.5)
     found = {machine.name: machine for machine in samplers.timelines}
     counts = {name: len(samplers.timelines[machine].rows) for name, machine in found.items()}
     assert counts.pop("gone") == 0
     assert set(counts) == {host.name for host in hosts} and min(counts.values()) >= 2
     ask = [samplers._actors[found[name]].__ray_call__.remote(lambda _: _here()["ray.io/node-id"]) for name in counts]
-    nodes = dict(zip(counts, ray.get(ask, timeout=30), strict=True))
+    nodes = dict(zip(counts, ray.get(ask, timeout=patient(30)), strict=True))
     assert nodes == {host.name: host.node_id for host in hosts}
     ray.kill(samplers._actors[found[hosts[1].name]])
-    time.sleep(1.1)
-    samplers.collect()
-    later = {name: len(samplers.timelines[found[name]].rows) for name in counts}
-    assert later[hosts[1].name] >= counts[hosts[1].name], "what it had said remains"
-    assert later[hosts[0].name] > counts[hosts[0].name]
+    wait_for(lambda: rows() and len(samplers.timelines[found[hosts[0].name]].rows) > counts[hosts[0].name], 30, "more")
+    assert len(samplers.timelines[found[hosts[1].name]].rows) >= counts[hosts[1].name], "what it had said remains"
 
 
+@pytest.mark.ray
 def test_a_checkpoint_that_does_not_fit_is_refused(job_file, images, tmp_path):
     assert run_cli("train", job_file(training__epochs=1), "--nodes", "train=1x2").returncode == 0
     for changes, message in (
@@ -464,11 +465,24 @@ def test_a_checkpoint_that_does_not_fit_is_refused(job_file, images, tmp_path):
         ({}, ["--address", "ray://x:1"], r"--address 'ray://x:1' must be auto or HOST:PORT"),
         ({}, ["--address", "auto"], r"--address auto: no Ray cluster runs on this machine"),
         ({"cluster__reserved_cpus": 2}, ["--nodes", "a=1x2"], r"reserved_cpus=2 leaves nothing"),
-        ({"data__batch_size": 64}, ["--nodes", "gpu=1x1x2"], r"a step of 2 ranks x data.batch_size=64 is larger than"),
-        ({"cluster__placement": "cpu-groups-only"}, ["--nodes", "a=1x1"], r"every host belongs to the training group"),
+        pytest.param(
+            {"data__batch_size": 64},
+            ["--nodes", "gpu=1x1x2"],
+            r"a step of 2 ranks x data.batch_size=64 is larger than",
+            marks=pytest.mark.ray,
+        ),
+        pytest.param(
+            {"cluster__placement": "cpu-groups-only"},
+            ["--nodes", "a=1x1"],
+            r"every host belongs to the training group",
+            marks=pytest.mark.ray,
+        ),
     ],
 )
-def test_bad_input_is_one_clear_line_and_exit_code_2(cli, job_file, changes, options, message):
+def test_bad_input_is_one_clear_line_and_exit_code_2(cli, job_file, monkeypatch, changes, options, message):
+    # what others run on this machine is not found; Ray remembers a cluster that has ended
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", functools.cache(set))
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda _: "127.0.0.1:1")
     result = cli("train", job_file(**changes), *options)
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
@@ -478,12 +492,13 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(cli, job_file, changes, opt
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.ray
 def test_the_same_seed_trains_the_same_model(job_file, tmp_path):
     states = []
     for number in range(2):
         job = job_file(name=f"run{number}", data__batches_per_task=2)
         assert run_cli("train", job, "--nodes", "train=1x1").returncode == 0
         record = read_record(tmp_path / "runs" / f"run{number}" / "record.json")
-        states.append(checkpoint.load(Path(record.checkpoint))[1]["objects"][0])
+        states.append(checkpoint.load_object(Path(record.checkpoint), 0))
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name])

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from money import profile, run_on
+from patience import patient
 
 from raytrain.cost.compare import compare
 from raytrain.cost.instances import catalog
@@ -26,7 +27,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        running = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=patient(60) * 1000)
         yield running
         running.close()
 
@@ -38,6 +39,7 @@ def opened(browser):
 
     def show(path, **options):
         context = browser.new_context(**options)
+        context.set_default_timeout(patient(30) * 1000)
         contexts.append(context)
         page = context.new_page()
         page.said, page.asked = [], []

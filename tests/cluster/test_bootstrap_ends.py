@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from patience import patient, wait_for
 from simulated_job import GONE_WITHIN_S, ONE, STUBBORN, THREE, TOKEN, TWO, Job, on_simulated_hosts
 
 pytestmark = on_simulated_hosts
@@ -57,12 +59,14 @@ def test_sigterm_lets_the_program_write_its_checkpoint_and_is_no_success(job, hi
     began = time.monotonic()
     for name in hit:
         started.hosts[name].signal(signal.SIGTERM)
-        time.sleep(0.1)  # so that the head hears it from the other host first
+        if name == "algo-2":
+            started.until("algo-1", "algo-2 (cpu, ml.c5.4xlarge) was asked to stop")
     assert started.wait() == {"algo-1": 143, "algo-2": 143}, started.outputs
-    assert time.monotonic() - began < GONE_WITHIN_S
+    assert time.monotonic() - began < patient(GONE_WITHIN_S)
     assert (started.hosts["algo-1"].ml / "checkpoint").read_text() == "saved"
     for host in started.hosts.hosts.values():
-        assert host.failure.startswith("stopped by SIGTERM; program.py ended with exit code 0 after 0.")
+        told = re.fullmatch(r"stopped by SIGTERM; program.py ended with exit code 0 after (\d+\.\d) s", host.failure)
+        assert 0.5 <= float(told[1]) < patient(GONE_WITHIN_S)
 
 
 def test_sigterm_on_all_hosts_of_a_program_that_does_not_listen(job):
@@ -70,14 +74,14 @@ def test_sigterm_on_all_hosts_of_a_program_that_does_not_listen(job):
     started.write("program.py", STUBBORN)
     started.start("--grace", "3", "--", "program.py", watch=False)  # each bootstrap is PID 1, as in a container
     started.until("algo-1", "READY")
+    began = time.monotonic()
     for host in started.hosts.hosts.values():
         host.signal(signal.SIGTERM)
-    began = time.monotonic()
     started.check(
         {"algo-1": 143, "algo-2": 143},
         "stopped by SIGTERM; program.py did not end within its 3 s of grace and was killed",
     )
-    assert 3 <= time.monotonic() - began < 3 + GONE_WITHIN_S
+    assert 3 <= time.monotonic() - began < 3 + patient(GONE_WITHIN_S)
 
 
 def test_sigterm_before_the_program_starts(job):
@@ -102,23 +106,26 @@ def test_the_others_leave_when_the_head_vanishes(job, how):
         started.hosts["algo-1"].kill()
     else:
         started.hosts.unplug("algo-1")
-        while started.hosts["algo-2"].process.poll() is None and time.monotonic() - began < 40:
-            time.sleep(0.1)
-        assert 10 < time.monotonic() - began < 30
-        started.until("algo-1", "lost algo-2 (cpu, ml.c5.4xlarge): ", timeout_s=10)
-        causes = ("Ray no longer hears from it", "its bootstrap is gone")  # whichever notices first
-        assert any(f"{cause}; Ray goes on" in started.head_log("algo-1") for cause in causes)
+        gone = started.hosts["algo-2"].process.poll
+        wait_for(lambda: gone() is not None, 40, "algo-2 gives the head up", lambda: started.outputs)
+        assert time.monotonic() - began > 10
+        started.until("algo-1", "lost algo-2 (cpu, ml.c5.4xlarge): ")
+        started.check_lost("algo-1", "algo-2 (cpu, ml.c5.4xlarge)", "its bootstrap is gone")
         started.hosts["algo-1"].kill()
     assert started.wait() == {"algo-1": 137, "algo-2": 1}, started.outputs
     assert started.hosts["algo-2"].failure == "the head algo-1 (gpu, ml.g5.xlarge) is gone"
     assert started.hosts["algo-2"].left_behind == []
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < patient(60)
+
+
+# the host's first process and this shell
+UNTIL_ALONE = "for _ in $(seq 600); do set -- /proc/[0-9]*; [ $# -le 2 ] && break; sleep 0.1; done"
 
 
 def test_a_killed_bootstrap_leaves_no_process(job):
     started = job(TWO)
     started.write("program.py", STUBBORN)
-    words = f"{sys.executable} -m raytrain bootstrap -- program.py; sleep 4"
+    words = f"{sys.executable} -m raytrain bootstrap -- program.py; {UNTIL_ALONE}"
     started.hosts.start("algo-1", ["bash", "-c", words], {"RAY_AUTH_TOKEN": TOKEN}, watch=True)
     started.start("--", "program.py", names=["algo-2"])
     started.until("algo-1", "READY")
@@ -152,7 +159,7 @@ def test_a_worker_killed_in_mid_run_is_left_to_ray(job):
     started.until("algo-2", "READY")
     started.hosts["algo-3"].kill()
     assert started.wait() == {"algo-1": 0, "algo-2": 0, "algo-3": 137}, started.outputs
-    assert "lost algo-3 (cpu, ml.c5.4xlarge): its bootstrap is gone; Ray goes on" in started.head_log("algo-2")
+    started.check_lost("algo-2", "algo-3 (cpu, ml.c5.4xlarge)", "its bootstrap is gone")
     assert "ALL DONE" in started.head_log("algo-2")
 
 
@@ -164,22 +171,25 @@ def test_a_raylet_that_dies_is_reported_and_its_host_stays(job):
     below = started.hosts["algo-3"].init().children(recursive=True)
     next(process for process in below if process.name() == "raylet").kill()
     assert started.wait() == {"algo-1": 0, "algo-2": 0, "algo-3": 0}, started.outputs
-    assert "lost algo-3 (cpu, ml.c5.4xlarge): Ray's raylet ended with code -9; Ray goes on" in started.head_log(
-        "algo-2"
-    )
+    assert "Ray ended here: Ray's raylet ended with code -9" in started.hosts["algo-3"].output
+    started.check_lost("algo-2", "algo-3 (cpu, ml.c5.4xlarge)", "Ray's raylet ended with code -9")
+
+
+UNTIL_TOLD = "import os, time; print('READY', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.05)"
 
 
 @pytest.mark.parametrize(("process", "vital"), [("gcs_server", True), ("log_monitor", False)])
 def test_the_heads_ray_processes_are_watched(job, process, vital):
     started = job(TWO)
-    started.write("program.py", STUBBORN if vital else "print('READY'); import time; time.sleep(4)")
+    started.write("program.py", STUBBORN if vital else UNTIL_TOLD)
     started.start("--grace", "1", "--", "program.py")
     started.until("algo-1", "READY")
     below = started.hosts["algo-1"].init().children(recursive=True)
     next(found for found in below if process in " ".join(found.cmdline())).kill()
+    started.until("algo-1", f"Ray's {process} ended with code -9")
+    started.write("go", "")
     failure = "Ray ended on the head: Ray's gcs_server ended with code -9" if vital else None
     started.check({"algo-1": int(vital), "algo-2": int(vital)}, failure)
-    assert f"Ray's {process} ended with code -9" in started.head_log("algo-1")
 
 
 def training_job(job_tree, started: Job, images: Path, **training: object) -> None:
@@ -212,14 +222,14 @@ def test_a_lost_training_rank_ends_the_job(job, job_tree, images, how):
     training_job(job_tree, started, images, epochs=10_000)
     words = ("--head-group", "head", "--head-cpus", "0", "--head-gpus", "0", "--grace", "12", "--", "train.py")
     started.start(*words, "job.yaml")
-    started.until("algo-1", "step", timeout_s=90)
-    time.sleep(2)  # the head looks every second where the ranks are
+    started.until("algo-1", "step", timeout_s=120)
+    time.sleep(patient(2))  # the head looks every second where the ranks are, and says nothing about it
     if how == "killed":
         started.hosts["algo-2"].kill()
     else:
         started.hosts.unplug("algo-2")
     expected = {"algo-1": 1, "algo-2": 137 if how == "killed" else 1}
-    assert started.wait(80) == expected, started.outputs
+    assert started.wait(100) == expected, started.outputs
     assert "algo-2 (work, ml.g5.xlarge) was lost and with it a training rank" in started.hosts["algo-1"].failure
 
 
@@ -227,7 +237,7 @@ def test_bash_programs_run_live_and_hear_sigterm(job):
     started = job(TWO)
     script = """
     echo FIRST
-    sleep 1
+    until [ -e go ]; do sleep 0.05; done
     python3 - <<'PROGRAM'
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit("the checkpoint is written"))
@@ -239,8 +249,8 @@ PROGRAM
     started.start("--", "program.sh")
     started.until("algo-1", "FIRST")
     assert "READY" not in started.head_log("algo-1")  # as it comes
+    started.write("go", "")
     started.until("algo-1", "READY")
-    time.sleep(0.5)
     started.hosts["algo-1"].signal(signal.SIGTERM)
     assert started.wait() == {"algo-1": 143, "algo-2": 143}, started.outputs
     assert "the checkpoint is written" in started.head_log("algo-1")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import patient
 from simulated_job import ONE, TOKEN, TWO, on_simulated_hosts
 
 pytestmark = on_simulated_hosts
@@ -80,18 +81,21 @@ def test_no_more_ports_are_open_to_the_network_than_ray_and_we_need(job):
 RECEIVER = """
 import base64, http.server, json, os, sys, threading, time, urllib.request
 
+written = threading.Event()
+
 class Receiver(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         print("WRITTEN", len(body), self.headers["Content-Encoding"], self.headers["Authorization"], flush=True)
         self.send_response(int(sys.argv[1]))
         self.end_headers()
+        written.set()
 
     def log_message(self, *_):
         pass
 
 threading.Thread(target=http.server.HTTPServer(("127.0.0.1", 9999), Receiver).serve_forever, daemon=True).start()
-deadline = time.time() + 40
+deadline = time.time() + float(sys.argv[2])
 while time.time() < deadline:
     try:
         answer = json.load(urllib.request.urlopen("http://127.0.0.1:9090/api/v1/targets"))
@@ -104,7 +108,8 @@ while time.time() < deadline:
 print("TARGETS", json.dumps(sorted([t["labels"]["host"], t["labels"]["group"], t["health"]] for t in targets)))
 query = urllib.request.urlopen("http://127.0.0.1:9090/api/v1/query?query=ray_node_cpu_count")
 print("SERIES", len(json.load(query)["data"]["result"]), flush=True)
-time.sleep(3)
+written.wait(float(sys.argv[2]))
+time.sleep(2)  # Prometheus says what it makes of the answer
 """
 
 
@@ -116,7 +121,7 @@ def test_a_real_prometheus_collects_from_every_node_and_sends_it_on(job, answer)
     words = ["--remote-write", "http://127.0.0.1:9999/api/v1/write", "--remote-write-user", "me"]
     path = f"{PROMETHEUS.parent}:{os.environ['PATH']}"
     secret = {"PATH": path, "RAYTRAIN_REMOTE_WRITE_PASSWORD": "secretsecretsecret"}
-    started.start(*words, "--", "program.py", answer, **secret)
+    started.start(*words, "--", "program.py", answer, str(patient(40)), **secret)
     started.check({"algo-1": 0, "algo-2": 0}, failure=None)
     seen = started.head_log("algo-1")
     assert 'TARGETS [["algo-1", "gpu", "up"], ["algo-2", "cpu", "up"]]' in seen

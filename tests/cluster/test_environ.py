@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
+from patience import patient, wait_for
 
 from raytrain.cluster import environ, guardian
 from raytrain.cluster.environ import ALLOCATOR, RAY, prepare_environment, ray_address, without_own
@@ -37,18 +37,16 @@ def test_the_address_of_the_cluster_that_started_us():
     assert ray_address({}) is None
 
 
-SLEEP = "import time; time.sleep(60)"
+SLEEP = "import time; time.sleep(600)"
 SLEEPER = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}]); {SLEEP}"
 
 
 def _sleeper_with_child():
     parent = subprocess.Popen([sys.executable, "-c", SLEEPER])
-    deadline = time.monotonic() + 20
-    while not psutil.Process(parent.pid).children() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return parent, psutil.Process(parent.pid).children()[0]
+    return parent, wait_for(psutil.Process(parent.pid).children, 20, "it has a child")[0]
 
 
+@pytest.mark.process
 def test_the_guardian_ends_a_family_whose_driver_died():
     driver = subprocess.Popen(
         [
@@ -56,32 +54,30 @@ def test_the_guardian_ends_a_family_whose_driver_died():
             "-c",
             f"import subprocess, sys, time\nfrom raytrain.cluster import guardian\n"
             f"victim = subprocess.Popen([sys.executable, '-c', {SLEEPER!r}])\n"
-            f"g = guardian.start([victim.pid])\nprint(victim.pid, g.pid, flush=True)\ntime.sleep(60)",
+            f"g = guardian.start([victim.pid])\nprint(victim.pid, g.pid, flush=True)\ntime.sleep(600)",
         ],
         stdout=subprocess.PIPE,
         text=True,
     )
     victim, watcher = (psutil.Process(int(pid)) for pid in driver.stdout.readline().split())
-    deadline = time.monotonic() + 20
-    while not victim.children() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    processes = [victim, *victim.children(), watcher]
+    processes = [victim, *wait_for(victim.children, 20, "it has a child"), watcher]
     assert len(processes) == 3
     driver.kill()
     driver.wait()
-    _, alive = psutil.wait_procs(processes, timeout=20)
+    _, alive = psutil.wait_procs(processes, timeout=patient(20))
     assert alive == []
 
 
+@pytest.mark.process
 def test_a_dismissed_guardian_kills_nobody():
     parent, child = _sleeper_with_child()
     watcher = guardian.start([parent.pid])
     guardian.dismiss(watcher)
     assert watcher.returncode == 0
     assert child.is_running()
-    guardian.kill(guardian.family([parent.pid, 2**22 + 1]), wait_s=5)
+    guardian.kill(guardian.family([parent.pid, 2**22 + 1]), wait_s=patient(5))
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
-    parent.wait(timeout=5)
+    parent.wait(timeout=patient(5))
 
 
 @pytest.fixture
@@ -113,6 +109,7 @@ def test_a_broken_resource_config(container, text, message):
         environ.read_resource_config()
 
 
+@pytest.mark.process
 def test_a_toolkit_that_stumbles_is_named_and_passed_by(tmp_path):
     config = tmp_path / "input/config"
     config.mkdir(parents=True)

@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+from patience import patient
 
 from raytrain.cluster import link
 from raytrain.cluster.link import Line, call, listen
@@ -30,7 +31,7 @@ def talk(scenario, token: str = TOKEN):
         expected = frozenset({"algo-2"})
         server = await listen(port, token, "plan", expected, serve, lambda *why: refused.append(why))
         async with server:
-            await asyncio.wait_for(scenario(port, joined, refused), 20)
+            await asyncio.wait_for(scenario(port, joined, refused), patient(20))
 
     asyncio.run(whole())
 

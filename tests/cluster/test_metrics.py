@@ -49,6 +49,7 @@ def test_amazons_service_is_signed_for_in_the_region_of_its_address():
     assert region(options(remote_write="https://proxy/write", remote_write_region="us-east-1")) == "us-east-1"
 
 
+@pytest.mark.process
 def test_the_configuration_names_hosts_and_signs(release):
     asked = options(prometheus=release, remote_write=AMAZONS)
     check(asked)
@@ -61,6 +62,7 @@ def test_the_configuration_names_hosts_and_signs(release):
     assert "basic_auth" not in found["remote_write"][0]
 
 
+@pytest.mark.process
 @pytest.mark.skipif(REAL is None, reason="no prometheus on this machine")
 @pytest.mark.parametrize(
     "asked", [{"remote_write": AMAZONS}, {"remote_write": "http://h/w", "remote_write_user": "me"}]
@@ -75,6 +77,7 @@ def test_the_real_program_accepts_the_configuration(asked, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.skipif(REAL is None, reason="no prometheus on this machine")
 def test_a_build_that_sends_unsigned_is_refused():
     if "+ds" not in subprocess.run([REAL, "--version"], capture_output=True, text=True).stdout:
@@ -84,6 +87,7 @@ def test_a_build_that_sends_unsigned_is_refused():
     check(options(prometheus=REAL, remote_write="http://h/w"))
 
 
+@pytest.mark.process
 def test_a_binary_that_came_through_s3_has_lost_its_mode(release, tmp_path):
     Path(release).chmod(0o644)
     check(options(prometheus=release, remote_write=AMAZONS))
@@ -92,6 +96,7 @@ def test_a_binary_that_came_through_s3_has_lost_its_mode(release, tmp_path):
     assert "3.5.0" in subprocess.run([found], capture_output=True, text=True).stdout
 
 
+@pytest.mark.process
 def test_a_release_archive_is_unpacked(release, tmp_path):
     archive = tmp_path / "prometheus-3.5.0.tar.gz"
     with tarfile.open(archive, "w:gz") as file:
@@ -113,9 +118,10 @@ def test_a_release_archive_is_unpacked(release, tmp_path):
         ({"prometheus": "/no/such/file"}, "is not a file; give a binary, a release archive, or path"),
         ({"remote_write_region": "eu-west-1"}, "say how to use --remote-write; give it"),
         ({"prometheus": "RELEASE", "remote_write": "ftp://h"}, "must be an http:// or https:// address"),
-        (
+        pytest.param(
             {"prometheus": "RELEASE", "remote_write": AMAZONS, "remote_write_user": "me"},
             "signs with a region or with a user and password, not with both",
+            marks=pytest.mark.process,
         ),
         (
             {"prometheus": "RELEASE", "remote_write": "http://h/w", "remote_write_user": "me"},
@@ -125,7 +131,7 @@ def test_a_release_archive_is_unpacked(release, tmp_path):
             {"prometheus": "RELEASE", "remote_write": "http://h/w", "remote_write_password_file": Path("/gone")},
             "must be a file, beside --remote-write-user",
         ),
-        ({"prometheus": "BROKEN", "remote_write": AMAZONS}, "cannot be run"),
+        pytest.param({"prometheus": "BROKEN", "remote_write": AMAZONS}, "cannot be run", marks=pytest.mark.process),
     ],
 )
 def test_half_a_wish_is_refused(asked, message, release, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import patient, wait_for
 
 from raytrain.cluster.program import Program, command, exit_status, failure_text, last_error
 from raytrain.errors import ConfigError
@@ -39,6 +40,7 @@ def run(code: str, *words: str) -> tuple[int, str]:
     return done.returncode, failure_text("p.py", done.returncode, done.stderr)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("code", "status", "text"),
     [
@@ -99,6 +101,7 @@ def live(code: str, suffix: str, tmp_path: Path, during=lambda program: None) ->
     return asyncio.run(whole())
 
 
+@pytest.mark.process
 def test_a_program_has_its_own_session_and_unbuffered_output(tmp_path, capfd):
     code = "import os, sys; print(os.getsid(0) == os.getpid(), os.environ['PYTHONUNBUFFERED']); sys.exit('said')"
     status, program = live(code, ".py", tmp_path)
@@ -107,6 +110,7 @@ def test_a_program_has_its_own_session_and_unbuffered_output(tmp_path, capfd):
     assert program.name == "program.py" and program.failure(status) == "said"
 
 
+@pytest.mark.process
 def test_a_data_loaders_worker_is_not_told_but_a_shells_command_is(tmp_path, capfd):
     code = f"""
 import signal, subprocess, sys, time, os
@@ -121,8 +125,7 @@ time.sleep(600)
 """
 
     def stop(program: Program) -> None:
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.01)
+        wait_for((tmp_path / "ready").exists, 20, "the program is ready")
         program.signal(signal.SIGTERM)
 
     assert live(code, ".py", tmp_path, stop)[0] == 0
@@ -133,19 +136,21 @@ time.sleep(600)
         shell = f"#!/bin/bash\n{sys.executable} {tmp_path / 'inner.py'}\necho not reached\n"
         status, program = live(shell, suffix, tmp_path, stop)
         assert status == -signal.SIGTERM and program.is_shell
-        while program.group_lives():  # the command still writes its checkpoint when the shell has gone
-            time.sleep(0.01)
+        # the command still writes its checkpoint when the shell has gone
+        wait_for(lambda left=program: not left.group_lives(), 20, "the command ends")
         assert capfd.readouterr().out == "child lives True\n"
 
 
+@pytest.mark.process
 def test_a_background_process_that_holds_standard_error_does_not_hold_the_end(tmp_path):
     began = time.monotonic()
     status, program = live("sleep 600 &\nexit 5\n", ".sh", tmp_path)
-    assert status == 5 and time.monotonic() - began < 30
+    assert status == 5 and time.monotonic() - began < patient(30)
     assert program.group_lives()
     program.kill()
 
 
+@pytest.mark.process
 def test_a_program_that_cannot_be_executed(tmp_path):
     path = tmp_path / "program"
     path.write_text("#!/no/such/interpreter\n")

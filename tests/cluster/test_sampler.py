@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from statistics import median
 from types import SimpleNamespace
 
 import psutil
@@ -12,6 +13,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import patient
 
 from raytrain.cluster import sampler
 from raytrain.cluster.sampler import COLUMNS, Gpus, HostMeter, Timeline, halved, mean_row
@@ -30,14 +32,13 @@ for row in rows:
     assert began < row[0] <= time.time()
     print(*row)
 """
-BURN = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+BURN = "import time\nend = time.monotonic() + 600\nwhile time.monotonic() < end: pass"
 
 
 def sample(seconds: float) -> dict[str, list[float | None]]:
     """What a sampler in a process of its own saw, column by column."""
-    ran = subprocess.run(
-        [sys.executable, "-c", SAMPLE, str(seconds)], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    command = [sys.executable, "-c", SAMPLE, str(seconds)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=patient(60))
     assert ran.returncode == 0, ran.stderr
     rows = [[None if word == "None" else float(word) for word in line.split()] for line in ran.stdout.splitlines()]
     return dict(zip(("at", *COLUMNS), map(list, zip(*rows, strict=True)), strict=True))
@@ -47,6 +48,7 @@ def mean(values):
     return sum(values) / len(values)
 
 
+@pytest.mark.process
 def test_a_core_that_is_kept_busy_is_seen():
     """Against what the burning process says of itself, and what psutil says of the machine."""
     burner = subprocess.Popen([sys.executable, "-c", BURN])
@@ -64,7 +66,8 @@ def test_a_core_that_is_kept_busy_is_seen():
     assert own > 30, "it burns"
     assert own - 10 < mean(busy["cpu_percent"]) < 100 * psutil.cpu_count() + 5
     assert mean(busy["cpu_percent"]) == pytest.approx(reference, abs=30)
-    assert 7 <= len(busy["at"]) <= 10, "a row every 0.25 s"
+    gaps = [later - earlier for earlier, later in zip(busy["at"], busy["at"][1:], strict=False)]
+    assert 4 <= len(busy["at"]) <= 10 and 0.2 < median(gaps) < patient(0.35), "a row every 0.25 s"
     assert all(0 < percent < 100 for percent in busy["memory_percent"])
     assert all(value >= 0 for name in ("received_mbit_per_s", "sent_mbit_per_s") for value in busy[name])
 

@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from patience import patient, wait_for
 
 from raytrain.cluster import simulated
 from raytrain.cluster.simulated import SimulatedHosts, unavailable
@@ -36,7 +36,7 @@ def test_each_host_has_its_own_name_address_and_files(hosts):
     before = set(os.listdir("/tmp")), set(os.listdir("/dev/shm"))
     for name in ("algo-1", "algo-2"):
         hosts.start(name, ["bash", "-c", script])
-    assert hosts.wait(30) == {"algo-1": 0, "algo-2": 0}
+    assert hosts.wait(patient(30)) == {"algo-1": 0, "algo-2": 0}
     lines = hosts["algo-1"].output.split()
     assert lines[:4] == ["algo-1", "algo-1", "/opt/ml/code", "1"]
     assert int(lines[4]) <= 4 and lines[5] == hosts["algo-2"].address
@@ -57,18 +57,17 @@ def test_hosts_talk_until_one_is_unplugged_or_killed(hosts):
         "try: print(urllib.request.urlopen('http://algo-1:8000/', timeout=2).status)\n"
         "except OSError as error: print('silence')\n"
     )
-    deadline = time.monotonic() + 20
-    while "200" not in hosts.look("algo-2", [sys.executable, "-c", ask]):
-        assert time.monotonic() < deadline
+    look = [sys.executable, "-c", ask]
+    wait_for(lambda: "200" in hosts.look("algo-2", look), 20, "algo-1 serves", lambda: hosts["algo-1"].output)
     hosts.unplug("algo-1")
-    assert "silence" in hosts.look("algo-2", [sys.executable, "-c", ask])
+    assert "silence" in hosts.look("algo-2", look)
     with pytest.raises(ClusterError, match="still running after 0.1 s: algo-1, algo-2"):
         hosts.wait(0.1)
     below = hosts["algo-1"].init()
     assert below.is_running()
     hosts["algo-1"].kill()
     hosts["algo-2"].kill()
-    assert hosts.wait(10) == {"algo-1": 137, "algo-2": 137}
+    assert hosts.wait(patient(10)) == {"algo-1": 137, "algo-2": 137}
     with pytest.raises(ClusterError, match="the simulated host algo-1 is not running"):
         hosts["algo-1"].init()
     assert not below.is_running() or below.status() == psutil.STATUS_ZOMBIE
@@ -78,11 +77,9 @@ def test_hosts_talk_until_one_is_unplugged_or_killed(hosts):
 def test_a_watched_host_passes_signals_on_and_tells_what_was_left(hosts):
     script = "trap 'exit 9' TERM; setsid sleep 600 & echo READY; while :; do sleep 0.1; done"
     host = hosts.start("algo-1", ["bash", "-c", script], watch=True)
-    deadline = time.monotonic() + 20
-    while "READY" not in host.output and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: "READY" in host.output, 20, "the host is ready", lambda: host.output)
     host.signal(signal.SIGTERM)
-    assert hosts.wait(20) == {"algo-1": 9}
+    assert hosts.wait(patient(20)) == {"algo-1": 9}
     assert any("sleep 600" in line for line in host.left_behind)
 
 
@@ -90,10 +87,11 @@ def test_a_watched_host_passes_signals_on_and_tells_what_was_left(hosts):
 def test_a_cpu_quota_holds(hosts):
     burn = "import time\nend = time.monotonic() + 2\nwhile time.monotonic() < end: pass\nprint(time.process_time())"
     hosts.start("algo-2", [sys.executable, "-c", burn])
-    hosts.wait(30)
+    hosts.wait(patient(30))
     assert float(hosts["algo-2"].output) < 1.6  # of 2 seconds, with a quota of half a CPU
 
 
+@pytest.mark.hosts
 @needs_hosts
 def test_nothing_is_left_behind_not_even_by_one_that_was_killed(tmp_path):
     code = f"""
@@ -115,7 +113,7 @@ with SimulatedHosts(["algo-1"], Path({str(tmp_path / "killed")!r}), {{"algo-1": 
     assert ours(owner.pid)
     owner.kill()
     owner.wait()
-    psutil.wait_procs([init], timeout=10)
+    psutil.wait_procs([init], timeout=patient(10))
     with SimulatedHosts(["algo-1"], tmp_path / "next"):
         assert ours(os.getpid()) and not ours(owner.pid)  # the next one cleans up
     assert not ours(os.getpid())

@@ -317,6 +317,7 @@ def test_a_wrong_word_is_one_line(cli, words, message):
     assert message in line_of(cli("prices", *words))
 
 
+@pytest.mark.process
 def test_a_process_of_its_own_reads_and_shows(price_list, tmp_path):
     price_list.entries = [entry("ml.g5.xlarge", "5.5", "eu-west-1")]
     result = run_cli("prices", "refresh", "--region", "eu-west-1", cwd=tmp_path)

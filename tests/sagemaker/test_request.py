@@ -335,6 +335,7 @@ def test_the_sdks_door_keeps_the_cap_too(aws, cloud_file, without_raytrain):
         pass
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

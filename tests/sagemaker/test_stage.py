@@ -60,6 +60,7 @@ def test_the_staged_job_is_the_job_where_it_will_run(staged, cloud_tree):
     assert job.data == Job.from_dict(cloud_tree).data
 
 
+@pytest.mark.process
 def test_the_staged_folder_runs_by_itself(staged):
     """As the container has it: the staged raytrain is imported, not an installed one."""
     found, _ = staged()

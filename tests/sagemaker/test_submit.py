@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 
 import boto3
@@ -14,6 +13,7 @@ import pytest
 from aws import ACCOUNT, BUCKET, REGION, ROLE
 from botocore.exceptions import ClientError, EndpointConnectionError
 from conftest import RAYTRAIN, ROOT, run_cli
+from patience import patient
 
 from raytrain.config import Job
 from raytrain.errors import CloudError, ConfigError, Stopped
@@ -85,6 +85,7 @@ def test_a_dry_run_knows_the_account_from_the_role_or_says_that_it_does_not(clou
     assert "nobody was asked for the account's number: 000000000000 stands for it" in unnamed.stderr
 
 
+@pytest.mark.process
 def test_no_is_no(aws, cloud_file):
     result = run_cli("launch", cloud_file())  # nothing on standard input: nobody said yes
     assert result.returncode == 130
@@ -93,6 +94,7 @@ def test_no_is_no(aws, cloud_file):
     assert aws.objects() == []
 
 
+@pytest.mark.process
 def test_a_yes_is_asked_for(aws, cloud_file):
     asked = subprocess.run([*RAYTRAIN, "launch", cloud_file()], input="y\n", capture_output=True, text=True, cwd=ROOT)
     assert asked.returncode == 0, asked.stderr
@@ -427,7 +429,7 @@ def test_what_is_not_installed_is_named(cloud_tree, monkeypatch, module, message
         submit.prepare(Job.from_dict(cloud_tree), None)
 
 
-def test_wait_shows_the_log_and_ends_as_the_job_does(aws, cloud_file, launch):
+def test_wait_shows_the_log_and_ends_as_the_job_does(aws, cloud_file, launch, quick_looks):
     name = "mine"
     aws.states[name] = {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Starting"}
     logs = boto3.client("logs")
@@ -437,11 +439,14 @@ def test_wait_shows_the_log_and_ends_as_the_job_does(aws, cloud_file, launch):
     logs.put_log_events(**stream, logEvents=[{"timestamp": int(time.time() * 1000), "message": "hello from the job"}])
 
     reason = "AlgorithmError: it broke in [/opt/ml/code] [gpu], exit code: 3"
+    looks = []
 
-    def fail():
-        aws.states[name] = {"TrainingJobStatus": "Failed", "FailureReason": reason}
+    def fail_at_the_second_look(_):
+        looks.extend(aws.jobs)
+        if len(looks) == 2:
+            aws.states[name] = {"TrainingJobStatus": "Failed", "FailureReason": reason}
 
-    threading.Timer(4, fail).start()
+    aws.on_describe = fail_at_the_second_look
     result = launch(cloud_file(), "--yes", "--name", name, "--wait")
     assert result.returncode == 1
     assert result.stdout.splitlines() == [name, "[algo-1] hello from the job"]
@@ -449,16 +454,14 @@ def test_wait_shows_the_log_and_ends_as_the_job_does(aws, cloud_file, launch):
     assert f"Failed ({reason})" in result.stderr
 
 
+@pytest.mark.process
 def test_ctrl_c_while_waiting_leaves_the_job_alone(aws, cloud_file):
     aws.states["mine"] = {"TrainingJobStatus": "InProgress"}
-    seen = threading.Event()
-    aws.on_describe = lambda name: seen.set() if aws.jobs else None
     command = [*RAYTRAIN, "launch", str(cloud_file()), "--yes", "--name", "mine", "--wait"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
-    assert seen.wait(60)
-    time.sleep(1)
+    assert any(line.startswith("InProgress") for line in process.stderr), "it waits"
     process.send_signal(2)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=patient(30))
     assert process.returncode == 130
     last = err.splitlines()[-1]
     assert last == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import tarfile
 import threading
 import time
@@ -11,7 +12,8 @@ import time
 import boto3
 import pytest
 from aws import BUCKET, REGION, ROLE
-from conftest import run_cli
+from conftest import RAYTRAIN, run_cli
+from patience import patient
 from simulated_job import on_simulated_hosts
 
 from raytrain.cost.instances import catalog
@@ -32,7 +34,7 @@ TWO_GROUPS = [
 def twin(tmp_path):
     """A function that runs a shell script as the container of a job of three hosts."""
 
-    def run(script, store=None, options=None, groups=TWO_GROUPS, name="twin-1", **changes):
+    def run(script, store=None, options=None, groups=TWO_GROUPS, name="twin-1", heard=lambda lines: None, **changes):
         request = {
             "TrainingJobName": name,
             "RoleArn": ROLE,
@@ -44,18 +46,23 @@ def twin(tmp_path):
             },
             "OutputDataConfig": {"S3OutputPath": "s3://bucket/out"},
             "ResourceConfig": {"InstanceGroups": groups, "VolumeSizeInGB": 30},
-            "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+            "StoppingCondition": {"MaxRuntimeInSeconds": int(patient(60))},
             **changes,
         }
         said: list[str] = []
         lines: list[tuple[str, str]] = []
+
+        def show(host: str, line: str) -> None:
+            lines.append((host, line))
+            heard(lines)
+
         job = TwinJob(
             request,
             tmp_path / name,
             store or Store(),
             catalog(),
             options or TwinOptions(),
-            show=lambda host, line: lines.append((host, line)),
+            show=show,
             say=said.append,
         )
         described = job.run()
@@ -175,18 +182,23 @@ def test_what_the_hosts_leave_is_collected_and_their_disks_are_gone(twin, tmp_pa
     ]
 
 
-def test_any_container_that_fails_ends_the_job(twin):
+def test_any_container_that_fails_ends_the_job(twin, tmp_path):
     """The others get SIGTERM; the first failure is the job's, and there is no model."""
     script = """
         echo x > /opt/ml/model/x
         if [ $(hostname) = algo-2 ]; then
-          sleep 0.5; echo -n 'it broke' > /opt/ml/output/failure; exit 3
+          until [ -e /opt/ml/go ]; do sleep 0.05; done; echo -n 'it broke' > /opt/ml/output/failure; exit 3
         fi
-        trap 'echo terminated; exit 0' TERM; while true; do sleep 0.1; done
+        trap 'echo terminated; exit 0' TERM; echo listens; while true; do sleep 0.1; done
     """
+
+    def fail_when_the_others_listen(lines):
+        if {("algo-1", "listens"), ("algo-3", "listens")} <= set(lines):
+            (tmp_path / "twin-1/hosts/algo-2/ml/go").touch()
+
     began = time.monotonic()
-    described, lines, said = twin(script)
-    assert time.monotonic() - began < 20
+    described, lines, said = twin(script, heard=fail_when_the_others_listen)
+    assert time.monotonic() - began < patient(20)
     assert described["TrainingJobStatus"] == "Failed"
     assert described["FailureReason"] == "AlgorithmError: it broke, exit code: 3"
     assert described["Twin"]["ExitCodes"] == {"algo-1": 0, "algo-2": 3, "algo-3": 0}
@@ -209,7 +221,7 @@ def test_a_failure_file_is_cut_as_sagemaker_cuts_it(twin):
 
 def test_the_longest_run_time_stops_the_job(twin):
     script = "trap 'echo saved > /opt/ml/model/x; exit 0' TERM; while true; do sleep 0.1; done"
-    described, _, _ = twin(script, StoppingCondition={"MaxRuntimeInSeconds": 1})
+    described, _, _ = twin(script, StoppingCondition={"MaxRuntimeInSeconds": int(patient(3))})
     assert (described["TrainingJobStatus"], described["SecondaryStatus"]) == ("Stopped", "MaxRuntimeExceeded")
     assert "model" in described["Twin"]["Artifacts"], "what a stopped job saved is kept"
 
@@ -223,7 +235,7 @@ def test_a_stop_that_is_not_heard_ends_in_a_kill(twin):
 def test_billable_seconds_and_load_are_of_every_host(twin):
     script = "if [ $(hostname) = algo-1 ]; then timeout 3 sh -c 'while :; do :; done'; else sleep 3; fi; true"
     described, _, _ = twin(script)
-    assert 3 <= described["BillableTimeInSeconds"] <= 10
+    assert 3 <= described["BillableTimeInSeconds"] <= patient(10)
     loads = {load["Host"]: load["CPUUtilization"] for load in described["Twin"]["Loads"]}
     assert loads["algo-1"]["max"] > 30
     assert loads["algo-2"]["max"] < 30
@@ -235,7 +247,7 @@ def test_a_quota_scales_the_hosts_down(twin):
     script = "timeout 4 sh -c 'while :; do :; done'; true"
     described, _, _ = twin(script, options=TwinOptions(scale=0.1), groups=groups)
     [load] = described["Twin"]["Loads"]
-    assert 20 < load["CPUUtilization"]["mean"] < 50
+    assert load["CPUUtilization"]["max"] > 20 and load["CPUUtilization"]["mean"] < 50
 
 
 def test_fewer_emulated_gpus(twin):
@@ -351,6 +363,7 @@ def test_the_store_reads_s3(aws, tmp_path):
         store.fetch("s3://no-such-bucket/x", tmp_path / "none")
 
 
+@pytest.mark.hosts
 def test_the_command_line_ends_as_the_job_does(cloud_file, source, tmp_path):
     """A user's own program that fails: staged, run, told."""
     (source / "train.py").write_text("import sys; print('about to fail', flush=True); sys.exit('my reason')")
@@ -368,25 +381,23 @@ def test_the_command_line_ends_as_the_job_does(cloud_file, source, tmp_path):
     assert "the job left no run record in" in record.stderr
 
 
+@pytest.mark.hosts
 def test_ctrl_c_is_a_stop(cloud_file, source, tmp_path):
-    import os
-    import subprocess
-
-    from conftest import RAYTRAIN
-
     (source / "train.py").write_text(
         "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
         "print('ready', flush=True)\ntime.sleep(100)"
     )
     path = cloud_file(cluster__groups=[{"name": "cpu", "instance_type": "ml.c5.xlarge"}])
     command = [*RAYTRAIN, "twin", str(path), "--name", "mine", "--folder", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
-    threading.Timer(90, process.kill).start()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    hang = threading.Timer(patient(90), process.kill)
+    hang.start()
     for line in process.stdout:
         if "ready" in line:
             process.send_signal(2)
             break
     _, err = process.communicate()
+    hang.cancel()
     assert process.returncode == 143
     assert "Stopped: SIGTERM to algo-1" in err
 

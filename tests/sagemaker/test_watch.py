@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 
 import boto3
@@ -21,7 +20,7 @@ NOW = int(time.time() * 1000)
 
 
 @pytest.fixture
-def job(aws):
+def create(aws):
     """A function that creates a training job in a state, and its log."""
 
     def make(name="mine", **state):
@@ -55,8 +54,8 @@ def write_log(stream: str, *lines: tuple[int, str], new: bool = True) -> None:
     logs.put_log_events(logGroupName=GROUP, logStreamName=stream, logEvents=events)
 
 
-def test_the_lines_of_all_hosts_come_by_time_and_once(job):
-    known = job()
+def test_the_lines_of_all_hosts_come_by_time_and_once(create):
+    known = create()
     logs = watch.Logs("mine", known)
     assert logs.new() == []  # before the first job of an account there is no group of logs
     write_log("mine/algo-1-170", (0, "a"), (20, "c"))
@@ -68,14 +67,14 @@ def test_the_lines_of_all_hosts_come_by_time_and_once(job):
     assert [line.text for line in logs.new()] == ["d"]
 
 
-def test_a_long_log_is_read_to_its_end(job):
-    known = job()
+def test_a_long_log_is_read_to_its_end(create):
+    known = create()
     write_log("mine/algo-1-170", *[(n, f"line {n}") for n in range(9000)])
     assert len(watch.Logs("mine", known).new()) == 9000
 
 
-def test_what_was_read_before_an_error_is_not_lost(job, monkeypatch):
-    known = job()
+def test_what_was_read_before_an_error_is_not_lost(create, monkeypatch):
+    known = create()
     write_log("mine/algo-1-170", (0, "a"))
     write_log("mine/algo-2-171", (10, "b"))
     logs = watch.Logs("mine", known)
@@ -94,8 +93,8 @@ def test_what_was_read_before_an_error_is_not_lost(job, monkeypatch):
     assert [line.text for line in logs.new()] == ["a", "b"]
 
 
-def test_an_empty_page_is_not_the_end(job, monkeypatch):
-    logs = watch.Logs("mine", job())
+def test_an_empty_page_is_not_the_end(create, monkeypatch):
+    logs = watch.Logs("mine", create())
     write_log("mine/algo-1-170", (0, "moto's"))
     pages = iter(
         [
@@ -108,8 +107,8 @@ def test_an_empty_page_is_not_the_end(job, monkeypatch):
     assert [line.text for line in logs.new()] == ["late"]
 
 
-def test_lines_that_arrive_after_the_end_are_shown(aws, job):
-    known = job(TrainingJobStatus="Completed")
+def test_lines_that_arrive_after_the_end_are_shown(aws, create):
+    known = create(TrainingJobStatus="Completed")
     write_log("mine/algo-1-170", (0, "begun"))
     shown = []
 
@@ -122,31 +121,32 @@ def test_lines_that_arrive_after_the_end_are_shown(aws, job):
     assert shown == ["begun", "the last words"]
 
 
-def test_throttling_does_not_end_the_following(aws, job, monkeypatch):
+def test_throttling_does_not_end_the_following(aws, create, monkeypatch):
     monkeypatch.setattr(door, "TRIES", 1)
-    job(TrainingJobStatus="Completed")
+    create(TrainingJobStatus="Completed")
     aws.refuse("DescribeTrainingJob", "ThrottlingException", "slow down", times=1)
     assert watch.follow("mine", door.account(REGION), print, poll_s=0.01)["TrainingJobStatus"] == "Completed"
 
 
-def test_following_shows_states_and_ends_with_the_job(aws, job):
-    known = job(TrainingJobStatus="InProgress", SecondaryStatus="Downloading")
+def test_following_shows_states_and_ends_with_the_job(aws, create):
+    known = create(TrainingJobStatus="InProgress", SecondaryStatus="Downloading")
     write_log("mine/algo-1-170", (0, "begun"))
     said, shown = [], []
 
-    def end():
-        write_log("mine/algo-1-170", (0, "ended"), new=False)
-        aws.states["mine"] = {"TrainingJobStatus": "Completed"}
+    def show(line):
+        shown.append(line.text)
+        if line.text == "begun":
+            write_log("mine/algo-1-170", (0, "ended"), new=False)
+            aws.states["mine"] = {"TrainingJobStatus": "Completed"}
 
-    threading.Timer(0.5, end).start()
-    described = watch.follow("mine", known, lambda line: shown.append(line.text), said.append, poll_s=0.1)
+    described = watch.follow("mine", known, show, said.append, poll_s=0.1)
     assert described["TrainingJobStatus"] == "Completed"
     assert [text.split(" (")[0] for text in said] == ["InProgress: Downloading", "Completed"]
     assert shown == ["begun", "ended"]
 
 
-def test_following_lives_through_a_lost_connection(aws, job, monkeypatch):
-    known = job(TrainingJobStatus="InProgress")
+def test_following_lives_through_a_lost_connection(aws, create, monkeypatch):
+    known = create(TrainingJobStatus="InProgress")
     calls = []
 
     def flaky(name, known, **more):
@@ -166,15 +166,15 @@ def test_following_lives_through_a_lost_connection(aws, job, monkeypatch):
         watch.follow("mine", known, print, poll_s=0.01)
 
 
-def test_other_refusals_end_the_following(aws, job):
-    known = job(TrainingJobStatus="InProgress")
+def test_other_refusals_end_the_following(aws, create):
+    known = create(TrainingJobStatus="InProgress")
     aws.refuse("DescribeTrainingJob", "AccessDeniedException", "no", times=9)
     with pytest.raises(CloudError, match="looking up the training job mine: not allowed: no"):
         watch.follow("mine", known, print)
 
 
-def test_stop_asks_once_and_refuses_what_has_ended(aws, job, cli):
-    known = job(TrainingJobStatus="InProgress")
+def test_stop_asks_once_and_refuses_what_has_ended(aws, create, cli):
+    known = create(TrainingJobStatus="InProgress")
     stopped = cli("stop", "mine")
     assert stopped.stdout == "mine is stopping\n"
     assert len(aws.requests("StopTrainingJob")) == 1
@@ -185,9 +185,9 @@ def test_stop_asks_once_and_refuses_what_has_ended(aws, job, cli):
     assert (again.returncode, again.stderr) == (2, "raytrain: the job mine has ended already: Stopped\n")
 
 
-def test_a_stop_that_comes_too_late_is_one_line(aws, job):
+def test_a_stop_that_comes_too_late_is_one_line(aws, create):
     """It ended between our look and our request."""
-    known = job(TrainingJobStatus="InProgress")
+    known = create(TrainingJobStatus="InProgress")
     aws.refuse("StopTrainingJob", "ValidationException", "The request was rejected because it is in status Completed.")
     with pytest.raises(CloudError, match="stopping mine: ValidationException: The request was rejected"):
         watch.stop("mine", known)
@@ -200,8 +200,8 @@ def test_a_job_that_does_not_exist(aws, command, cli):
     assert result.stderr == f"raytrain: there is no training job nobody in {REGION}; see raytrain jobs\n"
 
 
-def test_status_says_how_it_is_and_what_it_costs_in_seconds(aws, job, cli):
-    job(TrainingJobStatus="Completed", BillableTimeInSeconds=100)
+def test_status_says_how_it_is_and_what_it_costs_in_seconds(aws, create, cli):
+    create(TrainingJobStatus="Completed", BillableTimeInSeconds=100)
     text = cli("status", "mine").stdout
     assert "mine: Completed" in text
     assert "gpu: 1 x ml.g5.xlarge, 100 billable instance seconds" in text
@@ -222,9 +222,9 @@ def test_the_services_own_words_are_shown():
     assert watch.state_of(described) == f"InProgress: Pending ({steps[0]['StatusMessage']})"
 
 
-def test_jobs_lists_the_latest_first(aws, job, cli):
+def test_jobs_lists_the_latest_first(aws, create, cli):
     for name in ("first", "second", "other"):
-        job(name)
+        create(name)
     names = [found["TrainingJobName"] for found in json.loads(cli("jobs", "--json", "--limit", "2").stdout)]
     asked = aws.requests("ListTrainingJobs")[-1]
     assert (asked["SortBy"], asked["SortOrder"]) == ("CreationTime", "Descending")
@@ -235,8 +235,8 @@ def test_jobs_lists_the_latest_first(aws, job, cli):
     assert "first" not in text
 
 
-def test_logs_prints_what_there_is(aws, job, cli):
-    job(TrainingJobStatus="Completed")
+def test_logs_prints_what_there_is(aws, create, cli, quick_looks):
+    create(TrainingJobStatus="Completed")
     write_log("mine/algo-1-170", (0, "hello"))
     assert cli("logs", "mine").stdout == "[algo-1] hello\n"
     assert json.loads(cli("logs", "mine", "--json").stdout)["text"] == "hello"

@@ -19,7 +19,7 @@ from raytrain.record import read_record
 from raytrain.sagemaker.sdk import trainer_for
 from raytrain.train.models import build_model
 
-pytestmark = [*on_simulated_hosts, pytest.mark.timeout(300)]
+pytestmark = [*on_simulated_hosts, pytest.mark.hosts, pytest.mark.ray, pytest.mark.timeout(500)]
 
 
 def upload_images(folder: Path) -> None:
