@@ -15,7 +15,7 @@ test: install-test lint $(BIN)/prometheus $(BIN)/chromium
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 quick: install-test lint
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "pure and not slow"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m pure
 
 # The real program for the tests that collect metrics, unpacked and not installed; they are skipped where it is not to be had.
 $(BIN)/prometheus: | install-test

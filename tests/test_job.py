@@ -162,12 +162,14 @@ def test_a_killed_driver_loses_and_doubles_no_sample_on_another_cluster_shape(im
     driver.wait()
     wait_for(lambda: not ray_processes(), 60, "all of Ray has ended", ray_processes, every_s=0.2)
     first = steps_of(trace(tmp_path))
+    latest = shelf.latest(tmp_path / "counting" / "checkpoints")
+    facts, state = checkpoint.load(latest)  # now: the run that goes on from it keeps only its own last ones
 
     resumed = run(counting(images, tmp_path, "train=1x2", "--resume"))
     assert resumed.returncode == 0, resumed.stderr
     second = steps_of(trace(tmp_path))[len(first) :]
     record = read_record(tmp_path / "counting" / "record.json")
-    facts, state = checkpoint.load(Path(record.resumed_from))
+    assert record.resumed_from == str(latest)
     assert facts.epoch == 1
     assert 8 < facts.steps < 16
     ledger = set(np.flatnonzero(state["consumed"].numpy()[:120]).tolist())
