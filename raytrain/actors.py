@@ -48,7 +48,8 @@ def start_keeper(this: Run, attempt: str) -> Any:
 
     actor = ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)(Keeper)
     folder = str(this.folder.checkpoints.absolute())
-    return actor.options(label_selector=_here()).remote(folder, attempt, this.job.training.checkpoint.keep)
+    keep, world_size = this.job.training.checkpoint.keep, this.topology.world_size
+    return actor.options(label_selector=_here()).remote(folder, attempt, keep, world_size)
 
 
 class Samplers:

@@ -112,8 +112,16 @@ class CheckpointPolicy(Section):
         value = None if self.best is None else metrics.get(self.best)
         if value is None:
             return None
-        smaller = self.best_is == "min" or (self.best_is is None and self.best.endswith("loss"))
-        return -value if smaller else value
+        return -value if self._smaller else value
+
+    @property
+    def goal(self) -> str | None:
+        """Scores of one goal can be compared."""
+        return self.best and f"{'min' if self._smaller else 'max'} {self.best}"
+
+    @property
+    def _smaller(self) -> bool:
+        return self.best_is == "min" or (self.best_is is None and self.best.endswith("loss"))
 
 
 class Training(Section):

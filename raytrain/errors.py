@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 
-MOST_IDS = 64  # that a message lists
+MOST_IDS = 16  # that a message lists
 DESCRIBED = 3
 
 
@@ -90,6 +90,11 @@ class Stopped(RaytrainError):
 def one_line(error: BaseException, limit: int | None = None) -> str:
     """An error's message on one line, cut to `limit` characters; others' messages may have many."""
     return " ".join(str(error).split())[:limit]
+
+
+def named(error: BaseException) -> str:
+    """An error with its type, on one line."""
+    return f"{type(error).__name__}: {one_line(error, 500)}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

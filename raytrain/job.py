@@ -28,6 +28,7 @@ from raytrain.errors import (
     RaytrainError,
     Stopped,
     TrainingError,
+    named,
     one_line,
 )
 from raytrain.hosted import deliver, hosted
@@ -150,7 +151,7 @@ def run(
     except Exception as error:
         if not type(error).__module__.startswith("ray."):
             raise
-        lost = ClusterError(f"the Ray cluster failed: {_named(error)}")
+        lost = ClusterError(f"the Ray cluster failed: {named(error)}")
         _end(this, lost, kept)
         raise lost from None
     finally:
@@ -235,7 +236,7 @@ def _train(
         fatal = this.status["fatal"]
         raise fatal.located(this.opened.train.describe) if isinstance(fatal, LossError) else fatal
     if failure:
-        raise failure[0] if isinstance(failure[0], RaytrainError) else TrainingError(_named(failure[0]))
+        raise failure[0] if isinstance(failure[0], RaytrainError) else TrainingError(named(failure[0]))
     if this.signal_number is not None:
         raise Stopped(_stopped_message(this), this.signal_number)
 
@@ -320,6 +321,8 @@ def _find_checkpoint(this: Run) -> Any:
 
     found = shelf.latest(this.folder.checkpoints)
     if found is None:
+        for path in this.folder.checkpoints.glob("*/checkpoint_*"):
+            shelf.read_facts(path)  # says what is wrong with it
         raise CheckpointError(f"{this.folder.path} has no whole checkpoint to resume from; {this.afresh}")
     facts = shelf.read_facts(found)
     if facts.fingerprint != this.opened.train.fingerprint:
@@ -394,7 +397,3 @@ def _close(this: Run, error: RaytrainError | None) -> RunRecord | None:
     record = build_record(this, error, **checkpoints, command=list(sys.argv))
     record.write(this.folder.record)
     return record
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {one_line(error, 500)}"

@@ -139,6 +139,7 @@ class Writer:
             if thing is not None and not self._checked:
                 checkpoint.check(type(thing).__name__, data)
             files[name], digests[name] = ray.put(data), shelf.digest(data)
+            del data
         self._checked = True
         text = shelf.describe(facts, digests)
         problem = ray.get(self._keeper.save.remote(text, list(files), *files.values()))
@@ -168,7 +169,7 @@ def _restored(work: RankWork) -> Any:
     def read(name: str) -> Any:
         return checkpoint.unpack(facts, name, ray.get(files[name]))
 
-    objects = [partial(read, shelf.object_file(number)) for number in range(len(files) - 1)]
+    objects = [partial(read, shelf.object_file(number)) for number in range(len(facts.sha256) - 1)]
     return Restored(facts, read(shelf.STATE), objects)
 
 

@@ -57,6 +57,12 @@ def with_batch_norm() -> torch.nn.Module:
     return torch.nn.Sequential(*layers, torch.nn.Linear(4, CLASSES))
 
 
+def normed() -> torch.nn.Module:
+    """With BatchNorm that every forward changes."""
+    layers = [torch.nn.Flatten(), torch.nn.Linear(18, 8), torch.nn.BatchNorm1d(8), torch.nn.Tanh()]
+    return torch.nn.Sequential(*layers, torch.nn.Dropout(0.5), torch.nn.Linear(8, CLASSES))
+
+
 def not_a_number_above(limit: float) -> torch.nn.Module:
     """An MLP whose output is NaN for a sample with a value above `limit`."""
 
@@ -183,11 +189,18 @@ class MemoryStream:
                 stand_in=not whole,
                 carried=np.array([keys[k] >= self._case.num_train for k in whole], dtype=bool),
                 repeated=sum(k >= part.num_ids - part.repeated for k in whole),
+                left_out=self._left_out(part, keys, start, stop),
             )
             if part.split == "train":
                 self._given += 1
                 self._seen(part.epoch, ids.tolist(), batch.stand_in, batch.carried.tolist())
             yield batch
+
+    def _left_out(self, part: Any, keys: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Keys of holes, but for those that an earlier batch of the epoch has had."""
+        fresh = range(start, min(stop, part.num_ids - part.repeated))
+        holes = [keys[k] for k in fresh if part.split == "train" and self._id(keys[k]) in self._case.holes]
+        return np.array(holes, dtype=np.int64)
 
     def _id(self, key: int) -> int:
         return int(key) % self._case.num_train

@@ -199,7 +199,7 @@ def test_the_display_shows_each_epoch_once(terminal):
 def test_what_went_another_way_than_usual_is_said(record):
     record.unusual = Unusual(dropped=3, skipped_steps=2, skipped_samples=1234)
     text = summary_of(record)
-    assert "3 samples dropped (data.tail: drop_last); 2 steps without an update, of 1,234 samples" in text
+    assert "3 samples dropped (data.tail: drop_last); 2 updates left out, with their 1,234 samples" in text
     record.unusual = Unusual()
     record.corrupt.train, record.corrupt.validation = 0, 1
     text = summary_of(record)

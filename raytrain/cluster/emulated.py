@@ -140,7 +140,7 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
             cluster.wait_for_nodes(timeout=60)
     except BaseException as error:  # Ctrl-C too
         _end_nodes(cluster)
-        if isinstance(error, ConnectionError | RuntimeError | TimeoutError | OSError):
+        if isinstance(error, ConnectionError | RuntimeError | TimeoutError | OSError | ValueError):
             raise ClusterError(f"Ray did not start on this machine: {one_line(error, 300)}") from None
         raise
     forward_worker_output()

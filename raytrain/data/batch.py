@@ -36,6 +36,7 @@ class Header:
         segment, batch: its place in the stream plan.
         stage_s: seconds of CPU-worker time by stage, over the whole batch; `read` comes first.
         failures: the samples that were left out.
+        left_out: keys of those of them that are not in an earlier batch of the epoch.
         repeated: of the batch's samples, the last so many that the epoch has had already.
         read_bytes: encoded bytes read from storage.
         node: Ray node id of the worker, hexadecimal.
@@ -46,6 +47,7 @@ class Header:
     batch: int
     stage_s: dict[str, float]
     failures: list[Failure] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
     repeated: int = 0
     read_bytes: int = 0
     node: str = ""

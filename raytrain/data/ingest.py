@@ -48,6 +48,7 @@ class DeviceBatch:
             its weight is 0.
         carried: (batch,) bool NumPy, samples that the epoch before left over (`data.tail: carry`).
         repeated: of the samples, the last so many that the epoch has had already (`data.tail: pad`).
+        left_out: int64 NumPy, keys (see StreamPlan) of samples that could not be prepared and are not in the batch.
     """
 
     image: torch.Tensor
@@ -59,6 +60,7 @@ class DeviceBatch:
     stand_in: bool = False
     carried: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     repeated: int = 0
+    left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 @dataclass
@@ -212,6 +214,7 @@ class RankIngest:
             stand_in=stand_in,
             carried=carried.astype(bool),
             repeated=staged.header.repeated,
+            left_out=np.asarray(staged.header.left_out, dtype=np.int64),
         )
 
     def _await_copy(self, staged: _Staged) -> None:

@@ -213,10 +213,6 @@ class StreamPlan:
         offsets = self._offsets[segment]
         return int(offsets[batch]), int(offsets[batch + 1])
 
-    def round_sizes(self, segment: int) -> np.ndarray:
-        """Samples of each round, int64: what all ranks together should get at each step."""
-        return self.segments[segment].sizes.reshape(-1, self.world_size).sum(axis=1)
-
     def segment_keys(self, segment: int) -> np.ndarray:
         """The keys of a segment in the order they are prepared, int64; of validation the ids, not shuffled."""
         part = self.segments[segment]

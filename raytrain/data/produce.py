@@ -107,12 +107,14 @@ class Producer:
         if images:
             self._templates[part.split] = np.empty_like(images[0])
         kept_at = np.asarray(kept, dtype=np.int64)
+        fresh = int(np.clip(part.num_ids - part.repeated - start, 0, len(keys)))  # the rest is in an earlier batch too
         header = Header(
             segment,
             number,
             stage_s,
             failures,
-            repeated=int(np.count_nonzero(start + kept_at >= part.num_ids - part.repeated)),
+            left_out=np.delete(keys[:fresh], kept_at[kept_at < fresh]).tolist(),
+            repeated=int(np.count_nonzero(kept_at >= fresh)),
             read_bytes=sum(r.nbytes for r in raw if r.ndim == 1),
             node=self._node,
             torch_imported="torch" in sys.modules,

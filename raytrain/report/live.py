@@ -62,6 +62,7 @@ class Display:
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._line_at = time.monotonic()
         self._epochs_shown = 0
+        self._step_shown = -1
         self._started: tuple[float, int] | None = None
 
     def __enter__(self) -> Display:
@@ -93,8 +94,8 @@ class Display:
         left = self._time_left(figures)
         if self._live is not None:
             self._live.update(self._panel(status, figures, left), refresh=True)
-        elif time.monotonic() - self._line_at >= LINE_EVERY_S:
-            self._line_at = time.monotonic()
+        elif time.monotonic() - self._line_at >= LINE_EVERY_S and figures["step"] != self._step_shown:
+            self._line_at, self._step_shown = time.monotonic(), figures["step"]
             self._console.print(step_line(figures, left), highlight=False)
 
     def _time_left(self, figures: dict[str, Any]) -> float | None:

@@ -118,7 +118,7 @@ def _left_out(record: RunRecord) -> list[str]:
         (unusual.repeated, "samples repeated (data.tail: pad)"),
         (unusual.carried, "samples carried into the next epoch (data.tail: carry)"),
         (unusual.stand_ins, "times a rank had no sample to step with"),
-        (unusual.skipped_steps, f"steps without an update, of {unusual.skipped_samples:,} samples"),
+        (unusual.skipped_steps, f"updates left out, with their {unusual.skipped_samples:,} samples"),
     ]
     if any(count for count, _ in said):
         lines.append("; ".join(f"{count:,} {what}" for count, what in said if count))

@@ -8,14 +8,15 @@ from __future__ import annotations
 import io
 import pickle
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from raytrain.errors import CheckpointError
+from raytrain.errors import CheckpointError, one_line
+from raytrain.train.modules import is_distributed
 from raytrain.train.shelf import STATE, Facts, check_digests, describe, digest, object_file, read_facts
 
 
@@ -122,6 +123,29 @@ def _load_safely(source: Any, name: str) -> Any:
     except pickle.UnpicklingError as error:
         first = str(error).splitlines()[0]
         raise CheckpointError(f"{name} holds more than tensors and plain values: {first}") from None
+
+
+def restore(objects: Sequence[Any], readers: list[Callable[[], Any]], rank: int, world_size: int) -> None:
+    """Give every object its state: one after the other, so that no two copies of everything are ever held, and modules
+    that have DDP on the first rank alone, from which the others get their parameters and buffers.
+
+    Args:
+        readers: one for each object, in order; emptied, so that what they hold on to can go.
+
+    Raises:
+        CheckpointError: there is another number of objects, or a state does not fit.
+    """
+    if len(readers) != len(objects):
+        raise CheckpointError(f"the checkpoint holds {len(readers)} objects, the loop prepares {len(objects)}")
+    for thing, read in zip(objects, readers, strict=True):
+        if rank > 0 and isinstance(thing, torch.nn.Module) and is_distributed(thing, world_size):
+            continue
+        try:
+            thing.load_state_dict(read())
+        except (RuntimeError, ValueError, KeyError) as error:
+            name = type(thing).__name__
+            raise CheckpointError(f"the checkpoint does not fit this {name}: {one_line(error, 300)}") from None
+    readers.clear()
 
 
 def write_model(folder: Path, path: Path) -> None:

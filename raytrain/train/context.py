@@ -6,30 +6,22 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from raytrain.config import Job
-from raytrain.errors import CheckpointError, TrainingError, one_line
+from raytrain.errors import TrainingError
 from raytrain.ledger import Ledger
 from raytrain.train import checkpoint, modules
-from raytrain.train.contract import COUNTS, Keep, Restored, StopTraining, Stream
+from raytrain.train.contract import COUNTS, Awaiting, Keep, Restored, StopTraining, Stream
 from raytrain.train.losses import LossAccount
 from raytrain.train.shelf import Facts
 from raytrain.train.update import Updater, step_samples
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Awaiting(NamedTuple):
-    """What is kept of a batch until its gradients are applied; see DeviceBatch."""
-
-    ids: np.ndarray
-    carried: np.ndarray
-    repeated: int
 
 
 class TrainContext:
@@ -78,11 +70,12 @@ class TrainContext:
         self._pending: list[Awaiting] = []
         self._opened, self._delivered = -1, 0
         self._epoch_metrics: dict[str, float] = {}
+        self._forgiving = job.training.on_nan == "skip"
         before = (facts.loss_sum, facts.loss_samples) if facts and rank == 0 else (0.0, 0)
-        self._losses = LossAccount(device, *before, forgiving=job.training.on_nan == "skip")
+        self._losses = LossAccount(device, *before, forgiving=self._forgiving)
         self._last_checkpoint_step = self.steps
         self._rate_mark: tuple[float, int, dict[str, Any]] | None = None
-        self._rng: dict[str, Any] | None = None  # at the start of the open window
+        self._before: tuple[dict[str, Any], list[torch.Tensor]] | None = None  # random state and buffers, of the window
 
     # --- what a loop calls ---
 
@@ -98,7 +91,7 @@ class TrainContext:
         objects = tuple(o.to(self.device) if isinstance(o, torch.nn.Module) else o for o in objects)
         self._objects = list(objects)
         if self._restored is not None:
-            self._restore_objects()
+            checkpoint.restore(self._objects, self._restored.objects, self.rank, self.world_size)
         ready = tuple(
             modules.distributed(o, self.device, self.world_size) if isinstance(o, torch.nn.Module) else o
             for o in objects
@@ -160,10 +153,10 @@ class TrainContext:
     def window(self, index: int, batches_per_update: int) -> tuple[range, int]:
         """The batches of the open epoch that make an optimizer step with batch `index`, and how many samples all ranks
         together should have in them."""
-        number = self._stream.segment_of(self._epoch, "train")
         first = index - index % batches_per_update
-        batches = range(first, min(first + batches_per_update, self._stream.num_batches(number)))
-        return batches, int(self._stream.plan.round_sizes(number)[batches.start : batches.stop].sum())
+        batches = range(first, min(first + batches_per_update, self._stream.num_batches(self._opened)))
+        sizes = self._stream.plan.segments[self._opened].sizes
+        return batches, int(sizes[batches.start * self.world_size : batches.stop * self.world_size].sum())
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The job's precision."""
@@ -191,6 +184,8 @@ class TrainContext:
         if not updated and not skipped:
             return
         self._losses.settle(skipped)
+        if skipped and self._forgiving and self._before is not None:
+            modules.put_buffers_back(self._modules, self._before[1])  # BatchNorm has seen what made the loss
         for each in self._pending:
             self._settle(each, skipped)
         self._pending.clear()
@@ -199,7 +194,7 @@ class TrainContext:
         self._show()
         every = self.job.training.checkpoint.every_steps
         if every and self.steps - self._last_checkpoint_step >= every:
-            self._checkpoint(self._epoch, whole_epoch=False)
+            self._checkpoint(self._epoch)
 
     def log(self, **metrics: float) -> None:
         """Figures of this epoch, such as validation accuracy, for the table and the record."""
@@ -231,20 +226,21 @@ class TrainContext:
             batch.step_samples = step_samples(own, self.device, self.world_size)
             if self.world_size > 1 and own:
                 batch.weight = own * self.world_size / batch.step_samples
-            if self.accumulates and not self._pending:
-                self._rng = checkpoint.rng_state()
-            self._pending.append(Awaiting(batch.ids, batch.carried, batch.repeated))
+            if (self.accumulates or self._forgiving) and not self._pending:
+                self._before = checkpoint.rng_state(), modules.copy_of_buffers(self._modules)
+            self._pending.append(Awaiting(batch.ids, batch.carried, batch.repeated, batch.left_out))
             self._delivered = batch.index + 1
-            self.counts["stand_ins"] += batch.stand_in
-            synchronised = batch.stand_in and modules.synchronises_batch_norm(self._modules)
-            if synchronised:  # it has to take part, with nothing
+            if batch.stand_in and self.world_size > 1 and modules.synchronises_batch_norm(self._modules):
+                # it has to take part, with nothing
                 batch.image, batch.label = batch.image[:0], batch.label[:0]
             alone = own == 0 or (own == 1 and alone_is_odd)
-            with modules.frozen_statistics(self._modules) if alone else contextlib.nullcontext():
+            with modules.frozen_statistics(self._modules, self.world_size) if alone else contextlib.nullcontext():
                 yield batch
 
     def _settle(self, batch: Awaiting, skipped: bool) -> None:
-        """A batch has become part of an update, or will never be."""
+        """A batch has become part of an update, or never will; what could not be prepared is done with either way."""
+        self._ledger.add(batch.left_out)
+        self.counts["stand_ins"] += not len(batch.ids)
         if skipped:
             self.counts["skipped_samples"] += len(batch.ids)
             return
@@ -257,26 +253,6 @@ class TrainContext:
         consumed = self._restored.state["consumed"] if self._restored else None
         return None if consumed is None else consumed.numpy()
 
-    def _restore_objects(self) -> None:
-        """One object after the other, so that no two copies of everything are ever held. Modules that have DDP get
-        their parameters from the first rank."""
-        readers = self._restored.objects
-        if len(readers) != len(self._objects):
-            raise CheckpointError(
-                f"the checkpoint holds {len(readers)} objects, the loop prepares {len(self._objects)}"
-            )
-        for thing, read in zip(self._objects, readers, strict=True):
-            is_module = isinstance(thing, torch.nn.Module)
-            if self.rank > 0 and is_module and modules.is_distributed(thing, self.world_size):
-                continue
-            try:
-                thing.load_state_dict(read())
-            except (RuntimeError, ValueError, KeyError) as error:
-                raise CheckpointError(
-                    f"the checkpoint does not fit this {type(thing).__name__}: {one_line(error, 300)}"
-                ) from None
-        readers.clear()
-
     def _restore_rng(self) -> None:
         states = self._restored.state["rng"]
         if self.rank < len(states):
@@ -286,11 +262,12 @@ class TrainContext:
         """Leave a resumable checkpoint and end the loop. Gradients that were not applied are lost: those samples come
         again, as if they had never come."""
         self.steps -= len(self._pending)
-        if self._pending and self._rng is not None:
-            checkpoint.set_rng_state(self._rng)
+        if self._pending and self._before is not None:
+            checkpoint.set_rng_state(self._before[0])
+            modules.put_buffers_back(self._modules, self._before[1])
         self._pending.clear()
         if self.steps > self._last_checkpoint_step and self._objects:
-            self._checkpoint(self._epoch, whole_epoch=False)
+            self._checkpoint(self._epoch)
         raise StopTraining
 
     def _end_epoch(self, epoch: int, seconds: float, steps: int, samples: int) -> None:
@@ -303,19 +280,22 @@ class TrainContext:
             "samples_per_s": samples / seconds if seconds else 0.0,
             **self._epoch_metrics,
         }
+        if self.history and self.history[-1]["epoch"] == epoch + 1:  # `steps` had ended it half-way, and it went on
+            earlier = self.history.pop()
+            entry |= {name: entry[name] + earlier[name] for name in ("seconds", "steps")}
         # JSON knows no NaN: a figure that is none, or the loss of an epoch that had no step, is null
         self.history.append({name: value if math.isfinite(value) else None for name, value in entry.items()})
         self._epoch_metrics = {}
         self._pending.clear()
-        self._losses.clear()
         if self._is_over(epoch):
+            self._losses.clear()
             part = self._stream.plan.segments[self._stream.segment_of(epoch, "train")]
             self.counts["dropped"] += part.dropped if self.rank == 0 else 0
             self.counts["carried"] += part.carried if self.rank == 0 else 0
             self._ledger = Ledger(self._num_train, self._stream.plan.after(part.number))
-            self._checkpoint(epoch + 1, whole_epoch=True)
+            self._checkpoint(epoch + 1, evaluated=True)
         else:
-            self._checkpoint(epoch, whole_epoch=False)
+            self._checkpoint(epoch, evaluated=True)
         self._show()
 
     def _is_over(self, epoch: int) -> bool:
@@ -325,10 +305,20 @@ class TrainContext:
         whole = part.whole and self._delivered == self._stream.num_batches(part.number)
         return whole or epoch < max(s.epoch for s in segments)
 
-    def _checkpoint(self, epoch: int, *, whole_epoch: bool) -> None:
-        """Write a checkpoint, together with all other ranks."""
+    def _checkpoint(self, epoch: int, *, evaluated: bool = False) -> None:
+        """Write a checkpoint, together with all other ranks.
+
+        Raises:
+            LossError: of a loss that nobody had looked at.
+            TrainingError: the model is broken; the checkpoint before it stays.
+        """
         began = time.perf_counter()
         self._losses.check()
+        if not modules.are_finite(self._modules):
+            raise TrainingError(
+                f"the model's weights are no finite numbers at step {self.steps}, though every loss was: a gradient "
+                "has overflowed; a lower learning rate, training.clip_norm or precision bf16 may prevent it"
+            )
         loss_sum, loss_samples = self._losses.totals()
         mine = {
             "rng": checkpoint.rng_state(),
@@ -343,11 +333,11 @@ class TrainContext:
             everyone = [None] * self.world_size
             dist.all_gather_object(everyone, mine)
         if self.rank == 0:
-            self._write(epoch, everyone, whole_epoch)
+            self._write(epoch, everyone, evaluated)
         self._last_checkpoint_step = self.steps
         self._stream.meter.checkpoint_s += time.perf_counter() - began
 
-    def _write(self, epoch: int, everyone: list[dict[str, Any]], whole_epoch: bool) -> None:
+    def _write(self, epoch: int, everyone: list[dict[str, Any]], evaluated: bool) -> None:
         consumed = self._ledger.union([each["own"] for each in everyone])
         facts = Facts(
             epoch=epoch,
@@ -362,7 +352,8 @@ class TrainContext:
             counts={name: sum(each["counts"][name] for each in everyone) for name in COUNTS},
             loss_sum=sum(each["loss_sum"] for each in everyone),
             loss_samples=sum(each["loss_samples"] for each in everyone),
-            score=self.job.training.checkpoint.score(self.history[-1]) if whole_epoch else None,
+            metric=self.job.training.checkpoint.goal if evaluated else None,
+            score=self.job.training.checkpoint.score(self.history[-1]) if evaluated else None,
         )
         state = {
             "modules": [i for i, thing in enumerate(self._objects) if isinstance(thing, torch.nn.Module)],

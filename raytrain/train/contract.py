@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from raytrain.train.shelf import Facts
 
@@ -46,3 +48,12 @@ class Restored:
 
 Keep = Callable[[Facts, dict[str, Any], list[Any]], None]
 """Writes a checkpoint: what it says, its state, and the objects whose `state_dict` goes into it."""
+
+
+class Awaiting(NamedTuple):
+    """What is kept of a batch until its gradients are applied; see DeviceBatch."""
+
+    ids: np.ndarray
+    carried: np.ndarray
+    repeated: int
+    left_out: np.ndarray

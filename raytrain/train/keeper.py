@@ -24,10 +24,12 @@ class Keeper:
         folder: of all the run's checkpoints; each attempt has a folder of its own below.
         attempt: the name of this attempt.
         keep: how many.
+        world_size: ranks that read a checkpoint before they begin.
     """
 
-    def __init__(self, folder: str, attempt: str, keep: int):
+    def __init__(self, folder: str, attempt: str, keep: int, world_size: int = 1):
         self._all, self._own, self._keep = Path(folder), Path(folder) / attempt, keep
+        self._world_size, self._readers = world_size, 0
         self._read: tuple[str, Any] | None = None
 
     def save(self, facts: str, names: Sequence[str], *files: np.ndarray) -> str | None:
@@ -65,33 +67,34 @@ class Keeper:
 
     def read(self, path: str) -> tuple[str, dict[str, Any]]:
         """`checkpoint.json`, and references to the contents of the other files by name; every host fetches what its
-        ranks ask for once. They are let go of with the next `save`."""
+        ranks ask for once. They are let go of when the last rank has asked, or with the next `save`."""
         import ray
 
         if self._read is None or self._read[0] != path:
-            files = {file.name: ray.put(np.fromfile(file, np.uint8)) for file in Path(path).glob("*.pt")}
-            self._read = path, ((Path(path) / "checkpoint.json").read_text(), files)
-        return self._read[1]
+            names = shelf.read_facts(Path(path)).sha256
+            files = {name: ray.put(np.fromfile(Path(path) / name, np.uint8)) for name in names}
+            self._read, self._readers = (path, ((Path(path) / "checkpoint.json").read_text(), files)), 0
+        answer, self._readers = self._read[1], self._readers + 1
+        if self._readers == self._world_size:
+            self._read = None
+        return answer
 
     def _whole(self) -> list[tuple[Path, shelf.Facts]]:
         return shelf.whole(self._all)
 
     def _next_number(self) -> int:
         """Nanoseconds, but always more than before: the clock of the host that went on may be behind."""
-        before = [int(path.name.rpartition("_")[2]) for path in self._all.glob("*/checkpoint_*")]
+        before = (shelf.number_of(path) for path in self._all.glob("*/checkpoint_*"))
         return max(time.time_ns(), *(number + 1 for number in before), 0)
 
     def _forget_old_ones(self) -> None:
         found = self._whole()
-        scored = [each for each in found if each[1].score is not None]
-        kept = {path for path, _ in found[-self._keep :]}
-        if scored:
-            kept.add(max(scored, key=lambda each: each[1].score)[0])
-        for path in self._all.glob("*/checkpoint_*"):
-            if path not in kept:  # damaged ones too
-                shutil.rmtree(path, ignore_errors=True)
-        for attempt in self._all.iterdir():
-            if attempt != self._own and attempt.is_dir() and not any(attempt.glob("checkpoint_*")):
+        kept = {path for path, _ in [*found[-self._keep :], *shelf.by_score(found)[-1:]]}
+        ours = [path for path in self._all.glob("*/checkpoint_*") if shelf.number_of(path) >= 0]
+        for path in set(ours) - kept:  # damaged ones too
+            shutil.rmtree(path, ignore_errors=True)
+            attempt = path.parent
+            if attempt != self._own and not any(attempt.glob("checkpoint_*")):
                 shutil.rmtree(attempt, ignore_errors=True)
 
 

@@ -20,7 +20,9 @@ def train_loop(ctx: TrainContext) -> None:
     training = ctx.job.training
     model = build_model(ctx.job.model)
     if training.sync_batchnorm and ctx.world_size > 1:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        from timm.layers import convert_sync_batchnorm  # torch's forgets the activations inside timm's BatchNorm
+
+        model = convert_sync_batchnorm(model)
     optimizer = build_optimizer(model, training.optimizer)
     total_updates = ctx.updates + ctx.num_updates(training.accumulate)
     scheduler = build_scheduler(optimizer, training.schedule, total_updates)

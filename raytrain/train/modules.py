@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,15 +35,38 @@ def broadcast_buffers(modules: Sequence[torch.nn.Module]) -> None:
                 dist.broadcast(buffer, src=0)
 
 
+def copy_of_buffers(modules: Sequence[torch.nn.Module]) -> list[torch.Tensor]:
+    """For `put_buffers_back`."""
+    return [buffer.detach().clone() for module in modules for buffer in module.buffers()]
+
+
+def put_buffers_back(modules: Sequence[torch.nn.Module], copies: Sequence[torch.Tensor]) -> None:
+    """As if the forwards since had not been."""
+    with torch.no_grad():
+        for buffer, copy in zip((buffer for module in modules for buffer in module.buffers()), copies, strict=True):
+            buffer.copy_(copy)
+
+
+def are_finite(modules: Sequence[torch.nn.Module]) -> bool:
+    """Whether every trainable parameter is a number; waits for the device once."""
+    parameters = [each.detach() for module in modules for each in module.parameters() if each.requires_grad]
+    return bool(torch.isfinite(torch.nn.utils.get_total_norm(parameters)))
+
+
 def synchronises_batch_norm(modules: Sequence[torch.nn.Module]) -> bool:
-    """Whether a forward of a module waits for the other ranks."""
+    """Whether a forward of a module waits for the other ranks, where there are any."""
     return any(isinstance(part, torch.nn.SyncBatchNorm) for module in modules for part in module.modules())
 
 
 @contextlib.contextmanager
-def frozen_statistics(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """BatchNorm takes and keeps its running statistics meanwhile, for a batch that has none of its own."""
-    parts = [part for module in modules for part in module.modules() if _own_statistics(part) and part.training]
+def frozen_statistics(modules: Sequence[torch.nn.Module], world_size: int) -> Iterator[None]:
+    """BatchNorm takes and keeps its running statistics meanwhile, for a batch that has none of its own.
+
+    One that is synchronised over several ranks is left alone: the others wait for it.
+    """
+    shared = torch.nn.SyncBatchNorm if world_size > 1 else ()
+    every = [part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)]
+    parts = [part for part in every if part.training and not isinstance(part, shared)]
     for part in parts:
         part.eval()
     try:
@@ -52,7 +74,3 @@ def frozen_statistics(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
     finally:
         for part in parts:
             part.train()
-
-
-def _own_statistics(part: Any) -> bool:
-    return isinstance(part, _BatchNorm) and not isinstance(part, torch.nn.SyncBatchNorm)

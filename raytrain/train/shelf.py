@@ -37,7 +37,7 @@ class Facts:
         history: one entry an epoch so far.
         counts: of samples and steps that went another way than usual, over the whole run (see TrainContext.counts).
         loss_sum, loss_samples: of all ranks in the unfinished epoch; their quotient is its mean loss so far.
-        score: what the best checkpoint is chosen by, more is better; None where nothing was measured.
+        metric, score: what the best checkpoint is chosen by, more is better; None where nothing was measured.
         sha256: hexadecimal, by file name.
     """
 
@@ -53,6 +53,7 @@ class Facts:
     counts: dict[str, int] = field(default_factory=dict)
     loss_sum: float = 0.0
     loss_samples: int = 0
+    metric: str | None = None
     score: float | None = None
     version: int = VERSION
     sha256: dict[str, str] = field(default_factory=dict)
@@ -95,28 +96,37 @@ def whole(folder: Path) -> list[tuple[Path, Facts]]:
     """The checkpoints below a run's folder of them, in the order of writing; their files are not looked into."""
     found = []
     for path in folder.glob("*/checkpoint_*/checkpoint.json"):
+        if number_of(path.parent) < 0:
+            continue
         try:
             found.append((path.parent, read_facts(path.parent)))
         except CheckpointError:
             continue
-    return sorted(found, key=lambda each: _number(each[0]))
+    return sorted(found, key=lambda each: number_of(each[0]))
 
 
-def _number(folder: Path) -> int:
-    text = folder.name.rpartition("_")[2]
-    return int(text) if text.isdigit() else -1
+def number_of(folder: Path) -> int:
+    """By which checkpoints are in the order of writing; -1 for what is none of ours."""
+    text = folder.name.removeprefix("checkpoint_")
+    return int(text) if text.isdecimal() else -1
+
+
+def by_score(found: list[tuple[Path, Facts]]) -> list[tuple[Path, Facts]]:
+    """Those with a score of the metric that was measured last, the best at the end, the earliest of equals."""
+    scored = [each for each in found if each[1].score is not None]
+    alike = [each for each in scored if each[1].metric == scored[-1][1].metric]
+    return sorted(alike, key=lambda each: (each[1].score, -number_of(each[0])))
 
 
 def latest(folder: Path) -> Path | None:
     """The furthest whole checkpoint below `folder`, or None. Damaged ones are passed over."""
-    candidates = sorted(whole(folder), key=lambda each: (each[1].steps, each[1].epoch, _number(each[0])))
+    candidates = sorted(whole(folder), key=lambda each: (each[1].steps, each[1].epoch, number_of(each[0])))
     return _last_undamaged(candidates)
 
 
 def best(folder: Path) -> Path | None:
     """The whole checkpoint below `folder` with the best score, the earliest of equals; None where none has a score."""
-    scored = [each for each in whole(folder) if each[1].score is not None]
-    return _last_undamaged(sorted(scored, key=lambda each: (each[1].score, -_number(each[0]))))
+    return _last_undamaged(by_score(whole(folder)))
 
 
 def _last_undamaged(candidates: list[tuple[Path, Facts]]) -> Path | None:

@@ -60,11 +60,14 @@ class Updater:
         """
         window, planned = self._ctx.window(batch.index, self._accumulate)
         last = batch.index == window[-1]
+        if batch.index == window[0] and self._begun:  # the loop has left the window before half-way
+            self._optimizer.zero_grad(set_to_none=True)
+            self._begin_window()
         with contextlib.nullcontext() if last or not hasattr(self._model, "no_sync") else self._model.no_sync():
             with self._ctx.autocast():
                 loss = loss_of(batch)
             self._scaler.scale(self._weighed(loss, batch, planned if len(window) > 1 else None)).backward()
-        self._seen = self._seen + batch.step_samples
+        self._begun, self._seen = True, self._seen + batch.step_samples
         self._empty &= batch.stand_in
         if self._skips_nan:
             self._bad |= not (batch.stand_in or bool(torch.isfinite(loss.detach())))
@@ -78,6 +81,7 @@ class Updater:
         return loss.detach()
 
     def _begin_window(self) -> None:
+        self._begun = False
         self._seen: torch.Tensor | float = 0  # samples of all ranks
         self._empty, self._bad = True, False  # this rank: had no sample; had a loss that is no number
 
@@ -100,18 +104,21 @@ class Updater:
         """They are the same on every rank. Those of fp16 are the scaler's to look at."""
         return self._scaler.is_enabled() or bool(torch.isfinite(torch.nn.utils.get_total_norm(self._gradients())))
 
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [each for group in self._optimizer.param_groups for each in group["params"] if each.grad is not None]
+
     def _gradients(self) -> list[torch.Tensor]:
-        parameters = [each for group in self._optimizer.param_groups for each in group["params"]]
-        return [each.grad for each in parameters if each.grad is not None]
+        return [each.grad for each in self._parameters()]
 
     def _step(self, planned: int | None) -> bool:
         """Whether the optimizer did step: the scaler skips gradients that have overflowed."""
         if planned is not None:
+            correction = planned / self._seen
             for gradient in self._gradients():
-                gradient.mul_(planned / self._seen)
+                gradient.mul_(correction)
         if self._clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
-            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._clip_norm)
+            torch.nn.utils.clip_grad_norm_(self._parameters(), self._clip_norm)
         scale = self._scaler.get_scale()
         self._scaler.step(self._optimizer)
         self._scaler.update()

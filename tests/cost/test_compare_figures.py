@@ -266,6 +266,25 @@ def test_the_cheapest_single_instance_is_the_one(record, known):
     assert prediction.samples_per_s == pytest.approx(64.0)
 
 
+def test_the_single_instances_price_is_listed_too(record, known):
+    """Of the same work, one A10G does as much in a g5.xlarge as in the g5.12xlarge that has four and used one."""
+    run = run_on(record, "r", {"ml.g5.12xlarge": ("gpu", 1, 1)})
+    found = compare([run], known, **EAST)
+    assert found.columns[1].hosts == {"ml.g5.xlarge": 1}
+    assert [(p.region, p.type, p.usd_per_hour) for p in found.prices] == [
+        ("us-east-1", "ml.g5.12xlarge", known.price("ml.g5.12xlarge", "us-east-1").usd_per_hour),
+        ("us-east-1", "ml.g5.xlarge", 1.408),
+    ]
+
+
+def test_one_emulated_host_makes_a_run_emulated(record, known):
+    run = run_on(record, "r", BOTH)
+    real, other = run.hosts
+    mixed = run.model_copy(update={"hosts": [real, other.model_copy(update={"emulated": True})]})
+    assert [compare([each], known, **EAST).columns[0].emulated for each in (run, mixed)] == [False, True]
+    assert compare([mixed], known, **EAST).notes[-1] == "r: on emulated nodes, which share one machine"
+
+
 def test_where_another_gpu_trained_its_figure_stands_in(record, known):
     run = run_on(record, "r", SINGLE)
     own, said = profile_for(run, "A10G", known)

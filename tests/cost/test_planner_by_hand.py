@@ -17,6 +17,7 @@ from raytrain.cost.instances import catalog
 from raytrain.cost.planner import LIMITS, Bounds, Prediction, Shape, plan
 from raytrain.cost.profile import Figure
 from raytrain.errors import ConfigError
+from raytrain.sagemaker import rules
 
 GIB = 2.0**30
 
@@ -320,6 +321,7 @@ def test_the_best_with_and_without_and_the_curve(known):
     assert result.best_with_cpu_hosts.usd == min(e.usd for e in every if e.shape.cpu_hosts)
     assert result.best_with_cpu_hosts.shape.heterogeneous
     assert result.best_where(np.zeros(len(result), dtype=bool)) is None
+    assert result.best_where(result.efficient) == result.front()[0] == result[0], "nothing is cheaper than the cheapest"
     for gpu_hosts, prefix in ((1, "1 x ml.g9.big"), (2, "2 x ml.g9.big")):
         assert [str(each.shape) for each in result.curve(BIG.name, LARGE.name, gpu_hosts)] == [
             prefix,
@@ -347,6 +349,10 @@ def test_each_assumption_is_said_where_it_is_made(known, tmp_path):
     prices = prices_file(tmp_path / "p.yaml", {ONE.name: 1.0}, types=[ONE.entry])
     assert several not in lines(work(), catalog(prices), max_gpu_hosts=1)
     assert several in lines(work(), catalog(prices), max_gpu_hosts=2)
+
+
+def test_as_many_groups_as_sagemaker_takes():
+    assert planner.MAX_GROUPS == rules.MAX_GROUPS
 
 
 def test_the_limits_are_these():

@@ -103,8 +103,12 @@ def test_numbers_are_int64_whatever_they_were():
 
 
 def test_a_header_says_nothing_that_it_was_not_told():
-    assert Header(4, 2, {"read": 0.5}) == Header(4, 2, {"read": 0.5}, [], 0, 0, "", False)
-    told = Header(4, 2, {"read": 0.5}, [Failure(9, "a.jpg", "bad")], 3, 123, "0a", True)
+    plain = Header(4, 2, {"read": 0.5})
+    assert (plain.failures, plain.repeated, plain.read_bytes) == ([], 0, 0)
+    assert (plain.node, plain.torch_imported) == ("", False)
+    told = Header(
+        4, 2, {"read": 0.5}, [Failure(9, "a.jpg", "bad")], repeated=3, read_bytes=123, node="0a", torch_imported=True
+    )
     made = Prepared.of([], np.zeros((1, 1, 1)), np.arange(0), np.arange(0), told)
     assert decode(encode([made]))[0].header == told
 

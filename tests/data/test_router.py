@@ -53,7 +53,6 @@ def test_ranks_step_on_batches_of_one_size(plan, random):
         (segment,) = {s for s, _, _ in step}
         planned = plan.segments[segment].sizes.reshape(-1, plan.world_size)[place[segment]]
         assert sorted(plan.segments[s].sizes[b] for s, b, _ in step) == sorted(planned), "those of its round"
-        assert sum(planned) == plan.round_sizes(segment)[place[segment]]
         place[segment] += 1
 
 

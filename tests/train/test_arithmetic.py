@@ -315,6 +315,18 @@ def test_a_loss_that_is_no_number_can_be_skipped(ranks, world_size, accumulate):
         assert torch.allclose(outcomes[0].model[name], value, atol=TOLERANCE), name
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_batch_norm_forgets_what_was_skipped(ranks, world_size):
+    """One image with NaN would be in the running statistics for good."""
+    case = Case(16, 4, world_size, 2, model="with_batch_norm", loud={5: math.nan}, num_validation=8)
+    for outcome in ranks.run(changed(case, on_nan="skip", **SGD)):
+        assert outcome.error is None, outcome.error
+        assert all(torch.isfinite(value).all() for value in outcome.model.values())
+        assert outcome.updates == 2 * (4 // world_size - 1)
+        assert outcome.model["1.num_batches_tracked"] == outcome.updates
+        assert math.isfinite(outcome.history[-1]["validation_loss"])
+
+
 def _window_of(case, sample):
     from ranks import _updates
 

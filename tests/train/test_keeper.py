@@ -63,6 +63,25 @@ def test_the_last_few_are_those_of_all_attempts(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["attempt5", "last"], "and no empty folder"
 
 
+def test_what_is_not_the_keepers_own_stays(tmp_path):
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "model.pt").write_text("mine")
+    copy = tmp_path / "old" / "checkpoint_5.bak"
+    copy.mkdir(parents=True)
+    keeper = Keeper(str(tmp_path), "a", keep=1)
+    for value in (1.0, 2.0):
+        assert keeper.save(*packed(value)) is None
+    assert kept(tmp_path) == [2.0]
+    assert (tmp_path / "exported" / "model.pt").exists() and copy.is_dir()
+
+
+def test_scores_of_another_metric_are_not_compared(tmp_path):
+    keeper = Keeper(str(tmp_path), "a", keep=1)
+    for value, metric, score in ((1.0, "max a", 0.5), (2.0, "min b", -0.4), (3.0, "min b", -0.1), (4.0, "min b", -0.2)):
+        keeper.save(*packed(value, metric=metric, score=score))
+    assert kept(tmp_path) == [3.0, 4.0]
+
+
 def test_the_best_stays_beside_them(tmp_path):
     keeper = Keeper(str(tmp_path), "a", keep=1)
     for value, score in ((1.0, 0.2), (2.0, 0.8), (3.0, None), (4.0, 0.8), (5.0, 0.3)):

@@ -7,12 +7,13 @@ import random
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from raytrain.config import CheckpointPolicy, Model, Optimizer, Schedule
+from raytrain.config import CheckpointPolicy, Job, Model, Optimizer, Schedule
 from raytrain.errors import CheckpointError, ConfigError
 from raytrain.train import checkpoint, modules, shelf
 from raytrain.train.loop import build_optimizer, build_scheduler, lr_factor
@@ -174,6 +175,8 @@ def test_random_numbers_go_on_where_they_stopped(tmp_path):
 
 def test_the_best_checkpoint_is_the_first_of_the_best(tmp_path):
     assert shelf.best(tmp_path) is None
+    write(tmp_path / "zero" / "checkpoint_0", steps=0, score=7.0, metric="max other")
+    write(tmp_path / "zero" / "checkpoint_0.bak", steps=99, score=9.0)
     scores = {1: None, 2: 0.5, 3: 0.9, 4: 0.9, 5: 0.1}
     for number, score in scores.items():
         write(tmp_path / "one" / f"checkpoint_{number}", steps=number, score=score)
@@ -195,12 +198,15 @@ def test_what_is_best():
         ({"best": None}, None),
     ):
         assert CheckpointPolicy(**settings).score(metrics) == expected
+    assert CheckpointPolicy().goal == "max validation_accuracy"
+    assert CheckpointPolicy(best="a_loss").goal == "min a_loss"
+    assert CheckpointPolicy(best=None).goal is None
 
 
 def test_statistics_are_frozen_for_as_long_as_asked():
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     model[2].eval()
-    with modules.frozen_statistics([model]):
+    with modules.frozen_statistics([model], 1):
         assert not model[0].training and model[1].training
         model(torch.ones(1, 2))
     assert model[0].running_mean.tolist() == [0, 0]
@@ -212,8 +218,37 @@ def test_a_synchronised_batch_norm_is_left_to_the_other_ranks():
     assert not modules.synchronises_batch_norm([plain])
     synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(plain)
     assert modules.synchronises_batch_norm([synchronised])
-    with modules.frozen_statistics([synchronised]):
+    with modules.frozen_statistics([synchronised], 2):
         assert synchronised[1].training, "it would not take part, and the others would wait for it"
+    with modules.frozen_statistics([synchronised], 1):
+        assert not synchronised[1].training, "alone it is like any other"
+
+
+def test_synchronising_batch_norm_leaves_a_models_function_as_it_is(monkeypatch):
+    """timm's BatchNorm has the activation inside, which torch's own conversion forgets."""
+    from raytrain.train import loop
+
+    made = []
+    monkeypatch.setattr(
+        loop, "build_model", lambda _: made.append(build_model(Model(name="efficientnet_b0"))) or made[0]
+    )
+
+    def prepare(model, *others):
+        made.append(model)
+        raise StopIteration
+
+    job = Job.from_dict({"name": "x", "model": {"name": "m"}, "training": {"epochs": 1, "sync_batchnorm": True}})
+    ctx = SimpleNamespace(job=job, world_size=2, updates=0, num_updates=lambda _: 1, device=torch.device("cpu"))
+    ctx.prepare = prepare
+    image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain = build_model(Model(name="efficientnet_b0"))
+    with pytest.raises(StopIteration):
+        loop.train_loop(ctx)
+    converted = made[-1]
+    assert modules.synchronises_batch_norm([converted]) and not modules.synchronises_batch_norm([plain])
+    plain.load_state_dict(converted.state_dict())
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(image), converted.eval()(image))
 
 
 def test_a_frozen_module_is_not_distributed():
