@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import ctypes
 import fnmatch
 import json
 import os
@@ -47,9 +48,9 @@ TESTS = {
     "raytrain/train/*.py": LOOP,
     "raytrain/ledger.py": ["tests/test_ledger.py", "tests/train/test_resume.py"],
     "raytrain/data/order.py": ["tests/data/test_order.py", "tests/data/test_router.py", "tests/train/test_resume.py"],
-    "raytrain/data/batch.py": ["tests/data/test_produce.py"],
+    "raytrain/data/batch.py": ["tests/data/test_batch.py", "tests/data/test_produce.py"],
     "raytrain/data/feed.py": ["tests/data/test_feed_decisions.py"],
-    "raytrain/data/stream.py": ["tests/data/test_router.py"],
+    "raytrain/data/stream.py": ["tests/data/test_pace.py", "tests/data/test_router.py"],
     "raytrain/cost/*.py": ["tests/cost"],
 }
 LEFT_OUT = {  # files, and classes and functions in them, that need Ray
@@ -115,6 +116,7 @@ SWAPPED = {
 }  # fmt: skip
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 MOST_BYTES = 4 << 30
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 SLOWER, GRACE_S = 4, 30.0  # a mutant that takes longer than the tests do without it hangs
 
 
@@ -301,10 +303,14 @@ def work(folder: Path) -> None:
     os.chdir(folder)
     sys.dont_write_bytecode = True
     sys.path[:0] = [str(folder), str(folder / "tests")]
-    import hypothesis  # noqa: F401 - what is large, once
+    import boto3  # noqa: F401 - what is large, once
+    import cv2  # noqa: F401
+    import hypothesis.strategies  # noqa: F401
+    import moto  # noqa: F401
     import numpy  # noqa: F401
     import pyarrow  # noqa: F401
     import pytest  # noqa: F401
+    import timm  # noqa: F401
     import torch
 
     torch.set_num_threads(1)
@@ -326,6 +332,7 @@ def _forked(tests: list[str], limit_s: float) -> str:
     child = os.fork()
     if not child:
         os.setsid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a mutant that hangs does not outlive a stopped run
         resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))  # some mutants collect things without end
         null = os.open(os.environ.get("MUTATION_OUTPUT", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
@@ -440,8 +447,15 @@ def main() -> None:
         killed = (verdicts["killed"] + verdicts["timed out"]) / len(rows)
         import harness  # imports raytrain
 
+        known = explanations()
+        rows = [{**row, "why": known.get(explained(row))} if row["verdict"] == "survived" else row for row in rows]
         print(harness.write("mutation", {"mutants": rows}, {"killed": killed}, seed=asked.seed))
     return None
+
+
+def explained(row: dict[str, Any]) -> str:
+    """The key of a survivor's explanation: its file and what its line has become, or what was left out."""
+    return f"{row['file']}: " + (f"without {row['before']}" if row["after"] == "pass" else row["after"])
 
 
 def explanations() -> dict[str, str]:
@@ -461,7 +475,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in sorted(survivors, key=lambda row: (row["file"], row["line"])):
         console.print(f"{row['file']}:{row['line']} {row['what']}", highlight=False, markup=False)
         console.print(f"  - {row['before']}\n  + {row['after']}", highlight=False, markup=False)
-        console.print(f"  {known.get(row['file'] + ': ' + row['after'], 'not looked into')}", markup=False)
+        console.print(f"  {known.get(explained(row), 'not looked into')}", markup=False)
 
 
 if __name__ == "__main__":

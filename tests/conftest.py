@@ -22,7 +22,7 @@ from raytrain.record import RunRecord
 
 pytest_plugins = ["cloud_job", "feeding", "ranks"]
 ROOT = Path(__file__).parent.parent
-settings.register_profile("mutation", phases=(Phase.explicit, Phase.generate))  # to fail is enough, soon
+settings.register_profile("mutation", deadline=None, phases=(Phase.explicit, Phase.generate))  # to fail is enough, soon
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 leaves its workers 3 % of a core beside a busy process
 RAYTRAIN = [sys.executable, "-m", "raytrain"]
 

@@ -215,9 +215,10 @@ def gpu_of(record: RunRecord, known: Catalog) -> str:
             return known.types[host.instance_type].gpu
     if not record.hardware.gpus:
         return "unknown GPU"  # of another host than the driver's
-    words = record.hardware.gpus[0].replace("-", " ").split()
+    words = set(record.hardware.gpus[0].replace("-", " ").split())
     kinds = {each.gpu for each in known.types.values() if each.gpu}
-    return next((kind for kind in sorted(kinds, key=len, reverse=True) if kind in words), record.hardware.gpus[0])
+    named = (kind for kind in sorted(kinds, key=len, reverse=True) if words >= set(kind.split()))
+    return next(named, record.hardware.gpus[0])
 
 
 def cpu_kind_of(record: RunRecord) -> str:

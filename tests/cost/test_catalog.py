@@ -59,6 +59,12 @@ def test_what_is_not_said_of_a_type_is_nothing():
     assert plain.family == "a"
 
 
+def test_facts_and_prices_do_not_change():
+    for entry, name in ((host("ml.a.b"), "vcpus"), (price("ml.a.b", "x"), "usd_per_hour")):
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(entry, name, 9)
+
+
 def test_kinds_of_accelerators():
     assert (host("ml.a.b", gpus=2).accelerator, host("ml.a.b", gpus=2).accelerators) == ("gpu", 2)
     assert host("ml.a.b", gpus=1, accelerator="gpu").accelerator == "gpu"

@@ -74,6 +74,13 @@ def test_what_a_profile_does_not_say():
     assert (own.worker_memory_bytes, own.accelerator_memory_bytes) == (None, None)
 
 
+def test_a_profile_and_its_figures_do_not_change():
+    own = profile()
+    for part, name in ((own, "epochs"), (own.startup_s, "value")):
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(part, name, 9.0)
+
+
 def test_a_family_that_was_not_measured_is_like_the_first():
     own = profile(cpu_s_per_sample={"m5": Figure.once(0.5), "c5": Figure.once(0.25)})
     assert (own.cpu_kind, own.cpu_s("c5"), own.cpu_s("m5"), own.cpu_s("g5")) == ("m5", 0.25, 0.5, 0.5)
@@ -217,6 +224,20 @@ def test_which_gpu_it_was(record, known):
     assert gpu(with_l40, known) == ["L40S"], "whole words"
     mixed = changed(plain, ranks=[changed(run.ranks[0], device="cpu"), run.ranks[0]], world_size=2)
     assert gpu(mixed, known) == ["A10G"], "not all ranks are without"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO Server 6000"),
+        ("NVIDIA RTX PRO 4500 Blackwell", "RTX PRO 4500"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "NVIDIA RTX PRO 6000 Blackwell Workstation Edition"),
+        ("NVIDIA H200 NVL", "H200"),
+    ],
+)
+def test_a_gpu_whose_name_is_of_several_words(record, known, name, kind):
+    run = run_on(record, "r", SINGLE)
+    assert gpu(changed(run, hosts=[], hardware=changed(run.hardware, gpus=[name])), known) == [kind]
 
 
 def cpu(run, known):

@@ -178,6 +178,15 @@ def test_ranks_that_do_not_say_exactly_where_they_are_stop_at_what_is_given_out(
     assert feed.progress(0, {}, 0, False) == 0, "it stops where it stands: nothing was given out"
 
 
+def test_where_the_ranks_of_an_earlier_attempt_were_does_not_matter(make):
+    feed = make()
+    feed.progress(0, {}, 5, True)
+    feed.begin("b", Position(1), 1, 10)
+    feed.request_stop()
+    taken = feed.take("b", 0, 9)
+    assert (taken.batches, taken.stop) == ([], True)
+
+
 def test_a_stop_does_not_wait_for_a_batch(make, monkeypatch):
     monkeypatch.setattr(feeds, "TAKE_TIMEOUT_S", 60)
     feed = make()
