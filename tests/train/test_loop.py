@@ -257,3 +257,11 @@ def test_a_frozen_module_is_not_distributed():
     assert modules.is_distributed(torch.nn.Linear(1, 1), 2)
     assert not modules.is_distributed(torch.nn.Linear(1, 1), 1)
     assert modules.distributed(teacher, torch.device("cpu"), 2) is teacher
+
+
+def test_what_restored_the_objects_is_let_go_of():
+    """They hold on to a whole checkpoint in the object store, and a rank to them for as long as it runs."""
+    model = torch.nn.Linear(1, 1)
+    readers = [lambda: {"weight": torch.full((1, 1), 3.0), "bias": torch.zeros(1)}]
+    checkpoint.restore([model], readers, 0, 1)
+    assert readers == [] and model.weight.item() == 3
