@@ -58,7 +58,8 @@ class Updater:
         Returns:
             That loss, detached.
         """
-        window, planned = self._ctx.window(batch.index, self._accumulate)
+        window, samples = self._ctx.window(batch.index, self._accumulate)
+        planned = samples if len(window) > 1 else None  # of one batch the weight is known
         last = batch.index == window[-1]
         if batch.index == window[0] and self._begun:  # the loop has left the window before half-way
             self._optimizer.zero_grad(set_to_none=True)
@@ -66,7 +67,7 @@ class Updater:
         with contextlib.nullcontext() if last or not hasattr(self._model, "no_sync") else self._model.no_sync():
             with self._ctx.autocast():
                 loss = loss_of(batch)
-            self._scaler.scale(self._weighed(loss, batch, planned if len(window) > 1 else None)).backward()
+            self._scaler.scale(self._weighed(loss, batch, planned)).backward()
         self._begun, self._seen = True, self._seen + batch.step_samples
         self._empty &= batch.stand_in
         if self._skips_nan:
@@ -74,7 +75,7 @@ class Updater:
         if not last:
             self._ctx.report(loss, updated=False)
             return loss.detach()
-        stepped = not self._is_void() and self._step(planned if len(window) > 1 else None)
+        stepped = not self._is_void() and self._step(planned)
         self._optimizer.zero_grad(set_to_none=True)
         self._begin_window()
         self._ctx.report(loss, skipped=not stepped)

@@ -188,8 +188,8 @@ def test_splits_are_taken_in_the_order_of_the_stream(make):
             list(ctx.batches("train"))
 
 
-def test_a_stop_leaves_a_checkpoint_and_ends_the_loop(make):
-    ctx, written = make(epochs=2)
+def stop_after_three(ctx):
+    """Batches, with something to keep in the checkpoint."""
     ctx._objects = [torch.nn.Linear(1, 1)]
 
     def stopping(number):
@@ -197,6 +197,11 @@ def test_a_stop_leaves_a_checkpoint_and_ends_the_loop(make):
         ctx._stream.stopped = True
 
     ctx._stream.segment = stopping
+
+
+def test_a_stop_leaves_a_checkpoint_and_ends_the_loop(make):
+    ctx, written = make(epochs=2)
+    stop_after_three(ctx)
     with pytest.raises(StopTraining):
         train(ctx)
     assert written == [(0, 12)]
@@ -204,13 +209,7 @@ def test_a_stop_leaves_a_checkpoint_and_ends_the_loop(make):
 
 def test_the_rest_of_a_window_is_no_step_when_a_run_stops(make):
     ctx, written = make(epochs=2)
-    ctx._objects = [torch.nn.Linear(1, 1)]
-
-    def stopping(number):
-        yield from list(PlannedStream.segment(ctx._stream, number))[:3]
-        ctx._stream.stopped = True
-
-    ctx._stream.segment = stopping
+    stop_after_three(ctx)
     with pytest.raises(StopTraining):
         for _ in ctx.epochs():
             for batch in ctx.batches():
