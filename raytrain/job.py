@@ -38,7 +38,7 @@ from raytrain.run_folder import RunFolder, open_run_folder
 from raytrain.signals import signals
 from raytrain.train import shelf
 from raytrain.train.models import check_model
-from raytrain.train.trainer import import_ahead
+from raytrain.train.trainer import Ranks, Training, import_ahead
 from raytrain.watching import ProgressLog
 from raytrain.worker import RankWork, position_of, run_rank
 
@@ -224,29 +224,29 @@ def _train(
             watch({"phase": f"an earlier run of this name was set aside as {this.folder.set_aside}"})
     feed = start_feed(this, pipeline, _stream_spec(this, pipeline))
     feed.begin.remote("", position, world_size, steps)
-    thread, failure = _training_thread(this, loop, pipeline, feed)
+    training = _training(this, loop, pipeline, feed)
     going.set()
     this.marks["trainer"] = time.time()
-    thread.start()
-    _wait(this, thread, feed, watch)
+    training.start()
+    try:
+        _wait(this, training, feed, watch)
+    except BaseException:
+        training.abandon()
+        raise
     this.status = ray.get(feed.status.remote())
     this.progress.note(this.status)
     watch(this.status)
     if this.status["fatal"] is not None:
         fatal = this.status["fatal"]
         raise fatal.located(this.opened.train.describe) if isinstance(fatal, LossError) else fatal
-    if failure:
-        raise failure[0] if isinstance(failure[0], RaytrainError) else TrainingError(named(failure[0]))
+    failure = training.failure
+    if failure is not None:
+        raise failure if isinstance(failure, RaytrainError) else TrainingError(named(failure))
     if this.signal_number is not None:
         raise Stopped(_stopped_message(this), this.signal_number)
 
 
-def _training_thread(
-    this: Run, loop: Loop | None, pipeline: Pipeline, feed: Any
-) -> tuple[threading.Thread, list[BaseException]]:
-    """Ray Train in a thread of its own, so that this one can show progress and hear signals."""
-    from raytrain.train.trainer import Ranks, run_trainer
-
+def _training(this: Run, loop: Loop | None, pipeline: Pipeline, feed: Any) -> Training:
     job, topology = this.job, this.topology
     attempt = time.strftime("%Y%m%d-%H%M%S")
     host_cpus = max(h.cpus for h in topology.hosts if h.group == topology.training_group)
@@ -269,22 +269,14 @@ def _training_thread(
         resources=rank_resources(topology),
         label_selector=rank_selector(topology),
     )
-    failure: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            run_trainer(
-                run_rank,
-                work,
-                ranks,
-                storage=this.folder.checkpoints,
-                attempt=attempt,
-                failures=job.training.max_failures,
-            )
-        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
-            failure.append(error)
-
-    return threading.Thread(target=fit, name="raytrain-fit", daemon=True), failure
+    return Training(
+        run_rank,
+        work,
+        ranks,
+        storage=this.folder.checkpoints,
+        attempt=attempt,
+        failures=job.training.max_failures,
+    )
 
 
 def _phase(this: Run) -> str:
@@ -333,14 +325,13 @@ def _find_checkpoint(this: Run) -> Any:
     return Restored(facts, checkpoint.load_state(found))
 
 
-def _wait(this: Run, thread: threading.Thread, feed: Any, watch: Watch) -> None:
-    """Until the trainer ends; after a signal, ask for a stop and wait STOP_GRACE_S for it."""
+def _wait(this: Run, training: Training, feed: Any, watch: Watch) -> None:
+    """Until it ends; after a signal, ask for a stop and wait STOP_GRACE_S for it."""
     import ray
 
     deadline: float | None = None
     asked: Any = None
-    while thread.is_alive():
-        thread.join(POLL_S)
+    while not training.ended(POLL_S):
         if this.signal_number is not None and deadline is None:
             feed.request_stop.remote()
             deadline = time.monotonic() + STOP_GRACE_S

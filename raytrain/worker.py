@@ -108,6 +108,7 @@ def _train(
         "device": str(device),
         "meter": stream.meter.summary(),
         "history": ctx.history,
+        "epochs": stream.plan.num_epochs,
         "steps": ctx.steps,
         "counts": ctx.counts,
     }

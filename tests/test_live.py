@@ -45,7 +45,7 @@ def at(epoch: int, step: int, finished: int, **changes) -> dict:
 
 def ended(status: dict, finished: int = 3) -> dict:
     """The same once rank 0 has reported its result, which is newer than its progress."""
-    return {**status, "results": {0: {"history": [entry(number + 1) for number in range(finished)]}}}
+    return {**status, "results": {0: {"epochs": 3, "history": [entry(number + 1) for number in range(finished)]}}}
 
 
 def begun(display: Display) -> list[str]:
@@ -69,6 +69,11 @@ def test_a_run_whose_end_comes_before_any_progress_of_its_last_epochs(display):
     display.update(at(1, 1, 0))
     display.update(ended(at(1, 1, 0)))
     assert begun(display) == ["epoch 1/3  step 1/60", *(f"epoch {number}/3  loss 0.5000" for number in (1, 2, 3))]
+
+
+def test_a_run_that_is_over_before_it_says_how_it_gets_on(display):
+    display.update({**ended(at(1, 1, 0)), "progress": {}})
+    assert begun(display) == [f"epoch {number}/3  loss 0.5000" for number in (1, 2, 3)]
 
 
 def test_a_run_that_was_stopped_says_no_more(display):

@@ -169,7 +169,7 @@ class StreamPlan:
                 sizes = batch_sizes(spec.num_validation, spec.batch_size, world_size)
                 self.segments.append(Segment(len(self.segments), epoch, "validation", spec.num_validation, sizes))
             epoch += 1
-        self.total_steps = steps
+        self.total_steps, self.num_epochs = steps, epoch  # of the whole run
         self._offsets = [np.concatenate([[0], np.cumsum(s.sizes)]) for s in self.segments]
 
     def _train(self, epoch: int, own: int, brought: int, most_steps: int | None) -> Segment:

@@ -80,15 +80,15 @@ class Display:
         if "phase" in status:
             self._console.print(status["phase"], highlight=False)
             return
-        figures = status.get("progress", {}).get(0)
-        if not figures or "step" not in figures:
-            return
+        figures = status.get("progress", {}).get(0, {})
         result = status.get("results", {}).get(0)
+        if not result and "step" not in figures:
+            return
         finished = (result or figures)["history"]
         for epoch in finished:
             if epoch["epoch"] > self._epochs_shown:
                 self._epochs_shown = epoch["epoch"]
-                self._console.print(epoch_line(epoch, figures["epochs"]), highlight=False)
+                self._console.print(epoch_line(epoch, (result or figures)["epochs"]), highlight=False)
         if result or (finished and finished[-1]["epoch"] >= figures["epoch"]):
             return  # the last line printed is newer than these figures
         left = self._time_left(figures)

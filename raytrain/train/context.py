@@ -107,8 +107,7 @@ class TrainContext:
 
     def epochs(self) -> Iterator[int]:
         """Epoch numbers from where the run stands, 0-based; each ends with a checkpoint."""
-        last = max((s.epoch for s in self._stream.plan.segments), default=-1)
-        for epoch in range(self._epoch, last + 1):
+        for epoch in range(self._epoch, self._stream.plan.num_epochs):
             self._epoch, began, self._delivered = epoch, time.time(), 0
             steps, samples = self.steps, self._own_samples
             yield epoch
@@ -378,7 +377,7 @@ class TrainContext:
         plan = self._stream.plan
         self._stream.figures = {
             "epoch": self._epoch + 1,
-            "epochs": max((s.epoch for s in plan.segments), default=0) + 1,
+            "epochs": plan.num_epochs,
             "step": self.steps,
             "total_steps": plan.total_steps,
             "history": self.history[-10:],

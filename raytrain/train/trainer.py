@@ -6,7 +6,8 @@ import asyncio
 import builtins
 import contextlib
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from raytrain.errors import RaytrainError, TrainingError
 # Ray Data's shards, which come by the feed instead; and a watcher that removes the placement group of a lost
 # controller, which Ray does itself when the driver goes.
 SPARED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+ABANDON_S = 5.0  # a controller answers within one exchange with its ranks
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,16 @@ class Ranks:
 
 
 def run_trainer(
-    worker: Callable[[Any], None], config: Any, ranks: Ranks, *, storage: Path, attempt: str, failures: int
+    worker: Callable[[Any], None],
+    config: Any,
+    ranks: Ranks,
+    *,
+    storage: Path,
+    attempt: str,
+    failures: int,
+    run: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
 ) -> None:
-    """Run `worker(config)` on every rank and wait for the end.
+    """Run `worker(config)` on every rank and wait for the end; `run` runs Ray Train's controller.
 
     Raises:
         RaytrainError: what a rank raised, when it is ours.
@@ -65,6 +74,7 @@ def run_trainer(
             failure_config=ray.train.FailureConfig(max_failures=failures, controller_failure_limit=failures),
         ),
     )
+    trainer.run = run
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -116,6 +126,8 @@ def lean_trainer() -> type[Any]:
         worker_group_cls = RankGroup
 
     class LeanTrainer(TorchTrainer):
+        run: Callable[[Coroutine[Any, Any, None]], None]
+
         def _create_default_callbacks(self) -> list[Any]:
             kept = [c for c in super()._create_default_callbacks() if type(c).__name__ not in SPARED_CALLBACKS]
             return [*kept, OnePrint()]
@@ -127,10 +139,56 @@ def lean_trainer() -> type[Any]:
             for handler in logging.getLogger("ray.train").handlers:
                 if isinstance(handler, PlainRayHandler):  # the others write to files of the Ray session
                     handler.setLevel(logging.WARNING)
-            asyncio.run(controller.run())
+            self.run(controller.run())
             return controller.get_result()
 
     return LeanTrainer
+
+
+class Training:
+    """`run_trainer` in a thread of its own, so that the caller's can show progress and hear signals.
+
+    Attributes:
+        failure: what it raised, once it has ended.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.failure: BaseException | None = None
+        self._args, self._options = args, options
+        self._loop, self._over = asyncio.new_event_loop(), threading.Event()
+
+    def start(self) -> None:
+        threading.Thread(target=self._fit, name="raytrain-fit", daemon=True).start()
+
+    def _fit(self) -> None:
+        try:
+            run_trainer(*self._args, **self._options, run=self._run)
+        except BaseException as error:  # noqa: BLE001 - the caller's thread raises it again
+            self.failure = error
+        finally:
+            self._over.set()
+
+    def _run(self, controller: Coroutine[Any, Any, None]) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(controller)
+
+    def ended(self, within_s: float) -> bool:
+        """Whether it has, or does within so much time. (`Thread.join` takes a thread for dead when a signal handler
+        raises in the midst of it.)"""
+        return self._over.wait(within_s)
+
+    def abandon(self) -> None:
+        """End the controller, whatever the ranks do, before Ray is shut down under it.
+
+        Otherwise its next call would end this process, or start a Ray of its own, as any of Ray's functions does
+        without a connection.
+        """
+        from ray._private import auto_init_hook
+
+        with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+            self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(self._loop)])
+        if not self.ended(ABANDON_S):
+            auto_init_hook.enable_auto_connect = False
 
 
 def import_ahead() -> None:
