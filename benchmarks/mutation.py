@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
+TREE = ROOT  # what is mutated: the copy that `main` makes, so that the sources may change while it runs
 LOOP = ["tests/train/test_context.py", "tests/train/test_loop.py", "tests/train/test_resume.py"]
 LOOP += ["tests/train/test_arithmetic.py"]
 DISK = ["tests/train/test_keeper.py", "tests/train/test_loop.py", "tests/train/test_resume.py"]
@@ -257,19 +258,19 @@ def mutants_of(file: str) -> list[Mutant]:
     if left_out == "*":
         return []
     mutator = Mutator(left_out)
-    mutator.visit(ast.parse((ROOT / file).read_text()))
+    mutator.visit(ast.parse((TREE / file).read_text()))
     return [Mutant(file, number, line, what) for number, (line, what) in enumerate(mutator.found)]
 
 
 def named_of(file: str) -> list[Mutant]:
-    source = (ROOT / file).read_text()
+    source = (TREE / file).read_text()
     places = [(source[: source.index(text)].count("\n") + 1, what) for what, text, _ in NAMED.get(file, ())]
     return [Mutant(file, -1 - number, *place) for number, place in enumerate(places)]
 
 
 def mutated(mutant: Mutant) -> tuple[str, str, str]:
     """The file's text, and the changed line (or its statement's first) before and after, as the parser prints them."""
-    source = (ROOT / mutant.file).read_text()
+    source = (TREE / mutant.file).read_text()
     if mutant.number < 0:
         _, text, instead = NAMED[mutant.file][-1 - mutant.number]
         return source.replace(text, instead, 1), text, instead
@@ -358,12 +359,18 @@ def _end(session: int) -> None:
         os.killpg(session, signal.SIGKILL)
 
 
+def copy_tree(folder: Path) -> Path:
+    """What the tests need of the project."""
+    for name in ("raytrain", "tests", "docs", "examples", "source_dir", "launch"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
 class Worker:
     def __init__(self, folder: Path):
-        for name in ("raytrain", "tests", "docs", "examples", "source_dir", "launch"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("pyproject.toml", "README.md"):
-            shutil.copy(ROOT / name, folder)
+        shutil.copytree(TREE, folder)
         command = [sys.executable, __file__, "--worker", str(folder)]
         environment = {
             **os.environ,
@@ -436,11 +443,14 @@ def main() -> None:
     if asked.smoke:
         asked.mutants, asked.only, asked.jobs = 3, "raytrain/ledger.py", 1
         TESTS[asked.only] = ["tests/test_ledger.py"]
-    patterns = [pattern for pattern in TESTS if any(ROOT.glob(pattern))]
-    files = sorted({str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)})
-    files = [file for file in files if fnmatch.fnmatch(file, asked.only) and not file.endswith("__init__.py")]
-    named = [mutant for file in files for mutant in named_of(file)] if not asked.smoke else []
-    rows = list(run(named + drawn(files, asked.mutants, asked.seed), asked.jobs, asked.verbose))
+    with tempfile.TemporaryDirectory() as folder:
+        global TREE
+        TREE = copy_tree(Path(folder) / "tree")
+        patterns = [pattern for pattern in TESTS if any(TREE.glob(pattern))]
+        files = sorted({str(path.relative_to(TREE)) for pattern in patterns for path in TREE.glob(pattern)})
+        files = [file for file in files if fnmatch.fnmatch(file, asked.only) and not file.endswith("__init__.py")]
+        named = [mutant for file in files for mutant in named_of(file)] if not asked.smoke else []
+        rows = list(run(named + drawn(files, asked.mutants, asked.seed), asked.jobs, asked.verbose))
     show(rows)
     if not asked.smoke and asked.only == "*":
         verdicts = Counter(row["verdict"] for row in rows)

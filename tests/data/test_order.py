@@ -206,6 +206,19 @@ def test_what_is_carried_over_by_hand():
     assert plan.after(1) is None and plan.after(2) is None
 
 
+def test_the_rest_of_an_epoch_may_be_carried_over_as_a_whole():
+    order = epoch_order(10, 0, 0)
+    consumed = np.ones(20, dtype=bool)  # nothing was carried over to the first epoch
+    consumed[order[8:]] = False
+    plan = StreamPlan(StreamSpec(10, 0, 4, 0, epochs=2, tail="carry"), Position(0, consumed), 1, 2)
+    assert [part.sizes.tolist() for part in plan.segments] == [[], [4, 4, 4]]
+    assert plan.segment_keys(1).tolist() == [*(order[8:] + 10), *epoch_order(10, 0, 1)]
+
+
+def test_one_stored_run_is_shuffled_as_if_there_were_none():
+    assert epoch_order(50, 1, 2, np.array([0])).tolist() == epoch_order(50, 1, 2).tolist()
+
+
 def test_steps_that_end_a_run_carry_and_drop_nothing():
     for tail in ("drop_last", "pad", "carry"):
         plan = StreamPlan(StreamSpec(10, 0, 4, 0, steps=1, tail=tail), Position(), 1)

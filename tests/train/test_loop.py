@@ -105,6 +105,19 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert checkpoint.load_object(tmp_path / "c", 0)["w"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("modules", [[0], [1, 0]])
+def test_a_model_alone_is_what_load_state_dict_takes(tmp_path, modules):
+    folder = tmp_path / "c"
+    folder.mkdir()
+    checkpoint.save(folder, FACTS, {"modules": modules}, [{"w": torch.ones(3)}, {"w": torch.zeros(2)}])
+    checkpoint.write_model(folder, tmp_path / "model.pt")
+    found = torch.load(tmp_path / "model.pt", weights_only=True)
+    states = [{"w": [1, 1, 1]}, {"w": [0, 0]}]
+    found = [found] if isinstance(found, dict) else found
+    assert [{name: tensor.tolist() for name, tensor in each.items()} for each in found] == [states[n] for n in modules]
+    assert isinstance(torch.load(tmp_path / "model.pt", weights_only=True), dict) == (len(modules) == 1)
+
+
 def test_a_checkpoint_never_executes_code(tmp_path):
     class Bad:
         def __reduce__(self):
