@@ -37,7 +37,10 @@ def start_feed(this: Run, pipeline: Pipeline, spec: StreamSpec) -> Any:
         },
     )
     actor = ray.remote(num_cpus=0, max_restarts=3, max_concurrency=2 * this.topology.world_size + 8)(Feed)
-    return actor.options(label_selector=_here()).remote(spec, opened.pickled_splits(), options)
+    # In a list, or Ray's C++ would warn of a large argument that may be lost before the actor starts again. What holds
+    # it is this process, and it lies on this host, without which nothing goes on anyway.
+    this.held = [ray.put(opened.pickled_splits())]
+    return actor.options(label_selector=_here()).remote(spec, this.held, options)
 
 
 def start_keeper(this: Run, attempt: str) -> Any:

@@ -59,6 +59,7 @@ class Run:
         restored: the checkpoint to go on from, looked at before anything is started.
         afresh: how to begin anew where an earlier run cannot be gone on with.
         started_again: SageMaker has started the job anew, and it goes on by itself.
+        held: what lies in Ray's object store as long as the run.
     """
 
     job: Job
@@ -77,6 +78,7 @@ class Run:
     restored: Any = None
     progress: ProgressLog = field(default_factory=ProgressLog)
     samplers: Samplers = field(default_factory=Samplers)
+    held: list[Any] = field(default_factory=list)
 
     @property
     def topology(self) -> Topology:
@@ -137,8 +139,10 @@ def run(
                 return before
             import ray  # noqa: F401 - whole before a thread imports parts of it
 
-            threading.Thread(target=import_ahead, daemon=True).start()
             address = address or (None if nodes else ray_address())
+            if address:
+                address = emulated.find(address)  # before much is imported, since this may be all there is to say
+            threading.Thread(target=import_ahead, daemon=True).start()
             reserved = job.cluster.reserved_cpus
             this.cluster = emulated.attach(address) if address else emulated.start(groups, reserved)
             listen()  # again: ray.init puts a SIGTERM handler of its own in place

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from raytrain.cluster import facts, guardian
-from raytrain.cluster.environ import prepare_emulated_cluster
+from raytrain.cluster.environ import prepare_emulated_cluster, token_mode
 from raytrain.cluster.logs import forward_worker_output
 from raytrain.cluster.topology import (
     EMULATED_GPU,
@@ -29,7 +29,11 @@ from raytrain.errors import ClusterError, one_line
 
 OBJECT_STORE_SHARE = 0.3  # of the memory that is there, over all nodes, as Ray itself takes
 LOCAL_GROUP = "local"
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 2.0  # to connect, and for the first answer
+# HTTP/2's connection preface and an empty SETTINGS frame; whoever speaks HTTP/2, as gRPC does, answers with one.
+# https://www.rfc-editor.org/rfc/rfc9113#section-3.4
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+SETTINGS_FRAME = 4
 
 
 @dataclass
@@ -71,15 +75,25 @@ def _pids(cluster: Any) -> list[int]:
     return [info.process.pid for info in infos]
 
 
-def attach(address: str) -> RunningCluster:
-    """Connect to a running cluster.
+def find(address: str) -> str:
+    """A running cluster's HOST:PORT, from that or from `auto`.
 
     Raises:
-        ClusterError: nothing answers there, it wants another token, or it runs another Ray or Python version.
+        ClusterError: no cluster answers there, or it wants another token.
+    """
+    resolved = _answering(address)
+    _check_token(resolved, found=address == "auto")
+    return resolved
+
+
+def attach(address: str) -> RunningCluster:
+    """Connect to the cluster that was found.
+
+    Raises:
+        ClusterError: it runs another Ray or Python version, or is gone.
     """
     import ray
 
-    address = _answering(address)
     try:
         ray.init(address=address, logging_level="warning", log_to_driver=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -89,10 +103,10 @@ def attach(address: str) -> RunningCluster:
 
 
 def _answering(address: str) -> str:
-    """`auto` resolved, and somebody listening there: Ray itself goes on trying for minutes.
+    """`auto` resolved, and a server of Ray's kind listening there: Ray itself goes on trying for minutes.
 
     Raises:
-        ClusterError: no cluster, nothing listens, or an address of another kind.
+        ClusterError: no cluster, nothing or somebody else listens, or an address of another kind.
     """
     from ray._private.services import canonicalize_bootstrap_address
 
@@ -106,12 +120,57 @@ def _answering(address: str) -> str:
     if not colon or "/" in host or not port.isdigit():
         raise ClusterError(f"--address {address!r} must be auto or HOST:PORT, as `ray start --head` prints it")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S) as connection:
+            connection.sendall(PREFACE)
+            if connection.recv(4)[3:] != bytes([SETTINGS_FRAME]):
+                raise OSError("what answers there is not Ray; its port is 6379 unless another was given")
     except (OSError, OverflowError) as error:
         if automatic:  # Ray remembers the last cluster of this machine, whether it still runs or not
             raise none from None
         raise ClusterError(f"cannot attach to the Ray cluster at {address}: {error}") from None
     return address
+
+
+def _check_token(address: str, found: bool) -> None:
+    """That the cluster lets us in: Ray itself goes on trying for half a minute, and logs every time.
+
+    Clusters that `ray.init()` starts want the token that it leaves in the user's home. As Ray does, it is shown to a
+    cluster that was `found` on this machine, not to any that was named.
+
+    Raises:
+        ClusterError: it wants a token, or another.
+    """
+    import ray
+    from ray._private.authentication import authentication_token_setup as tokens
+    from ray._raylet import GcsClient
+
+    if found:
+        logging.getLogger(tokens.__name__).setLevel(logging.ERROR)  # that there is a token is no news
+        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    try:
+        with _no_native_log():
+            GcsClient(address=address)
+    except ray.exceptions.AuthenticationError:
+        if token_mode():
+            what = "does not accept this token; give the cluster's in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        else:
+            what = "wants a token; set RAY_AUTH_MODE=token to show it yours (~/.ray/auth_token, or RAY_AUTH_TOKEN)"
+        raise ClusterError(f"the Ray cluster at {address} {what}") from None
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"cannot attach to the Ray cluster at {address}: {one_line(error, 300)}") from None
+
+
+@contextlib.contextmanager
+def _no_native_log() -> Iterator[None]:
+    """Nothing on standard error for a moment: Ray's C++ writes there past Python, whatever level is asked for."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> RunningCluster:
@@ -151,18 +210,21 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
 def _light_nodes() -> Iterator[None]:
     """Nodes as where Ray is installed without its dashboard, for nobody asks it anything here.
 
-    Otherwise Ray starts an API server, waits a second for it, and gives every node an agent that serves its pages.
+    Otherwise Ray starts an API server, waits a second for it, and gives every node an agent that serves its pages. And
+    it would name this cluster as the machine's current one, though it is only ours and soon gone: the user's own
+    `ray.init()` and `ray status` would look for it.
     """
     from ray._private import utils
     from ray._private.node import Node
 
-    kept = Node.start_api_server, utils.get_dashboard_dependency_error
+    kept = Node.start_api_server, utils.get_dashboard_dependency_error, utils.write_ray_address
     Node.start_api_server = lambda node, **_: setattr(node, "_webui_url", "")
     utils.get_dashboard_dependency_error = lambda: ImportError("left out")
+    utils.write_ray_address = lambda *_: None
     try:
         yield
     finally:
-        Node.start_api_server, utils.get_dashboard_dependency_error = kept
+        Node.start_api_server, utils.get_dashboard_dependency_error, utils.write_ray_address = kept
 
 
 def _head_first(groups: Sequence[Group]) -> tuple[Group, ...]:

@@ -84,6 +84,11 @@ def ray_address(environment: Mapping[str, str] | None = None) -> str | None:
     return (os.environ if environment is None else environment).get("RAY_ADDRESS") or None
 
 
+def token_mode() -> bool:
+    """Whether this process shows Ray clusters a token."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
     """This process's environment for a child, without what only the bootstrap should hold, and changed."""
     kept = {name: value for name, value in os.environ.items() if name not in OURS_ALONE}

@@ -28,9 +28,13 @@ class Taken:
 
 
 class Feed:
-    """The actor. Its methods are called by the driver and by every rank; each is safe to call at any time."""
+    """The actor. Its methods are called by the driver and by every rank; each is safe to call at any time.
 
-    def __init__(self, spec: StreamSpec, splits_pickle: bytes, options: FeedOptions):
+    Args:
+        splits_pickle: dict[Split, SplitWork], or a list with a reference to that in Ray's object store.
+    """
+
+    def __init__(self, spec: StreamSpec, splits_pickle: bytes | list[Any], options: FeedOptions):
         make_ray_data_lean()  # a second's import, spent while the rest of the run is still starting
         self._spec, self._splits_pickle, self._options = spec, splits_pickle, options
         self._changed = threading.Condition()

@@ -176,7 +176,7 @@ class Stream:
     def __init__(
         self,
         plan: StreamPlan,
-        splits_pickle: bytes,
+        splits_pickle: bytes | list[Any],
         options: FeedOptions,
         changed: threading.Condition,
         after: Stream | None = None,
@@ -203,7 +203,8 @@ class Stream:
             if self._after is not None:
                 self._after.join()
                 self._after = None
-            work_ref = ray.put(StreamWork(self.plan, self._splits_pickle))
+            splits = self._splits_pickle
+            work_ref = ray.put(StreamWork(self.plan, splits if isinstance(splits, bytes) else ray.get(splits[0])))
             places, first = self.plan.places(), True
             while len(places) and not self.abandoned:
                 tasks, taken = self._leg(places, first)
