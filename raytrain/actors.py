@@ -23,7 +23,7 @@ def start_feed(this: Run, pipeline: Pipeline, spec: StreamSpec) -> Any:
     import ray
 
     from raytrain.data.feed import Feed
-    from raytrain.data.stream import FeedOptions
+    from raytrain.data.stream import FeedOptions, Stored
 
     opened = this.opened
     share = pipeline.max_corrupt_share
@@ -37,10 +37,7 @@ def start_feed(this: Run, pipeline: Pipeline, spec: StreamSpec) -> Any:
         },
     )
     actor = ray.remote(num_cpus=0, max_restarts=3, max_concurrency=2 * this.topology.world_size + 8)(Feed)
-    # In a list, or Ray's C++ would warn of a large argument that may be lost before the actor starts again. What holds
-    # it is this process, and it lies on this host, without which nothing goes on anyway.
-    this.held = [ray.put(opened.pickled_splits())]
-    return actor.options(label_selector=_here()).remote(spec, this.held, options)
+    return actor.options(label_selector=_here()).remote(spec, Stored.put(opened.pickled_splits()), options)
 
 
 def start_keeper(this: Run, attempt: str) -> Any:

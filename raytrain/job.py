@@ -59,7 +59,6 @@ class Run:
         restored: the checkpoint to go on from, looked at before anything is started.
         afresh: how to begin anew where an earlier run cannot be gone on with.
         started_again: SageMaker has started the job anew, and it goes on by itself.
-        held: what lies in Ray's object store as long as the run.
     """
 
     job: Job
@@ -78,7 +77,6 @@ class Run:
     restored: Any = None
     progress: ProgressLog = field(default_factory=ProgressLog)
     samplers: Samplers = field(default_factory=Samplers)
-    held: list[Any] = field(default_factory=list)
 
     @property
     def topology(self) -> Topology:

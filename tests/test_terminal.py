@@ -102,3 +102,34 @@ def test_the_command_line_shows_where_a_users_model_failed_once_and_nothing_of_i
     assert heading == "on the rank:"
     assert "mat1 and mat2 shapes cannot be multiplied" in message and last.startswith("RuntimeError: ")
     assert not re.search(r"worker\.py|cli\.py|job\.py|live\.py", found.stderr)
+
+
+LARGE = """
+import sys
+from raytrain import Job, Pipeline, fit
+from raytrain.data import decode, image_folder
+
+TABLE = list(range(100_000))  # travels with the stage that uses it, and is too large for a message of Ray's
+
+def brighten(image, rng):
+    return image + TABLE[0]
+
+def loop(ctx):
+    for _ in ctx.epochs():
+        for batch in ctx.batches():
+            pass
+
+if __name__ == "__main__":
+    fit(loop, Pipeline(image_folder(sys.argv[1]), [decode(), brighten], batch_size=8),
+        Job.from_dict({"name": "large", "training": {"epochs": 1}}), nodes="train=1x1")
+"""
+
+
+def test_nothing_of_rays_own_log_is_shown_though_a_stage_brings_much_along(images, tmp_path):
+    script = tmp_path / "large.py"
+    script.write_text(LARGE)
+    found = subprocess.run(
+        [sys.executable, str(script), str(images / "train")], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert not re.search(r"\.cc:|WARN|INFO|ray::", found.stderr), found.stderr

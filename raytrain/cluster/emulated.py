@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from raytrain.cluster import facts, guardian
-from raytrain.cluster.environ import prepare_emulated_cluster, token_mode
+from raytrain.cluster.environ import native_log_of_errors, prepare_emulated_cluster, token_mode
 from raytrain.cluster.logs import forward_worker_output
 from raytrain.cluster.topology import (
     EMULATED_GPU,
@@ -95,7 +95,8 @@ def attach(address: str) -> RunningCluster:
     import ray
 
     try:
-        ray.init(address=address, logging_level="warning", log_to_driver=True)
+        with native_log_of_errors(), no_native_log():
+            ray.init(address=address, logging_level="warning", log_to_driver=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(f"cannot attach to the Ray cluster at {address!r}: {one_line(error, 300)}") from None
     forward_worker_output()
@@ -148,7 +149,7 @@ def _check_token(address: str, found: bool) -> None:
         logging.getLogger(tokens.__name__).setLevel(logging.ERROR)  # that there is a token is no news
         tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
-        with _no_native_log():
+        with no_native_log():
             GcsClient(address=address)
     except ray.exceptions.AuthenticationError:
         if token_mode():
@@ -161,8 +162,8 @@ def _check_token(address: str, found: bool) -> None:
 
 
 @contextlib.contextmanager
-def _no_native_log() -> Iterator[None]:
-    """Nothing on standard error for a moment: Ray's C++ writes there past Python, whatever level is asked for."""
+def no_native_log() -> Iterator[None]:
+    """Nothing on standard error for a moment: Ray's C++ writes there past Python, even that it was told not to."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -194,7 +195,8 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
             for group, trains in plan or [(None, True)]:
                 cluster.add_node(wait=False, **_node(group, trains, wanted_reserve, max(len(plan), 1)))
         guarded = guardian.start(_pids(cluster))
-        ray.init(address=cluster.address, logging_level="warning", log_to_driver=True)
+        with native_log_of_errors(), no_native_log():
+            ray.init(address=cluster.address, logging_level="warning", log_to_driver=True)
         if len(plan) > 1:
             cluster.wait_for_nodes(timeout=60)
     except BaseException as error:  # Ctrl-C too

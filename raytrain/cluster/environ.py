@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,20 @@ def prepare_emulated_cluster() -> None:
     prepare_own_cluster()
     for name in (COLLECTS_METRICS, "RAY_task_events_report_interval_ms"):
         os.environ.setdefault(name, "0")
+
+
+@contextlib.contextmanager
+def native_log_of_errors() -> Iterator[None]:
+    """Around `ray.init`: what Ray's C++ has to say in this process goes to standard error, and its warnings are about
+    Ray's own parts. Not in the processes of the nodes, whose logs are files."""
+    name = "RAY_BACKEND_LOG_LEVEL"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "error")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 def without_own(settings: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 from raytrain.data.batch import Failure
 from raytrain.data.lean import make_ray_data_lean
 from raytrain.data.order import Position, Split, StreamPlan, StreamSpec
-from raytrain.data.stream import FeedOptions, Stream
+from raytrain.data.stream import FeedOptions, Stored, Stream
 from raytrain.errors import DataError, TrainingError
 
 TAKE_TIMEOUT_S = 5.0
@@ -31,10 +31,10 @@ class Feed:
     """The actor. Its methods are called by the driver and by every rank; each is safe to call at any time.
 
     Args:
-        splits_pickle: dict[Split, SplitWork], or a list with a reference to that in Ray's object store.
+        splits_pickle: dict[Split, SplitWork].
     """
 
-    def __init__(self, spec: StreamSpec, splits_pickle: bytes | list[Any], options: FeedOptions):
+    def __init__(self, spec: StreamSpec, splits_pickle: bytes | Stored, options: FeedOptions):
         make_ray_data_lean()  # a second's import, spent while the rest of the run is still starting
         self._spec, self._splits_pickle, self._options = spec, splits_pickle, options
         self._changed = threading.Condition()

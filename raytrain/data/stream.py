@@ -7,6 +7,7 @@ between them), so that workers stay warm and the next epoch is being prepared wh
 from __future__ import annotations
 
 import logging
+import pickle
 import threading
 import time
 from collections import deque
@@ -170,13 +171,34 @@ class Router:
             self._open += 1
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Bytes in Ray's object store for as long as the run, which is what a pickled reference does.
+
+    Of any other argument that lies there, and of an actor that may start again, Ray's C++ warns on standard error.
+    """
+
+    reference_pickle: bytes
+
+    @classmethod
+    def put(cls, data: bytes) -> Stored:
+        import ray
+
+        return cls(ray.cloudpickle.dumps(ray.put(data)))
+
+    def get(self) -> bytes:
+        import ray
+
+        return ray.get(pickle.loads(self.reference_pickle))
+
+
 class Stream:
     """One run of the pipeline from a position to the end, on its own thread."""
 
     def __init__(
         self,
         plan: StreamPlan,
-        splits_pickle: bytes | list[Any],
+        splits_pickle: bytes | Stored,
         options: FeedOptions,
         changed: threading.Condition,
         after: Stream | None = None,
@@ -204,7 +226,7 @@ class Stream:
                 self._after.join()
                 self._after = None
             splits = self._splits_pickle
-            work_ref = ray.put(StreamWork(self.plan, splits if isinstance(splits, bytes) else ray.get(splits[0])))
+            work_ref = ray.put(StreamWork(self.plan, splits if isinstance(splits, bytes) else splits.get()))
             places, first = self.plan.places(), True
             while len(places) and not self.abandoned:
                 tasks, taken = self._leg(places, first)
