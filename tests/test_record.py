@@ -175,6 +175,8 @@ def test_lines_and_times():
     assert epoch_line(STATUS["progress"][0]["history"][0], 3) == (
         "epoch 1/3  loss 0.5000  validation accuracy 0.9000  2.0 s  700.0 samples/s"
     )
+    with_rate = {**STATUS["progress"][0]["history"][0], "steps": 23, "learning_rate": 1e-5}
+    assert "rate" not in epoch_line(with_rate, 3), "it is for the record and the page"
     assert clock(3723) == "1:02:03"
 
 
