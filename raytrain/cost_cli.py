@@ -188,6 +188,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one self-contained page about runs: final figures, curves, timelines, costs."""
+    from raytrain.cost.compare import Comparison
     from raytrain.cost.compare import compare as compared
     from raytrain.cost.instances import catalog
     from raytrain.report.page import write_report
@@ -195,7 +196,10 @@ def report(
 
     known, read = catalog(prices), [read_run(path) for path in records]
     types = [_types(text) for text in instances] if instances else None
-    found = compared(read, known, region=region, instances=types, unlike=unlike)
+    if len(read) == 1 and not read[0].totals.samples:
+        found = Comparison((), (), ())  # a run that failed: its curves, and why
+    else:
+        found = compared(read, known, region=region, instances=types, unlike=unlike)
     write_report(read, found, known, out)
     typer.echo(json.dumps({"page": str(out)}) if as_json else f"page: {out}")
 

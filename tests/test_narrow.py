@@ -115,12 +115,12 @@ def test_a_dry_run_in_a_real_terminal_of_80_by_24(tmp_path):
     tell("new-session", "-d", "-x", "80", "-y", "24", script)
     try:
         tell("wait-for", "ended")
-        screen = tell("capture-pane", "-p").splitlines()
-        joined = tell("capture-pane", "-p", "-J")
+        screen = tell("capture-pane", "-p", "-S", "-").splitlines()  # with what has scrolled away
+        joined = tell("capture-pane", "-p", "-J", "-S", "-")
     finally:
         tell("kill-server")
     screen = [line.rstrip() for line in screen]
-    assert len(screen) <= 24, "all of it is on one screen"
+    assert len(screen) == 24, "nothing has scrolled away"
     assert re.fullmatch(r"3 hosts in us-east-1 for \$[\d.]+ an hour, at most \$[\d.]+", screen[0])
     assert "ended with 0" in screen
     assert "…" not in joined

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 
 import pytest
 from money import profile, run_on
 from patience import patient
 
+from raytrain.cli import main
 from raytrain.cost.compare import compare
 from raytrain.cost.instances import catalog
 from raytrain.cost.planner import Bounds, plan
@@ -231,6 +233,27 @@ def test_a_plans_page(tmp_path, opened):
     said = page.locator("figure").first.locator("title").all_text_contents()
     assert f"{cheapest.shape}: {cheapest.hours:,.2f} hours, ${cheapest.usd:,.2f}" in said
     assert "ml.c5.4xlarge" in page.locator("figure").nth(1).locator(".legend li").all_inner_texts()
+
+
+def test_a_run_that_failed_has_its_curves_and_says_why(record, tmp_path, opened, monkeypatch):
+    nothing = record.totals.model_copy(update={"samples": 0, "samples_per_s": 0.0, "wait_share": 0.0})
+    changes = {
+        "status": "failed",
+        "error": "the loss is nan at step 9\nmore",
+        "totals": nothing,
+        "ranks": [],
+        "stages": [],
+    }
+    record.model_copy(update={**changes, "epochs": EPOCHS[:2]}).write(tmp_path / "run" / "record.json")
+    monkeypatch.setattr(sys, "argv", ["raytrain", "report", str(tmp_path / "run"), "-o", str(tmp_path / "r.html")])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    page = opened(tmp_path / "r.html")
+    assert page.locator(".lead").all_inner_texts() == ["small failed: the loss is nan at step 9"]
+    assert drawn(page.locator("figure").first)[0] == ("loss", near([1, 2]), near([2.0, 1.0]))
+    table = {row[0]: row[1:] for row in cells(page, "Results")}
+    assert table["status"] == ["failed"] and "samples/s" not in table
+    assert page.said == []
 
 
 def test_a_record_without_samplers_prices_or_gpus_has_a_page_too(record, tmp_path, opened):

@@ -158,7 +158,7 @@ def stage_bars(both: list[tuple[str, RunRecord]]) -> Bars | None:
 
 
 def cost_chart(records: list[RunRecord], comparison: Comparison, known: Catalog) -> Chart | None:
-    found = curve_of(records[0], comparison, known)
+    found = curve_of(records[0], comparison, known) if comparison.columns else None
     if found is None:
         return None
     cpu_type, curve, points = found

@@ -37,10 +37,13 @@ class Section:
 def write_report(records: list[RunRecord], comparison: Comparison, known: Catalog, path: Path) -> None:
     """A page about runs.
 
+    Args:
+        comparison: of the records; without columns where there is nothing to compare.
+
     Raises:
         ConfigError: it cannot be written, or what draws it is not installed.
     """
-    names = [column.name for column in comparison.columns if not column.predicted]
+    names = [column.name for column in comparison.columns if not column.predicted] or [each.name for each in records]
     both = list(zip(names, records, strict=True))
     cost, stages = cost_chart(records, comparison, known), stage_bars(both)
     about = "All on one time axis. Point at a chart, or go to it with the tab key and along it with the arrow keys."
@@ -56,15 +59,16 @@ def write_report(records: list[RunRecord], comparison: Comparison, known: Catalo
         Section("Hosts", _hosts(records, names)),
     ]
     facts = [*_facts(records, names), *price_lines(comparison.prices, known)]
-    if len(comparison.columns) == 1:
+    if len(comparison.columns) < 2:
         facts += comparison.notes
+    ends = [f"{name} {each.status}: {each.error.splitlines()[0]}" for name, each in both if each.error]
     title = " and ".join(names) if len(names) < 4 else f"{len(names)} runs"
-    _write(path, title=title, lead=_lead(comparison), sections=sections, facts=facts)
+    _write(path, title=title, lead=[*ends, *_lead(comparison)], sections=sections, facts=facts)
 
 
 def _comparison(comparison: Comparison) -> list[Section]:
     """None of one run that nothing is predicted beside."""
-    if len(comparison.columns) == 1:
+    if len(comparison.columns) < 2:
         return []
     (_, names), *rows = comparison_rows(comparison)
     table = PageTable(["", *names], [[what, *values] for what, values in rows], list(comparison.notes))
@@ -105,8 +109,8 @@ _UNITS = {"ms": "s", "s": "s", "%": "share", "B": "bytes"}
 def _lead(comparison: Comparison) -> list[str]:
     """What the comparison comes to, in a line a column."""
     lines = []
-    first, *others = comparison.columns
-    for column in others:
+    for column in comparison.columns[1:]:
+        first = comparison.columns[0]
         word = "is predicted at" if column.predicted else "has"
         if column.price_efficiency is None:
             lines.append(f"{column.name} {word} {column.speedup:.2f} times the samples a second of {first.name}")

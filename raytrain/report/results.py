@@ -58,12 +58,12 @@ def results(records: list[RunRecord], names: list[str], comparison: Comparison) 
         rows.append([spoken(metric), *(_final(record, metric) for record in records)])
     rows.append(["best", *(_best(record) for record in records)])
     rows += [
-        ["samples/s", *(f"{record.totals.samples_per_s:,.1f}" for record in records)],
-        ["waiting for data", *(share(record.totals.wait_share) for record in records)],
+        ["samples/s", *(f"{each.totals.samples_per_s:,.1f}" if each.totals.samples else "-" for each in records)],
+        ["waiting for data", *(share(each.totals.wait_share if each.totals.samples else None) for each in records)],
         ["first step after", *(_seconds(record.startup.first_step_s) for record in records)],
         ["took", *(_seconds(record.totals.wall_s) for record in records)],
         ["attempts", *(str(record.totals.attempts) if record.totals.attempts > 1 else "-" for record in records)],
-        ["limited by", *(record.totals.bottleneck.partition(":")[0] for record in records)],
+        ["limited by", *(each.totals.bottleneck.partition(":")[0] if each.totals.samples else "-" for each in records)],
     ]
     if len(comparison.columns) == 1:  # nothing to hold it against: a comparison would be an empty one
         rows += _money(comparison.columns[0])
