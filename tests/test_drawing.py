@@ -51,7 +51,7 @@ def test_a_logarithmic_axis_is_one():
 
 @pytest.mark.parametrize("value", [0.0, 3.0, -2.0])
 def test_one_point_is_drawn_too(value):
-    drawing = draw(Chart("t", "a", [Series("n", [1.0], [value], dots=True)], "epoch", "", zero=False))
+    drawing = draw(Chart("t", "a", [Series("n", [1.0], [value])], "epoch", "", zero=False))
     assert [dot.path for dot in drawing.dots] == ["M0 500h0"]
 
 

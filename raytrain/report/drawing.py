@@ -87,7 +87,7 @@ def draw(chart: Chart) -> Drawing:
             Line(line.name, _path(line, x_axis, y_axis) if line.line else "", line.color % COLORS, line.dash % DASHES)
             for line in chart.series
         ],
-        dots=[dot for line in chart.series if line.dots for dot in _dots(line, chart, x_axis, y_axis)],
+        dots=[dot for line in chart.series if line.dots or len(line.x) == 1 for dot in _dots(line, chart, x_axis, y_axis)],
         scale=None if chart.log_x else (x_axis.low, x_axis.high, y_axis.low, y_axis.high),
     )
 
