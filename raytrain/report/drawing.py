@@ -87,7 +87,7 @@ def draw(chart: Chart) -> Drawing:
             Line(line.name, _path(line, x_axis, y_axis) if line.line else "", line.color % COLORS, line.dash % DASHES)
             for line in chart.series
         ],
-        dots=[dot for line in chart.series if line.dots or len(line.x) == 1 for dot in _dots(line, chart, x_axis, y_axis)],
+        dots=[dot for line in chart.series for dot in _dots(line, chart, x_axis, y_axis)],
         scale=None if chart.log_x else (x_axis.low, x_axis.high, y_axis.low, y_axis.high),
     )
 
@@ -131,6 +131,9 @@ def _point(x: float, y: float, x_axis: Axis, y_axis: Axis) -> tuple[str, str]:
 
 
 def _dots(line: Series, chart: Chart, x_axis: Axis, y_axis: Axis) -> list[Dot]:
+    """A line of one point is a dot, or nobody would see it."""
+    if not (line.dots or len(line.x) == 1):
+        return []
     found = []
     for number, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
         px, py = _point(x, y, x_axis, y_axis)
