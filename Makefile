@@ -11,7 +11,7 @@ demo: install-demo
 	$(BIN)/raytrain sample-data digits data/digits
 	$(BIN)/raytrain train launch/digits.yaml --nodes $(DEMO_NODES)
 
-test: install-test lint $(BIN)/prometheus $(BIN)/chromium
+test: install-test lint $(BIN)/prometheus $(BIN)/chromium $(BIN)/tmux
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 quick: install-test lint
@@ -23,11 +23,11 @@ $(BIN)/prometheus: | install-test
 	  && dpkg-deb -x prometheus_*.deb prometheus && ln -sf ../prometheus/usr/bin/prometheus bin/prometheus \
 	  || echo "no Prometheus: Debian's package could not be fetched"
 
-# The browser that the tests look at pages with, from Debian where we may install it; they are skipped elsewhere.
-$(BIN)/chromium: | install-test
-	command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y \
-	  --no-install-recommends chromium; } >/dev/null 2>&1; \
-	  ln -s "$$(command -v chromium)" $@ || echo "no Chromium: Debian's package could not be installed"
+# The browser and the terminal that tests look with, from Debian where we may install it; they are skipped elsewhere.
+$(BIN)/chromium $(BIN)/tmux: | install-test
+	command -v $(@F) >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y \
+	  --no-install-recommends $(@F); } >/dev/null 2>&1; \
+	  ln -s "$$(command -v $(@F))" $@ || echo "no $(@F): Debian's package could not be installed"
 
 lint: install-test
 	$(BIN)/ruff check .

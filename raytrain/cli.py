@@ -28,6 +28,7 @@ app.add_typer(cloud_cli.app)
 app.add_typer(cost_cli.app)
 app.add_typer(prices_cli.app, name="prices")
 Json = cloud_cli.Json
+METRICS = "Metrics"  # a panel of its own, in which even its longest option fits 80 columns
 
 
 class SampleData(StrEnum):
@@ -121,14 +122,26 @@ def bootstrap(
     dashboard_host: Annotated[str, typer.Option(help="Where the dashboard listens.")] = "127.0.0.1",
     dashboard_port: Annotated[int, typer.Option(min=1, max=65535)] = 8265,
     prometheus: Annotated[
-        str | None, typer.Option(help="Run Prometheus on the head: a binary, its release archive, or path.")
+        str | None,
+        typer.Option(
+            help="Run Prometheus on the head: a binary, its release archive, or path.", rich_help_panel=METRICS
+        ),
     ] = None,
-    remote_write: Annotated[str | None, typer.Option(metavar="URL", help="Where Prometheus sends it on.")] = None,
+    remote_write: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where Prometheus sends it on.", rich_help_panel=METRICS)
+    ] = None,
     remote_write_region: Annotated[
-        str | None, typer.Option(help="Sign for this region (SigV4). (default: as the URL of Amazon's service says)")
+        str | None,
+        typer.Option(
+            help="Sign for this region (SigV4). (default: as the URL of Amazon's service says)", rich_help_panel=METRICS
+        ),
     ] = None,
-    remote_write_user: Annotated[str | None, typer.Option(help="For basic authentication.")] = None,
-    remote_write_password_file: Annotated[Path | None, typer.Option(help="Or RAYTRAIN_REMOTE_WRITE_PASSWORD.")] = None,
+    remote_write_user: Annotated[
+        str | None, typer.Option(help="For basic authentication.", rich_help_panel=METRICS)
+    ] = None,
+    remote_write_password_file: Annotated[
+        Path | None, typer.Option(help="Or RAYTRAIN_REMOTE_WRITE_PASSWORD.", rich_help_panel=METRICS)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write the bootstrap's own lines as JSON.")] = False,
 ) -> None:
     """Start Ray on every host of a job, run PROGRAM once, and end everywhere with its exit status.

@@ -30,7 +30,9 @@ def launch(
     name: Annotated[str | None, typer.Option(help="Of the training job. (default: the job's and the time)")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Show the log and end as the job ends.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the request; ask and send nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what it is and costs; ask and send nothing.")
+    ] = False,
     prices: Annotated[Path | None, typer.Option(metavar="FILE", help="More types and prices.")] = None,
     no_prices: Annotated[bool, typer.Option("--no-prices", help="Launch without knowing what it costs.")] = False,
     as_json: Json = False,
@@ -42,14 +44,17 @@ def launch(
     from raytrain.sagemaker.stage import stage
 
     job = Job.from_yaml(job_file, overrides or [])
-    console = terminal()
+    console = terminal(standard_output=dry_run)
     known = None if dry_run else aws.account(submit.settings(job).region)
     planned = submit.prepare(job, known, name=name, prices=prices, priced=not no_prices)
     with tempfile.TemporaryDirectory() as folder:
         staged = stage(job, Path(folder) / "staged")
+        if dry_run and as_json:
+            _echo_json({**planned.plan.figures, "request": planned.shown})
+            return
         show_plan(planned.plan, console, staged, planned.notes)
         if dry_run:
-            _echo_json({**planned.plan.figures, "request": planned.shown} if as_json else planned.shown)
+            typer.echo("dry run: nobody was asked and nothing was sent; --json prints the request")
             return
         if not yes:
             _confirm()

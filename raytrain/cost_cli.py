@@ -177,9 +177,9 @@ def plan(
         typer.echo(f"job file for {found[pick - 1].shape}: {out}", err=as_json)
 
 
-@app.command(epilog="Example: raytrain report runs/single/record.json runs/heterogeneous/record.json -o report.html")
+@app.command(epilog="Example: raytrain report runs/single runs/heterogeneous -o report.html")
 def report(
-    records: Annotated[list[Path], typer.Argument(metavar="RECORD...", help="Of finished runs.")],
+    records: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of ended runs, or their records.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="The page.")] = Path("report.html"),
     region: Region = None,
     instances: Instances = None,
@@ -187,15 +187,19 @@ def report(
     prices: Prices = None,
     as_json: Json = False,
 ) -> None:
-    """Write one self-contained page about runs: tables, timelines, costs."""
+    """Write one self-contained page about runs: final figures, curves, timelines, costs."""
+    from raytrain.cost.compare import Comparison
     from raytrain.cost.compare import compare as compared
     from raytrain.cost.instances import catalog
-    from raytrain.record import read_record
     from raytrain.report.page import write_report
+    from raytrain.run_folder import read_run
 
-    known, read = catalog(prices), [read_record(path) for path in records]
+    known, read = catalog(prices), [read_run(path) for path in records]
     types = [_types(text) for text in instances] if instances else None
-    found = compared(read, known, region=region, instances=types, unlike=unlike)
+    if len(read) == 1 and not read[0].totals.samples:
+        found = Comparison((), (), ())  # a run that failed: its curves, and why
+    else:
+        found = compared(read, known, region=region, instances=types, unlike=unlike)
     write_report(read, found, known, out)
     typer.echo(json.dumps({"page": str(out)}) if as_json else f"page: {out}")
 

@@ -81,6 +81,19 @@ class RunFolder:
             self.record.rename(kept)
 
 
+def read_run(path: Path) -> RunRecord:
+    """The record of a run, given its file or the run's folder.
+
+    Raises:
+        ConfigError: as `read_record`, or the folder has no record.
+    """
+    if not path.is_dir():
+        return read_record(path)
+    if not (path / "record.json").is_file():
+        raise ConfigError(f"{path} has no record.json: give the folder of a run that has ended, or its record")
+    return read_record(path / "record.json")
+
+
 def open_run_folder(run_dir: str, name: str, *, resume: bool) -> RunFolder:
     """Take the run's folder.
 

@@ -86,7 +86,7 @@ def test_a_plan_with_its_job_file_and_page(call, profile_file, tmp_path):
         ("cpu", "ml.c5.4xlarge", 2),
     ]
     assert Job.from_yaml(job).sagemaker.region == "us-east-1"
-    assert page.stat().st_size > 1_000_000
+    assert page.stat().st_size < 1_000_000
 
 
 def test_a_plan_for_a_program(call, profile_file):
@@ -156,6 +156,7 @@ def test_bad_input_is_one_line(call, records, profile_file, tmp_path):
         (["plan", profile_file, *east, "--accelerator", "T4=-1"], "--accelerator 'T4=-1' must look like"),
         (["plan", profile_file, *east, "-o", tmp_path / "no" / "x.yaml"], "the job file cannot be written to"),
         (["plan", profile_file, *east, "--html", tmp_path / "cut.json" / "x"], "the page cannot be written to"),
+        (["report", tmp_path], "has no record.json: give the folder of a run that has ended, or its record"),
         (["report", tmp_path / "old.json"], "has schema version 1; this raytrain reads 3"),
     ]:
         code, _, err = call(*arguments)
@@ -164,11 +165,20 @@ def test_bad_input_is_one_line(call, records, profile_file, tmp_path):
         assert "Traceback" not in err
 
 
+def test_a_page_of_the_folder_of_a_run(call, records, tmp_path):
+    """It is that of the record in it."""
+    (tmp_path / "runs" / "single").mkdir(parents=True)
+    records[0].rename(tmp_path / "runs" / "single" / "record.json")
+    code, out, err = call("report", tmp_path / "runs" / "single", records[1], "-o", tmp_path / "r.html")
+    assert (code, out) == (0, f"page: {tmp_path / 'r.html'}\n"), err
+    assert "<title>single and both</title>" in (tmp_path / "r.html").read_text()
+
+
 def test_what_draws_pages_is_asked_for_when_it_is_missing(call, records, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     code, _, err = call("report", *records, "--region", "us-east-1", "-o", tmp_path / "r.html")
     assert code == 2
-    assert "pages need plotly.offline: pip install 'raytrain[report]'" in err
+    assert "pages need jinja2: pip install 'raytrain[report]'" in err
 
 
 def test_a_jobs_groups_as_emulated_nodes(job_tree):

@@ -175,13 +175,15 @@ def test_lines_and_times():
     assert epoch_line(STATUS["progress"][0]["history"][0], 3) == (
         "epoch 1/3  loss 0.5000  validation accuracy 0.9000  2.0 s  700.0 samples/s"
     )
+    with_rate = {**STATUS["progress"][0]["history"][0], "steps": 23, "learning_rate": 1e-5}
+    assert "rate" not in epoch_line(with_rate, 3), "it is for the record and the page"
     assert clock(3723) == "1:02:03"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_display_shows_each_epoch_once(terminal):
     console = Console(width=120, force_terminal=terminal, file=io.StringIO())
-    last = {"history": [{"epoch": 3, "loss": 0.1, "seconds": 1, "samples_per_s": 1}]}
+    last = {"epochs": 3, "history": [{"epoch": 3, "loss": 0.1, "seconds": 1, "samples_per_s": 1}]}
     with Display(console) as display:
         display.update({"phase": "2 nodes are up"})
         display.update({"progress": {}})

@@ -20,6 +20,7 @@ from raytrain.report.tables import print_summary
 
 LINE_EVERY_S = 10.0
 WIDTH_OF_A_LOG = 120
+NOT_IN_A_LINE = {"epoch", "loss", "seconds", "steps", "samples_per_s", "learning_rate"}  # or elsewhere in it
 
 
 def fit(
@@ -138,7 +139,7 @@ def step_line(figures: dict[str, Any], left_s: float | None) -> str:
 def epoch_line(epoch: dict[str, float | None], num_epochs: int) -> str:
     """One finished epoch."""
     parts = [f"epoch {epoch['epoch']:.0f}/{num_epochs}"]
-    for name in ["loss", *sorted(set(epoch) - {"epoch", "loss", "seconds", "steps", "samples_per_s"})]:
+    for name in ["loss", *sorted(set(epoch) - NOT_IN_A_LINE)]:
         parts.append(f"{name.replace('_', ' ')} {'-' if epoch[name] is None else format(epoch[name], '.4f')}")
     parts.append(f"{epoch['seconds']:.1f} s")
     parts.append(f"{epoch['samples_per_s']:.1f} samples/s")

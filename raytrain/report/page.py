@@ -1,12 +1,10 @@
-"""One self-contained page about runs, or about a plan: tables, and charts that need no network."""
+"""One self-contained page about runs, or about a plan: tables and charts, without a library and without network."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from raytrain import __version__
 from raytrain.cost.compare import Comparison
@@ -14,45 +12,67 @@ from raytrain.cost.instances import Catalog
 from raytrain.cost.planner import Plan, Prediction
 from raytrain.errors import ConfigError
 from raytrain.record import RunRecord
-from raytrain.report.charts import Chart, plan_charts, run_charts
+from raytrain.report.charts import cost_chart, epoch_charts, plan_charts, stage_bars, time_charts
 from raytrain.report.costs import comparison_rows, plan_lines, price_lines, profile_rows, verdict
+from raytrain.report.drawing import BarDrawing, Drawing, draw, draw_bars
+from raytrain.report.results import PageTable, epochs, left_out, results
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 PACKAGES = ("raytrain", "ray", "torch", "timm", "python")  # whose versions come first
 
 
 @dataclass(frozen=True)
-class PageTable:
-    """Attributes: `text`: numbers of the columns that hold text, the first apart."""
+class Section:
+    """Attributes: `wide`: its charts take the page's width, one below the other, so that their axes are above each
+    other."""
 
     title: str
-    head: list[str]
-    rows: list[list[str]]
-    notes: list[str] = field(default_factory=list)
-    text: tuple[int, ...] = ()
+    table: PageTable | None = None
+    charts: list[Drawing] = field(default_factory=list)
+    bars: BarDrawing | None = None
+    about: str = ""
+    wide: bool = False
 
 
 def write_report(records: list[RunRecord], comparison: Comparison, known: Catalog, path: Path) -> None:
     """A page about runs.
 
+    Args:
+        comparison: of the records; without columns where there is nothing to compare.
+
     Raises:
         ConfigError: it cannot be written, or what draws it is not installed.
     """
-    (_, names), *rows = comparison_rows(comparison)
-    measured = [column.name for column in comparison.columns if not column.predicted]
-    tables = [
-        PageTable("Comparison", ["", *names], [[what, *values] for what, values in rows], list(comparison.notes)),
-        _stages(records, measured),
-        _hosts(records, measured),
+    names = [column.name for column in comparison.columns if not column.predicted] or [each.name for each in records]
+    both = list(zip(names, records, strict=True))
+    cost, stages = cost_chart(records, comparison, known), stage_bars(both)
+    about = "All on one time axis. Point at a chart, or go to it with the tab key and along it with the arrow keys."
+    gone = "They could not be prepared, and no step had them."
+    sections = [
+        Section("Results", results(records, names, comparison)),
+        *_comparison(comparison),
+        Section("Epoch by epoch", epochs(records, names), [draw(chart) for chart in epoch_charts(both)]),
+        Section("Samples left out", left_out(records, names), about=gone),
+        Section("Over time", None, [draw(chart) for chart in time_charts(both)], about=about, wide=True),
+        Section("CPU stages", _stages(records, names), bars=draw_bars(stages) if stages else None),
+        Section("Money", None, [draw(cost)] if cost else []),
+        Section("Hosts", _hosts(records, names)),
     ]
-    _write(
-        path,
-        title=" and ".join(measured) if len(measured) < 4 else f"{len(measured)} runs",
-        lead=_lead(comparison),
-        tables=[table for table in tables if table.rows],
-        charts=run_charts(records, measured, comparison, known),
-        facts=[*_facts(records, measured), *price_lines(comparison.prices, known)],
-    )
+    facts = [*_facts(records, names), *price_lines(comparison.prices, known)]
+    if len(comparison.columns) < 2:
+        facts += comparison.notes
+    ends = [f"{name} {each.status}: {each.error.splitlines()[0]}" for name, each in both if each.error]
+    title = " and ".join(names) if len(names) < 4 else f"{len(names)} runs"
+    _write(path, title=title, lead=[*ends, *_lead(comparison)], sections=sections, facts=facts)
+
+
+def _comparison(comparison: Comparison) -> list[Section]:
+    """None of one run that nothing is predicted beside."""
+    if len(comparison.columns) < 2:
+        return []
+    (_, names), *rows = comparison_rows(comparison)
+    table = PageTable(["", *names], [[what, *values] for what, values in rows], list(comparison.notes))
+    return [Section("Comparison", table)]
 
 
 def write_plan(plan: Plan, known: Catalog, path: Path) -> None:
@@ -66,18 +86,21 @@ def write_plan(plan: Plan, known: Catalog, path: Path) -> None:
         [what, *(f"{value:.6g}" for value in (figure.value, figure.low, figure.high)), _UNITS[unit]]
         for what, figure, unit in profile_rows(profile)
     ]
-    tables = [
-        _predictions(f"The best {min(10, len(plan))} of {len(plan):,} shapes", plan.best(10)),
-        _predictions("Nothing is both faster and cheaper than these", plan.front()[:20]),
-        PageTable("What it is predicted from", ["", "median", "lowest", "highest", "unit"], measured, text=(4,)),
+    sections = [
+        Section(f"The best {min(10, len(plan))} of {len(plan):,} shapes", _predictions(plan.best(10))),
+        Section("Nothing is both faster and cheaper than these", _predictions(plan.front()[:20])),
+        Section("Time and money", None, [draw(chart) for chart in plan_charts(plan)], wide=True),
+        Section(
+            "What it is predicted from",
+            PageTable(["", "median", "lowest", "highest", "unit"], measured, text=(4,)),
+        ),
     ]
     facts = [
         f"{profile.num_samples:,} samples an epoch, {profile.epochs:g} epochs",
         f"measured on {profile.hardware}, {profile.measured_at}, by {profile.source}",
         *plan_lines(plan, known)[1:],
     ]
-    charts = plan_charts(plan)
-    _write(path, title=f"Plan for {profile.name}", lead=[verdict(plan)], tables=tables, charts=charts, facts=facts)
+    _write(path, title=f"Plan for {profile.name}", lead=[verdict(plan)], sections=sections, facts=facts)
 
 
 _UNITS = {"ms": "s", "s": "s", "%": "share", "B": "bytes"}
@@ -86,8 +109,8 @@ _UNITS = {"ms": "s", "s": "s", "%": "share", "B": "bytes"}
 def _lead(comparison: Comparison) -> list[str]:
     """What the comparison comes to, in a line a column."""
     lines = []
-    first, *others = comparison.columns
-    for column in others:
+    for column in comparison.columns[1:]:
+        first = comparison.columns[0]
         word = "is predicted at" if column.predicted else "has"
         if column.price_efficiency is None:
             lines.append(f"{column.name} {word} {column.speedup:.2f} times the samples a second of {first.name}")
@@ -106,7 +129,7 @@ def _stages(records: list[RunRecord], names: list[str]) -> PageTable:
         for name, record in zip(names, records, strict=True)
         for stage in record.stages
     ]
-    return PageTable("CPU stages", ["run", "stage", "ms a sample", "CPU seconds", "samples"], rows, text=(1,))
+    return PageTable(["run", "stage", "ms a sample", "CPU seconds", "samples"], rows, text=(1,))
 
 
 def _hosts(records: list[RunRecord], names: list[str]) -> PageTable:
@@ -116,10 +139,10 @@ def _hosts(records: list[RunRecord], names: list[str]) -> PageTable:
             kind = host.instance_type or ("emulated" if host.emulated else "-")
             rows.append([name, host.name, kind, f"{host.cpus:g}", f"{host.gpus:g}", f"{host.samples_prepared:,}"])
     head = ["run", "host", "type", "CPUs", "GPUs", "samples prepared"]
-    return PageTable("Hosts", head, rows, text=(1, 2))
+    return PageTable(head, rows, text=(1, 2))
 
 
-def _predictions(title: str, found: list[Prediction]) -> PageTable:
+def _predictions(found: list[Prediction]) -> PageTable:
     rows = [
         [
             str(each.shape),
@@ -133,7 +156,7 @@ def _predictions(title: str, found: list[Prediction]) -> PageTable:
         for each in found
     ]
     head = ["shape", "samples/s", "limited by", "an hour", "a million samples", "hours", "in all"]
-    return PageTable(title, head, rows, text=(2,))
+    return PageTable(head, rows, text=(2,))
 
 
 def _facts(records: list[RunRecord], names: list[str]) -> list[str]:
@@ -156,25 +179,19 @@ def _facts(records: list[RunRecord], names: list[str]) -> list[str]:
     return lines
 
 
-def _write(
-    path: Path, *, title: str, lead: list[str], tables: list[PageTable], charts: list[Chart], facts: list[str]
-) -> None:
+def _write(path: Path, *, title: str, lead: list[str], sections: list[Section], facts: list[str]) -> None:
     try:
         from jinja2 import Environment, StrictUndefined
-        from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise ConfigError(f"pages need {error.name}: pip install 'raytrain[report]'") from None
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    )
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     text = template.render(
         title=title,
         lead=lead,
-        tables=tables,
-        charts=charts,
-        charts_json=_json([{"data": chart.data, "layout": chart.layout} for chart in charts]),
+        sections=[section for section in sections if _has_something(section)],
         facts=facts,
-        plotly=get_plotlyjs(),
         version=__version__,
         written=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -185,6 +202,5 @@ def _write(
         raise ConfigError(f"the page cannot be written to {path}: {error.strerror}") from None
 
 
-def _json(tree: Any) -> str:
-    """JSON that cannot end the script element that it stands in."""
-    return json.dumps(tree, allow_nan=False).replace("<", "\\u003c")
+def _has_something(section: Section) -> bool:
+    return bool(section.charts or section.bars or (section.table and section.table.rows))

@@ -15,12 +15,14 @@ from raytrain.sagemaker.watch import billable_s, state_of
 
 
 def show_plan(plan: Plan, console: Console, staged: Staged | None = None, notes: tuple[str, ...] = ()) -> None:
-    """Groups, money and what is sent."""
-    table = Table(title=f"{plan.name} in {plan.region}", title_justify="left", show_edge=False, pad_edge=False)
+    """What it comes to in a line, then groups, money and what is sent. Nothing is cut, however narrow the terminal."""
+    for line in (_in_a_line(plan), f"job: {plan.name}"):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    table = Table(show_edge=False, pad_edge=False)
     for name in ("group", "instance type"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("hosts", "vCPUs", "GPUs", "USD/h"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for planned in plan.groups:
         hosts, kind = planned.group.hosts, planned.type
         gpus = f"{hosts * kind.gpus} {kind.gpu}" if kind.gpus else "-"
@@ -34,9 +36,16 @@ def show_plan(plan: Plan, console: Console, staged: Staged | None = None, notes:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _in_a_line(plan: Plan) -> str:
+    hosts = f"{plan.num_hosts} host{'s' * (plan.num_hosts > 1)} in {plan.region}"
+    if plan.usd_per_hour is None:
+        return f"{hosts}, price not asked for"
+    return f"{hosts} for {money(plan.usd_per_hour)} an hour, at most ${plan.max_usd:,.2f}"
+
+
 def _money_lines(plan: Plan) -> list[str]:
     if plan.usd_per_hour is None:
-        return ["price: not asked for"]
+        return []
     limit = f"its limit of {plan.max_run_s / 3600:g} h"
     if plan.keep_alive_s:
         limit += f" and the warm pool for {plan.keep_alive_s / 3600:g} h"
@@ -103,7 +112,8 @@ def show_status(described: dict[str, Any], console: Console) -> None:
 def show_jobs(summaries: list[dict[str, Any]], console: Console) -> None:
     """A table, newest first."""
     table = Table(show_edge=False, pad_edge=False)
-    for name in ("name", "status", "created", "took"):
+    table.add_column("name", overflow="fold")
+    for name in ("status", "created", "took"):
         table.add_column(name, no_wrap=True)
     for summary in summaries:
         table.add_row(

@@ -44,6 +44,7 @@ def train_loop(ctx: TrainContext) -> None:
         model.train()
         for batch in ctx.batches("train"):
             update(batch, loss_of)
+        ctx.log(learning_rate=scheduler.get_last_lr()[0])  # as the epoch's last update left it
         if ctx.num_batches("validation"):
             ctx.log(**evaluate(ctx, model))
 

@@ -128,4 +128,4 @@ def test_a_person_sees_hosts_money_sources_and_places():
 
 def test_spot_and_no_prices_are_said():
     assert "less on spot" in shown(planned([GPU], spot=True))
-    assert "price: not asked for" in shown(planned([GPU], priced=False))
+    assert "price not asked for" in shown(planned([GPU], priced=False))

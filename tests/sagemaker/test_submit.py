@@ -60,19 +60,23 @@ def test_two_launches_have_two_tokens(aws, cloud_file, launch):
     assert len({boto3.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}) == 2
 
 
-def test_a_dry_run_prints_the_request_and_touches_nothing(aws, cloud_file, launch):
-    result = launch(cloud_file(), "--dry-run", AWS_ENDPOINT_URL="http://127.0.0.1:1")
-    assert result.returncode == 0, result.stderr
-    request = json.loads(result.stdout)
-    assert request["RoleArn"] == ROLE
-    assert request["ResourceConfig"]["InstanceGroups"][1]["InstanceCount"] == 2
+def test_a_dry_run_says_first_what_it_comes_to_and_touches_nothing(aws, cloud_file, launch):
+    result = launch(cloud_file(), "--dry-run", "--name", "mine", AWS_ENDPOINT_URL="http://127.0.0.1:1")
+    assert (result.returncode, result.stderr) == (0, "")
+    first, second, *_, last = result.stdout.splitlines()
+    assert (first, second) == (f"3 hosts in {REGION} for $3.040 an hour, at most $72.96", "job: mine")
+    assert last == "dry run: nobody was asked and nothing was sent; --json prints the request"
+    assert "{" not in result.stdout
     assert aws.sent == []
     assert aws.objects() == []
 
 
-def test_a_dry_run_as_json_has_the_money_too(cloud_file, launch):
+def test_a_dry_run_as_json_has_the_request_and_the_money(cloud_file, launch):
     result = launch(cloud_file(), "--dry-run", "--json")
+    assert result.stderr == ""
     tree = json.loads(result.stdout)
+    assert tree["request"]["RoleArn"] == ROLE
+    assert tree["request"]["ResourceConfig"]["InstanceGroups"][1]["InstanceCount"] == 2
     assert tree["usd_per_hour"] == pytest.approx(1.408 + 2 * 0.816)
     assert tree["break_even"] == pytest.approx((1.408 + 2 * 0.816) / 1.408)
     assert tree["request"]["TrainingJobName"].startswith("digits-")
@@ -82,7 +86,7 @@ def test_a_dry_run_knows_the_account_from_the_role_or_says_that_it_does_not(clou
     named = launch(cloud_file(sagemaker__bucket=None), "--dry-run")
     assert f"s3://sagemaker-{REGION}-{ACCOUNT}/" in named.stdout
     unnamed = launch(cloud_file(sagemaker__bucket=None, sagemaker__role="training"), "--dry-run")
-    assert "nobody was asked for the account's number: 000000000000 stands for it" in unnamed.stderr
+    assert "nobody was asked for the account's number: 000000000000 stands for it" in unnamed.stdout
 
 
 @pytest.mark.process
@@ -364,8 +368,8 @@ def test_the_token_travels_in_the_environment_only_when_asked_to(aws, cloud_file
     assert "whoever may describe the job can read it" in result.stderr
     assert token not in result.stdout + result.stderr
     assert not any("/tokens/" in key for key in aws.objects())
-    dry = launch(cloud_file(sagemaker__token="environment"), "--dry-run")
-    assert json.loads(dry.stdout)["Environment"]["RAY_AUTH_TOKEN"] == "(made for every launch)"
+    dry = launch(cloud_file(sagemaker__token="environment"), "--dry-run", "--json")
+    assert json.loads(dry.stdout)["request"]["Environment"]["RAY_AUTH_TOKEN"] == "(made for every launch)"
 
 
 @pytest.mark.parametrize("name", ["a_b", "-a", "a" * 64, "a--b-"])

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from ranks import Case, train_rank
 
 from raytrain.config import CheckpointPolicy, Job, Model, Optimizer, Schedule
 from raytrain.errors import CheckpointError, ConfigError
@@ -44,6 +45,14 @@ def test_the_cosine_agrees_with_torch():
         for scheduler in (ours, theirs):
             scheduler.optimizer.step()
             scheduler.step()
+
+
+def test_an_epoch_has_the_learning_rate_that_its_last_update_left():
+    cosine = {"name": "cosine", "final_share": 0.2}
+    case = Case(30, 4, training={"optimizer": {"name": "sgd", "lr": 0.1}, "schedule": cosine})
+    outcome = train_rank(case, 0)  # two epochs of eight updates
+    halfway = 0.2 + 0.8 * 0.5  # of the peak
+    assert [entry["learning_rate"] for entry in outcome.history] == pytest.approx([0.1 * halfway, 0.1 * 0.2])
 
 
 def test_weight_decay_leaves_biases_alone():
