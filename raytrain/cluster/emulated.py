@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from raytrain.cluster import facts, guardian
-from raytrain.cluster.environ import native_log_of_errors, prepare_emulated_cluster, token_mode
+from raytrain.cluster.environ import native_log_of_crashes, prepare_emulated_cluster, token_mode
 from raytrain.cluster.logs import forward_worker_output
 from raytrain.cluster.topology import (
     EMULATED_GPU,
@@ -95,7 +95,7 @@ def attach(address: str) -> RunningCluster:
     import ray
 
     try:
-        with native_log_of_errors(), no_native_log():
+        with native_log_of_crashes(), no_native_log():
             ray.init(address=address, logging_level="warning", log_to_driver=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(f"cannot attach to the Ray cluster at {address!r}: {one_line(error, 300)}") from None
@@ -195,7 +195,7 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
             for group, trains in plan or [(None, True)]:
                 cluster.add_node(wait=False, **_node(group, trains, wanted_reserve, max(len(plan), 1)))
         guarded = guardian.start(_pids(cluster))
-        with native_log_of_errors(), no_native_log():
+        with native_log_of_crashes(), no_native_log():
             ray.init(address=cluster.address, logging_level="warning", log_to_driver=True)
         if len(plan) > 1:
             cluster.wait_for_nodes(timeout=60)

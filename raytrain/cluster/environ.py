@@ -71,12 +71,12 @@ def prepare_emulated_cluster() -> None:
 
 
 @contextlib.contextmanager
-def native_log_of_errors() -> Iterator[None]:
+def native_log_of_crashes() -> Iterator[None]:
     """Around `ray.init`: what Ray's C++ has to say in this process goes to standard error, and its warnings are about
     Ray's own parts. Not in the processes of the nodes, whose logs are files."""
     name = "RAY_BACKEND_LOG_LEVEL"
     before = os.environ.get(name)
-    os.environ.setdefault(name, "error")
+    os.environ.setdefault(name, "fatal")
     try:
         yield
     finally:
