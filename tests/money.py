@@ -81,6 +81,7 @@ def profile(**changes: Any) -> Profile:
         "efficiency": Figure.once(0.97),
         "num_samples": 1_281_167,
         "epochs": 10,
+        "on_sagemaker": True,
     }
     return Profile(**{**tree, **changes})
 
