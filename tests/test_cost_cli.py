@@ -16,7 +16,7 @@ from raytrain.config import Job
 from raytrain.cost.instances import catalog
 from raytrain.cost.planner import Shape
 from raytrain.errors import ConfigError, TrainingError
-from raytrain.planning import job_for, with_accelerators
+from raytrain.planning import with_accelerators
 from raytrain.trials import Trials, nodes_of
 
 SINGLE = {"ml.g5.xlarge": ("gpu", 1, 1)}

@@ -226,6 +226,14 @@ def plan(profile: Profile, known: Catalog, bounds: Bounds) -> Plan:
     return Plan(profile, bounds, gpus, cpus, figures, order, efficient, assumed, prices, startup)
 
 
+def _order(figures: dict[str, Array], startup: float | None) -> Array:
+    """By the job's money, then its time. Where the start-up is not known, any number of the same hosts costs the same
+    but for rounding: whatever it is, then, the lowest price an hour makes it cheapest."""
+    if startup is not None:
+        return np.lexsort((figures["hours"], figures["usd"]))
+    return np.lexsort((figures["hours"], figures["usd_per_hour"], np.round(np.log(figures["usd"]), 9)))
+
+
 def predict(profile: Profile, gpus: Ladder, cpus: Ladder, shapes: dict[str, Array], startup: float) -> dict[str, Array]:
     """Speed and cost of shapes, the same few operations on each.
 
