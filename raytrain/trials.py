@@ -133,8 +133,12 @@ def lasting(seconds: float) -> str:
     """A rough duration: 40 s, 12 min, 3.3 h, 4.2 days."""
     for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.2g} s"
+            return f"{_rough(seconds / length)} {unit}"
+    return f"{_rough(seconds)} s"
+
+
+def _rough(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0") if value < 10 else f"{value:.0f}"
 
 
 def _samples(job: Job, known: Catalog, num_train: int | None = None) -> int | None:

@@ -102,12 +102,12 @@ def profile_rows(profile: Profile) -> list[tuple[str, Figure, str]]:
         ("from CPU host to rank, a sample", profile.wire_bytes_per_sample, "B"),
         ("from storage, a sample", profile.read_bytes_per_sample, "B"),
         ("start-up", profile.startup_s, "s"),
-        ("efficiency of the whole" + _on_shared_cores(profile), profile.efficiency, "%"),
+        (
+            "efficiency" + (", on shared cores" if profile.cores_shared_with else " of the whole"),
+            profile.efficiency,
+            "%",
+        ),
     ]
-
-
-def _on_shared_cores(profile: Profile) -> str:
-    return f" (on cores shared with {profile.cores_shared_with})" if profile.cores_shared_with else ""
 
 
 def _figure(value: float, unit: str) -> str:
