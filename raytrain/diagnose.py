@@ -24,7 +24,16 @@ from typing import Any
 from raytrain.cluster import facts
 from raytrain.config import Job
 from raytrain.cost.instances import Catalog
-from raytrain.cost.profile import MOST_EFFICIENT, Figure, Profile, epochs_of, gpu_of, hardware_of, shared_cores
+from raytrain.cost.profile import (
+    MOST_EFFICIENT,
+    Figure,
+    Profile,
+    cores_shared_with,
+    epochs_of,
+    gpu_of,
+    hardware_of,
+    shared_cores,
+)
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.data.produce import Producer, StreamWork, prepare_process
@@ -381,4 +390,5 @@ def _profile(
         world_size=whole.world_size,
         num_samples=whole.num_train,
         epochs=epochs_of(training.epochs, training.steps, step, whole.num_train),
+        cores_shared_with=cores_shared_with(whole),
     )

@@ -73,6 +73,10 @@ class Profile(_Part):
         world_size: ranks that were measured; a job given in steps does as many samples on any number of GPUs.
         num_samples: of an epoch.
         epochs: of the whole job.
+        cores_shared_with: what else ran on the cores that the measured ranks trained on; None where ranks had GPUs, or
+            hosts of their own.
+        on_sagemaker: measured in a training job there, so that the start-up is one of SageMaker's.
+        estimated: how `accelerator_s_per_sample` of the GPUs was estimated; None where it was measured or given.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -94,6 +98,9 @@ class Profile(_Part):
     world_size: Annotated[int, Field(gt=0)] = 1
     num_samples: Annotated[int, Field(gt=0)]
     epochs: Positive
+    cores_shared_with: str | None = None
+    on_sagemaker: bool = False
+    estimated: str | None = None
 
     @model_validator(mode="after")
     def _not_absurd(self) -> Profile:
@@ -117,6 +124,11 @@ class Profile(_Part):
     def cpu_s(self, family: str) -> float:
         """Seconds of one vCPU of a family for a sample."""
         return self.cpu_s_per_sample.get(family, self.cpu_s_per_sample[self.cpu_kind]).value
+
+    @property
+    def efficiency_on_gpus(self) -> float:
+        """What of the efficiency holds where ranks train on GPUs: one that was measured on shared cores does not."""
+        return 1.0 if self.cores_shared_with else min(self.efficiency.value, 1.0)
 
     def write(self, path: Path) -> None:
         """
@@ -187,6 +199,8 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
         world_size=record.world_size,
         num_samples=record.num_train,
         epochs=epochs_of(training.get("epochs"), training.get("steps"), step, record.num_train),
+        cores_shared_with=cores_shared_with(record),
+        on_sagemaker=record.cloud is not None and record.cloud.kind == "sagemaker",
     )
 
 
@@ -204,6 +218,15 @@ def shared_cores(record: RunRecord, cpu_s: float, accelerator_s: float) -> float
     threads = (record.job["training"].get("threads") or training[0]) * record.world_size
     cores = record.hardware.cpu_cores
     return cores / (cpu_s + accelerator_s * min(threads, cores) / record.world_size)
+
+
+def cores_shared_with(record: RunRecord) -> str | None:
+    """What ran beside ranks without a GPU on their cores; None where ranks had GPUs, or hosts that prepared nothing."""
+    if not (record.ranks and all(rank.device == "cpu" for rank in record.ranks)):
+        return None
+    groups = {host.group for host in record.hosts if host.is_head}
+    apart = not any(host.samples_prepared for host in record.hosts if host.group in groups)
+    return None if record.cluster_attached and apart else "the CPU stages"
 
 
 def gpu_of(record: RunRecord, known: Catalog) -> str:

@@ -15,7 +15,9 @@ from raytrain.cost.planner import Plan, Prediction
 from raytrain.errors import ConfigError
 from raytrain.record import RunRecord
 from raytrain.report.charts import Chart, plan_charts, run_charts
-from raytrain.report.costs import comparison_rows, plan_lines, price_lines, profile_rows, verdict
+from raytrain.report.costs import comparison_rows, price_lines, profile_rows
+from raytrain.report.fitting import number
+from raytrain.report.plans import answer, plan_lines
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 PACKAGES = ("raytrain", "ray", "torch", "timm", "python")  # whose versions come first
@@ -66,18 +68,20 @@ def write_plan(plan: Plan, known: Catalog, path: Path) -> None:
         [what, *(f"{value:.6g}" for value in (figure.value, figure.low, figure.high)), _UNITS[unit]]
         for what, figure, unit in profile_rows(profile)
     ]
+    best, front = plan.best(10), plan.front()[:20]
+    estimates = ", estimates" if profile.estimated else ""
     tables = [
-        _predictions(f"The best {min(10, len(plan))} of {len(plan):,} shapes", plan.best(10)),
-        _predictions("Nothing is both faster and cheaper than these", plan.front()[:20]),
+        _predictions(f"The best {len(best)} of {len(plan):,} shapes{estimates}", best),
+        _predictions(f"Nothing is both faster and cheaper than these{estimates}", front),
         PageTable("What it is predicted from", ["", "median", "lowest", "highest", "unit"], measured, text=(4,)),
     ]
     facts = [
         f"{profile.num_samples:,} samples an epoch, {profile.epochs:g} epochs",
         f"measured on {profile.hardware}, {profile.measured_at}, by {profile.source}",
-        *plan_lines(plan, known)[1:],
+        *plan_lines(plan, known, [*best, *front]),
     ]
     charts = plan_charts(plan)
-    _write(path, title=f"Plan for {profile.name}", lead=[verdict(plan)], tables=tables, charts=charts, facts=facts)
+    _write(path, title=f"Plan for {profile.name}", lead=answer(plan), tables=tables, charts=charts, facts=facts)
 
 
 _UNITS = {"ms": "s", "s": "s", "%": "share", "B": "bytes"}
@@ -123,12 +127,12 @@ def _predictions(title: str, found: list[Prediction]) -> PageTable:
     rows = [
         [
             str(each.shape),
-            f"{each.samples_per_s:,.0f}",
+            number(each.samples_per_s, least=0),
             each.limit,
-            f"${each.usd_per_hour:.3f}",
-            f"${each.usd_per_million_samples:.2f}",
-            f"{each.hours:,.2f}",
-            f"${each.usd:,.2f}",
+            f"${number(each.usd_per_hour, least=3)}",
+            f"${number(each.usd_per_million_samples)}",
+            number(each.hours, least=0),
+            f"${number(each.usd)}",
         ]
         for each in found
     ]

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from money import profile, run_on
+from money import on_sagemaker, profile, run_on
 
 from raytrain.cost.instances import catalog
 from raytrain.cost.profile import (
@@ -72,6 +72,8 @@ def test_what_a_profile_does_not_say():
     own = profile()
     assert (own.schema_version, own.world_size, own.cpu_s_per_sample_alone) == (1, 1, None)
     assert (own.worker_memory_bytes, own.accelerator_memory_bytes) == (None, None)
+    assert (own.cores_shared_with, own.estimated) == (None, None)
+    assert Profile.model_fields["on_sagemaker"].default is False
 
 
 def test_a_profile_and_its_figures_do_not_change():
@@ -201,6 +203,36 @@ def test_cores_that_prepare_and_train_are_shared(record):
     assert rate(changed(run, hosts=other)) == pytest.approx(12 / (0.005 + 0.02 * 4 / 2)), "of the head alone"
     assert rate(changed(run, cluster_attached=True)) == math.inf
     assert rate(changed(run, ranks=[rank, changed(rank, device="cuda:0")])) == math.inf
+
+
+def test_what_a_rank_shared_its_cores_with(record, known):
+    run = run_on(record, "r", BOTH)
+    [gpu_host, cpu_host] = run.hosts
+    on_cpu = changed(run, ranks=[changed(run.ranks[0], device="cpu")])
+
+    def shared(run, **update):
+        return profile_of_record(changed(run, **update), known).cores_shared_with
+
+    assert shared(run) is None, "a GPU has none"
+    assert shared(run, ranks=[run.ranks[0], changed(run.ranks[0], device="cpu")]) is None
+    assert shared(on_cpu) == "the CPU stages", "all nodes are this machine"
+    assert shared(on_cpu, cluster_attached=True) == "the CPU stages", "its host prepared samples too"
+    apart = [changed(gpu_host, samples_prepared=0), cpu_host]
+    assert shared(on_cpu, cluster_attached=True, hosts=apart) is None
+    assert shared(on_cpu, hosts=apart) == "the CPU stages"
+
+
+@pytest.mark.parametrize(
+    ("measured", "with_whom", "used"), [(0.51, None, 0.51), (0.51, "the CPU stages", 1.0), (1.4, None, 1.0)]
+)
+def test_how_much_of_an_efficiency_holds_on_gpus(measured, with_whom, used):
+    assert profile(efficiency=Figure.once(measured), cores_shared_with=with_whom).efficiency_on_gpus == used
+
+
+def test_whose_start_up_it_is(record, known):
+    run = run_on(record, "r", SINGLE)
+    there, twin = (on_sagemaker([run], kind)[0] for kind in ("sagemaker", "twin"))
+    assert [profile_of_record(each, known).on_sagemaker for each in (run, there, twin)] == [False, True, False]
 
 
 def gpu(run, known):
