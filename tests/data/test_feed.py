@@ -253,7 +253,7 @@ def test_failures_are_counted_once_and_end_the_run_past_the_limit(two_nodes, pet
     feed.failures("train", [Failure(2, "b.jpg", "worse")])
     fatal = feed.status()["fatal"]
     assert str(fatal) == (
-        "2 of 80 train samples could not be prepared, more than data.max_corrupt_share allows (1): "
+        "2 of 80 train samples (2.50%) could not be prepared; data.max_corrupt_share: 0.0125 allows 1 of them: "
         "a.jpg (bad); b.jpg (worse)"
     )
     assert feed.take("a", 0, 1).error is fatal

@@ -44,7 +44,7 @@ def make(monkeypatch):
         made = feeds.Feed(
             StreamSpec(num_train, 10, 4, 0, **({"epochs": 2} | spec)),
             b"",
-            FeedOptions(2, {}, None, {"train": max_corrupt, "validation": 1}),
+            FeedOptions(2, {}, None, max_corrupt / num_train),
         )
         made.begin("a", Position(), world_size, 0)
         return made
@@ -212,7 +212,7 @@ def test_samples_that_fail_are_counted_once_and_end_the_run_past_the_limit(make)
     feed.failures("train", [failure(3)])
     assert isinstance(feed.status()["fatal"], DataError)
     assert str(feed.status()["fatal"]) == (
-        "3 of 40 train samples could not be prepared, more than data.max_corrupt_share allows (2): "
+        "3 of 40 train samples (7.50%) could not be prepared; data.max_corrupt_share: 0.05 allows 2 of them: "
         "1.jpg (ValueError: broken); 2.jpg (ValueError: broken); 3.jpg (ValueError: broken)"
     )
     feed.failures("train", [failure(4)])
@@ -222,7 +222,8 @@ def test_samples_that_fail_are_counted_once_and_end_the_run_past_the_limit(make)
     other = make()
     other.failures("validation", [failure(n) for n in range(5)])
     text = str(other.status()["fatal"])
-    assert text.startswith("5 of 10 validation samples") and text.endswith("2.jpg (ValueError: broken); …")
+    assert text.startswith("5 of 10 validation samples (50.00%)") and "allows 1 of them" in text
+    assert text.endswith("2.jpg (ValueError: broken); …")
 
 
 def test_the_first_error_ends_the_run(make):
@@ -248,6 +249,6 @@ def test_what_the_driver_is_told(make):
     feed._stream.first_ready_at = 99.0
     assert feed.status()["first_ready_at"] == 12.5, "start-up ended with the first stream's"
     assert feed.status()["num_ready"] == 0
-    nobody = feeds.Feed(StreamSpec(40, 0, 4, 0, epochs=1), b"", FeedOptions(1, {}, None, {"train": 0, "validation": 0}))
+    nobody = feeds.Feed(StreamSpec(40, 0, 4, 0, epochs=1), b"", FeedOptions(1, {}, None, 0.0))
     assert nobody.status()["num_ready"] == 0
     assert nobody.take("", 0, 1).end
