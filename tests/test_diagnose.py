@@ -18,7 +18,7 @@ from raytrain import diagnose as module
 from raytrain.alone import PARTS, preprocess
 from raytrain.config import Job
 from raytrain.cost.instances import catalog
-from raytrain.cost.profile import parse_profile
+from raytrain.cost.profile import Figure, parse_profile
 from raytrain.data.pipeline import Pipeline
 from raytrain.data.sources import image_folder, synthetic
 from raytrain.data.transforms import decode, resize
@@ -216,12 +216,17 @@ def test_a_diagnosis_is_shown_with_the_stages_shares():
 
     for device, ranks in (("cpu", "ranks alone, on the CPU"), ("cuda:0", "accelerator alone, batches on the device")):
         console = Console(width=160, file=io.StringIO())
-        show_diagnosis(findings(0.6, device), profile(), console)
+        kind = "CPU" if device == "cpu" else "A10G"
+        measured = profile(
+            accelerator_s_per_sample={kind: Figure.once(0.001)}, read_wait_s_per_sample=Figure.once(0.0005)
+        )
+        show_diagnosis(findings(0.6, device), measured, console)
         text = console.file.getvalue()
         assert ranks in text and "bottleneck: input" in text
-        assert ("accelerator" in text.partition("The profile")[0]) == (device == "cuda:0")
+        assert ("accelerator" in text) == (device == "cuda:0"), "there is no accelerator where there is none"
         cells = [line.replace("│", " ").split() for line in text.splitlines()]
         assert ["decode", "3.000", "75.0%", "3.000"] in cells
+        assert "waiting for storage, a sample 0.500 ms 0.500 ms 0.500 ms" in [" ".join(row) for row in cells]
 
 
 def test_how_long_it_takes_is_known_before():

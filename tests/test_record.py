@@ -67,6 +67,12 @@ def test_the_summary_says_who_waited_for_whom(record):
     assert "validation accuracy 90.00% after epoch 1" in text
 
 
+def test_the_summary_warns_of_stages_that_were_kept_from_their_cpus(record):
+    assert "warning" not in summary_of(record)
+    record.stages[0].wall_s = 7.68
+    assert "warning: the stages took 2.4 times their CPU time" in summary_of(record)
+
+
 def test_the_summary_says_how_busy_the_hosts_were(record):
     def shown(**changes):
         console = Console(width=120, file=io.StringIO())

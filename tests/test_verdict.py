@@ -30,7 +30,7 @@ READ = "stage 'read' takes longest, 6.00 ms of a worker for a sample, 1.00 ms of
 
 
 @pytest.mark.parametrize(
-    ("share", "ranks", "kind", "text"),
+    ("share", "on", "kind", "text"),
     [
         (0.08, GPU, "compute", "compute: the ranks wait for data 8% of the time and are busy for the rest"),
         (0.10, GPU, "compute", "compute: the ranks wait for data 10% of the time and are busy for the rest"),
@@ -41,8 +41,8 @@ READ = "stage 'read' takes longest, 6.00 ms of a worker for a sample, 1.00 ms of
          "that the stages may share"),
     ],
 )  # fmt: skip
-def test_the_share_of_waiting_decides(share, ranks, kind, text):
-    found = who_waits(share, ranks, STAGES)
+def test_the_share_of_waiting_decides(share, on, kind, text):
+    found = who_waits(share, on, STAGES)
     assert (found.kind, found.text) == (kind, text)
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from raytrain.cost.compare import Column, Comparison
 from raytrain.cost.instances import Catalog, Price
 from raytrain.cost.planner import Plan, Prediction
-from raytrain.cost.profile import Figure, Profile
+from raytrain.cost.profile import TRAINED_ON_CPU, Figure, Profile
 
 
 def comparison_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
@@ -114,7 +114,9 @@ def profile_rows(profile: Profile) -> list[tuple[str, Figure, str]]:
         rows.append(("the same, the others idle", profile.cpu_s_per_sample_alone, "ms"))
     if profile.read_wait_s_per_sample:
         rows.append(("waiting for storage, a sample", profile.read_wait_s_per_sample, "ms"))
-    rows += [(f"an accelerator for a sample ({k})", f, "ms") for k, f in profile.accelerator_s_per_sample.items()]
+    for kind, figure in profile.accelerator_s_per_sample.items():
+        who = "a rank" if kind == TRAINED_ON_CPU else "an accelerator"
+        rows.append((f"{who} for a sample ({kind})", figure, "ms"))
     return [
         *rows,
         ("from CPU host to rank, a sample", profile.wire_bytes_per_sample, "B"),

@@ -12,7 +12,7 @@ import pytest
 from raytrain.data import feed as feeds
 from raytrain.data.batch import Failure
 from raytrain.data.order import Position, StreamSpec
-from raytrain.data.stream import FeedOptions, Router
+from raytrain.data.stream import FeedOptions, Router, most_corrupt
 from raytrain.errors import DataError, TrainingError
 
 
@@ -199,6 +199,14 @@ def test_a_stop_does_not_wait_for_a_batch(make, monkeypatch):
 
 def failure(number):
     return Failure(number, f"{number}.jpg", "ValueError: broken")
+
+
+@pytest.mark.parametrize(
+    ("share", "num_samples", "most"),
+    [(0.01, 1000, 10), (0.01, 199, 1), (0.01, 99, 1), (0.01, 1, 1), (0.0, 1000, 0), (0.29, 100, 29), (1.0, 7, 7)],
+)
+def test_how_many_samples_may_fail(share, num_samples, most):
+    assert most_corrupt(share, num_samples) == most
 
 
 def test_samples_that_fail_are_counted_once_and_end_the_run_past_the_limit(make):
