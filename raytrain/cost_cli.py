@@ -120,7 +120,7 @@ def diagnose(
 ) -> None:
     """Measure preprocessing and training apart and together, and write what a sample takes as a profile."""
     from raytrain.config import Job
-    from raytrain.report.costs import show_diagnosis
+    from raytrain.report.diagnosis import show_diagnosis, what_helps
     from raytrain.report.live import terminal
 
     job = Job.from_yaml(job_file, overrides or [])
@@ -128,7 +128,8 @@ def diagnose(
     path = out or Path(job.run_dir) / f"{job.name}.profile.json"
     profile.write(path)
     if as_json:
-        typer.echo(json.dumps({"profile": str(path), **asdict(findings), "idle_share": findings.idle_share}))
+        said = {"lost_share": findings.lost_share, "what_helps": what_helps(findings)}
+        typer.echo(json.dumps({"profile": str(path), **asdict(findings), **said}, default=_plain))
     else:
         show_diagnosis(findings, profile, terminal())
         typer.echo(f"profile: {path}")

@@ -17,7 +17,7 @@ def run_on(record: RunRecord, name: str, hosts: dict[str, tuple[str, int, int]],
     samples_per_s, wait_share = changes.pop("samples_per_s", 64.0), changes.pop("wait_share", 0.5)
     first_step_s = changes.pop("first_step_s", 120.0)
     known = {"ml.g5.xlarge": 4, "ml.c5.4xlarge": 16, "ml.p4d.24xlarge": 96, "ml.c5.18xlarge": 72}
-    read = record.stages[0].model_copy(update={"seconds": 0.0, "seconds_per_sample": 0.0})
+    read = record.stages[0].model_copy(update={"cpu_s": 0.0, "wall_s": 0.0})
     all_hosts, number = [], 0
     for kind, (group, count, gpus) in hosts.items():
         for each in range(1, count + 1):

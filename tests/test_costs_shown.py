@@ -16,9 +16,11 @@ from raytrain.cost.instances import catalog
 from raytrain.cost.planner import Bounds, plan
 from raytrain.cost.profile import Figure
 from raytrain.diagnose import Findings
-from raytrain.report.costs import show_comparison, show_diagnosis
+from raytrain.report.costs import show_comparison
+from raytrain.report.diagnosis import show_diagnosis
 from raytrain.report.fitting import Column, fitted, number, show_fitted
 from raytrain.report.plans import SHAPES, show_plan, startup_line, verdict
+from raytrain.verdict import who_waits
 
 EAST = Bounds("us-east-1")
 PRICES = {"ml.g5.xlarge": 1.408, "ml.g5.2xlarge": 1.515, "ml.g5.12xlarge": 7.09, "ml.c5.4xlarge": 0.816}
@@ -228,7 +230,7 @@ def test_no_cell_of_a_comparison_is_cut_at_any_width(record):
 
 
 def test_no_cell_of_a_diagnosis_is_cut():
-    findings = Findings(100.0, 200.0, 300.0, 150.0, 120.0)
+    findings = Findings(100.0, 200.0, 300.0, 150.0, 120.0, 0.5, who_waits(0.5, [], []))
     shared = profile(efficiency=Figure.once(0.51), cores_shared_with="the CPU stages")
     text = shown(show_diagnosis, 80, findings, shared)
     assert "…" not in text

@@ -71,7 +71,7 @@ def _hosts(both: list[tuple[str, RunRecord]], what: str, title: str, unit: str) 
 def _stages(both: list[tuple[str, RunRecord]]) -> Chart | None:
     data = []
     for number, (name, record) in enumerate(both):
-        stages = [stage for stage in record.stages if "/" not in stage.name]
+        stages = [stage for stage in record.stages if stage.of_training]
         if stages:
             data.append(
                 {
@@ -79,7 +79,7 @@ def _stages(both: list[tuple[str, RunRecord]]) -> Chart | None:
                     "orientation": "h",
                     "name": name,
                     "y": [stage.name for stage in stages],
-                    "x": [stage.seconds_per_sample * 1e3 for stage in stages],
+                    "x": [stage.cpu_s_per_sample * 1e3 for stage in stages],
                     "marker": {"color": COLORS[number % len(COLORS)]},
                 }
             )
@@ -87,7 +87,7 @@ def _stages(both: list[tuple[str, RunRecord]]) -> Chart | None:
         return None
     layout = _axes("ms of a CPU for a sample", "")
     layout["yaxis"] |= {"autorange": "reversed", "title": None}
-    return Chart("What the CPU stages cost", "Worker time in each stage of the training split.", data, layout)
+    return Chart("What the CPU stages cost", "CPU time in each stage of the training split.", data, layout)
 
 
 def _cost_by_hosts(records: list[RunRecord], comparison: Comparison, known: Catalog) -> Chart | None:

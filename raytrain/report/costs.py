@@ -1,4 +1,4 @@
-"""Tables of what things cost: comparisons, plans, diagnoses."""
+"""Tables of what things cost: comparisons, plans, profiles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from rich.table import Table
 from raytrain.cost.compare import Column, Comparison
 from raytrain.cost.instances import Catalog, Price
 from raytrain.cost.profile import TRAINED_ON_CPU, Figure, Profile
-from raytrain.diagnose import Findings
 from raytrain.report.fitting import number, widest
 
 FRAME = 3  # of a column: a line and a space to each side
@@ -66,37 +65,17 @@ def _groups(rows: list[tuple[str, list[str]]], width: int) -> list[list[int]]:
     return groups
 
 
-def show_diagnosis(findings: Findings, profile: Profile, console: Console) -> None:
-    table = Table(title="What each part can do", title_justify="left")
-    for name in ("", "samples/s"):
-        table.add_column(name, justify="left" if not name else "right")
-    rows = [
-        ("preprocessing alone, one core", findings.preprocessing_alone),
-        ("preprocessing alone, all CPUs", findings.preprocessing),
-        ("accelerator alone, batches on the device", findings.accelerator),
-    ]
-    if findings.together is not None:
-        rows.append(("both on the same cores, at most", findings.together))
-    for name, value in (*rows, ("everything", findings.everything)):
-        table.add_row(name, f"{value:,.1f}")
-    console.print(table)
-    measured = Table(title="The profile", title_justify="left")
-    for name in ("", "median", "lowest", "highest"):
-        measured.add_column(name, justify="left" if not name else "right")
-    for name, figure, unit in profile_rows(profile):
-        measured.add_row(name, *(_figure(value, unit) for value in (figure.value, figure.low, figure.high)))
-    console.print(measured)
-    console.print(idle_text(findings), highlight=False)
-
-
 def profile_rows(profile: Profile) -> list[tuple[str, Figure, str]]:
     """(what, figure, unit) of a profile."""
     rows = [(f"a vCPU for a sample ({kind})", figure, "ms") for kind, figure in profile.cpu_s_per_sample.items()]
     if profile.cpu_s_per_sample_alone:
         rows.append(("the same, the others idle", profile.cpu_s_per_sample_alone, "ms"))
+    if profile.read_wait_s_per_sample:
+        rows.append(("waiting for storage, a sample", profile.read_wait_s_per_sample, "ms"))
     for kind, figure in profile.accelerator_s_per_sample.items():
+        who = "a rank" if kind == TRAINED_ON_CPU else "an accelerator"
         guess = ", estimated" if profile.estimated and kind != TRAINED_ON_CPU else ""
-        rows.append((f"an accelerator for a sample ({kind}{guess})", figure, "ms"))
+        rows.append((f"{who} for a sample ({kind}{guess})", figure, "ms"))
     return [
         *rows,
         ("from CPU host to rank, a sample", profile.wire_bytes_per_sample, "B"),
@@ -110,18 +89,10 @@ def profile_rows(profile: Profile) -> list[tuple[str, Figure, str]]:
     ]
 
 
-def _figure(value: float, unit: str) -> str:
+def figure_text(value: float, unit: str) -> str:
     return {"ms": f"{value * 1e3:,.3f} ms", "s": f"{value:,.1f} s", "%": f"{value:.0%}", "B": f"{value:,.0f} bytes"}[
         unit
     ]
-
-
-def idle_text(findings: Findings) -> str:
-    return (
-        f"the accelerators stand idle {share(findings.idle_share)} of the time: {share(findings.idle_for_cpus)} "
-        f"because the CPUs cannot prepare more, {share(findings.idle_for_the_rest)} for the rest (moving, handing "
-        "over, sharing cores)"
-    )
 
 
 def price_lines(prices: tuple[Price, ...] | list[Price], known: Catalog) -> list[str]:

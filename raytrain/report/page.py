@@ -106,11 +106,20 @@ def _lead(comparison: Comparison) -> list[str]:
 
 def _stages(records: list[RunRecord], names: list[str]) -> PageTable:
     rows = [
-        [name, stage.name, f"{stage.seconds_per_sample * 1e3:.3f}", f"{stage.seconds:,.2f}", f"{stage.num_samples:,}"]
+        [
+            name,
+            stage.name,
+            f"{stage.cpu_s_per_sample * 1e3:.3f}",
+            f"{stage.wall_s_per_sample * 1e3:.3f}",
+            f"{stage.cpu_s:,.2f}",
+            f"{stage.wall_s:,.2f}",
+            f"{stage.num_samples:,}",
+        ]
         for name, record in zip(names, records, strict=True)
         for stage in record.stages
     ]
-    return PageTable("CPU stages", ["run", "stage", "ms a sample", "CPU seconds", "samples"], rows, text=(1,))
+    head = ["run", "stage", "CPU ms a sample", "wall ms a sample", "CPU seconds", "wall seconds", "samples"]
+    return PageTable("CPU stages", head, rows, text=(1,))
 
 
 def _hosts(records: list[RunRecord], names: list[str]) -> PageTable:
