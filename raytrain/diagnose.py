@@ -274,7 +274,7 @@ def _findings(alone: Alone, all_cores: Alone, resident: RunRecord, whole: RunRec
     one_s, all_s, accelerator_s, whole_s = (figure.value for figure in measured.values())
     here = not whole.cluster_attached
     slots = min(whole.cpu_slots, cores) if here else whole.cpu_slots
-    together = shared_cores(whole, Figure.of(all_cores.cpu_s).value, accelerator_s)
+    together = shared_cores(whole, all_s, accelerator_s)
     stages = all_cores.stage_figures
     busy = busy_machine(stages)
     return Findings(

@@ -191,7 +191,7 @@ def test_lines_and_times():
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_display_shows_each_epoch_once(terminal):
     console = Console(width=120, force_terminal=terminal, file=io.StringIO())
-    last = {"history": [{"epoch": 3, "loss": 0.1, "seconds": 1, "samples_per_s": 1}]}
+    last = {"epochs": 3, "history": [{"epoch": 3, "loss": 0.1, "seconds": 1, "samples_per_s": 1}]}
     with Display(console) as display:
         display.update({"phase": "2 nodes are up"})
         display.update({"progress": {}})
