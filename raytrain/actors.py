@@ -25,19 +25,15 @@ def start_feed(this: Run, pipeline: Pipeline, spec: StreamSpec) -> Any:
     from raytrain.data.feed import Feed
     from raytrain.data.stream import FeedOptions, Stored
 
-    opened = this.opened
-    share = pipeline.max_corrupt_share
     options = FeedOptions(
         slots=this.placed.slots,
         task_args=this.placed.task_args,
         batches_per_task=pipeline.batches_per_task,
-        max_corrupt={
-            "train": int(share * opened.train.num_samples),
-            "validation": int(share * opened.num_validation),
-        },
+        max_corrupt_share=pipeline.max_corrupt_share,
     )
     actor = ray.remote(num_cpus=0, max_restarts=3, max_concurrency=2 * this.topology.world_size + 8)(Feed)
-    return actor.options(label_selector=_here()).remote(spec, Stored.put(opened.pickled_splits()), options)
+    splits = Stored.put(this.opened.pickled_splits())
+    return actor.options(label_selector=_here()).remote(spec, splits, options)
 
 
 def start_keeper(this: Run, attempt: str) -> Any:

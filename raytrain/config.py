@@ -79,7 +79,10 @@ class Data(Section):
         "share", description="what becomes of the samples of an epoch that do not fill a step of full batches"
     )
     normalize: Normalize | None = None
-    max_corrupt_share: Share = Field(0.01, description="share of undecodable samples past which the run stops")
+    max_corrupt_share: Share = Field(
+        0.01,
+        description="share of a split's samples that may be undecodable before the run stops; at least one, if not 0",
+    )
     batches_per_task: PositiveInt | None = Field(None, description="default: chosen from the data set's size")
 
 

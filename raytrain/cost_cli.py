@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from raytrain.cloud_cli import Json, Overrides
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, Stopped
 
 app = typer.Typer()
 Prices = Annotated[Path | None, typer.Option(metavar="FILE", help="More types and prices.")]
@@ -45,6 +46,7 @@ def compare(
     region: Region = None,
     instances: Instances = None,
     unlike: Unlike = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Run job files without asking.")] = False,
     prices: Prices = None,
     as_json: Json = False,
 ) -> None:
@@ -59,6 +61,7 @@ def compare(
     known = catalog(prices)
     trials = Trials(on, known, overrides or [], scale, prices, tuple(channels or ()))
     check_instances(len(runs), instances or [])
+    _agree(trials, [path for path in runs if path.suffix != ".json"], yes)
     found = compared(
         [trials.record(path) for path in runs],
         known,
@@ -70,6 +73,37 @@ def compare(
         typer.echo(json.dumps(asdict(found), default=_plain))
     else:
         show_comparison(found, known, terminal(standard_output=True))
+
+
+def _agree(trials: Any, job_files: list[Path], yes: bool) -> None:
+    """Say which trainings will run and about how long, and ask, unless the answer is known.
+
+    Raises:
+        ConfigError: nobody is there to ask.
+        Stopped: the answer was no.
+    """
+    from raytrain.report.live import terminal
+
+    if not job_files:
+        return
+    lines = [trials.intended(path) for path in job_files]
+    if not yes and not sys.stdin.isatty():
+        raise ConfigError(f"this would train, which may take long, and nobody is asked: {'; '.join(lines)}; give --yes")
+    console = terminal()
+    for line in ("one after the other:", *lines):
+        console.print(line, markup=False, highlight=False)
+    if yes:
+        return
+    console.print("how long? finding out takes a moment", markup=False, highlight=False)
+    for path in job_files:
+        console.print(trials.duration(path), markup=False, highlight=False)
+    try:
+        agreed = typer.confirm("run them?", err=True)
+    except typer.Abort:
+        typer.echo(err=True)
+        agreed = False
+    if not agreed:
+        raise Stopped("nothing was trained to the end; --yes trains without asking")
 
 
 @app.command(epilog="Example: raytrain diagnose launch/digits.yaml")
@@ -86,7 +120,7 @@ def diagnose(
 ) -> None:
     """Measure preprocessing and training apart and together, and write what a sample takes as a profile."""
     from raytrain.config import Job
-    from raytrain.report.costs import show_diagnosis
+    from raytrain.report.diagnosis import show_diagnosis, what_helps
     from raytrain.report.live import terminal
 
     job = Job.from_yaml(job_file, overrides or [])
@@ -94,7 +128,8 @@ def diagnose(
     path = out or Path(job.run_dir) / f"{job.name}.profile.json"
     profile.write(path)
     if as_json:
-        typer.echo(json.dumps({"profile": str(path), **asdict(findings), "idle_share": findings.idle_share}))
+        said = {"lost_share": findings.lost_share, "what_helps": what_helps(findings)}
+        typer.echo(json.dumps({"profile": str(path), **asdict(findings), **said}, default=_plain))
     else:
         show_diagnosis(findings, profile, terminal())
         typer.echo(f"profile: {path}")
@@ -126,9 +161,17 @@ def plan(
     max_gpu_hosts: Annotated[int, typer.Option(min=1, max=64)] = 4,
     max_cpu_hosts: Annotated[int, typer.Option(min=0, max=64, help="Of one type.")] = 16,
     accelerator: Accelerators = None,
+    startup: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Of SageMaker. (default: if it was measured there)")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many shapes a table has.")] = 5,
     pick: Annotated[int, typer.Option(min=1, help="Which of the best becomes the job file.")] = 1,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="JOB.yaml", help="Write a job file for it.")
+    ] = None,
+    role: Annotated[str | None, typer.Option(help="Of the job file: ARN or name. (default: the job's own)")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="s3://...", help="Where the data will lie, for the job file.")
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it on a page.")] = None,
     prices: Prices = None,
@@ -138,13 +181,14 @@ def plan(
     from raytrain.cost.instances import catalog
     from raytrain.cost.planner import Bounds
     from raytrain.cost.planner import plan as planned
-    from raytrain.planning import job_for, profile_from, with_accelerators
-    from raytrain.report.costs import show_plan, verdict
+    from raytrain.planned_job import write_job
+    from raytrain.planning import profile_from, with_accelerators, with_estimates
     from raytrain.report.live import terminal
+    from raytrain.report.plans import show_plan
 
     known = catalog(prices)
     profile = profile_from(measured, known, lambda job: _diagnosed(job, None, None, 8.0)[0])
-    profile = with_accelerators(profile, accelerator or [], known)
+    profile = with_estimates(with_accelerators(profile, accelerator or [], known), known)
     where = region or (profile.job.get("sagemaker") or {}).get("region")
     if where is None:
         raise ConfigError("the job names no region; give --region")
@@ -158,23 +202,40 @@ def plan(
         max_cpu_hosts=max_cpu_hosts,
         reserved_cpus=cluster.get("reserved_cpus"),
         cpu_groups_only=cluster.get("placement") == "cpu-groups-only",
+        startup_s=startup,
     )
     found = planned(profile, known, bounds)
     if pick > len(found):
         raise ConfigError(f"--pick {pick}: there are {len(found)} shapes")
     if as_json:
-        best, front = ([_prediction(each) for each in some] for some in (found.best(10), found.front()))
-        typer.echo(json.dumps({"shapes": len(found), "verdict": verdict(found), "best": best, "front": front}))
+        typer.echo(json.dumps(_plan_tree(found)))
     else:
-        show_plan(found, known, terminal(standard_output=True))
+        show_plan(found, known, terminal(standard_output=True), top)
     if html is not None:
         from raytrain.report.page import write_plan
 
         write_plan(found, known, html)
         typer.echo(f"page: {html}", err=as_json)
     if out is not None:
-        job_for(found[pick - 1].shape, profile, known, where, out)
+        left = write_job(found[pick - 1], profile, known, where, out, role=role, data=data)
         typer.echo(f"job file for {found[pick - 1].shape}: {out}", err=as_json)
+        for line in left:
+            typer.echo(f"before you launch it: {line}", err=as_json)
+
+
+def _plan_tree(found: Any) -> dict[str, Any]:
+    """For a program to read."""
+    from raytrain.report.plans import answer
+
+    return {
+        "shapes": len(found),
+        "estimated": found.profile.estimated is not None,
+        "verdict": " ".join(answer(found)),
+        "assumptions": found.assumptions,
+        "startup_s": found.startup_s,
+        "best": [_prediction(each) for each in found.best(10)],
+        "front": [_prediction(each) for each in found.front()],
+    }
 
 
 @app.command(epilog="Example: raytrain report runs/single runs/heterogeneous -o report.html")

@@ -1,4 +1,4 @@
-"""Why the accelerators stand idle: short runs of a job that differ in what they leave out.
+"""What holds a job up: short runs of a job that differ in what they leave out.
 
     preprocessing alone, on one core and on all    plain processes, no Ray
     accelerator alone                              a run whose batches come again and again from the device's own memory
@@ -10,40 +10,45 @@ What each can do says what the whole could do; what the whole does says what put
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import queue
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from raytrain.alone import PARTS, Alone, preprocess
 from raytrain.cluster import facts
 from raytrain.config import Job
 from raytrain.cost.instances import Catalog
-from raytrain.cost.profile import MOST_EFFICIENT, Figure, Profile, epochs_of, gpu_of, hardware_of, shared_cores
-from raytrain.data.order import Position, StreamPlan, StreamSpec
+from raytrain.cost.profile import (
+    MOST_EFFICIENT,
+    Figure,
+    Profile,
+    cores_shared_with,
+    epochs_of,
+    gpu_of,
+    hardware_of,
+    shared_cores,
+)
 from raytrain.data.pipeline import OpenPipeline, Pipeline
-from raytrain.data.produce import Producer, StreamWork, prepare_process
-from raytrain.errors import ConfigError, DataError, one_line
-from raytrain.record import RunRecord
+from raytrain.errors import ConfigError
+from raytrain.record import RunRecord, StageFigures
+from raytrain.verdict import Verdict, busy_machine, who_waits, wide_spreads
 
 SECONDS = 8.0  # of each measurement
 WARM_UP_S = 3.0
-PARTS = 5  # of a measurement: its spread
 RESIDENT_BATCHES = 4
 MOST_STEPS = 20_000  # that a run is planned for
-CHILD_TIMEOUT_S = 120.0  # beside what a measurement takes
+PROCESSES_START_S, RUN_STARTS_S = 3.0, 15.0  # about, for the estimate: imports, and a cluster and its ranks
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Samples a second of the parts and of the whole, and where an idle accelerator's time goes.
+    """Samples a second of the parts and of the whole, by the clock, and what the whole lacks of the ranks alone.
 
     Attributes:
         preprocessing_alone: one core, the others idle.
@@ -51,9 +56,14 @@ class Findings:
         accelerator: all ranks, batches already on the device.
         together: what preprocessing and ranks can do where they share this machine's cores, else None.
         everything: the run as it is.
-        idle_share: of the accelerators' time.
-        idle_for_cpus: share of their time that they stand idle because the CPUs cannot prepare more.
-        idle_for_the_rest: likewise for moving, handing over and sharing cores.
+        wait_share: of the run as it is: its ranks' training time that they waited for data.
+        verdict: who waits for whom in it, as `raytrain train` says it too.
+        ranks_on_cpu: there is no accelerator; it is the ranks that are meant by it above.
+        stages: what each took of the workers, all CPUs at work.
+        warnings: of what was measured.
+        lost_share: what the whole lacks of what the ranks do alone.
+        lost_for_cpus: of that, because the CPUs cannot prepare more: no more than the ranks were seen to wait.
+        lost_for_the_rest: likewise for moving, handing over and sharing cores.
     """
 
     preprocessing_alone: float
@@ -61,23 +71,33 @@ class Findings:
     accelerator: float
     together: float | None
     everything: float
+    wait_share: float
+    verdict: Verdict
+    ranks_on_cpu: bool = False
+    stages: tuple[StageFigures, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
-    def idle_share(self) -> float:
+    def lost_share(self) -> float:
         return max(1 - self.everything / self.accelerator, 0.0)
 
     @property
-    def idle_for_cpus(self) -> float:
-        return min(max(1 - self.preprocessing / self.accelerator, 0.0), self.idle_share)
+    def lost_for_cpus(self) -> float:
+        return min(max(1 - self.preprocessing / self.accelerator, 0.0), self.lost_share, self.wait_share)
 
     @property
-    def idle_for_the_rest(self) -> float:
-        return self.idle_share - self.idle_for_cpus
+    def lost_for_the_rest(self) -> float:
+        return self.lost_share - self.lost_for_cpus
 
     @property
     def limit(self) -> float:
         """What the parts admit."""
         return min(each for each in (self.preprocessing, self.accelerator, self.together) if each is not None)
+
+
+def duration_s(seconds: float) -> float:
+    """About how long a diagnosis takes: four measurements, the last two of them runs that warm up first."""
+    return 2 * (PROCESSES_START_S + seconds) + 2 * (RUN_STARTS_S + WARM_UP_S + seconds)
 
 
 def diagnose(
@@ -112,110 +132,21 @@ def diagnose(
             f"{opened.train.num_samples} samples"
         )
     cores = sorted(os.sched_getaffinity(0))[: facts.usable_cpus()]
+    say(
+        f"this takes about {duration_s(seconds):.0f} s: {seconds:g} s each of preprocessing on one core and on all, of "
+        f"the ranks alone and of everything, and their starts"
+    )
     say("1/4 preprocessing alone, on one core")
     alone = preprocess(opened, cores[:1], seconds)
     say(f"2/4 preprocessing alone, on all {len(cores)} cores")
     all_cores = preprocess(opened, cores, seconds)
     with tempfile.TemporaryDirectory(prefix="raytrain-diagnose-") as folder:
-        say("3/4 accelerator alone: batches already on the device")
+        say("3/4 the ranks alone: batches already on the device")
         resident = _run(job, pipeline, opened, folder, nodes, address, Trial(resident=True, seconds=seconds))
         say("4/4 everything")
         whole = _run(job, pipeline, opened, folder, nodes, address, Trial(resident=False, seconds=seconds))
     findings = _findings(alone, all_cores, resident, whole, len(cores))
     return _profile(job, known, alone, all_cores, resident, whole, findings), findings
-
-
-@dataclass
-class Alone:
-    """What a sample took in PARTS parts of each process.
-
-    Attributes:
-        seconds: of a core.
-        wire_bytes: of a prepared sample.
-        read_bytes: from storage.
-        memory_bytes: of the largest process.
-    """
-
-    seconds: list[float] = field(default_factory=list)
-    wire_bytes: list[float] = field(default_factory=list)
-    read_bytes: list[float] = field(default_factory=list)
-    memory_bytes: float = 0.0
-
-    def add(self, other: Alone) -> None:
-        self.seconds += other.seconds
-        self.wire_bytes += other.wire_bytes
-        self.read_bytes += other.read_bytes
-        self.memory_bytes = max(self.memory_bytes, other.memory_bytes)
-
-
-def preprocess(opened: OpenPipeline, cores: list[int], seconds: float) -> Alone:
-    """Prepare training batches in one process a core, each bound to its own, and deliver them nowhere.
-
-    Raises:
-        DataError: a sample cannot be read, or a process ended before its time.
-    """
-    context = multiprocessing.get_context("spawn")
-    starts = opened.train.group_starts
-    spec = StreamSpec(opened.train.num_samples, 0, opened.pipeline.batch_size, 0, epochs=1, group_starts=starts)
-    work = StreamWork(StreamPlan(spec, Position(), 1, 0), opened.pickled_splits())
-    answers, together = context.Queue(), context.Barrier(len(cores))
-    children = [
-        context.Process(target=_prepare, args=(work, core, number, len(cores), seconds, together, answers), daemon=True)
-        for number, core in enumerate(cores)
-    ]
-    for child in children:
-        child.start()
-    found, until = Alone(), time.monotonic() + seconds + CHILD_TIMEOUT_S
-    try:
-        while len(found.seconds) < PARTS * len(cores):
-            try:
-                answer = answers.get(timeout=1.0)
-            except queue.Empty:
-                if time.monotonic() > until or any(child.exitcode for child in children):
-                    raise DataError(
-                        "a preprocessing process ended without an answer; is there enough memory?"
-                    ) from None
-                continue
-            if isinstance(answer, Exception):
-                raise answer
-            found.add(answer)
-    finally:
-        for child in children:
-            child.join(1.0)
-            child.kill()
-    return found
-
-
-def _prepare(
-    work: StreamWork, core: int, number: int, processes: int, seconds: float, together: Any, answers: Any
-) -> None:
-    """In a process of its own: every `processes`-th batch, over and over."""
-    import psutil
-
-    try:
-        os.sched_setaffinity(0, {core})
-        prepare_process()
-        producer, total = Producer(work), work.plan.segments[0].num_batches
-        producer.batch(0, number % total)  # imports, files, memory
-        together.wait(CHILD_TIMEOUT_S)
-        found, at = Alone(), number
-        for _ in range(PARTS):
-            began, samples, wire, read = time.perf_counter(), 0, 0, 0
-            while time.perf_counter() - began < seconds / PARTS or not samples:
-                batch = producer.batch(0, at % total)
-                samples += len(batch.key) + len(batch.header.failures)
-                wire, read = wire + sum(piece.nbytes for piece in batch.pieces), read + batch.header.read_bytes
-                at += processes
-            found.add(Alone([(time.perf_counter() - began) / samples], [wire / samples], [read / samples]))
-        found.memory_bytes = float(psutil.Process().memory_info().rss)
-        answers.put(found)
-    except threading.BrokenBarrierError:  # another process has said why
-        pass
-    except Exception as error:  # noqa: BLE001 - raised again by who waits
-        answers.put(
-            error if isinstance(error, DataError) else DataError(f"preprocessing failed: {one_line(error, 300)}")
-        )
-        together.abort()
 
 
 @dataclass(frozen=True)
@@ -333,16 +264,30 @@ def _parts(record: RunRecord) -> list[float]:
 
 
 def _findings(alone: Alone, all_cores: Alone, resident: RunRecord, whole: RunRecord, cores: int) -> Findings:
-    cpu_s, accelerator_s = Figure.of(all_cores.seconds).value, Figure.of(_parts(resident)).value
+    on_cpu = all(rank.device == "cpu" for rank in whole.ranks)
+    measured = {
+        "preprocessing on one core": Figure.of(alone.wall_s),
+        "preprocessing on all": Figure.of(all_cores.wall_s),
+        f"{'the ranks' if on_cpu else 'the accelerators'} alone": Figure.of(_parts(resident)),
+        "the whole": Figure.of(_parts(whole)),
+    }
+    one_s, all_s, accelerator_s, whole_s = (figure.value for figure in measured.values())
     here = not whole.cluster_attached
     slots = min(whole.cpu_slots, cores) if here else whole.cpu_slots
-    together = shared_cores(whole, cpu_s, accelerator_s)
+    together = shared_cores(whole, all_s, accelerator_s)
+    stages = all_cores.stage_figures
+    busy = busy_machine(stages)
     return Findings(
-        preprocessing_alone=1 / Figure.of(alone.seconds).value,
-        preprocessing=slots / cpu_s,
+        preprocessing_alone=1 / one_s,
+        preprocessing=slots / all_s,
         accelerator=whole.world_size / accelerator_s,
         together=together if math.isfinite(together) else None,
-        everything=whole.world_size / Figure.of(_parts(whole)).value,
+        everything=whole.world_size / whole_s,
+        wait_share=whole.totals.wait_share,
+        verdict=who_waits(whole.totals.wait_share, whole.ranks, whole.stages),
+        ranks_on_cpu=on_cpu,
+        stages=tuple(stages),
+        warnings=(*wide_spreads(measured), *([busy] if busy else [])),
     )
 
 
@@ -369,8 +314,9 @@ def _profile(
         source="raytrain diagnose",
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=hardware_of(whole),
-        cpu_s_per_sample={_cpu_kind_here(whole): Figure.of(all_cores.seconds)},
-        cpu_s_per_sample_alone=Figure.of(alone.seconds),
+        cpu_s_per_sample={_cpu_kind_here(whole): Figure.of(all_cores.cpu_s)},
+        cpu_s_per_sample_alone=Figure.of(alone.cpu_s),
+        read_wait_s_per_sample=Figure.once(sum(s.wait_s_per_sample for s in findings.stages if s.name == "read")),
         accelerator_s_per_sample={gpu_of(whole, known): Figure.of(_parts(resident))},
         wire_bytes_per_sample=Figure.of(all_cores.wire_bytes),
         read_bytes_per_sample=Figure.of(all_cores.read_bytes),
@@ -381,4 +327,5 @@ def _profile(
         world_size=whole.world_size,
         num_samples=whole.num_train,
         epochs=epochs_of(training.epochs, training.steps, step, whole.num_train),
+        cores_shared_with=cores_shared_with(whole),
     )

@@ -19,12 +19,12 @@ from raytrain.record import (
     Totals,
     Unusual,
 )
+from raytrain.verdict import who_waits
 from raytrain.watching import host_load, host_timeline
 
 if TYPE_CHECKING:
     from raytrain.job import Run
 
-STALLED_SHARE = 0.05  # of training time spent waiting, past which the input path is called the bottleneck
 LISTED_FAILURES = 100
 
 
@@ -36,6 +36,7 @@ def build_record(
     meters = {rank: result["meter"] for rank, result in sorted(results.items())}
     failures = this.status.get("failures", [])
     stages = _stages(meters)
+    ranks = [_rank(rank, results[rank]) for rank in meters]
     history = results[0]["history"] if 0 in results else _last_history(this)
     return RunRecord(
         name=this.job.name,
@@ -61,8 +62,8 @@ def build_record(
         num_train=this.opened.train.num_samples,
         num_validation=this.opened.num_validation,
         startup=_startup(this, meters),
-        totals=_totals(this, meters, stages),
-        ranks=[_rank(rank, results[rank]) for rank in meters],
+        totals=_totals(this, meters, ranks, stages),
+        ranks=ranks,
         stages=stages,
         epochs=history,
         corrupt=Corrupt(
@@ -122,7 +123,9 @@ def _startup(this: Run, meters: dict[int, dict[str, Any]]) -> Startup:
     )
 
 
-def _totals(this: Run, meters: dict[int, dict[str, Any]], stages: list[StageFigures]) -> Totals:
+def _totals(
+    this: Run, meters: dict[int, dict[str, Any]], ranks: list[RankFigures], stages: list[StageFigures]
+) -> Totals:
     samples = sum(meter["num_samples"] for meter in meters.values())
     waited = sum(meter["wait_s"] for meter in meters.values())
     trained = sum(meter["train_s"] for meter in meters.values())
@@ -132,19 +135,9 @@ def _totals(this: Run, meters: dict[int, dict[str, Any]], stages: list[StageFigu
         samples=samples,
         samples_per_s=samples / (trained / len(meters)) if trained else 0.0,
         wait_share=share,
-        bottleneck=_bottleneck(share, stages),
+        bottleneck=who_waits(share, ranks, stages).text,
         attempts=this.status.get("attempts", 0),
     )
-
-
-def _bottleneck(wait_share: float, stages: list[StageFigures]) -> str:
-    own = [stage for stage in stages if "/" not in stage.name]
-    if not own:
-        return "unknown: no batch was trained on"
-    if wait_share <= STALLED_SHARE:
-        return "compute: the ranks hardly wait for data"
-    slowest = max(own, key=lambda stage: stage.seconds)
-    return f"input: stage {slowest.name!r} takes {slowest.seconds_per_sample * 1e3:.2f} ms of a CPU per sample"
 
 
 def _rank(rank: int, result: dict[str, Any]) -> RankFigures:
@@ -161,17 +154,14 @@ def _stages(meters: dict[int, dict[str, Any]]) -> list[StageFigures]:
                 merged[name] = StageFigures(name=name, **own)
                 continue
             sofar = merged[name]
-            samples, batches = sofar.num_samples + own["num_samples"], sofar.num_batches + own["num_batches"]
-            seconds = sofar.seconds + own["seconds"]
             merged[name] = StageFigures(
                 name=name,
-                num_samples=samples,
-                num_batches=batches,
-                seconds=seconds,
-                seconds_per_sample=seconds / max(samples, 1),
-                batch_mean_s=seconds / max(batches, 1),
-                batch_p90_s=max(sofar.batch_p90_s, own["batch_p90_s"]),
-                batch_p99_s=max(sofar.batch_p99_s, own["batch_p99_s"]),
+                num_samples=sofar.num_samples + own["num_samples"],
+                num_batches=sofar.num_batches + own["num_batches"],
+                cpu_s=sofar.cpu_s + own["cpu_s"],
+                wall_s=sofar.wall_s + own["wall_s"],
+                batch_wall_p90_s=max(sofar.batch_wall_p90_s, own["batch_wall_p90_s"]),
+                batch_wall_p99_s=max(sofar.batch_wall_p99_s, own["batch_wall_p99_s"]),
             )
     return list(merged.values())
 

@@ -1,4 +1,4 @@
-"""From a file to a profile, and from a shape to a job file."""
+"""From a file to a profile that a plan can be made from."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 from raytrain.config import Job
 from raytrain.cost.instances import Catalog
-from raytrain.cost.planner import Shape
 from raytrain.cost.profile import Figure, Profile, parse_profile, profile_of_record
+from raytrain.cost.typical import needs_estimate, with_typical
 from raytrain.errors import ConfigError, nearest
 from raytrain.record import RunRecord, parse_record
+from raytrain.train.flops import training_flops
 
 
 def profile_from(path: Path, known: Catalog, diagnose: Callable[[Job], Profile]) -> Profile:
@@ -66,33 +65,48 @@ def with_accelerators(profile: Profile, given: list[str], known: Catalog) -> Pro
     return profile.model_copy(update={"accelerator_s_per_sample": {**profile.accelerator_s_per_sample, **added}})
 
 
-def job_for(shape: Shape, profile: Profile, known: Catalog, region: str, path: Path) -> None:
-    """Write the profile's job for the hosts of a shape: groups keep their names as far as there are as many, and a job
-    given in steps does as many samples as it was to do.
+def with_estimates(profile: Profile, known: Catalog) -> Profile:
+    """The profile as it is if a GPU was measured or given, else with estimates from the job's model.
 
     Raises:
-        ConfigError: the job cannot be one of these hosts, or the file cannot be written.
+        ConfigError: what the model computes for a sample cannot be told.
     """
-    tree = dict(profile.job)
-    before = [group["name"] for group in (tree.get("cluster") or {}).get("groups") or ()]
-    hosts = [(shape.gpu_type, shape.gpu_hosts), *shape.cpu_hosts]
-    wanted = ["cpu", "cpu-2"] if before else ["gpu", "cpu", "cpu-2"]
-    spare = [name for name in wanted if name not in before]
-    names = [*before, *spare][: len(hosts)]
-    groups = [{"name": n, "instance_type": kind, "hosts": count} for n, (kind, count) in zip(names, hosts, strict=True)]
-    tree["cluster"] = {**(tree.get("cluster") or {}), "groups": groups}
-    tree["sagemaker"] = {**(tree.get("sagemaker") or {}), "region": region}
-    for channel, facts in (tree["sagemaker"].get("channels") or {}).items():
-        if gone := set(facts.get("groups") or ()) - set(names):
-            raise ConfigError(
-                f"channel {channel!r} of the job is for group {min(gone)!r}, which {shape} has not; change the channel"
-            )
-    world_size = shape.gpu_hosts * known.type(shape.gpu_type).gpus
-    if tree["training"].get("steps") and world_size != profile.world_size:
-        steps = max(round(tree["training"]["steps"] * profile.world_size / world_size), 1)
-        tree["training"] = {**tree["training"], "steps": steps}
-    Job.from_dict(tree, where=f"the job of {profile.name}")
+    if not needs_estimate(profile):
+        return profile
     try:
-        path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"the job file cannot be written to {path}: {error.strerror}") from None
+        job = Job.from_dict(profile.job, where=f"the job of {profile.name}")
+        if job.model is None:
+            raise ConfigError("its job names no model")
+        height, width, channels = _image_shape(job)
+        flops = training_flops(job.model, height, width, channels)
+        if not flops:
+            raise ConfigError(f"torch counts no operations of model {job.model.name!r}")
+    except ConfigError as error:
+        raise ConfigError(
+            f"{profile.name} was measured without a GPU, and device seconds cannot be estimated: {error}; give those "
+            "of one GPU for a sample, such as --accelerator A10G=0.0008"
+        ) from None
+    about = f"{job.model.name} on {height}x{width} images"
+    return with_typical(profile, known, flops, job.training.precision, about)
+
+
+def _image_shape(job: Job) -> tuple[int, int, int]:
+    """Height, width and channels that the model gets: of the last stage that resizes, else as they are made, else as
+    the model is told.
+
+    Raises:
+        ConfigError: none of them says it.
+    """
+    made = getattr(job.data.train, "shape", None) if job.data else None
+    channels = made[2] if made and len(made) == 3 else 3
+    for spec in reversed(job.data.stages if job.data else ()):
+        [options] = spec.values() if isinstance(spec, dict) else [None]
+        size = (options or {}).get("size")
+        if size:
+            return (size, size, channels) if isinstance(size, int) else (*size, channels)
+    if made and len(made) == 3:
+        return made
+    size = job.model.options.get("img_size")
+    if isinstance(size, int):
+        return size, size, channels
+    raise ConfigError("the size of its images is not in its job: no stage has a `size`, the model no img_size")

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from typer.core import TyperGroup
 
 from raytrain.cloud_cli import Json
 from raytrain.cost.instances import FACTS, REGIONS, Catalog, InstanceType, Price, Source, catalog
 from raytrain.errors import ConfigError, nearest
+from raytrain.report.fitting import Column, show_fitted
 
 WIDTH_OF_A_FILE = 160  # characters, for four regions side by side
+TITLE = "USD an hour, on demand, SageMaker training"
 MARKS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -56,7 +57,8 @@ def show(
     if not console.is_terminal:
         console.width = WIDTH_OF_A_FILE
     marks = _marks(known, types, regions)
-    console.print(_table(known, types, regions, marks))
+    columns, rows = _columns(regions), _rows(known, types, regions, marks)
+    show_fitted(TITLE, columns, rows, console, "a wider terminal, --region or --json has them")
     for line in _legend(known, regions, marks, region):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -117,26 +119,29 @@ def _marks(known: Catalog, types: list[InstanceType], regions: list[str]) -> dic
     return {name: MARKS[number] if number < len(MARKS) else str(number) for number, name in enumerate(sources)}
 
 
-def _table(known: Catalog, types: list[InstanceType], regions: list[str], marks: dict[str, str]) -> Table:
-    table = Table(title="USD an hour, on demand, SageMaker training", title_justify="left", box=None, pad_edge=False)
-    table.add_column("type", no_wrap=True)
-    for name in ("vCPUs", "GiB"):
-        table.add_column(name, justify="right")
-    table.add_column("accelerators", no_wrap=True)
-    for name in ("Gbit/s", *regions, "per vCPU-hour"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _columns(regions: list[str]) -> list[Column]:
+    """The type and its price in the first region are never left out."""
+    return [
+        Column("type", right=False),
+        Column("vCPUs", leave=2),
+        Column("GiB", leave=4),
+        Column("accelerators", leave=1, right=False),
+        Column("Gbit/s", leave=6),
+        *(Column(region, leave=3 if number else 0) for number, region in enumerate(regions)),
+        Column("per vCPU-hour", leave=5),
+    ]
+
+
+def _rows(known: Catalog, types: list[InstanceType], regions: list[str], marks: dict[str, str]) -> list[list[str]]:
+    """Cells of the columns."""
+    rows = []
     for kind in types:
         found = [known.prices.get((region, kind.name)) for region in regions]
-        table.add_row(
-            kind.name,
-            str(kind.vcpus),
-            f"{kind.memory_gib:g}",
-            _accelerators(kind),
-            "-" if kind.network_gbps is None else f"{kind.network_gbps:g}",
-            *("-" if price is None else f"{price.usd_per_hour:,.4f} {marks[price.source]}" for price in found),
-            _span([_per_vcpu(kind, price) for price in found if price]),
-        )
-    return table
+        facts = [kind.name, str(kind.vcpus), f"{kind.memory_gib:g}", _accelerators(kind)]
+        facts.append("-" if kind.network_gbps is None else f"{kind.network_gbps:g}")
+        shown = ["-" if price is None else f"{price.usd_per_hour:,.4f} {marks[price.source]}" for price in found]
+        rows.append([*facts, *shown, _span([_per_vcpu(kind, price) for price in found if price])])
+    return rows
 
 
 def _accelerators(kind: InstanceType) -> str:

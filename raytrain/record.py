@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raytrain.errors import ConfigError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 POINTS = 600  # of a timeline
 
 
@@ -74,16 +74,39 @@ class RankFigures(Part):
 
 
 class StageFigures(Part):
-    """One CPU stage over all workers; `seconds` is CPU-worker time. Percentiles are of whole batches."""
+    """One CPU stage over all workers.
+
+    Attributes:
+        cpu_s: CPU time, that of other threads of the worker included.
+        wall_s: how long workers were in it: beside CPU time, waiting for storage and for a core that others used.
+        batch_wall_p90_s, batch_wall_p99_s: percentiles of the wall time of whole batches.
+    """
 
     name: str
     num_samples: int
     num_batches: int
-    seconds: float
-    seconds_per_sample: float
-    batch_mean_s: float
-    batch_p90_s: float
-    batch_p99_s: float
+    cpu_s: float
+    wall_s: float
+    batch_wall_p90_s: float
+    batch_wall_p99_s: float
+
+    @property
+    def cpu_s_per_sample(self) -> float:
+        return self.cpu_s / max(self.num_samples, 1)
+
+    @property
+    def wall_s_per_sample(self) -> float:
+        return self.wall_s / max(self.num_samples, 1)
+
+    @property
+    def wait_s_per_sample(self) -> float:
+        """Without a CPU: for storage, or for a core."""
+        return max(self.wall_s - self.cpu_s, 0.0) / max(self.num_samples, 1)
+
+    @property
+    def of_training(self) -> bool:
+        """Not of validation, whose stages are named `validation/…`."""
+        return "/" not in self.name
 
 
 class Totals(Part):
@@ -214,7 +237,7 @@ class CloudFacts(Part):
 class RunRecord(Part):
     """Everything about one run."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     name: str
     status: Literal["finished", "stopped", "failed"]
     error: str | None
@@ -279,7 +302,8 @@ def parse_record(text: str, path: str) -> RunRecord:
         tree = json.loads(text)
         if isinstance(tree, dict) and tree.get("schema_version") != SCHEMA_VERSION:
             raise ConfigError(
-                f"{path} has schema version {tree.get('schema_version')!r}; this raytrain reads {SCHEMA_VERSION}"
+                f"{path} has schema version {tree.get('schema_version')!r}; this raytrain reads {SCHEMA_VERSION}: "
+                "run the job again, or read it with the raytrain that wrote it"
             )
         return RunRecord.model_validate(tree)
     except ValidationError as error:

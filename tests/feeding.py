@@ -64,7 +64,7 @@ def make_feed(
         StreamSpec(pipeline.train.num_samples, 0, batch_size, 0, epochs=epochs),
         pipeline.pickled_splits(),
         FeedOptions(
-            placed.slots, placed.task_args, batches_per_task, {"train": max_corrupt, "validation": 0}, **options
+            placed.slots, placed.task_args, batches_per_task, max_corrupt / pipeline.train.num_samples, **options
         ),
     )
     if not remote:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from raytrain.cost.profile import Figure, Profile
-from raytrain.record import HostFacts, HostLoad, HostTimeline, Progress, RunRecord, Utilization
+from raytrain.record import CloudFacts, HostFacts, HostLoad, HostTimeline, Progress, RunRecord, Utilization
 
 READ = (("read", 640), ("validation/read", 360))
 
@@ -17,7 +17,7 @@ def run_on(record: RunRecord, name: str, hosts: dict[str, tuple[str, int, int]],
     samples_per_s, wait_share = changes.pop("samples_per_s", 64.0), changes.pop("wait_share", 0.5)
     first_step_s = changes.pop("first_step_s", 120.0)
     known = {"ml.g5.xlarge": 4, "ml.c5.4xlarge": 16, "ml.p4d.24xlarge": 96, "ml.c5.18xlarge": 72}
-    read = record.stages[0].model_copy(update={"seconds": 0.0, "seconds_per_sample": 0.0})
+    read = record.stages[0].model_copy(update={"cpu_s": 0.0, "wall_s": 0.0})
     all_hosts, number = [], 0
     for kind, (group, count, gpus) in hosts.items():
         for each in range(1, count + 1):
@@ -65,6 +65,15 @@ def run_on(record: RunRecord, name: str, hosts: dict[str, tuple[str, int, int]],
     return record.model_copy(update={**update, **changes})
 
 
+def on_sagemaker(runs: list[RunRecord], kind: str = "sagemaker") -> list[RunRecord]:
+    """The same runs in training jobs there, or in twins of them."""
+    there = CloudFacts(
+        kind=kind, job_name="x", arn="arn", status="Completed", failure=None, spot=False, training_s=1, billable_s=1,
+        usd=None, groups=[], loads=[],
+    )  # fmt: skip
+    return [run.model_copy(update={"cloud": there}) for run in runs]
+
+
 def profile(**changes: Any) -> Profile:
     """18 ms of a vCPU and 1/1200 s of an A10G for a sample."""
     tree = {
@@ -81,6 +90,7 @@ def profile(**changes: Any) -> Profile:
         "efficiency": Figure.once(0.97),
         "num_samples": 1_281_167,
         "epochs": 10,
+        "on_sagemaker": True,
     }
     return Profile(**{**tree, **changes})
 

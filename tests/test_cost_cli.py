@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -14,9 +15,8 @@ from raytrain import trials
 from raytrain.cli import main
 from raytrain.config import Job
 from raytrain.cost.instances import catalog
-from raytrain.cost.planner import Shape
 from raytrain.errors import ConfigError, TrainingError
-from raytrain.planning import job_for, with_accelerators
+from raytrain.planning import with_accelerators
 from raytrain.trials import Trials, nodes_of
 
 SINGLE = {"ml.g5.xlarge": ("gpu", 1, 1)}
@@ -73,12 +73,13 @@ def test_two_records_for_a_program(call, records):
     assert columns[2]["predicted"]
 
 
-def test_a_plan_with_its_job_file_and_page(call, profile_file, tmp_path):
+def test_a_plan_with_its_job_file_and_page(call, profile_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     job, page = tmp_path / "planned.yaml", tmp_path / "plan.html"
     code, out, err = call("plan", profile_file, "--region", "us-east-1", "-o", job, "--html", page, "--pick", "2")
     assert code == 0, err
-    assert "The best 10 of" in out
-    assert "CPU hosts pay: 1 x ml.g5.2xlarge + 1 x ml.c5.4xlarge costs $" in out
+    assert out.startswith("CPU hosts pay: 1 x ml.g5.2xlarge + 1 x ml.c5.4xlarge costs $7.20 for the job, ")
+    assert "The best 5 of" in out
     assert "assumed: a vCPU of g5, m5 prepares as much as one of c5 did" in out
     groups = Job.from_yaml(job).cluster.groups
     assert [(group.name, group.instance_type, group.hosts) for group in groups] == [
@@ -134,7 +135,7 @@ def test_bad_input_is_one_line(call, records, profile_file, tmp_path):
     east = ("--region", "us-east-1")
     for arguments, message in [
         (["compare", tmp_path / "cut.json"], "is not JSON, or was cut off"),
-        (["compare", tmp_path / "old.json"], "has schema version 1; this raytrain reads 3"),
+        (["compare", tmp_path / "old.json"], "has schema version 1; this raytrain reads 4"),
         (["compare", tmp_path / "none.json"], "cannot read"),
         (["compare", *records, "--region", "mars-1"], "there are no prices of region 'mars-1' here"),
         (["compare", records[0], *east, "--instances", "gpu"], "--instances 'gpu' must look like gpu=ml.g5.xlarge"),
@@ -157,7 +158,7 @@ def test_bad_input_is_one_line(call, records, profile_file, tmp_path):
         (["plan", profile_file, *east, "-o", tmp_path / "no" / "x.yaml"], "the job file cannot be written to"),
         (["plan", profile_file, *east, "--html", tmp_path / "cut.json" / "x"], "the page cannot be written to"),
         (["report", tmp_path], "has no record.json: give the folder of a run that has ended, or its record"),
-        (["report", tmp_path / "old.json"], "has schema version 1; this raytrain reads 3"),
+        (["report", tmp_path / "old.json"], "has schema version 1; this raytrain reads 4"),
     ]:
         code, _, err = call(*arguments)
         assert code == 2, arguments
@@ -249,15 +250,115 @@ def test_a_profile_whose_job_is_none_gives_no_job_file(call, tmp_path):
         with_accelerators(profile(), ["=1"], catalog())
 
 
-def test_a_job_file_keeps_the_names_of_groups_and_the_samples(tmp_path, job_tree):
-    job_tree["cluster"] = {"groups": [{"name": "train", "instance_type": "ml.g5.xlarge"}]}
-    job_tree["training"] = {"steps": 100}
-    job_tree["sagemaker"] = {"channels": {"images": {"uri": "s3://bucket/images", "groups": ["train"]}}}
-    shape = Shape("ml.g5.12xlarge", 1, (("ml.c5.4xlarge", 2),))
-    job_for(shape, profile(job=job_tree, world_size=2), catalog(), "us-east-1", tmp_path / "job.yaml")
-    job = Job.from_yaml(tmp_path / "job.yaml")
-    assert [group.name for group in job.cluster.groups] == ["train", "cpu"]
-    assert job.training.steps == 50, "four GPUs in the place of two"
-    job_tree["sagemaker"]["channels"]["images"]["groups"] = ["gone"]
-    with pytest.raises(ConfigError, match="channel 'images' of the job is for group 'gone', which 1 x ml.g5.12xlarge"):
-        job_for(shape, profile(job=job_tree), catalog(), "us-east-1", tmp_path / "job.yaml")
+# -- compare asks before it trains -------------------------------------------
+
+
+class Terminal(io.StringIO):
+    """Somebody who types an answer."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def trained(monkeypatch, record):
+    """The command lines that would have trained; each ends with a record of 64 samples/s after 3 s of start-up."""
+    typed = []
+    ended = run_on(record, "small", SINGLE, first_step_s=3.0)
+
+    def run(arguments):
+        typed.append([word if "raytrain-compare-" not in word else "run_dir=TMP" for word in arguments])
+        return ended.model_dump_json()
+
+    monkeypatch.setattr(trials, "_run", run)
+    return typed
+
+
+def answered(monkeypatch, text):
+    monkeypatch.setattr(sys, "stdin", Terminal(text))
+
+
+EAST = ("--region", "us-east-1")
+
+
+def test_without_a_terminal_nothing_trains(call, trained, job_file, monkeypatch, records):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    code, out, err = call("compare", job_file(), *EAST)
+    assert (code, out, trained) == (2, "", [])
+    [line] = err.strip().splitlines()
+    assert "this would train, which may take long, and nobody is asked: small (" in line
+    assert "2 epochs, on emulated nodes of this machine (one node, which is all of it); give --yes" in line
+    code, _, _ = call("compare", *records, *EAST)
+    assert (code, trained) == (0, []), "records train nothing"
+
+
+def test_yes_trains_without_a_question(call, trained, job_file, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    path = job_file()
+    code, out, err = call("compare", path, path, *EAST, "-y")
+    assert code == 0, err
+    assert trained == [["train", str(path), "--json"]] * 2
+    assert err.count("2 epochs") == 2
+    assert "price per hour" in out
+
+
+def test_at_a_terminal_it_says_how_long_and_asks(call, trained, job_file, monkeypatch):
+    """200,000 epochs of 640 samples at 64 a second and 3 s of start-up: 23 days."""
+    path = job_file(training__epochs=200_000)
+    answered(monkeypatch, "y\n")
+    code, _, err = call("compare", path, *EAST, "--set", "seed=3")
+    assert code == 0, err
+    said = " ".join(err.split())
+    assert "one after the other: small (" in said
+    assert "small: roughly 23 days without validation, at the 64 samples/s of a probe of 3 steps of 8" in said
+    assert "run them?" in err
+    probe = ["training.steps=3", "training.epochs=null", "run_dir=TMP", "data.batch_size=8", "data.validation=null"]
+    sets = [word for each in ("seed=3", *probe) for word in ("--set", each)]
+    assert trained == [["train", str(path), *sets, "--json"], ["train", str(path), "--set", "seed=3", "--json"]]
+
+
+@pytest.mark.parametrize("answer", ["n\n", "\n", ""])
+def test_who_does_not_agree_has_nothing_trained(call, trained, job_file, monkeypatch, answer):
+    answered(monkeypatch, answer)
+    code, out, err = call("compare", job_file(), *EAST)
+    assert (code, out.strip()) == (130, "")
+    assert "nothing was trained to the end; --yes trains without asking" in err
+    assert len(trained) == 1, "the probe"
+
+
+def test_a_place_that_costs_money_is_not_probed(trained, job_file):
+    """Two hours at most of a $1.408 host and two of $0.816."""
+    groups = [
+        {"name": "gpu", "instance_type": "ml.g5.xlarge"},
+        {"name": "cpu", "instance_type": "ml.c5.4xlarge", "hosts": 2},
+    ]
+    sagemaker = {"region": "us-east-1", "max_run_s": 7200}
+    path = job_file(cluster={"groups": groups}, sagemaker=sagemaker, training={"steps": 1000})
+    there = Trials("sagemaker", catalog(), [])
+    assert there.intended(path) == (f"small ({path}): 1,000 steps, 16,000 samples, on SageMaker (gpu=1x4x1,cpu=2x16)")
+    assert there.duration(path) == ("small: how long is not known before; SageMaker ends it after 2 h, at most $6.08")
+    elsewhere = Trials("sagemaker", catalog(), ["sagemaker.region=mars-1"])
+    assert elsewhere.duration(path).endswith("ends it after 2 h, and what that costs is not known either")
+    nowhere = Trials("sagemaker", catalog(), ["sagemaker=null", "cluster={}"])
+    assert nowhere.duration(path).endswith("ends it after 24 h, and what that costs is not known either")
+    assert Trials("twin", catalog(), []).duration(path) == "small: how long is not known before"
+    assert trained == []
+
+
+def test_how_many_samples_a_job_trains_on(job_file):
+    def intended(**changes):
+        return Trials("nodes", catalog(), []).intended(job_file(**changes))
+
+    noise = {"kind": "synthetic", "num_samples": 100, "shape": [8, 8, 3], "num_classes": 3}
+    assert ": 7 epochs, 700 samples, on" in intended(data__train=noise, training={"epochs": 7})
+    two = {"groups": [{"name": "gpu", "hosts": 2, "cpus": 4, "gpus": 3}]}
+    assert ": 10 steps, 960 samples, on" in intended(cluster=two, training={"steps": 10}), "six ranks of 16"
+    assert ": 7 epochs, on" in intended(training={"epochs": 7}), "only the folder knows"
+
+
+DURATIONS = [(0.5, "0.5 s"), (40, "40 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h")]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [*DURATIONS, (12_000, "3.3 h"), (2e6, "23 days")])
+def test_a_rough_duration(seconds, text):
+    assert trials.lasting(seconds) == text

@@ -345,7 +345,8 @@ def test_too_many_corrupt_images_stop_the_run_and_are_named(job_file, images, tm
     assert result.returncode == 2, result.stderr
     last = result.stderr.strip().splitlines()[-1]
     assert re.match(
-        r"raytrain: [2-5] of 120 train samples could not be prepared, more than data.max_corrupt_share allows \(1\): "
+        r"raytrain: [2-5] of 120 train samples \([\d.]+%\) could not be prepared; "
+        r"data.max_corrupt_share: 0.01 allows 1 of them: "
         r".*/dark/00\d.jpg \(ValueError: not a decodable image\)",
         last,
     ), last

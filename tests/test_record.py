@@ -28,8 +28,12 @@ def test_a_record_comes_back_and_fits_its_own_schema(record, tmp_path):
     [
         (None, "cannot read .*record.json: No such file"),
         ("{", "is not JSON, or was cut off"),
-        ('{"schema_version": 99}', "has schema version 99; this raytrain reads 3"),
-        ('{"schema_version": 3, "name": "x"}', "is not a run record: status: Field required"),
+        ('{"schema_version": 99}', "has schema version 99; this raytrain reads 4: run the job again"),
+        (
+            '{"schema_version": 3, "stages": []}',
+            "has schema version 3; this raytrain reads 4: run the job again, or read",
+        ),
+        ('{"schema_version": 4, "name": "x"}', "is not a run record: status: Field required"),
         ("[]", "is not a run record"),
     ],
 )
@@ -52,15 +56,21 @@ def test_the_summary_says_who_waited_for_whom(record):
     assert "2.00 (20%)" in text
     assert "1.00 (10%)" in text
     assert "7.00 (70%)" in text
-    assert "decode" in text
-    assert "5.000" in text
+    [stage] = [line.replace("│", " ").split() for line in text.splitlines() if "│ decode" in line]
+    assert stage == ["decode", "640", "5.000", "7.000", "3.20", "4.48", "400.0", "500.0"]
     assert "emulated nodes" in text
-    assert "bottleneck: input: stage 'decode' takes 5.00 ms of a CPU per sample" in text
+    assert "bottleneck: balanced: the ranks wait for data 20% of the time; stage 'decode' takes longest" in text
     assert (
         "left out, since they could not be prepared: 2 of 640 training samples (0.31%); the record names them" in text
     )
     assert "first step after -" in text
     assert "validation accuracy 90.00% after epoch 1" in text
+
+
+def test_the_summary_warns_of_stages_that_were_kept_from_their_cpus(record):
+    assert "warning" not in summary_of(record)
+    record.stages[0].wall_s = 7.68
+    assert "warning: the stages took 2.4 times their CPU time" in summary_of(record)
 
 
 def test_the_summary_says_how_busy_the_hosts_were(record):

@@ -7,27 +7,14 @@ from typing import Any
 
 from raytrain.cost.instances import Catalog, Price
 from raytrain.cost.planner import Bounds, Prediction, plan
+from raytrain.cost.priced import Priced, priced_hosts, region_of
 from raytrain.cost.profile import TRAINED_ON_CPU, Profile, profile_of_record
+from raytrain.cost.unlike import unlikenesses
 from raytrain.errors import ConfigError
 from raytrain.record import HostLoad, RunRecord
 
 MILLION = 1_000_000
 CURVE_HOSTS = 4  # past the most that were measured
-
-
-@dataclass(frozen=True)
-class Priced:
-    """What the hosts of a run cost an hour.
-
-    Attributes:
-        hosts: by instance type.
-        usd_per_hour: None where a price is not known; `why` says which.
-    """
-
-    hosts: dict[str, int]
-    usd_per_hour: float | None
-    prices: tuple[Price, ...] = ()
-    why: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +25,7 @@ class Column:
         step_s: seconds between two steps of a rank.
         cpu_busy, gpu_busy: share of each host's CPUs, and of its GPUs, while it trained.
         startup_s: from the command to the first step.
-        startup_usd: what the hosts cost meanwhile.
+        startup_usd: what the hosts cost meanwhile, of a job on SageMaker: another machine's start-up is none of theirs.
         speedup: samples a second against the first column.
         break_even: the speed-up at which a sample costs as much as in the first column: the ratio of the prices.
         price_efficiency: samples a dollar against the first column, less 1.
@@ -112,20 +99,21 @@ def compare(
     names = _names(records)
     columns = [measured(*each, known) for each in zip(names, records, priced, strict=True)]
     notes = [f"{name}: {each.why}" for name, each in zip(names, priced, strict=True) if each.why]
+    notes += [f"{name}: {line}" for name, each in zip(names, priced, strict=True) for line in each.notes]
     prices = {(p.region, p.type): p for each in priced for p in each.prices}
     single, about = best_single(records[0], priced[0], known, region)
     if single is None:
         notes.append(f"no single instance is predicted: {about}")
     else:
         columns.append(predicted_column(single, records[0], known.type(single.shape.gpu_type).gpus))
-        found = known.prices[_region(records[0], region), single.shape.gpu_type]
+        found = known.prices[region_of(records[0], region), single.shape.gpu_type]
         prices[found.region, found.type] = found
         notes.append(about)
     first = columns[0]
     notes += [f"{column.name}: on emulated nodes, which share one machine" for column in columns if column.emulated]
     notes += [f"they differ, and were compared all the same: {text}" for text in differences]
     columns = [against(first, column) for column in columns]
-    return Comparison(tuple(columns), tuple(notes), tuple(prices.values()), _region(records[0], region))
+    return Comparison(tuple(columns), tuple(notes), tuple(prices.values()), region_of(records[0], region))
 
 
 def check_instances(num_records: int, given: list[Any]) -> None:
@@ -137,41 +125,8 @@ def check_instances(num_records: int, given: list[Any]) -> None:
         raise ConfigError(f"--instances was given {len(given)} times for {num_records} records; give one for each")
 
 
-def unlikenesses(first: RunRecord, other: RunRecord) -> list[str]:
-    """In what two runs are not the same work: model, data, batch or precision. Where the data lies does not matter."""
-    found = []
-    for what, mine, theirs in (
-        ("model", first.job.get("model"), other.job.get("model")),
-        ("training samples", first.num_train, other.num_train),
-        ("data", _data(first), _data(other)),
-        ("batch size", _batch_size(first), _batch_size(other)),
-        ("precision", first.job["training"].get("precision"), other.job["training"].get("precision")),
-    ):
-        if mine != theirs:
-            found.append(f"{what}: {_short(mine)} in {first.name}, {_short(theirs)} in {other.name}")
-    return found
-
-
-def _data(record: RunRecord) -> Any:
-    data = record.job.get("data")
-    if data is None:
-        return [stage.name for stage in record.stages]
-    source = {name: value for name, value in data["train"].items() if name != "path"}
-    return {"source": source, "stages": data.get("stages"), "normalize": data.get("normalize")}
-
-
-def _batch_size(record: RunRecord) -> Any:
-    data = record.job.get("data")
-    return None if data is None else data.get("batch_size")
-
-
 def _samples_per_batch(record: RunRecord) -> float:
     return record.totals.samples / max(sum(rank.num_batches for rank in record.ranks), 1)
-
-
-def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _names(records: list[RunRecord]) -> list[str]:
@@ -184,46 +139,10 @@ def _names(records: list[RunRecord]) -> list[str]:
     return names
 
 
-def _region(record: RunRecord, wanted: str | None) -> str | None:
-    if wanted:
-        return wanted
-    arn = record.cloud.arn.split(":") if record.cloud and record.cloud.kind == "sagemaker" else []
-    return arn[3] if len(arn) > 3 else (record.job.get("sagemaker") or {}).get("region")
-
-
-def priced_hosts(record: RunRecord, known: Catalog, region: str | None, given: dict[str, str]) -> Priced:
-    """Instance types of a run's hosts, and what they cost together an hour.
-
-    Raises:
-        ConfigError: an instance type is unknown, or has no price in the region.
-    """
-    declared = {
-        group["name"]: group["instance_type"]
-        for group in (record.job.get("cluster") or {}).get("groups", ())
-        if group.get("instance_type")
-    }
-    hosts: dict[str, int] = {}
-    for host in record.hosts:
-        name = given.get(host.group) or host.instance_type or declared.get(host.group)
-        if name is None:
-            return Priced(
-                {}, None, why=f"group {host.group!r} has no instance type; give --instances {host.group}=ml.…"
-            )
-        known.type(name)
-        hosts[name] = hosts.get(name, 0) + 1
-    where = _region(record, region)
-    if where is None:
-        return Priced(hosts, None, why="its job names no region; give --region")
-    prices = [known.price(name, where) for name in hosts]
-    total = sum(price.usd_per_hour * hosts[price.type] for price in prices)
-    return Priced(hosts, total, tuple(prices))
-
-
 def measured(name: str, record: RunRecord, priced: Priced, known: Catalog) -> Column:
     """A record's column, before it is held against the first."""
     rate = record.totals.samples_per_s
     busy = {load.host: load for load in record.loads or (record.cloud.loads if record.cloud else [])}
-    hourly, startup_s = priced.usd_per_hour, record.startup.first_step_s
     return Column(
         name=name,
         predicted=False,
@@ -239,9 +158,9 @@ def measured(name: str, record: RunRecord, priced: Priced, known: Catalog) -> Co
         gpu_busy={
             host: load.gpu_percent.mean / 100 / _gpus(record, load) for host, load in busy.items() if load.gpu_percent
         },
-        startup_s=startup_s,
+        startup_s=record.startup.first_step_s,
         emulated=any(host.emulated for host in record.hosts),
-        **_money(hourly, rate, record.num_train, startup_s),
+        **_money(priced.usd_per_hour, rate, record.num_train, _startup_there(record)),
     )
 
 
@@ -255,6 +174,12 @@ def _money(hourly: float | None, rate: float, num_train: int, startup_s: float |
         "usd_per_epoch": sample * num_train,
         "startup_usd": None if startup_s is None else hourly * startup_s / 3600,
     }
+
+
+def _startup_there(record: RunRecord) -> float | None:
+    """On SageMaker; None where nobody measured it there."""
+    there = record.cloud is not None and record.cloud.kind == "sagemaker"
+    return record.startup.first_step_s if there else None
 
 
 def _by_group(record: RunRecord) -> dict[str, int]:
@@ -284,7 +209,7 @@ def best_single(record: RunRecord, priced: Priced, known: Catalog, region: str |
     Returns:
         The prediction, or None, and what to say about it.
     """
-    where = _region(record, region)
+    where = region_of(record, region)
     if priced.usd_per_hour is None:
         return None, "the first record has no price"
     family = next((name for name in priced.hosts if known.type(name).gpus), None)
@@ -303,10 +228,13 @@ def profile_for(record: RunRecord, gpu: str, known: Catalog) -> tuple[Profile, s
     if gpu in profile.accelerator_s_per_sample:
         return profile, ""
     (other, figure), *_ = profile.accelerator_s_per_sample.items()
-    profile = profile.model_copy(update={"accelerator_s_per_sample": {gpu: figure}})
+    # its efficiency goes with it: both say what those ranks did
+    profile = profile.model_copy(update={"accelerator_s_per_sample": {gpu: figure}, "cores_shared_with": None})
+    efficiency = min(profile.efficiency.value, 1.0)
     return (
         profile,
-        f"its ranks stood in for {gpu} GPUs: they trained on {'a CPU' if other == TRAINED_ON_CPU else other}",
+        f"its ranks stood in for {gpu} GPUs, with an efficiency of {efficiency:.0%}: they trained on "
+        f"{'a CPU' if other == TRAINED_ON_CPU else other}",
     )
 
 
@@ -350,8 +278,8 @@ def predicted_column(single: Prediction, record: RunRecord, num_gpus: int) -> Co
         step_s=_samples_per_batch(record) * num_gpus / single.samples_per_s,
         samples_per_s=single.samples_per_s,
         wait_share=None,
-        startup_s=record.startup.first_step_s,
-        **_money(single.usd_per_hour, single.samples_per_s, record.num_train, record.startup.first_step_s),
+        startup_s=_startup_there(record),
+        **_money(single.usd_per_hour, single.samples_per_s, record.num_train, _startup_there(record)),
     )
 
 

@@ -2,7 +2,7 @@
 
 A shape is some GPU hosts of one type and CPU hosts of at most two others beside them: many of one, or many of one and a
 single one of another of its family to fill up. Its samples a second are the smallest of what three things admit, times
-the measured efficiency:
+the efficiency, as far as it holds on GPU hosts:
 
     accelerators   GPUs / accelerator seconds a sample
     CPUs           sum over hosts of vCPUs / CPU seconds a sample; the training hosts keep one vCPU a GPU for themselves
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raytrain.cluster.topology import reserved_cpus
+from raytrain.cost.assumptions import assumptions, startup_s
 from raytrain.cost.instances import Catalog, InstanceType, Price
 from raytrain.cost.profile import Profile
 from raytrain.errors import ConfigError, nearest
@@ -38,6 +39,7 @@ class Bounds:
         max_gpu_hosts, max_cpu_hosts: hosts of one type.
         reserved_cpus: of a training host; None for one a GPU, at most half.
         cpu_groups_only: the job's placement: training hosts prepare nothing.
+        startup_s: of a job on SageMaker; None for the profile's, if it was measured there, or none.
     """
 
     region: str
@@ -48,6 +50,7 @@ class Bounds:
     max_cpu_hosts: int = 16
     reserved_cpus: int | None = None
     cpu_groups_only: bool = False
+    startup_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Plan:
     Attributes:
         order: of shapes, by the job's money, then its time.
         assumptions: that the prediction makes beyond what was measured, a line each.
+        startup_s: that `hours` and `usd` hold; None where it is not known, and not in them.
     """
 
     profile: Profile
@@ -120,6 +124,7 @@ class Plan:
     efficient: Array
     assumptions: tuple[str, ...]
     prices: tuple[Price, ...]
+    startup_s: float | None = None
 
     def __len__(self) -> int:
         return len(self.order)
@@ -139,6 +144,16 @@ class Plan:
         """The cheapest of the shapes in `mask`, bool (num_shapes,)."""
         among = self.order[mask[self.order]]
         return self.prediction(int(among[0])) if len(among) else None
+
+    def cheapest(self, figure: str, mask: Array) -> Prediction | None:
+        """The shape in `mask` of the lowest `usd_per_hour`, or whichever figure; of equals the best."""
+        among = self.order[mask[self.order]]
+        return self.prediction(int(among[np.argmin(self.figures[figure][among])])) if len(among) else None
+
+    @property
+    def startup_share(self) -> float:
+        """Of the best shape's hours."""
+        return (self.startup_s or 0.0) / 3600 / self[0].hours
 
     @property
     def best_without_cpu_hosts(self) -> Prediction | None:
@@ -186,7 +201,8 @@ def plan(profile: Profile, known: Catalog, bounds: Bounds) -> Plan:
         ConfigError: an unknown family or region, a GPU that nothing was measured of, or no shape within the limits.
     """
     gpus, cpus, prices = _ladders(profile, known, bounds)
-    figures = predict(profile, gpus, cpus, _shapes(len(gpus.types), cpus.types, bounds))
+    startup = startup_s(profile, bounds)
+    figures = predict(profile, gpus, cpus, _shapes(len(gpus.types), cpus.types, bounds), startup or 0.0)
     fits = np.isfinite(figures["usd"])
     if not fits.any():
         raise ConfigError(
@@ -202,19 +218,27 @@ def plan(profile: Profile, known: Catalog, bounds: Bounds) -> Plan:
     if not fits.any():
         raise ConfigError(f"no shape is within {' and '.join(limits)}")
     figures = {name: values[fits] for name, values in figures.items()}
-    order = np.lexsort((figures["hours"], figures["usd"]))
+    order = _order(figures, startup)
     efficient = np.zeros(len(order), dtype=bool)
     hours = figures["hours"][order]
     efficient[order] = hours < np.concatenate([[np.inf], np.minimum.accumulate(hours)[:-1]])
-    return Plan(
-        profile, bounds, gpus, cpus, figures, order, efficient, _assumptions(profile, gpus, cpus, bounds), prices
-    )
+    assumed = assumptions(profile, (*gpus.types, *cpus.types), bounds)
+    return Plan(profile, bounds, gpus, cpus, figures, order, efficient, assumed, prices, startup)
 
 
-def predict(profile: Profile, gpus: Ladder, cpus: Ladder, shapes: dict[str, Array]) -> dict[str, Array]:
+def _order(figures: dict[str, Array], startup: float | None) -> Array:
+    """By the job's money, then its time. Where the start-up is not known, any number of the same hosts costs the same
+    but for rounding: whatever it is, then, the lowest price an hour makes it cheapest."""
+    if startup is not None:
+        return np.lexsort((figures["hours"], figures["usd"]))
+    return np.lexsort((figures["hours"], figures["usd_per_hour"], np.round(np.log(figures["usd"]), 9)))
+
+
+def predict(profile: Profile, gpus: Ladder, cpus: Ladder, shapes: dict[str, Array], startup: float) -> dict[str, Array]:
     """Speed and cost of shapes, the same few operations on each.
 
     Args:
+        startup: seconds, which every host is paid for.
         shapes: int64 arrays (num_shapes,): `gpu` and `gpu_hosts`, `first` and `first_hosts`, `second` and
             `second_hosts`: numbers of types in the two ladders, and hosts of each.
 
@@ -244,10 +268,10 @@ def predict(profile: Profile, gpus: Ladder, cpus: Ladder, shapes: dict[str, Arra
         0,
         np.where(came < sent, 3, np.where(sent < prepared, 2, np.where(own < hosts * gpus.cpu_per_s[gpu], 3, 1))),
     )
-    samples_per_s = min(profile.efficiency.value, 1.0) * rate
+    samples_per_s = profile.efficiency_on_gpus * rate
     with np.errstate(divide="ignore"):  # hosts without the memory for one worker
         seconds_per_sample = 1 / samples_per_s
-    hours = (profile.startup_s.value + profile.num_samples * profile.epochs * seconds_per_sample) / 3600
+    hours = (startup + profile.num_samples * profile.epochs * seconds_per_sample) / 3600
     return {
         **shapes,
         "samples_per_s": samples_per_s,
@@ -351,21 +375,3 @@ def _reserved(host: InstanceType, bounds: Bounds) -> int:
     if bounds.reserved_cpus is not None:
         return min(bounds.reserved_cpus, host.vcpus)  # of a small host all of them: it prepares nothing
     return reserved_cpus(host.vcpus, host.gpus, None)
-
-
-def _assumptions(profile: Profile, gpus: Ladder, cpus: Ladder, bounds: Bounds) -> tuple[str, ...]:
-    types = (*gpus.types, *cpus.types)
-    like = sorted({t.family for t in types} - set(profile.cpu_s_per_sample))
-    lines = []
-    if like:
-        lines.append(f"a vCPU of {', '.join(like)} prepares as much as one of {profile.cpu_kind} did")
-    unknown = [t.name for t in types if t.network_gbps is None]
-    if unknown:
-        lines.append(f"the network of {', '.join(unknown)} is not known and does not limit")
-    if bounds.max_gpu_hosts > 1 or any(t.gpus > 1 for t in gpus.types):
-        lines.append("several GPUs train as fast as one, times their number: what they tell each other costs nothing")
-    if "steps" in profile.job.get("training", {}) and profile.job["training"]["steps"]:
-        lines.append("the job, which is given in steps, does as many samples on any number of GPUs: in fewer steps")
-    if profile.accelerator_memory_bytes is None:
-        lines.append("the model fits into every GPU's memory: none was measured")
-    return tuple(lines)

@@ -63,16 +63,23 @@ class Profile(_Part):
         cpu_s_per_sample: by kind of CPU, seconds of one vCPU while all are at work. A kind is a family of instance
             types such as `c5`, or the name of a CPU; families that are not listed are taken to be like the first entry.
         cpu_s_per_sample_alone: likewise of the first kind, while the others are idle; None when not measured.
+        read_wait_s_per_sample: how long a worker waits for storage, beside that and without a CPU; None when not
+            measured.
         accelerator_s_per_sample: by GPU, such as `A10G`, seconds of one; `CPU` where a rank trained without.
         wire_bytes_per_sample: from a CPU host to a rank.
         read_bytes_per_sample: from storage.
         startup_s: from the command to the first step.
-        efficiency: of the whole, as a share of what the slower of its parts could do alone.
+        efficiency: of the whole, as a share of what the slower of its parts could do alone; by wall time on both
+            sides, so that other programs' share of the machine is in neither this nor the CPU time.
         worker_memory_bytes: of one preprocessing process; None when not measured.
         accelerator_memory_bytes: of one GPU, at its peak; None when not measured.
         world_size: ranks that were measured; a job given in steps does as many samples on any number of GPUs.
         num_samples: of an epoch.
         epochs: of the whole job.
+        cores_shared_with: what else ran on the cores that the measured ranks trained on; None where ranks had GPUs, or
+            hosts of their own.
+        on_sagemaker: measured in a training job there, so that the start-up is one of SageMaker's.
+        estimated: how `accelerator_s_per_sample` of the GPUs was estimated; None where it was measured or given.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -84,6 +91,7 @@ class Profile(_Part):
     hardware: str
     cpu_s_per_sample: Annotated[dict[str, Figure], Field(min_length=1)]
     cpu_s_per_sample_alone: Figure | None = None
+    read_wait_s_per_sample: Figure | None = None
     accelerator_s_per_sample: Annotated[dict[str, Figure], Field(min_length=1)]
     wire_bytes_per_sample: Figure
     read_bytes_per_sample: Figure
@@ -94,6 +102,9 @@ class Profile(_Part):
     world_size: Annotated[int, Field(gt=0)] = 1
     num_samples: Annotated[int, Field(gt=0)]
     epochs: Positive
+    cores_shared_with: str | None = None
+    on_sagemaker: bool = False
+    estimated: str | None = None
 
     @model_validator(mode="after")
     def _not_absurd(self) -> Profile:
@@ -117,6 +128,11 @@ class Profile(_Part):
     def cpu_s(self, family: str) -> float:
         """Seconds of one vCPU of a family for a sample."""
         return self.cpu_s_per_sample.get(family, self.cpu_s_per_sample[self.cpu_kind]).value
+
+    @property
+    def efficiency_on_gpus(self) -> float:
+        """What of the efficiency holds where ranks train on GPUs: one that was measured on shared cores does not."""
+        return 1.0 if self.cores_shared_with else min(self.efficiency.value, 1.0)
 
     def write(self, path: Path) -> None:
         """
@@ -154,20 +170,23 @@ def parse_profile(tree: Any, path: str) -> Profile:
 def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
     """What a finished run says about its samples.
 
-    The CPU time is the workers' own time in the stages, the accelerator's is what the ranks computed. Both hold other
-    programs' share of the machine. A record has one figure of each, so that the spread is none.
+    The stages' is CPU time, free of other programs' share of the machine; the wait of `read` (wall less CPU time) is
+    kept apart from it. The accelerator's is what the ranks computed, by the clock. A record has one figure of each, so
+    that the spread is none.
 
     Raises:
         ConfigError: nothing was trained on.
     """
     totals = record.totals
-    stages = [stage for stage in record.stages if "/" not in stage.name and stage.num_samples]
+    stages = [stage for stage in record.stages if stage.of_training and stage.num_samples]
     computed = sum(r.compute_s + (0.0 if r.transfer_overlaps else r.transfer_s) for r in record.ranks)
-    cpu_s = sum(stage.seconds_per_sample for stage in stages)
+    cpu_s = sum(stage.cpu_s_per_sample for stage in stages)
+    wall_s = sum(stage.wall_s_per_sample for stage in stages)
     if not (totals.samples and totals.samples_per_s > 0 and computed > 0 and cpu_s > 0):
         raise ConfigError(f"the record of {record.name} has no training to learn from: its run {record.status}")
     accelerator_s = computed / totals.samples
-    limit = min(record.world_size / accelerator_s, record.cpu_slots / cpu_s, shared_cores(record, cpu_s, accelerator_s))
+    slots = record.cpu_slots / max(wall_s, cpu_s)  # a worker's other threads can make its CPU time the longer one
+    limit = min(record.world_size / accelerator_s, slots, shared_cores(record, cpu_s, accelerator_s))
     received = sum(stage.num_samples for stage in record.stages if stage.name in ("read", "validation/read"))
     training = record.job["training"]
     batch = totals.samples / max(sum(rank.num_batches for rank in record.ranks), 1)
@@ -179,6 +198,7 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
         measured_at=record.started_at,
         hardware=hardware_of(record),
         cpu_s_per_sample={cpu_kind_of(record): Figure.once(cpu_s)},
+        read_wait_s_per_sample=Figure.once(sum(s.wait_s_per_sample for s in stages if s.name == "read")),
         accelerator_s_per_sample={gpu_of(record, known): Figure.once(accelerator_s)},
         wire_bytes_per_sample=Figure.once(sum(rank.wire_bytes for rank in record.ranks) / max(received, 1)),
         read_bytes_per_sample=Figure.once(sum(rank.read_bytes for rank in record.ranks) / max(received, 1)),
@@ -187,6 +207,8 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
         world_size=record.world_size,
         num_samples=record.num_train,
         epochs=epochs_of(training.get("epochs"), training.get("steps"), step, record.num_train),
+        cores_shared_with=cores_shared_with(record),
+        on_sagemaker=record.cloud is not None and record.cloud.kind == "sagemaker",
     )
 
 
@@ -204,6 +226,15 @@ def shared_cores(record: RunRecord, cpu_s: float, accelerator_s: float) -> float
     threads = (record.job["training"].get("threads") or training[0]) * record.world_size
     cores = record.hardware.cpu_cores
     return cores / (cpu_s + accelerator_s * min(threads, cores) / record.world_size)
+
+
+def cores_shared_with(record: RunRecord) -> str | None:
+    """What ran beside ranks without a GPU on their cores; None where ranks had GPUs, or hosts that prepared nothing."""
+    if not (record.ranks and all(rank.device == "cpu" for rank in record.ranks)):
+        return None
+    groups = {host.group for host in record.hosts if host.is_head}
+    apart = not any(host.samples_prepared for host in record.hosts if host.group in groups)
+    return None if record.cluster_attached and apart else "the CPU stages"
 
 
 def gpu_of(record: RunRecord, known: Catalog) -> str:

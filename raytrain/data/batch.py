@@ -17,6 +17,7 @@ import pyarrow as pa
 
 PIECE_BYTES = 128 << 10  # samples from here on are worth a piece each
 ALIGNED = 64  # bytes: how Ray lays out buffers; pieces of whole multiples lie side by side
+NO_SAMPLE = np.empty((0, 0, 0), np.uint8)  # in the place of a sample, of a batch whose samples' shape nobody knows
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Header:
 
     Attributes:
         segment, batch: its place in the stream plan.
-        stage_s: seconds of CPU-worker time by stage, over the whole batch; `read` comes first.
+        stage_wall_s: seconds that a worker spent in each stage, over the whole batch; `read` comes first.
+        stage_cpu_s: likewise, seconds of a CPU (see clock.StageClock).
         failures: the samples that were left out.
         left_out: keys of those of them that are not in an earlier batch of the epoch.
         repeated: of the batch's samples, the last so many that the epoch has had already.
@@ -45,7 +47,8 @@ class Header:
 
     segment: int
     batch: int
-    stage_s: dict[str, float]
+    stage_wall_s: dict[str, float]
+    stage_cpu_s: dict[str, float]
     failures: list[Failure] = field(default_factory=list)
     left_out: list[int] = field(default_factory=list)
     repeated: int = 0

@@ -11,7 +11,7 @@ import numpy as np
 from raytrain.data.batch import Failure
 from raytrain.data.lean import make_ray_data_lean
 from raytrain.data.order import Position, Split, StreamPlan, StreamSpec
-from raytrain.data.stream import FeedOptions, Stored, Stream
+from raytrain.data.stream import FeedOptions, Stored, Stream, most_corrupt
 from raytrain.errors import DataError, TrainingError
 
 TAKE_TIMEOUT_S = 5.0
@@ -108,18 +108,19 @@ class Feed:
             self._stop_at = max(self._stream.taken)
 
     def failures(self, split: Split, failures: list[Failure]) -> None:
-        """Count samples that could not be prepared; past the limit the run ends with an error that names some."""
+        """Count samples that could not be prepared; past the limit the run ends with an error that names the first."""
         with self._changed:
             for failure in failures:
                 self._failures[split, failure.id] = failure
             bad = [failure for (where, _), failure in self._failures.items() if where == split]
-            limit = self._options.max_corrupt[split]
+            total = self._spec.num_train if split == "train" else self._spec.num_validation
+            share = self._options.max_corrupt_share
+            limit = most_corrupt(share, total)
             if len(bad) > limit and self._fatal is None:
-                total = self._spec.num_train if split == "train" else self._spec.num_validation
                 some = "; ".join(f"{failure.where} ({failure.reason})" for failure in bad[:3])
                 self._fatal = DataError(
-                    f"{len(bad)} of {total} {split} samples could not be prepared, more than data.max_corrupt_share "
-                    f"allows ({limit}): {some}{'; …' if len(bad) > 3 else ''}"
+                    f"{len(bad)} of {total:,} {split} samples ({len(bad) / total:.2%}) could not be prepared; "
+                    f"data.max_corrupt_share: {share:g} allows {limit:,} of them: {some}{'; …' if len(bad) > 3 else ''}"
                 )
             self._changed.notify_all()
 

@@ -23,6 +23,7 @@ from raytrain.data.batch import Batch, Header, decode
 from raytrain.data.clock import DeviceClock, HostClock
 from raytrain.data.meter import RankMeter
 from raytrain.data.order import Split, StreamPlan
+from raytrain.errors import DataError
 
 AHEAD = 2  # batches staged for the loop
 PULLED_AHEAD = 4  # batches that are on their way from other hosts, beside those
@@ -101,6 +102,7 @@ class RankIngest:
         self._affine = _affine(normalize, device)
         self._queue: queue.Queue[_Staged | Exception | str] = queue.Queue(maxsize=AHEAD)
         self._held: _Staged | Exception | str | None = None
+        self._seen: dict[Split, tuple[torch.Size, torch.dtype]] = {}  # the last sample of each split
         self._copier = _Copier(device) if device.type == "cuda" else None
         self._clock = DeviceClock(self.meter) if device.type == "cuda" else HostClock(self.meter)
         self._closed = threading.Event()
@@ -193,13 +195,15 @@ class RankIngest:
 
     def _on_device(self, staged: _Staged, index: int) -> DeviceBatch:
         carried, ids = np.zeros_like(staged.key), staged.key
-        if self.plan.segments[staged.segment].split == "train":
+        split = self.plan.segments[staged.segment].split
+        if split == "train":
             carried, ids = np.divmod(staged.key, self.plan.spec.num_train)
         stand_in = len(ids) == 0
         if stand_in:  # every rank steps, whatever was undecodable
-            shape = (1, *staged.image.shape[1:])
-            staged.image = torch.zeros(shape, dtype=staged.image.dtype, device=self.device)
+            shape, dtype = self._shape_of_a_sample(split, staged)
+            staged.image = torch.zeros((1, *shape), dtype=dtype, device=self.device)
             staged.label = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._seen[split] = staged.image.shape[1:], staged.image.dtype
         image = staged.image.permute(0, 3, 1, 2) if staged.image.ndim == 4 else staged.image
         image = image.to(torch.float32)
         if self._affine is not None:
@@ -216,6 +220,23 @@ class RankIngest:
             repeated=staged.header.repeated,
             left_out=np.asarray(staged.header.left_out, dtype=np.int64),
         )
+
+    def _shape_of_a_sample(self, split: Split, empty: _Staged) -> tuple[torch.Size, torch.dtype]:
+        """As the worker knew it from other samples, else as this rank has seen it.
+
+        Raises:
+            DataError: nobody has seen a sample, so that no image can stand in for it.
+        """
+        if empty.image.shape[1:].numel():
+            return empty.image.shape[1:], empty.image.dtype
+        if split not in self._seen:
+            some = "; ".join(f"{failure.where} ({failure.reason})" for failure in empty.header.failures[:3])
+            raise DataError(
+                f"no {split} sample could be prepared, neither of the first batch nor of those tried all over the data "
+                f"set, so that there is nothing to train on: {some or 'the batch was empty'}; mend the files or "
+                "data.stages"
+            )
+        return self._seen[split]
 
     def _await_copy(self, staged: _Staged) -> None:
         """Have the compute stream wait for the batch; the host goes on."""

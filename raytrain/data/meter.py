@@ -13,22 +13,27 @@ from raytrain.data.batch import Header
 
 @dataclass
 class StageMeter:
-    """Seconds of CPU-worker time that a stage took, batch by batch."""
+    """What a stage took of the workers, batch by batch: wall time, and CPU time in all."""
 
     num_samples: int = 0
-    seconds: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
+    batch_wall_s: list[float] = field(default_factory=list)
+
+    def add(self, other: StageMeter) -> None:
+        self.num_samples += other.num_samples
+        self.cpu_s += other.cpu_s
+        self.batch_wall_s += other.batch_wall_s
 
     def summary(self) -> dict[str, Any]:
-        """`seconds_per_sample` is the mean; percentiles are of whole batches, in seconds."""
-        values = np.asarray(self.seconds or [0.0])
+        """As record.StageFigures has it, but for the name."""
+        walls = np.asarray(self.batch_wall_s or [0.0])
         return {
             "num_samples": self.num_samples,
-            "num_batches": len(self.seconds),
-            "seconds": float(values.sum()),
-            "seconds_per_sample": float(values.sum() / max(self.num_samples, 1)),
-            "batch_mean_s": float(values.mean()),
-            "batch_p90_s": float(np.percentile(values, 90)),
-            "batch_p99_s": float(np.percentile(values, 99)),
+            "num_batches": len(self.batch_wall_s),
+            "cpu_s": self.cpu_s,
+            "wall_s": float(walls.sum()),
+            "batch_wall_p90_s": float(np.percentile(walls, 90)),
+            "batch_wall_p99_s": float(np.percentile(walls, 99)),
         }
 
 
@@ -37,7 +42,7 @@ class RankMeter:
     """Where a rank's time went.
 
     Attributes:
-        wait_s: waiting for the next batch.
+        wait_s: waiting for the next batch, but for the first of all, which is start-up.
         transfer_s: moving it to the device; on a CPU rank, casting and normalising it.
         transfer_overlaps: whether transfers run beside the computation (GPU) and so are no part of `train_s`.
         compute_s: everything else between batches: forward, backward, step.
@@ -80,10 +85,11 @@ class RankMeter:
         self.read_bytes += header.read_bytes
         self.torch_in_workers |= header.torch_imported
         self.nodes[header.node] = self.nodes.get(header.node, 0) + num_samples + len(header.failures)
-        for name, seconds in header.stage_s.items():
+        for name, wall_s in header.stage_wall_s.items():
             meter = self.stages.setdefault(f"{name}" if split == "train" else f"{split}/{name}", StageMeter())
             meter.num_samples += num_samples + len(header.failures)
-            meter.seconds.append(seconds)
+            meter.cpu_s += header.stage_cpu_s[name]
+            meter.batch_wall_s.append(wall_s)
 
     def stepped(self, num_samples: int) -> None:
         """Account for a trained batch."""

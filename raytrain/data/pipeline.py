@@ -31,7 +31,7 @@ class Pipeline:
         validation: a source, or None for no evaluation.
         validation_stages: by default the stages without the random ones.
         normalize: applied on the device.
-        max_corrupt_share: of a split's samples that may be undecodable before the run stops.
+        max_corrupt_share: of a split's samples that may be undecodable before the run stops; at least one, if not 0.
         batches_per_task: batches that one Ray task prepares, None to choose.
     """
 

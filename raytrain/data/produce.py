@@ -8,8 +8,7 @@ from __future__ import annotations
 import ctypes
 import pickle
 import sys
-import time
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +16,8 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 
-from raytrain.data.batch import Failure, Header, Prepared, encode
+from raytrain.data.batch import NO_SAMPLE, Failure, Header, Prepared, encode
+from raytrain.data.clock import StageClock
 from raytrain.data.manifest import Manifest
 from raytrain.data.order import SampleRng, Segment, Split, StreamPlan
 from raytrain.data.transforms import Stage
@@ -76,11 +76,12 @@ class Producer:
         start, stop = self._plan.bounds(segment, number)
         keys = self._segment_keys(segment)[start:stop]
         epochs, ids = self._of(part, keys)
-        stage_s = dict.fromkeys(["read", *(s.name for s in split.stages)], 0.0)
+        stages = [s.name for s in split.stages]
 
-        began = time.perf_counter()
+        clock = StageClock(["read", *stages])
         raw = split.manifest.read_many(ids)
-        stage_s["read"] = time.perf_counter() - began
+        clock.lap("read")
+        clock.settle(["read"])
 
         images: list[np.ndarray] = []
         failures: list[Failure] = []
@@ -89,7 +90,7 @@ class Producer:
         for place, (epoch, index, sample) in enumerate(zip(epochs.tolist(), ids, raw, strict=True)):
             rng = self._rng.of(epoch, index) if random else None
             try:
-                image = _run(split.stages, sample, rng, stage_s)
+                image = _run(split.stages, sample, rng, clock)
             except Exception as error:  # noqa: BLE001 - a user's stage may raise anything; it is counted and listed
                 reason = f"{type(error).__name__}: {one_line(error)}"
                 failures.append(Failure(int(index), split.manifest.describe(index), reason[:300]))
@@ -104,6 +105,7 @@ class Producer:
                 return self.batch(segment, number, together=together)
             images.append(image.copy() if self._copies else image)
             kept.append(place)
+        clock.settle(stages)
         if images:
             self._templates[part.split] = np.empty_like(images[0])
         kept_at = np.asarray(kept, dtype=np.int64)
@@ -111,7 +113,8 @@ class Producer:
         header = Header(
             segment,
             number,
-            stage_s,
+            clock.wall_s,
+            clock.cpu_s,
             failures,
             left_out=np.delete(keys[:fresh], kept_at[kept_at < fresh]).tolist(),
             repeated=int(np.count_nonzero(kept_at >= fresh)),
@@ -121,20 +124,26 @@ class Producer:
         )
         like = self._templates.get(part.split)
         if like is None:
-            like = self._template(part.split, int(epochs[0]) if len(epochs) else 0)
+            like = self._templates[part.split] = self._template(part.split, int(epochs[0]) if len(epochs) else 0)
         labels = split.manifest.labels[ids[kept_at]]
         return Prepared.of(images, like, labels, keys[kept_at], header, together=together)
 
     def _template(self, name: Split, epoch: int) -> np.ndarray:
-        """A sample of the shape and type that others have, for when a whole batch is undecodable."""
+        """A sample of the shape and type that others have, for when a whole batch is undecodable.
+
+        Those that are tried lie all over the data set, since what is broken often lies together. NO_SAMPLE where none
+        of them can be prepared.
+        """
         split = self._splits[name]
-        for index in range(min(split.manifest.num_samples, TEMPLATE_TRIES)):
+        last = split.manifest.num_samples - 1
+        for index in np.unique(np.linspace(0, last, TEMPLATE_TRIES, dtype=np.int64)).tolist():
             try:
                 sample = split.manifest.read_many([index])[0]
-                return _run(split.stages, sample, self._rng.of(epoch, index), defaultdict(float))
+                clock = StageClock(s.name for s in split.stages)  # read by nobody: this is not the batch's own work
+                return np.empty_like(_run(split.stages, sample, self._rng.of(epoch, index), clock))
             except Exception:  # noqa: BLE001, S112 - undecodable too: counted when its own batch is made
                 continue
-        return np.zeros((1, 1, 1), dtype=np.uint8)
+        return NO_SAMPLE
 
     def _of(self, part: Segment, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The epoch whose random numbers each sample gets, and its id; validation draws the same in every epoch."""
@@ -152,14 +161,12 @@ class Producer:
 
 
 def _run(
-    stages: tuple[Stage, ...], sample: np.ndarray, rng: np.random.Generator | None, stage_s: dict[str, float]
+    stages: tuple[Stage, ...], sample: np.ndarray, rng: np.random.Generator | None, clock: StageClock
 ) -> np.ndarray:
-    began = time.perf_counter()
+    clock.begin()
     for each in stages:
         sample = each(sample, rng)
-        now = time.perf_counter()
-        stage_s[each.name] += now - began
-        began = now
+        clock.lap(each.name)
     if not isinstance(sample, np.ndarray):
         raise TypeError(f"the last stage returned {type(sample).__name__}, expected a NumPy array")
     return sample

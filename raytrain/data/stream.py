@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raytrain.data.order import Split, StreamPlan
+from raytrain.data.order import StreamPlan
 from raytrain.data.produce import StreamWork, produce
 from raytrain.data.stock import BoundedStock, stock_bytes
 from raytrain.errors import RaytrainError, TrainingError
@@ -43,14 +43,20 @@ class FeedOptions:
         task_args: Ray task options that say where (see cluster.placement).
         batches_per_task: None to choose.
         ready_per_rank: batches kept ready for each rank beside what Ray Data buffers.
-        max_corrupt: samples of a split that may fail.
+        max_corrupt_share: of a split's samples that may fail (see `most_corrupt`).
     """
 
     slots: int
     task_args: dict[str, Any]
     batches_per_task: int | None
-    max_corrupt: dict[Split, int]
+    max_corrupt_share: float
     ready_per_rank: int = 2
+
+
+def most_corrupt(share: float, num_samples: int) -> int:
+    """Samples that may fail: a share of them, and at least one where the share is not 0, since one bad file of a small
+    data set is as little a reason to stop as a few of a large one."""
+    return max(int(share * num_samples + 1e-9), int(share > 0))  # 0.29 * 100 is a little less than 29
 
 
 @dataclass(frozen=True)

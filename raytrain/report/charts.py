@@ -149,8 +149,8 @@ def stage_bars(both: list[tuple[str, RunRecord]]) -> Bars | None:
     rows: dict[str, list[tuple[int, float]]] = {}
     for number, (_, record) in enumerate(both):
         for stage in record.stages:
-            if "/" not in stage.name:
-                rows.setdefault(stage.name, []).append((number, stage.seconds_per_sample * 1e3))
+            if stage.of_training:
+                rows.setdefault(stage.name, []).append((number, stage.cpu_s_per_sample * 1e3))
     if not rows:
         return None
     about = "Milliseconds of a CPU for a sample, in the workers of the training split."

@@ -1,4 +1,4 @@
-"""Tables of what things cost: comparisons, plans, diagnoses."""
+"""Tables of what things cost: comparisons, plans, profiles."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from rich.table import Table
 
 from raytrain.cost.compare import Column, Comparison
 from raytrain.cost.instances import Catalog, Price
-from raytrain.cost.planner import Plan, Prediction
-from raytrain.cost.profile import Figure, Profile
-from raytrain.diagnose import Findings
+from raytrain.cost.profile import TRAINED_ON_CPU, Figure, Profile
+from raytrain.report.fitting import number, widest
+
+FRAME = 3  # of a column: a line and a space to each side
 
 
 def comparison_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """(what, its value in each column) of a comparison, in the order of reading."""
-    rows = [("", [column.name + (" (predicted)" if column.predicted else "") for column in comparison.columns])]
+    rows = [("", [column.name + ("\n(predicted)" if column.predicted else "") for column in comparison.columns])]
     for what, value in (
         ("hosts", lambda c: hosts_text(c.hosts)),
         ("step time", lambda c: f"{c.step_s * 1e3:,.1f} ms"),
@@ -23,8 +24,8 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
         ("CPU busy", lambda c: _busy(c.cpu_busy)),
         ("GPU busy", lambda c: _busy(c.gpu_busy)),
         ("price per hour", lambda c: usd(c.usd_per_hour, 3)),
-        ("per million samples", lambda c: usd(c.usd_per_million_samples, 2)),
-        ("per epoch", lambda c: usd(c.usd_per_epoch, 4)),
+        ("per million samples", lambda c: usd(c.usd_per_million_samples)),
+        ("per epoch", lambda c: usd(c.usd_per_epoch)),
         ("start-up", lambda c: _startup(c)),
         ("speed-up", lambda c: f"{c.speedup:.2f}x"),
         ("break-even speed-up", lambda c: "-" if c.break_even is None else f"{c.break_even:.2f}x"),
@@ -36,99 +37,32 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 
 def show_comparison(comparison: Comparison, known: Catalog, console: Console) -> None:
-    (_, names), *rows = comparison_rows(comparison)
-    table = Table(title="What a sample costs", title_justify="left")
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    for what, values in rows:
-        table.add_row(what, *values)
-    console.print(table)
+    """As many runs side by side as fit, and the others below them."""
+    rows = comparison_rows(comparison)
+    for place, group in enumerate(_groups(rows, console.width)):
+        table = Table(title=None if place else "What a sample costs", title_justify="left")
+        table.add_column("", overflow="fold")
+        for run in group:
+            table.add_column(rows[0][1][run], justify="right", overflow="fold")
+        for what, values in rows[1:]:
+            table.add_row(what, *(values[run] for run in group))
+        console.print(table)
     for line in (*comparison.notes, *price_lines(comparison.prices, known)):
         console.print(line, markup=False, highlight=False)
 
 
-def show_plan(plan: Plan, known: Catalog, console: Console, count: int = 10) -> None:
-    console.print(_predictions(f"The best {min(count, len(plan))} of {len(plan):,} shapes", plan.best(count)))
-    front = plan.front()
-    title = f"Nothing is both faster and cheaper than these {min(count, len(front))} of {len(front)}"
-    console.print(_predictions(title, front[:count]))
-    for line in plan_lines(plan, known):
-        console.print(line, markup=False, highlight=False)
-
-
-def plan_lines(plan: Plan, known: Catalog) -> list[str]:
-    """The verdict, what is assumed, and where prices are from."""
-    shown = {name for each in (*plan.best(10), *plan.front()) for name in _types(each)}
-    return [
-        verdict(plan),
-        *(f"assumed: {line}" for line in plan.assumptions),
-        *price_lines([price for price in plan.prices if price.type in shown], known),
-    ]
-
-
-def verdict(plan: Plan) -> str:
-    """Whether CPU hosts pay, in one line."""
-    without, with_hosts = plan.best_without_cpu_hosts, plan.best_with_cpu_hosts
-    if without is None or with_hosts is None:
-        return "only shapes " + ("with" if without is None else "without") + " CPU hosts are within the limits"
-    if without.usd <= with_hosts.usd:
-        more = with_hosts.usd / without.usd - 1
-        return (
-            f"CPU hosts do not pay: {without.shape} is the cheapest, ${without.usd:.2f} for the job; with CPU hosts it "
-            f"costs at least {more:.1%} more ({with_hosts.shape})"
-        )
-    saved = 1 - with_hosts.usd / without.usd
-    return (
-        f"CPU hosts pay: {with_hosts.shape} costs ${with_hosts.usd:.2f} for the job, {saved:.1%} less than the best "
-        f"without ({without.shape}, ${without.usd:.2f})"
-    )
-
-
-def _types(prediction: Prediction) -> list[str]:
-    return [prediction.shape.gpu_type, *(name for name, _ in prediction.shape.cpu_hosts)]
-
-
-def _predictions(title: str, found: list[Prediction]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in ("", "shape", "samples/s", "limited by", "$/hour", "$/million", "hours", "$ in all"):
-        table.add_column(name, justify="left" if name in ("shape", "limited by") else "right")
-    for number, each in enumerate(found, start=1):
-        money = (
-            f"{each.usd_per_hour:.3f}",
-            f"{each.usd_per_million_samples:.2f}",
-            _hours(each.hours),
-            f"{each.usd:.2f}",
-        )
-        table.add_row(str(number), str(each.shape), f"{each.samples_per_s:,.0f}", each.limit, *money)
-    return table
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:.2f}" if hours < 100 else f"{hours:,.0f}"
-
-
-def show_diagnosis(findings: Findings, profile: Profile, console: Console) -> None:
-    table = Table(title="What each part can do", title_justify="left")
-    for name in ("", "samples/s"):
-        table.add_column(name, justify="left" if not name else "right")
-    rows = [
-        ("preprocessing alone, one core", findings.preprocessing_alone),
-        ("preprocessing alone, all CPUs", findings.preprocessing),
-        ("accelerator alone, batches on the device", findings.accelerator),
-    ]
-    if findings.together is not None:
-        rows.append(("both on the same cores, at most", findings.together))
-    for name, value in (*rows, ("everything", findings.everything)):
-        table.add_row(name, f"{value:,.1f}")
-    console.print(table)
-    measured = Table(title="The profile", title_justify="left")
-    for name in ("", "median", "lowest", "highest"):
-        measured.add_column(name, justify="left" if not name else "right")
-    for name, figure, unit in profile_rows(profile):
-        measured.add_row(name, *(_figure(value, unit) for value in (figure.value, figure.low, figure.high)))
-    console.print(measured)
-    console.print(idle_text(findings), highlight=False)
+def _groups(rows: list[tuple[str, list[str]]], width: int) -> list[list[int]]:
+    """Numbers of the runs of each table: none is cut, and none is left out."""
+    label = widest([what for what, _ in rows]) + FRAME + 1
+    groups, room = [[]], width - label
+    for run in range(len(rows[0][1])):
+        needs = widest([values[run] for _, values in rows]) + FRAME
+        if groups[-1] and needs > room:
+            groups.append([])
+            room = width - label
+        groups[-1].append(run)
+        room -= needs
+    return groups
 
 
 def profile_rows(profile: Profile) -> list[tuple[str, Figure, str]]:
@@ -136,28 +70,29 @@ def profile_rows(profile: Profile) -> list[tuple[str, Figure, str]]:
     rows = [(f"a vCPU for a sample ({kind})", figure, "ms") for kind, figure in profile.cpu_s_per_sample.items()]
     if profile.cpu_s_per_sample_alone:
         rows.append(("the same, the others idle", profile.cpu_s_per_sample_alone, "ms"))
-    rows += [(f"an accelerator for a sample ({k})", f, "ms") for k, f in profile.accelerator_s_per_sample.items()]
+    if profile.read_wait_s_per_sample:
+        rows.append(("waiting for storage, a sample", profile.read_wait_s_per_sample, "ms"))
+    for kind, figure in profile.accelerator_s_per_sample.items():
+        who = "a rank" if kind == TRAINED_ON_CPU else "an accelerator"
+        guess = ", estimated" if profile.estimated and kind != TRAINED_ON_CPU else ""
+        rows.append((f"{who} for a sample ({kind}{guess})", figure, "ms"))
     return [
         *rows,
         ("from CPU host to rank, a sample", profile.wire_bytes_per_sample, "B"),
         ("from storage, a sample", profile.read_bytes_per_sample, "B"),
         ("start-up", profile.startup_s, "s"),
-        ("efficiency of the whole", profile.efficiency, "%"),
+        (
+            "efficiency" + (", on shared cores" if profile.cores_shared_with else " of the whole"),
+            profile.efficiency,
+            "%",
+        ),
     ]
 
 
-def _figure(value: float, unit: str) -> str:
+def figure_text(value: float, unit: str) -> str:
     return {"ms": f"{value * 1e3:,.3f} ms", "s": f"{value:,.1f} s", "%": f"{value:.0%}", "B": f"{value:,.0f} bytes"}[
         unit
     ]
-
-
-def idle_text(findings: Findings) -> str:
-    return (
-        f"the accelerators stand idle {share(findings.idle_share)} of the time: {share(findings.idle_for_cpus)} "
-        f"because the CPUs cannot prepare more, {share(findings.idle_for_the_rest)} for the rest (moving, handing "
-        "over, sharing cores)"
-    )
 
 
 def price_lines(prices: tuple[Price, ...] | list[Price], known: Catalog) -> list[str]:
@@ -173,15 +108,16 @@ def price_lines(prices: tuple[Price, ...] | list[Price], known: Catalog) -> list
 
 
 def hosts_text(hosts: dict[str, int]) -> str:
-    return " + ".join(f"{count} x {name}" for name, count in hosts.items()) or "-"
+    """A kind a line."""
+    return "\n+ ".join(f"{count} x {name}" for name, count in hosts.items()) or "-"
 
 
 def share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def usd(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"${value:,.{digits}f}"
+def usd(value: float | None, least: int = 2) -> str:
+    return "-" if value is None else f"${number(value, least)}"
 
 
 def _busy(busy: dict[str, float]) -> str:
@@ -196,5 +132,5 @@ def _against(column: Column) -> str:
 def _startup(column: Column) -> str:
     if column.startup_s is None:
         return "-"
-    money = "" if column.startup_usd is None else f", {usd(column.startup_usd, 4)}"
+    money = "" if column.startup_usd is None else f", {usd(column.startup_usd)}"
     return f"{column.startup_s:.1f} s{money}"

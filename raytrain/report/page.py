@@ -13,8 +13,10 @@ from raytrain.cost.planner import Plan, Prediction
 from raytrain.errors import ConfigError
 from raytrain.record import RunRecord
 from raytrain.report.charts import cost_chart, epoch_charts, plan_charts, stage_bars, time_charts
-from raytrain.report.costs import comparison_rows, plan_lines, price_lines, profile_rows, verdict
+from raytrain.report.costs import comparison_rows, price_lines, profile_rows
 from raytrain.report.drawing import BarDrawing, Drawing, draw, draw_bars
+from raytrain.report.fitting import number
+from raytrain.report.plans import answer, plan_lines
 from raytrain.report.results import PageTable, epochs, left_out, results
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -86,9 +88,11 @@ def write_plan(plan: Plan, known: Catalog, path: Path) -> None:
         [what, *(f"{value:.6g}" for value in (figure.value, figure.low, figure.high)), _UNITS[unit]]
         for what, figure, unit in profile_rows(profile)
     ]
+    best, front = plan.best(10), plan.front()[:20]
+    estimates = ", estimates" if profile.estimated else ""
     sections = [
-        Section(f"The best {min(10, len(plan))} of {len(plan):,} shapes", _predictions(plan.best(10))),
-        Section("Nothing is both faster and cheaper than these", _predictions(plan.front()[:20])),
+        Section(f"The best {len(best)} of {len(plan):,} shapes{estimates}", _predictions(best)),
+        Section(f"Nothing is both faster and cheaper than these{estimates}", _predictions(front)),
         Section("Time and money", None, [draw(chart) for chart in plan_charts(plan)], wide=True),
         Section(
             "What it is predicted from",
@@ -98,9 +102,9 @@ def write_plan(plan: Plan, known: Catalog, path: Path) -> None:
     facts = [
         f"{profile.num_samples:,} samples an epoch, {profile.epochs:g} epochs",
         f"measured on {profile.hardware}, {profile.measured_at}, by {profile.source}",
-        *plan_lines(plan, known)[1:],
+        *plan_lines(plan, known, [*best, *front]),
     ]
-    _write(path, title=f"Plan for {profile.name}", lead=[verdict(plan)], sections=sections, facts=facts)
+    _write(path, title=f"Plan for {profile.name}", lead=answer(plan), sections=sections, facts=facts)
 
 
 _UNITS = {"ms": "s", "s": "s", "%": "share", "B": "bytes"}
@@ -125,11 +129,20 @@ def _lead(comparison: Comparison) -> list[str]:
 
 def _stages(records: list[RunRecord], names: list[str]) -> PageTable:
     rows = [
-        [name, stage.name, f"{stage.seconds_per_sample * 1e3:.3f}", f"{stage.seconds:,.2f}", f"{stage.num_samples:,}"]
+        [
+            name,
+            stage.name,
+            f"{stage.cpu_s_per_sample * 1e3:.3f}",
+            f"{stage.wall_s_per_sample * 1e3:.3f}",
+            f"{stage.cpu_s:,.2f}",
+            f"{stage.wall_s:,.2f}",
+            f"{stage.num_samples:,}",
+        ]
         for name, record in zip(names, records, strict=True)
         for stage in record.stages
     ]
-    return PageTable(["run", "stage", "ms a sample", "CPU seconds", "samples"], rows, text=(1,))
+    head = ["run", "stage", "CPU ms a sample", "wall ms a sample", "CPU seconds", "wall seconds", "samples"]
+    return PageTable(head, rows, text=(1,))
 
 
 def _hosts(records: list[RunRecord], names: list[str]) -> PageTable:
@@ -146,12 +159,12 @@ def _predictions(found: list[Prediction]) -> PageTable:
     rows = [
         [
             str(each.shape),
-            f"{each.samples_per_s:,.0f}",
+            number(each.samples_per_s, least=0),
             each.limit,
-            f"${each.usd_per_hour:.3f}",
-            f"${each.usd_per_million_samples:.2f}",
-            f"{each.hours:,.2f}",
-            f"${each.usd:,.2f}",
+            f"${number(each.usd_per_hour, least=3)}",
+            f"${number(each.usd_per_million_samples)}",
+            number(each.hours, least=0),
+            f"${number(each.usd)}",
         ]
         for each in found
     ]

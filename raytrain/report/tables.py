@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raytrain.record import RunRecord, Utilization
+from raytrain.verdict import busy_machine
 
 
 def print_summary(record: RunRecord, console: Console) -> None:
@@ -43,16 +44,19 @@ def _ranks(record: RunRecord) -> Table:
 
 def _stages(record: RunRecord) -> Table:
     table = Table(title="What the CPU stages cost", title_justify="left")
-    for name in ("stage", "samples", "ms a sample", "CPU seconds", "batch p90 ms", "batch p99 ms"):
+    heads = ("CPU ms a sample", "wall ms a sample", "CPU seconds", "wall seconds", "batch p90 wall ms", "p99")
+    for name in ("stage", "samples", *heads):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for stage in record.stages:
         table.add_row(
             stage.name,
             f"{stage.num_samples:,}",
-            f"{stage.seconds_per_sample * 1e3:.3f}",
-            f"{stage.seconds:.2f}",
-            f"{stage.batch_p90_s * 1e3:.1f}",
-            f"{stage.batch_p99_s * 1e3:.1f}",
+            f"{stage.cpu_s_per_sample * 1e3:.3f}",
+            f"{stage.wall_s_per_sample * 1e3:.3f}",
+            f"{stage.cpu_s:.2f}",
+            f"{stage.wall_s:.2f}",
+            f"{stage.batch_wall_p90_s * 1e3:.1f}",
+            f"{stage.batch_wall_p99_s * 1e3:.1f}",
         )
     return table
 
@@ -99,6 +103,8 @@ def _facts(record: RunRecord) -> list[Text]:
         f"{totals.samples:,} samples at {totals.samples_per_s:,.1f} a second, {totals.wait_share:.1%} of the time "
         f"waiting for data; first step after {_seconds(record.startup.first_step_s)}, {totals.wall_s:.1f} s in all"
     )
+    if (warning := busy_machine(record.stages)) is not None:
+        lines.append(warning)
     lines += _left_out(record)
     if record.epochs and record.epochs[-1].get("validation_accuracy") is not None:
         last = record.epochs[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from money import prices_file, run_on
+from money import on_sagemaker, prices_file, run_on
 
 from raytrain.cost.compare import Column, against, compare, curve_of
 from raytrain.cost.instances import catalog
@@ -24,7 +24,7 @@ def two(record, speedup=1.943, **changes):
 
 def test_the_published_kind_of_table(record):
     """ml.g5.xlarge at $1.408 against the same and ml.c5.4xlarge at $0.816: 23 % better at 1.94 times the speed."""
-    found = compare(two(record), catalog(), region="us-east-1")
+    found = compare(on_sagemaker(two(record)), catalog(), region="us-east-1")
     first, second, single = found.columns
     assert (first.usd_per_hour, second.usd_per_hour) == (1.408, 1.408 + 0.816)
     assert second.break_even == pytest.approx(2.224 / 1.408)
@@ -38,6 +38,13 @@ def test_the_published_kind_of_table(record):
     assert single.predicted
     assert set(single.hosts) < {"ml.g5.xlarge", "ml.g5.2xlarge", "ml.g5.4xlarge", "ml.g5.12xlarge"}
     assert {price.type for price in found.prices} >= {"ml.g5.xlarge", "ml.c5.4xlarge", *single.hosts}
+
+
+def test_another_machines_start_up_has_no_price(record):
+    """It is none of SageMaker's: the run took 120 s to start on this machine."""
+    first, _, single = compare(two(record), catalog(), region="us-east-1").columns
+    assert (first.startup_s, first.startup_usd) == (120.0, None)
+    assert (single.startup_s, single.startup_usd) == (None, None)
 
 
 @pytest.mark.parametrize(("usd", "cheaper"), [(37.69, 0.46), (25.251, 0.42)])
@@ -69,9 +76,9 @@ def test_break_even_is_the_price_ratio(price, other, speed, speedup):
     ("change", "message"),
     [
         ({"model": None}, "model: .* in single, None in both"),
-        ({"data.batch_size": 7}, "data: |batch size: 16 in single, 7 in both"),
-        ({"training.precision": "bf16"}, "precision: fp32 in single, bf16 in both"),
-        ({"data.stages": []}, "data: "),
+        ({"data.batch_size": 7}, "data.batch_size: 16 in single, 7 in both"),
+        ({"training.precision": "bf16"}, "training.precision: fp32 in single, bf16 in both"),
+        ({"data.stages": []}, r"data.stages: \['decode', .*… in single, \[\] in both"),
         ({"num_train": 9}, "training samples: 640 in single, 9 in both"),
     ],
 )
@@ -120,11 +127,20 @@ def test_hosts_without_a_type_are_compared_without_money(record):
     assert any(note == "small: on emulated nodes, which share one machine" for note in found.notes)
 
 
+def apart(record, cpus=(2, 2)):
+    """The record's hosts with so many CPUs each, on a machine that has them all."""
+    hosts = [host.model_copy(update={"cpus": n}) for host, n in zip(record.hosts, cpus, strict=True)]
+    hardware = record.hardware.model_copy(update={"cpu_cores": sum(cpus)})
+    return record.model_copy(update={"hosts": hosts, "hardware": hardware})
+
+
 def test_instances_can_be_given(record):
     types = {"train": "ml.g5.xlarge", "cpu": "ml.c5.4xlarge"}
-    found = compare([record, record], catalog(), region="us-east-1", instances=[types, types])
+    whole = apart(record, (4, 16))
+    found = compare([whole, whole], catalog(), region="us-east-1", instances=[types, types])
     assert found.columns[0].usd_per_hour == 1.408 + 0.816
-    assert any("its ranks stood in for A10G GPUs: they trained on a CPU" in note for note in found.notes)
+    stood_in = "its ranks stood in for A10G GPUs, with an efficiency of 80%: they trained on a CPU"
+    assert any(stood_in in note for note in found.notes), found.notes
     with pytest.raises(ConfigError, match="--instances was given 1 times for 2 records; give one for each"):
         compare([record, record], catalog(), region="us-east-1", instances=[types])
     with pytest.raises(ConfigError, match=r"unknown instance type 'ml.g5.xlage'; did you mean 'ml.g5.xlarge'"):
@@ -133,6 +149,7 @@ def test_instances_can_be_given(record):
 
 def test_the_job_files_types_and_region_are_used(record):
     groups = [{"name": "train", "instance_type": "ml.g5.xlarge"}, {"name": "cpu", "instance_type": "ml.c5.4xlarge"}]
+    record = apart(record, (4, 16))
     record.job["cluster"]["groups"] = groups
     assert "its job names no region" in " ".join(compare([record], catalog()).notes)
     record.job["sagemaker"] = {"region": "us-east-1"}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from money import prices_file, run_on
+from hypothesis import given
+from hypothesis import strategies as st
+from money import on_sagemaker, prices_file, run_on
 
-from raytrain.cost.compare import best_single, compare, curve_of, priced_hosts, profile_for, unlikenesses
+from raytrain.cost.compare import best_single, compare, curve_of, profile_for
 from raytrain.cost.instances import catalog
+from raytrain.cost.priced import priced_hosts
+from raytrain.cost.unlike import differences, unlikenesses
 from raytrain.errors import ConfigError
 from raytrain.record import CloudFacts, HostLoad, Utilization
 
@@ -54,7 +58,7 @@ def test_every_figure_of_a_run_of_several_gpus(record, tmp_path):
     hosts = {"ml.p4d.24xlarge": ("gpu", 1, 8), "ml.c5.18xlarge": ("cpu", 2, 0)}
     run = run_on(record, "p", hosts, samples_per_s=32.0, wait_share=0.25, first_step_s=100.0)
     run = run.model_copy(update={"loads": [load(gpu=320.0, cpu=4800.0), load("cpu-1"), load("cpu-2", cpu=720.0)]})
-    first, single = compare([run], known, region="here-1").columns
+    first, single = compare(on_sagemaker([run]), known, region="here-1").columns
     assert (first.name, first.predicted, first.emulated) == ("p", False, False)
     assert first.hosts == {"ml.p4d.24xlarge": 1, "ml.c5.18xlarge": 2}
     assert (first.step_s, first.samples_per_s, first.wait_share) == (2.0, 32.0, 0.25)
@@ -184,33 +188,70 @@ def test_types_that_are_given_come_before_the_records_and_those_before_the_jobs(
     assert compare([ungrouped], known, **WEST).notes[0].startswith("r: group 'gpu' has no instance type")
 
 
-def test_each_difference_is_one_line(record):
+def test_each_difference_is_one_line_with_its_key(record):
     run = run_on(record, "one", SINGLE)
     other = job_of(run.model_copy(update={"name": "two", "num_train": 9}), training__precision="bf16", model="m" * 90)
     assert unlikenesses(run, run) == []
     model, samples, precision = unlikenesses(other, run)
-    assert model.startswith("model: " + "m" * 77 + "… in two, {'name': 'timm.models:VisionTransformer'")
+    assert model.startswith("model: " + "m" * 59 + "… in two, {'name': 'timm.models:VisionTransformer'")
     assert samples == "training samples: 9 in two, 640 in one"
-    assert precision == "precision: bf16 in two, fp32 in one"
-    assert unlikenesses(job_of(run, model="m" * 80), job_of(run, model="a  b\n c")) == [
-        f"model: {'m' * 80} in one, a b c in one"
-    ], "80 characters are short"
-    for change in (
-        {"data__train__kind": "tar"},
-        {"data__stages": []},
-        {"data__normalize": None},
+    assert precision == "training.precision: bf16 in two, fp32 in one"
+    for change, line in (
+        ({"data__train__kind": "tar"}, "data.train.kind: image_folder in one, tar in one"),
+        ({"data__train__label_extension": "cls"}, "data.train.label_extension: nothing in one, cls in one"),
+        (
+            {"data__normalize": None},
+            "data.normalize: {'scale': 0.0039",
+        ),
+        ({"data__batch_size": 7}, "data.batch_size: 16 in one, 7 in one"),
+        ({"model__options__depth": 9}, "model.options.depth: 1 in one, 9 in one"),
     ):
         [text] = unlikenesses(run, job_of(run, **change))
-        assert text.startswith("data: ")
-    assert unlikenesses(run, job_of(run, data__batch_size=7)) == ["batch size: 16 in one, 7 in one"]
+        assert text.startswith(line)
     assert unlikenesses(run, job_of(run, data__train__path="/elsewhere")) == []
+
+
+def test_long_values_that_begin_alike_are_shown_where_they_differ(record):
+    run = run_on(record, "one", SINGLE)
+    first, second = job_of(run, model="m" * 500 + "a  b\n c"), job_of(run, model="m" * 500 + "xyz")
+    assert unlikenesses(first, second) == [f"model: …{'m' * 12}a b c in one, …{'m' * 12}xyz in one"]
+    first, second = job_of(run, model="short"), job_of(run, model="shorn")
+    assert unlikenesses(first, second) == ["model: short in one, shorn in one"]
+    first, second = job_of(run, model="m" * 60), job_of(run, model="m" * 59 + "a")
+    assert unlikenesses(first, second) == [f"model: {'m' * 60} in one, {'m' * 59}a in one"], "60 characters are short"
+
+
+def test_of_many_differences_the_first_three_are_named(record):
+    run = run_on(record, "one", SINGLE)
+    options = {"img_size": 9, "patch_size": 9, "embed_dim": 9, "depth": 9}
+    found = unlikenesses(run, job_of(run, model__options={**run.job["model"]["options"], **options}))
+    assert [line.split(":")[0] for line in found] == [
+        "model.options.img_size",
+        "model.options.patch_size",
+        "model.options.embed_dim",
+        "1 more",
+    ]
+
+
+TREES = st.recursive(
+    st.integers(0, 2) | st.sampled_from("ab"),
+    lambda part: st.lists(part, max_size=2) | st.dictionaries(st.sampled_from("xyz"), part, max_size=2),
+    max_leaves=6,
+)
+
+
+@given(TREES, TREES)
+def test_there_is_a_difference_just_where_two_values_differ(mine, theirs):
+    found = differences("", mine, theirs)
+    assert bool(found) == (mine != theirs)
+    assert all(one != two for _, one, two in found)
 
 
 def test_of_a_program_without_a_job_file_the_stages_are_compared(record):
     run = job_of(run_on(record, "one", SINGLE), data=None)
     assert unlikenesses(run, run) == []
     fewer = run.model_copy(update={"stages": run.stages[:1]})
-    assert unlikenesses(run, fewer) == ["data: ['decode', 'read', 'validation/read'] in one, ['decode'] in one"]
+    assert unlikenesses(run, fewer) == ["stages: ['decode', 'read', 'validation/read'] in one, ['decode'] in one"]
 
 
 def test_equal_names_are_numbered(record, known):
@@ -253,9 +294,8 @@ def test_the_single_instance_is_of_the_first_records_family_and_one(record, know
         "no single instance is predicted: the first record's hosts have no GPU",
     )
     on_cpu = run.model_copy(update={"ranks": [run.ranks[0].model_copy(update={"device": "cpu"})]})
-    assert (
-        compare([on_cpu], known, **EAST).notes[0].endswith("; its ranks stood in for A10G GPUs: they trained on a CPU")
-    )
+    [note, *_] = compare([on_cpu], known, **EAST).notes
+    assert note.endswith("; its ranks stood in for A10G GPUs, with an efficiency of 66%: they trained on a CPU")
 
 
 def test_the_cheapest_single_instance_is_the_one(record, known):
@@ -291,7 +331,7 @@ def test_where_another_gpu_trained_its_figure_stands_in(record, known):
     assert (list(own.accelerator_s_per_sample), said) == (["A10G"], "")
     other, said = profile_for(run, "L4", known)
     assert other.accelerator_s_per_sample == {"L4": own.accelerator_s_per_sample["A10G"]}
-    assert said == "its ranks stood in for L4 GPUs: they trained on A10G"
+    assert said == "its ranks stood in for L4 GPUs, with an efficiency of 50%: they trained on A10G"
 
 
 def test_a_curve_goes_four_hosts_past_what_was_measured(record, known):

@@ -117,6 +117,35 @@ def test_what_was_not_measured_is_said():
     assert one(found, "1 x ml.g5.xlarge").samples_per_s == pytest.approx(0.97 * 3 / 0.036)
 
 
+CPU_RANK = {
+    "accelerator_s_per_sample": {"CPU": Figure.once(0.05), "A10G": Figure.once(1 / 1200)},
+    "efficiency": Figure.once(0.51),
+    "cores_shared_with": "the CPU stages",
+    "on_sagemaker": False,
+    "startup_s": Figure.once(8.0),
+}
+
+
+def test_what_does_not_carry_over_is_not_used_and_is_said():
+    """What shared cores could do says nothing about a host with a GPU, nor a laptop's start-up about SageMaker."""
+    found = plan(profile(**CPU_RANK), catalog(), EAST)
+    shape = one(found, "1 x ml.g5.xlarge")
+    assert shape.samples_per_s == pytest.approx(3 / 0.018)
+    assert shape.hours == pytest.approx(12_811_670 / (3 / 0.018) / 3600)
+    assert found.assumptions[:3] == (
+        "an efficiency of 100%, the most there is: the measured 51% is not used, because the rank trained on a CPU and "
+        "shared its cores with the CPU stages, which a GPU does not",
+        "the 50 ms a sample of the rank that trained on a CPU are not used: hosts have GPUs",
+        "no start-up: the measured 8 s are not SageMaker's, which were not measured; --startup SECONDS adds it",
+    )
+    given = plan(profile(**CPU_RANK), catalog(), Bounds("us-east-1", startup_s=360.0))
+    assert one(given, "1 x ml.g5.xlarge").hours == pytest.approx(0.1 + shape.hours)
+    assert not any("start-up" in line for line in given.assumptions)
+    alone = plan(profile(**{**CPU_RANK, "cores_shared_with": None}), catalog(), EAST)
+    assert one(alone, "1 x ml.g5.xlarge").samples_per_s == pytest.approx(0.51 * 3 / 0.018), "on hosts of its own"
+    assert not any("efficiency" in line for line in alone.assumptions)
+
+
 def test_an_unknown_network_does_not_limit_and_is_said(tmp_path):
     types = [{"name": "ml.x9.large", "vcpus": 64, "memory_gib": 64}]
     path = prices_file(tmp_path / "p.yaml", {"ml.x9.large": 0.5, "ml.g5.xlarge": 1.4}, types=types)

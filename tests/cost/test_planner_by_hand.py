@@ -154,8 +154,11 @@ def by_hand(work, bounds: Bounds, gpu: Host, gpus: int, added: list[tuple[Host, 
     else:
         limit = "network of the GPU hosts" if own < at_home else "CPUs"
     usd_per_hour = gpus * gpu.usd + sum(count * host.usd for host, count in added)
-    speed = rate * min(work.efficiency.value, 1)
-    seconds = work.startup_s.value + (work.num_samples * work.epochs / speed if speed else math.inf)
+    speed = rate * (1 if work.cores_shared_with else min(work.efficiency.value, 1))
+    startup = bounds.startup_s
+    if startup is None:
+        startup = work.startup_s.value if work.on_sagemaker else 0
+    seconds = startup + (work.num_samples * work.epochs / speed if speed else math.inf)
     return {
         "samples_per_s": speed,
         "limit": limit,
@@ -188,20 +191,26 @@ sizes = st.sampled_from([0.0, 1e3, 5e4, 3e5, 4e6])
     reserved=st.sampled_from([None, 0, 1, 3, 9]),
     cpu_groups_only=st.booleans(),
     most=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    there=st.booleans(),
+    startup=st.sampled_from([None, 0.0, 7e4]),
+    shared=st.sampled_from([None, "the CPU stages"]),
 )
 @settings(max_examples=60, deadline=None)
 def test_every_shape_is_what_a_plain_loop_says(
-    known, wire, read, cpu, efficiency, memory, reserved, cpu_groups_only, most
+    known, wire, read, cpu, efficiency, memory, reserved, cpu_groups_only, most, there, startup, shared
 ):
     job = work(
         wire_bytes_per_sample=Figure.once(wire),
         read_bytes_per_sample=Figure.once(read),
         efficiency=Figure.once(efficiency),
         worker_memory_bytes=memory,
+        on_sagemaker=there,
+        cores_shared_with=shared,
     ).model_copy(update={"cpu_s_per_sample": {"c9": Figure.once(cpu)}})
     bounds = Bounds(
-        "here-1", max_gpu_hosts=most[0], max_cpu_hosts=most[1], reserved_cpus=reserved, cpu_groups_only=cpu_groups_only
-    )
+        "here-1", max_gpu_hosts=most[0], max_cpu_hosts=most[1], reserved_cpus=reserved, cpu_groups_only=cpu_groups_only,
+        startup_s=startup,
+    )  # fmt: skip
     expected = {}
     for gpu, gpus, added in all_shapes(bounds):
         shape = (gpu.name, gpus, frozenset((host.name, count) for host, count in added))
@@ -262,6 +271,22 @@ def test_the_order_is_money_then_time_and_of_equals_one_is_efficient(tmp_path):
     assert (len(result), str(result[2].shape)) == (3, "1 x ml.g9.a")
 
 
+def test_without_a_known_start_up_of_equals_the_lowest_price_an_hour_is_first(known):
+    """Any number of the same hosts costs the same, then: two hours on one are one on two."""
+    free = {"read_bytes_per_sample": Figure.once(0.0), "efficiency": Figure.once(1.0)}
+    job = work(on_sagemaker=False, **free).model_copy(update={"cpu_s_per_sample": {"c9": Figure.once(1e-9)}})
+    result = plan(job, known, Bounds("here-1", families=("h9", "c9"), max_cpu_hosts=0))
+    assert result.startup_s is None
+    assert [(each.shape.gpu_hosts, each.usd) for each in result.best(4)] == [
+        (number, pytest.approx(2.0)) for number in (1, 2, 3, 4)
+    ]
+    assert len(result.front()) == 4, "each is faster than the one before, and no dearer"
+    slow = plan(job, known, Bounds("here-1", families=("h9", "c9"), max_cpu_hosts=0, startup_s=3600.0))
+    assert [(each.shape.gpu_hosts, each.usd) for each in slow.best(2)] == [(1, pytest.approx(3)), (2, pytest.approx(4))]
+    assert slow.startup_share == pytest.approx(1 / 3)
+    assert result.startup_share == 0
+
+
 def test_a_limit_is_still_within(known):
     whole = plan(work(), known, Bounds("here-1"))
     lowest, fastest = whole.figures["usd_per_hour"].min(), whole.figures["hours"].min()
@@ -311,6 +336,18 @@ def test_as_many_shapes_as_allowed_are_allowed(known, monkeypatch):
     monkeypatch.setattr(planner, "MAX_SHAPES", number - 1)
     with pytest.raises(ConfigError, match="^640 shapes are too many; narrow them by"):
         plan(work(), known, Bounds("here-1"))
+
+
+def test_the_cheapest_by_another_figure(known):
+    result = plan(work(), known, Bounds("here-1", max_cpu_hosts=3))
+    every = [result.prediction(index) for index in range(len(result))]
+    for figure in ("usd_per_hour", "usd_per_million_samples"):
+        for mask, some in (
+            (result.figures["first_hosts"] == 0, [e for e in every if not e.shape.cpu_hosts]),
+            (result.figures["first_hosts"] > 0, [e for e in every if e.shape.cpu_hosts]),
+        ):
+            assert getattr(result.cheapest(figure, mask), figure) == min(getattr(e, figure) for e in some)
+    assert result.cheapest("usd_per_hour", np.zeros(len(result), dtype=bool)) is None
 
 
 def test_the_best_with_and_without_and_the_curve(known):

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from money import profile, run_on
+from money import on_sagemaker, profile, run_on
 
 from raytrain.cost.instances import catalog
 from raytrain.cost.profile import (
@@ -72,6 +72,8 @@ def test_what_a_profile_does_not_say():
     own = profile()
     assert (own.schema_version, own.world_size, own.cpu_s_per_sample_alone) == (1, 1, None)
     assert (own.worker_memory_bytes, own.accelerator_memory_bytes) == (None, None)
+    assert (own.cores_shared_with, own.estimated) == (None, None)
+    assert Profile.model_fields["on_sagemaker"].default is False
 
 
 def test_a_profile_and_its_figures_do_not_change():
@@ -110,13 +112,15 @@ def test_a_version_that_is_missing_is_another(tmp_path):
 def test_every_figure_of_a_run(record, known):
     """640 samples at 64/s by two ranks that computed 5 s each and copied 1.5 s each: 13 s, or 10 s where that overlaps.
 
-    The only stage takes 5 ms, and 'decode/first' is a part of it. 1000 samples were read, for 2000 and 1000 bytes.
+    The only stage takes 5 ms of a CPU and 7 ms by the clock, and 'decode/first' is a part of it. 1000 samples were
+    read, for 2000 and 1000 bytes, 640 of them for training, each in 1 ms more than its CPU time, which was none.
     """
     run = run_on(record, "r", {"ml.g5.xlarge": ("gpu", 2, 1), "ml.c5.4xlarge": ("cpu", 1, 0)})
     decode = run.stages[0]
     parts = [changed(decode, name="decode/first"), changed(decode, name="never", num_samples=0)]
     ranks = [changed(rank, compute_s=5.0, transfer_s=1.5, num_batches=20) for rank in run.ranks]
-    run = changed(run, stages=[*run.stages, *parts], ranks=ranks, cpu_slots=2)
+    read = changed(run.stages[1], wall_s=0.64)
+    run = changed(run, stages=[decode, read, *run.stages[2:], *parts], ranks=ranks, cpu_slots=2)
     found = profile_of_record(run, known)
     assert found == Profile(
         name="r",
@@ -125,6 +129,7 @@ def test_every_figure_of_a_run(record, known):
         measured_at="2026-01-01T00:00:00.000+00:00",
         hardware="2 x x, 1 x NVIDIA A10G",
         cpu_s_per_sample={"g5": Figure.once(0.005)},
+        read_wait_s_per_sample=Figure.once(0.001),
         accelerator_s_per_sample={"A10G": Figure.once(13 / 640)},
         wire_bytes_per_sample=Figure.once(2000 / 1000),
         read_bytes_per_sample=Figure.once(1000 / 1000),
@@ -136,8 +141,12 @@ def test_every_figure_of_a_run(record, known):
     )
     overlaps = changed(run, ranks=[changed(rank, transfer_overlaps=True) for rank in ranks])
     assert profile_of_record(overlaps, known).accelerator_s_per_sample["A10G"].value == 10 / 640
-    one_slot = changed(run, cpu_slots=0.25)
-    assert profile_of_record(one_slot, known).efficiency.value == 64 / (0.25 / 0.005), "the CPUs are the slower part"
+    one_slot = changed(run, cpu_slots=0.4)
+    efficiency = profile_of_record(one_slot, known).efficiency.value
+    assert efficiency == pytest.approx(64 / (0.4 / 0.008)), "the CPUs are the slower part, by the clock"
+    threads = changed(one_slot, stages=[changed(decode, wall_s=1.6)])
+    efficiency = profile_of_record(threads, known).efficiency.value
+    assert efficiency == pytest.approx(64 / (0.4 / 0.005)), "a worker's other threads need CPUs too"
     slow = changed(run, totals=changed(run.totals, samples_per_s=640.0))
     assert profile_of_record(slow, known).efficiency.value == 1.5, "no more than can be"
     # 16 samples a batch, two ranks: 32 a step
@@ -169,7 +178,7 @@ def test_a_run_without_one_of_the_figures_has_no_profile(record, known, without)
     if without == "compute":
         run = changed(run, ranks=[changed(run.ranks[0], compute_s=0.0)])
     elif without == "cpu":
-        run = changed(run, stages=[changed(stage, seconds_per_sample=0.0) for stage in run.stages])
+        run = changed(run, stages=[changed(stage, cpu_s=0.0) for stage in run.stages])
     else:
         run = changed(run, totals=changed(run.totals, **{without: 0}))
     with pytest.raises(ConfigError, match="the record of r has no training to learn from: its run finished"):
@@ -201,6 +210,36 @@ def test_cores_that_prepare_and_train_are_shared(record):
     assert rate(changed(run, hosts=other)) == pytest.approx(12 / (0.005 + 0.02 * 4 / 2)), "of the head alone"
     assert rate(changed(run, cluster_attached=True)) == math.inf
     assert rate(changed(run, ranks=[rank, changed(rank, device="cuda:0")])) == math.inf
+
+
+def test_what_a_rank_shared_its_cores_with(record, known):
+    run = run_on(record, "r", BOTH)
+    [gpu_host, cpu_host] = run.hosts
+    on_cpu = changed(run, ranks=[changed(run.ranks[0], device="cpu")])
+
+    def shared(run, **update):
+        return profile_of_record(changed(run, **update), known).cores_shared_with
+
+    assert shared(run) is None, "a GPU has none"
+    assert shared(run, ranks=[run.ranks[0], changed(run.ranks[0], device="cpu")]) is None
+    assert shared(on_cpu) == "the CPU stages", "all nodes are this machine"
+    assert shared(on_cpu, cluster_attached=True) == "the CPU stages", "its host prepared samples too"
+    apart = [changed(gpu_host, samples_prepared=0), cpu_host]
+    assert shared(on_cpu, cluster_attached=True, hosts=apart) is None
+    assert shared(on_cpu, hosts=apart) == "the CPU stages"
+
+
+@pytest.mark.parametrize(
+    ("measured", "with_whom", "used"), [(0.51, None, 0.51), (0.51, "the CPU stages", 1.0), (1.4, None, 1.0)]
+)
+def test_how_much_of_an_efficiency_holds_on_gpus(measured, with_whom, used):
+    assert profile(efficiency=Figure.once(measured), cores_shared_with=with_whom).efficiency_on_gpus == used
+
+
+def test_whose_start_up_it_is(record, known):
+    run = run_on(record, "r", SINGLE)
+    there, twin = (on_sagemaker([run], kind)[0] for kind in ("sagemaker", "twin"))
+    assert [profile_of_record(each, known).on_sagemaker for each in (run, there, twin)] == [False, True, False]
 
 
 def gpu(run, known):

@@ -19,7 +19,7 @@ def prepared(samples: list[np.ndarray], first: int = 0, **options) -> Prepared:
     count = len(samples)
     like = samples[0] if samples else np.zeros((2, 3, 1), np.uint8)
     return Prepared.of(
-        samples, like, np.arange(count) + 50 + first, np.arange(count) + 70 + first, Header(0, first, {}), **options
+        samples, like, np.arange(count) + 50 + first, np.arange(count) + 70 + first, Header(0, first, {}, {}), **options
     )
 
 
@@ -95,7 +95,12 @@ def test_the_row_of_a_block():
 
 def test_numbers_are_int64_whatever_they_were():
     made = Prepared.of(
-        flat(4), flat(4)[0], np.array([1, -2], np.int16), np.array([9, 3], np.int32), Header(0, 0, {}), together=True
+        flat(4),
+        flat(4)[0],
+        np.array([1, -2], np.int16),
+        np.array([9, 3], np.int32),
+        Header(0, 0, {}, {}),
+        together=True,
     )
     [again] = decode(encode([made]))
     assert (again.label.dtype, again.key.dtype) == (np.int64, np.int64)
@@ -103,11 +108,19 @@ def test_numbers_are_int64_whatever_they_were():
 
 
 def test_a_header_says_nothing_that_it_was_not_told():
-    plain = Header(4, 2, {"read": 0.5})
+    plain = Header(4, 2, {"read": 0.5}, {"read": 0.25})
     assert (plain.failures, plain.repeated, plain.read_bytes) == ([], 0, 0)
     assert (plain.node, plain.torch_imported) == ("", False)
     told = Header(
-        4, 2, {"read": 0.5}, [Failure(9, "a.jpg", "bad")], repeated=3, read_bytes=123, node="0a", torch_imported=True
+        4,
+        2,
+        {"read": 0.5},
+        {"read": 0.25},
+        [Failure(9, "a.jpg", "bad")],
+        repeated=3,
+        read_bytes=123,
+        node="0a",
+        torch_imported=True,
     )
     made = Prepared.of([], np.zeros((1, 1, 1)), np.arange(0), np.arange(0), told)
     assert decode(encode([made]))[0].header == told

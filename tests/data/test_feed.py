@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -253,7 +256,7 @@ def test_failures_are_counted_once_and_end_the_run_past_the_limit(two_nodes, pet
     feed.failures("train", [Failure(2, "b.jpg", "worse")])
     fatal = feed.status()["fatal"]
     assert str(fatal) == (
-        "2 of 80 train samples could not be prepared, more than data.max_corrupt_share allows (1): "
+        "2 of 80 train samples (2.50%) could not be prepared; data.max_corrupt_share: 0.0125 allows 1 of them: "
         "a.jpg (bad); b.jpg (worse)"
     )
     assert feed.take("a", 0, 1).error is fatal
@@ -370,3 +373,30 @@ def test_what_slow_ranks_will_not_take_soon_is_not_prepared(monkeypatch):
     now[0], last.ready = 1e6, 0  # nobody takes for days: the next blocks may come all the same
     last.bytes_task_outputs_generated = 300
     assert policy.max_task_output_bytes_to_read(last) == int((2 / stock.LEAST_TASKS_A_BLOCK + 1) * 10)
+
+
+def test_a_worker_that_shares_its_core_has_less_cpu_time_than_wall_time(two_nodes, pets):
+    """A process is busy on the only core that the stage runs on, and gets about half of it."""
+    core = min(os.sched_getaffinity(0))
+
+    def compute(image):
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {core})
+        began = time.process_time()
+        while time.process_time() - began < 0.03:
+            pass
+        os.sched_setaffinity(0, before)
+        return image
+
+    feed = make_feed(two_nodes, pets, [compute], epochs=1)
+    feed.begin("a", Position(), 1, 0)
+    busy = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"])
+    try:
+        headers = [batch.header for batch in take_all(feed)]
+    finally:
+        busy.kill()
+        busy.wait()
+    cpu_s = sum(header.stage_cpu_s["compute"] for header in headers)
+    wall_s = sum(header.stage_wall_s["compute"] for header in headers)
+    assert 80 * 0.03 * 0.95 < cpu_s < 80 * 0.03 * 1.3
+    assert wall_s > 1.3 * cpu_s

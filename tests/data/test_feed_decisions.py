@@ -12,7 +12,7 @@ import pytest
 from raytrain.data import feed as feeds
 from raytrain.data.batch import Failure
 from raytrain.data.order import Position, StreamSpec
-from raytrain.data.stream import FeedOptions, Router
+from raytrain.data.stream import FeedOptions, Router, most_corrupt
 from raytrain.errors import DataError, TrainingError
 
 
@@ -44,7 +44,7 @@ def make(monkeypatch):
         made = feeds.Feed(
             StreamSpec(num_train, 10, 4, 0, **({"epochs": 2} | spec)),
             b"",
-            FeedOptions(2, {}, None, {"train": max_corrupt, "validation": 1}),
+            FeedOptions(2, {}, None, max_corrupt / num_train),
         )
         made.begin("a", Position(), world_size, 0)
         return made
@@ -201,6 +201,14 @@ def failure(number):
     return Failure(number, f"{number}.jpg", "ValueError: broken")
 
 
+@pytest.mark.parametrize(
+    ("share", "num_samples", "most"),
+    [(0.01, 1000, 10), (0.01, 199, 1), (0.01, 99, 1), (0.01, 1, 1), (0.0, 1000, 0), (0.29, 100, 29), (1.0, 7, 7)],
+)
+def test_how_many_samples_may_fail(share, num_samples, most):
+    assert most_corrupt(share, num_samples) == most
+
+
 def test_samples_that_fail_are_counted_once_and_end_the_run_past_the_limit(make):
     feed = make(max_corrupt=2)
     feed.failures("train", [failure(1), failure(2)])
@@ -212,7 +220,7 @@ def test_samples_that_fail_are_counted_once_and_end_the_run_past_the_limit(make)
     feed.failures("train", [failure(3)])
     assert isinstance(feed.status()["fatal"], DataError)
     assert str(feed.status()["fatal"]) == (
-        "3 of 40 train samples could not be prepared, more than data.max_corrupt_share allows (2): "
+        "3 of 40 train samples (7.50%) could not be prepared; data.max_corrupt_share: 0.05 allows 2 of them: "
         "1.jpg (ValueError: broken); 2.jpg (ValueError: broken); 3.jpg (ValueError: broken)"
     )
     feed.failures("train", [failure(4)])
@@ -222,7 +230,8 @@ def test_samples_that_fail_are_counted_once_and_end_the_run_past_the_limit(make)
     other = make()
     other.failures("validation", [failure(n) for n in range(5)])
     text = str(other.status()["fatal"])
-    assert text.startswith("5 of 10 validation samples") and text.endswith("2.jpg (ValueError: broken); …")
+    assert text.startswith("5 of 10 validation samples (50.00%)") and "allows 1 of them" in text
+    assert text.endswith("2.jpg (ValueError: broken); …")
 
 
 def test_the_first_error_ends_the_run(make):
@@ -248,6 +257,6 @@ def test_what_the_driver_is_told(make):
     feed._stream.first_ready_at = 99.0
     assert feed.status()["first_ready_at"] == 12.5, "start-up ended with the first stream's"
     assert feed.status()["num_ready"] == 0
-    nobody = feeds.Feed(StreamSpec(40, 0, 4, 0, epochs=1), b"", FeedOptions(1, {}, None, {"train": 0, "validation": 0}))
+    nobody = feeds.Feed(StreamSpec(40, 0, 4, 0, epochs=1), b"", FeedOptions(1, {}, None, 0.0))
     assert nobody.status()["num_ready"] == 0
     assert nobody.take("", 0, 1).end

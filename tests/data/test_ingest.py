@@ -29,7 +29,7 @@ def test_a_rank_computes_on_the_object_stores_own_memory(two_nodes, pets):
 
     pipeline = Pipeline(image_folder(pets), [decoding(), widen], batch_size=8).open(0)
     feed = ray.remote(num_cpus=0, max_concurrency=8)(Feed).remote(
-        StreamSpec(80, 0, 8, 0, epochs=1), pipeline.pickled_splits(), FeedOptions(2, {}, None, {"train": 0})
+        StreamSpec(80, 0, 8, 0, epochs=1), pipeline.pickled_splits(), FeedOptions(2, {}, None, 0.0)
     )
     plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
     rank = RankIngest(feed, "a", 0, plan, torch.device("cpu"), None)

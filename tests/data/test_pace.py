@@ -82,7 +82,7 @@ class Still(Stream):
 
 def still(batches_per_task: int | None = None, num_train: int = 80, epochs: int = 1, world_size: int = 1, **options):
     plan = StreamPlan(StreamSpec(num_train, 0, 2, 0, epochs=epochs), Position(), world_size)
-    return Still(plan, b"", FeedOptions(2, {}, batches_per_task, {}, **options), threading.Condition())
+    return Still(plan, b"", FeedOptions(2, {}, batches_per_task, 0.0, **options), threading.Condition())
 
 
 def test_the_first_leg_is_two_blocks_a_slot_and_shows_what_a_batch_costs():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -59,7 +61,9 @@ def test_batches_of_a_block_come_back_as_they_were(order, side, dtype):
     batches, given = [], []
     for number, size in enumerate((3, 0, 1)):
         samples = [ORDERS[order]((rng.random((side, side + 1, 3)) * 99).astype(dtype)) for _ in range(size)]
-        header = codec.Header(0, number, {"read": 0.1}, [codec.Failure(3, "x.jpg", "bad")], 5, "node", True)
+        header = codec.Header(
+            0, number, {"read": 0.1}, {"read": 0.05}, [codec.Failure(3, "x.jpg", "bad")], 5, "node", True
+        )
         like = np.empty((side, side + 1, 3), dtype)
         batches.append(codec.Prepared.of(samples, like, np.arange(size) + 5, np.arange(size) + 7, header))
         given.append(samples)
@@ -78,7 +82,7 @@ def test_batches_of_a_block_come_back_as_they_were(order, side, dtype):
 
 def test_large_samples_go_into_the_block_without_a_copy():
     samples = [np.random.default_rng(n).random((3, 64, 256), np.float32).transpose(1, 2, 0) for n in range(4)]
-    header = codec.Header(0, 0, {})
+    header = codec.Header(0, 0, {}, {})
     table = codec.encode([codec.Prepared.of(samples, samples[0], np.arange(4), np.arange(4), header)])
     addresses = [table.column(str(n)).chunk(0).buffers()[1].address for n in range(4)]
     assert addresses == [sample.__array_interface__["data"][0] for sample in samples]
@@ -152,7 +156,44 @@ def test_a_batch_of_nothing_but_corrupt_images_is_empty(folder):
         path.write_bytes(b"broken")
     made = producer(folder, [decode(), resize(8)]).batch(0, 0)
     assert len(made.key) == len(made.image) == 0
+    assert made.image.shape[1:] == codec.NO_SAMPLE.shape, "nobody knows the shape of a sample"
     assert len(made.header.failures) == 4
+
+
+def test_a_batch_of_corrupt_images_has_the_shape_of_the_others_wherever_they_are(tmp_path):
+    """The first 70 files of 74 are broken; one of the others tells how large an image is."""
+    folder = write_images(tmp_path / "images", {"cat": 70, "dog": 4})
+    for path in folder.glob("cat/*.jpg"):
+        path.write_bytes(b"broken")
+    made = producer(folder, [decode(), resize(8)], batch_size=1)
+    empty = next(batch for batch in (made.batch(0, number) for number in range(74)) if not len(batch.key))
+    assert empty.image.shape == (0, 8, 8, 3)
+
+
+def test_a_stage_that_waits_takes_wall_time_and_no_cpu_time(folder):
+    def wait(image):
+        time.sleep(0.02)
+        return image
+
+    header = producer(folder, [decode(), wait, resize(8)]).batch(0, 0).header
+    assert header.stage_wall_s["wait"] >= 4 * 0.02
+    assert header.stage_cpu_s["wait"] < 0.02
+
+
+def test_what_a_stage_does_in_other_threads_is_its_cpu_time_too(folder):
+    def elsewhere(image):
+        def work():
+            began = time.thread_time()
+            while time.thread_time() - began < 0.03:
+                pass
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return image
+
+    header = producer(folder, [elsewhere, decode(), resize(8)]).batch(0, 0).header
+    assert header.stage_cpu_s["elsewhere"] > 4 * 0.03 * 0.9, "shared out by wall time, of which it has nearly all"
 
 
 def test_images_of_different_shapes_are_an_error_that_says_what_to_do(folder):
@@ -168,8 +209,9 @@ def test_a_stage_that_returns_something_else_is_a_failure_of_the_sample(folder):
 
 def test_seconds_are_kept_by_stage_and_equal_names_are_told_apart(folder):
     made = producer(folder, [decode(), resize(12), resize(8)]).batch(0, 0)
-    assert list(made.header.stage_s) == ["read", "decode", "resize", "resize_2"]
-    assert all(seconds > 0 for seconds in made.header.stage_s.values())
+    for of_stages in (made.header.stage_wall_s, made.header.stage_cpu_s):
+        assert list(of_stages) == ["read", "decode", "resize", "resize_2"]
+        assert all(seconds > 0 for seconds in of_stages.values())
     files = sorted(folder.glob("*/*.jpg"))
     assert made.header.read_bytes == sum(files[i].stat().st_size for i in made.key)
 

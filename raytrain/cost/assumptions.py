@@ -1,0 +1,65 @@
+"""What a plan assumes beyond what was measured, and what of the measurements it leaves out, a line each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raytrain.cost.instances import InstanceType
+from raytrain.cost.profile import TRAINED_ON_CPU, Profile
+
+if TYPE_CHECKING:
+    from raytrain.cost.planner import Bounds
+
+
+def startup_s(profile: Profile, bounds: Bounds) -> float | None:
+    """From the command to the first step on SageMaker: as given, or as measured there; None where nobody knows."""
+    if bounds.startup_s is not None:
+        return bounds.startup_s
+    return profile.startup_s.value if profile.on_sagemaker else None
+
+
+def assumptions(profile: Profile, types: tuple[InstanceType, ...], bounds: Bounds) -> tuple[str, ...]:
+    """Those of a plan over some types."""
+    return (*_not_used(profile, bounds), *_beyond(profile, types, bounds))
+
+
+def _not_used(profile: Profile, bounds: Bounds) -> list[str]:
+    """What does not carry over from where it was measured."""
+    lines = []
+    if profile.estimated:
+        lines.append(profile.estimated)
+    if profile.cores_shared_with:
+        lines.append(
+            f"an efficiency of 100%, the most there is: the measured {profile.efficiency.value:.0%} is not used, "
+            f"because the rank trained on a CPU and shared its cores with {profile.cores_shared_with}, which a GPU "
+            "does not"
+        )
+    if TRAINED_ON_CPU in profile.accelerator_s_per_sample:
+        took = profile.accelerator_s_per_sample[TRAINED_ON_CPU].value
+        lines.append(
+            f"the {took * 1e3:.3g} ms a sample of the rank that trained on a CPU are not used: hosts have GPUs"
+        )
+    if startup_s(profile, bounds) is None:
+        lines.append(
+            f"no start-up: the measured {profile.startup_s.value:.3g} s are not SageMaker's, which were not measured; "
+            "--startup SECONDS adds it"
+        )
+    return lines
+
+
+def _beyond(profile: Profile, types: tuple[InstanceType, ...], bounds: Bounds) -> list[str]:
+    """What nobody measured."""
+    lines = []
+    like = sorted({t.family for t in types} - set(profile.cpu_s_per_sample))
+    if like:
+        lines.append(f"a vCPU of {', '.join(like)} prepares as much as one of {profile.cpu_kind} did")
+    unknown = [t.name for t in types if t.network_gbps is None]
+    if unknown:
+        lines.append(f"the network of {', '.join(unknown)} is not known and does not limit")
+    if bounds.max_gpu_hosts > 1 or any(t.gpus > 1 for t in types):
+        lines.append("several GPUs train as fast as one, times their number: what they tell each other costs nothing")
+    if "steps" in profile.job.get("training", {}) and profile.job["training"]["steps"]:
+        lines.append("the job, which is given in steps, does as many samples on any number of GPUs: in fewer steps")
+    if profile.accelerator_memory_bytes is None:
+        lines.append("the model fits into every GPU's memory: none was measured")
+    return lines

@@ -1,0 +1,80 @@
+"""Typical device seconds of a sample, for whoever has no GPU to measure: what a model computes, and what a GPU can.
+
+Estimates, which every output calls by that name: measured device seconds may differ by twice and more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from raytrain.cost.instances import Catalog
+from raytrain.cost.profile import TRAINED_ON_CPU, Figure, Profile
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+# Of the peak. timm's training benchmark (results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv) has, on an RTX 3090
+# of 71 dense TFLOPS, 42 % for ResNet-50, 41 % for ViT-S/16, 31 % for ConvNeXt-T, and 6 % for EfficientNet-B0, whose
+# depthwise convolutions wait for memory.
+SHARE_OF_PEAK = 0.35
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Of one GPU, in 10^12 operations a second, dense (data sheets often print twice as much, for sparse matrices).
+
+    Attributes:
+        half: tensor cores, bf16 or fp16.
+        single: fp32 without TF32, which torch does not use for matrices unless it is told to.
+        source: whose figures these are.
+    """
+
+    half: float
+    single: float
+    source: str
+
+
+PEAKS = {
+    "T4": Peak(65.0, 8.1, "NVIDIA T4 data sheet"),
+    "V100": Peak(125.0, 15.7, "NVIDIA V100 data sheet, SXM2"),
+    "A10G": Peak(70.0, 35.0, "NVIDIA A10G data sheet"),
+    "A100": Peak(312.0, 19.5, "NVIDIA A100 data sheet, SXM"),
+    "L4": Peak(121.0, 30.3, "NVIDIA L4 data sheet"),
+    "L40S": Peak(362.0, 91.6, "NVIDIA L40S data sheet"),
+    "H100": Peak(989.0, 67.0, "NVIDIA H100 data sheet, SXM"),
+    "H200": Peak(989.0, 67.0, "NVIDIA H200 data sheet, SXM"),
+    "B200": Peak(2250.0, 75.0, "NVIDIA HGX B200 data sheet"),
+}
+
+
+def typical_s(flops: float, gpu: str, precision: Precision) -> float:
+    """Seconds of one GPU for a sample of so many operations.
+
+    Args:
+        gpu: one of PEAKS.
+    """
+    peak = PEAKS[gpu]
+    return flops / ((peak.single if precision == "fp32" else peak.half) * 1e12 * SHARE_OF_PEAK)
+
+
+def needs_estimate(profile: Profile) -> bool:
+    """Whether no GPU was measured, or given."""
+    return set(profile.accelerator_s_per_sample) == {TRAINED_ON_CPU}
+
+
+def with_typical(profile: Profile, known: Catalog, flops: float, precision: Precision, model: str) -> Profile:
+    """A profile with an estimate for every GPU of the catalog whose peak is known.
+
+    Args:
+        flops: of a sample, forward and backward.
+        model: with its images, for the reader.
+    """
+    gpus = sorted({each.gpu for each in known.types.values() if each.gpu} & set(PEAKS))
+    figures = {gpu: Figure.once(typical_s(flops, gpu, precision)) for gpu in gpus}
+    said = (
+        f"device seconds are ESTIMATES, nothing was measured: {flops / 1e9:.3g} GFLOP to train on a sample ({model}), "
+        f"at {SHARE_OF_PEAK:.0%} of what data sheets give for {precision}; measured ones differ by twice and more, "
+        "above all of small models and depthwise convolutions; --accelerator GPU=SECONDS gives your own"
+    )
+    measured = profile.accelerator_s_per_sample
+    return profile.model_copy(update={"accelerator_s_per_sample": {**measured, **figures}, "estimated": said})

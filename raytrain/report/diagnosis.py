@@ -1,0 +1,79 @@
+"""What a diagnosis says: tables of what was measured, who waits, and what helps."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from raytrain.advice import BUSY_RANKS, advice
+from raytrain.cost.profile import Profile
+from raytrain.diagnose import Findings
+from raytrain.report.costs import figure_text, profile_rows, share
+
+
+def show_diagnosis(findings: Findings, profile: Profile, console: Console) -> None:
+    for table in (_parts(findings), _profile(profile), _stages(findings)):
+        console.print(table)
+    for line in diagnosis_lines(findings):
+        console.print(line, markup=False, highlight=False)
+
+
+def diagnosis_lines(findings: Findings) -> list[str]:
+    """Who waits, what the whole lacks, what helps, and what not to trust."""
+    return [f"bottleneck: {findings.verdict.text}", _lost(findings), *what_helps(findings), *findings.warnings]
+
+
+def what_helps(findings: Findings) -> list[str]:
+    """Cheaper stages, unless the accelerators are busy anyway; ranks on the CPU share their cores with the stages."""
+    if findings.verdict.kind == "compute" and not findings.ranks_on_cpu:
+        return [BUSY_RANKS]
+    return advice(findings.stages)
+
+
+def _lost(findings: Findings) -> str:
+    ranks = "the ranks, which train on the CPU," if findings.ranks_on_cpu else "the accelerators"
+    return (
+        f"the whole does {share(findings.lost_share)} less than {ranks} do alone: {share(findings.lost_for_cpus)} "
+        f"because the CPUs cannot prepare more, {share(findings.lost_for_the_rest)} for the rest (moving, handing "
+        "over, sharing cores)"
+    )
+
+
+def _parts(findings: Findings) -> Table:
+    table = _table("What each part can do", "samples/s")
+    ranks = "ranks alone, on the CPU" if findings.ranks_on_cpu else "accelerator alone, batches on the device"
+    rows = [
+        ("preprocessing alone, one core", findings.preprocessing_alone),
+        ("preprocessing alone, all CPUs", findings.preprocessing),
+        (ranks, findings.accelerator),
+    ]
+    if findings.together is not None:
+        rows.append(("both on the same cores, at most", findings.together))
+    for name, value in (*rows, ("everything", findings.everything)):
+        table.add_row(name, f"{value:,.1f}")
+    return table
+
+
+def _profile(profile: Profile) -> Table:
+    table = _table("The profile", "median", "lowest", "highest")
+    for name, figure, unit in profile_rows(profile):
+        table.add_row(name, *(figure_text(value, unit) for value in (figure.value, figure.low, figure.high)))
+    return table
+
+
+def _stages(findings: Findings) -> Table:
+    table = _table("Where a sample's CPU time goes", "CPU ms", "of all", "wall ms")
+    cpu_s = sum(stage.cpu_s for stage in findings.stages)
+    for stage in findings.stages:
+        of_all = share(stage.cpu_s / cpu_s if cpu_s else None)
+        cpu_ms, wall_ms = stage.cpu_s_per_sample * 1e3, stage.wall_s_per_sample * 1e3
+        table.add_row(stage.name, f"{cpu_ms:.3f}", of_all, f"{wall_ms:.3f}")
+    return table
+
+
+def _table(title: str, *heads: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in heads:
+        table.add_column(name, justify="right")
+    return table

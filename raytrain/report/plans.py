@@ -1,0 +1,127 @@
+"""What a plan says: the answer first, then the shapes, then what it rests on."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich.console import Console
+
+from raytrain.cost.instances import Catalog
+from raytrain.cost.planner import Plan, Prediction
+from raytrain.report.costs import price_lines
+from raytrain.report.fitting import Column, number, show_fitted
+
+TOP = 5  # shapes of a table
+SHORT_JOB_S = 600.0  # training so short that a start-up of minutes decides
+STARTUP_DECIDES = 0.5  # share of the best shape's hours
+
+
+def show_plan(plan: Plan, known: Catalog, console: Console, count: int = TOP) -> None:
+    best, front = plan.best(count), plan.front()
+    for line in answer(plan):
+        console.print(line, markup=False, highlight=False)
+    estimates = ", estimates" if plan.profile.estimated else ""
+    _show(f"The best {len(best)} of {len(plan):,} shapes{estimates}", best, console)
+    shown = front[:count]
+    if {each.shape for each in shown} - {each.shape for each in best}:
+        title = f"Nothing is both faster and cheaper than these {len(shown)} of {len(front)}{estimates}"
+        _show(title, shown, console)
+    for line in plan_lines(plan, known, [*best, *shown]):
+        console.print(line, markup=False, highlight=False)
+
+
+def answer(plan: Plan) -> list[str]:
+    """The verdict, and what decides if that is the start-up."""
+    return [line for line in (verdict(plan), startup_line(plan)) if line]
+
+
+def plan_lines(plan: Plan, known: Catalog, shapes: list[Prediction]) -> list[str]:
+    """What is assumed, and where the prices of some shapes are from."""
+    shown = {name for each in shapes for name, _ in ((each.shape.gpu_type, 0), *each.shape.cpu_hosts)}
+    return [
+        *(f"assumed: {line}" for line in plan.assumptions),
+        *price_lines([price for price in plan.prices if price.type in shown], known),
+    ]
+
+
+def verdict(plan: Plan) -> str:
+    """Whether CPU hosts pay, in one line."""
+    text = _verdict(plan)
+    return f"estimated, no GPU was measured: {text}" if plan.profile.estimated else text
+
+
+def _verdict(plan: Plan) -> str:
+    without, with_hosts = plan.best_without_cpu_hosts, plan.best_with_cpu_hosts
+    if without is None or with_hosts is None:
+        return (
+            f"{plan[0].shape} is the cheapest, ${number(plan[0].usd)} for the job; only shapes "
+            f"{'with' if without is None else 'without'} CPU hosts are within the limits"
+        )
+    if without.usd > with_hosts.usd:
+        return (
+            f"CPU hosts pay: {with_hosts.shape} costs ${number(with_hosts.usd)} for the job, "
+            f"{1 - with_hosts.usd / without.usd:.1%} less than the best without ({without.shape}, "
+            f"${number(without.usd)})"
+        )
+    text = (
+        f"CPU hosts do not pay: {without.shape} is the cheapest, ${number(without.usd)} for the job; with CPU hosts it "
+        f"costs at least {with_hosts.usd / without.usd - 1:.1%} more ({with_hosts.shape})"
+    )
+    alone = plan.figures["first_hosts"] == 0
+    cheap, beside = (plan.cheapest("usd_per_million_samples", mask) for mask in (alone, ~alone))
+    if beside.usd_per_million_samples < cheap.usd_per_million_samples:
+        text += (
+            f"; they would pay for a longer job: a million samples cost ${number(beside.usd_per_million_samples)} "
+            f"({beside.shape}) against ${number(cheap.usd_per_million_samples)} ({cheap.shape})"
+        )
+    return text
+
+
+def startup_line(plan: Plan) -> str | None:
+    """Says so where start-up decides more than the shapes do; None where it does not."""
+    best, trains_s = plan[0], plan[0].hours * 3600
+    if plan.startup_share > STARTUP_DECIDES:
+        return (
+            f"start-up decides here: {plan.startup_s:.3g} s, {plan.startup_share:.0%} of the {best.shape}'s time, so "
+            "that the price an hour counts more than the speed"
+        )
+    if plan.startup_s is not None or trains_s > SHORT_JOB_S:
+        return None
+    cheap = plan.cheapest("usd_per_hour", np.ones(len(plan.figures["usd"]), dtype=bool))
+    return (
+        f"start-up will decide: {best.shape} trains for {trains_s:.3g} s only, and is paid for while it starts too, "
+        f"which is not in these figures (--startup SECONDS adds it); the lowest price is that of {cheap.shape}, "
+        f"${number(cheap.usd_per_hour)} an hour"
+    )
+
+
+SHAPES = (
+    Column("#"),
+    Column("shape", right=False, narrow=lambda text: text.replace(" + ", "\n+ ")),
+    Column("$ in all"),
+    Column("hours"),
+    Column("samples/s", leave=1),
+    Column("$/million", leave=2),
+    Column("limited by", leave=3, right=False),
+    Column("$/hour", leave=4),
+)
+
+
+def shape_rows(found: list[Prediction]) -> list[list[str]]:
+    """Cells of SHAPES."""
+    return [
+        [
+            str(place),
+            str(each.shape),
+            number(each.usd),
+            number(each.hours, least=0),
+            number(each.samples_per_s, least=0),
+            number(each.usd_per_million_samples),
+            each.limit,
+            number(each.usd_per_hour, least=3),
+        ]
+        for place, each in enumerate(found, start=1)
+    ]
+
+
+def _show(title: str, found: list[Prediction], console: Console) -> None:
+    show_fitted(title, SHAPES, shape_rows(found), console, "--json has them all")

@@ -1,0 +1,92 @@
+"""Who waits for whom, and what a measurement is worth."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import figures
+
+from raytrain.cost.profile import Figure
+from raytrain.outcome import _stages
+from raytrain.record import RankFigures, StageFigures
+from raytrain.verdict import busy_machine, who_waits, wide_spreads
+
+
+def stage(name, cpu_s, wall_s, num_samples=1000):
+    return StageFigures(
+        name=name,
+        num_samples=num_samples,
+        num_batches=10,
+        cpu_s=cpu_s,
+        wall_s=wall_s,
+        batch_wall_p90_s=0.1,
+        batch_wall_p99_s=0.2,
+    )
+
+
+STAGES = [stage("read", 1.0, 6.0), stage("decode", 4.0, 5.0), stage("validation/decode", 90.0, 90.0)]
+GPU = [RankFigures(**figures(device="cuda:0"))]
+CPU = [RankFigures(**figures(device="cpu"))]
+READ = "stage 'read' takes longest, 6.00 ms of a worker for a sample, 1.00 ms of them CPU time"
+
+
+@pytest.mark.parametrize(
+    ("share", "on", "kind", "text"),
+    [
+        (0.08, GPU, "compute", "compute: the ranks wait for data 8% of the time and are busy for the rest"),
+        (0.10, GPU, "compute", "compute: the ranks wait for data 10% of the time and are busy for the rest"),
+        (0.11, GPU, "balanced", f"balanced: the ranks wait for data 11% of the time; {READ}"),
+        (0.29, CPU, "balanced", f"balanced: the ranks wait for data 29% of the time; {READ}"),
+        (0.30, CPU, "input", f"input: the ranks wait for data 30% of the time; {READ}"),
+        (0.02, CPU, "compute", "compute: the ranks wait for data 2% of the time and are busy for the rest, on CPUs "
+         "that the stages may share"),
+    ],
+)  # fmt: skip
+def test_the_share_of_waiting_decides(share, on, kind, text):
+    found = who_waits(share, on, STAGES)
+    assert (found.kind, found.text) == (kind, text)
+
+
+def test_nothing_is_said_of_a_run_that_trained_on_nothing():
+    for ranks, stages in (([], STAGES), (GPU, []), (GPU, STAGES[2:])):
+        assert who_waits(0.0, ranks, stages).text == "unknown: no batch was trained on"
+
+
+def test_stages_that_are_kept_from_their_cpus_are_a_warning():
+    """8.9 ms by the clock for 3.7 ms of a CPU; reading may wait, and validation is not looked at."""
+    assert busy_machine([stage("decode", 3.7, 8.9), *STAGES[::2]]).startswith(
+        "warning: the stages took 2.4 times their CPU time: more was running than there are cores"
+    )
+    assert busy_machine([stage("decode", 1.0, 1.5)]) is not None
+    assert busy_machine([stage("decode", 1.0, 1.4)]) is None
+    assert busy_machine(STAGES) is None
+    assert busy_machine([]) is None
+
+
+def test_a_wide_spread_is_a_warning():
+    measured = {
+        "the whole": Figure(value=2.0, low=1.0, high=2.5, n=5),
+        "one core": Figure(value=2.0, low=1.5, high=2.5),
+    }
+    assert wide_spreads(measured) == [
+        "warning: the whole went from 50% to 125% of its median over 5 parts: something else may be using this "
+        "machine; measure again, or longer (--seconds)"
+    ]
+    assert wide_spreads({"nothing": Figure.once(0.0)}) == []
+
+
+def test_the_ranks_figures_of_a_stage_are_added_up():
+    one = {"num_samples": 10, "num_batches": 2, "cpu_s": 1.0, "wall_s": 2.0}
+    quantiles = {"batch_wall_p90_s": 0.5, "batch_wall_p99_s": 0.75}
+    other = {"num_samples": 30, "num_batches": 3, "cpu_s": 7.0, "wall_s": 10.0}
+    higher = {"batch_wall_p90_s": 0.25, "batch_wall_p99_s": 4.0}
+    [both] = _stages({0: {"stages": {"read": {**one, **quantiles}}}, 1: {"stages": {"read": {**other, **higher}}}})
+    assert both == StageFigures(
+        name="read",
+        num_samples=40,
+        num_batches=5,
+        cpu_s=8.0,
+        wall_s=12.0,
+        batch_wall_p90_s=0.5,
+        batch_wall_p99_s=4.0,
+    )
+    assert (both.cpu_s_per_sample, both.wall_s_per_sample, both.wait_s_per_sample) == (0.2, 0.3, 0.1)
