@@ -12,7 +12,9 @@ from raytrain.cost.profile import Figure, Profile, parse_profile, profile_of_rec
 from raytrain.cost.typical import needs_estimate, with_typical
 from raytrain.errors import ConfigError, nearest
 from raytrain.record import RunRecord, parse_record
-from raytrain.train.flops import training_flops
+from raytrain.train.flops import training_work
+
+USUAL_BATCH = 64  # of a job that does not say
 
 
 def profile_from(path: Path, known: Catalog, diagnose: Callable[[Job], Profile]) -> Profile:
@@ -78,16 +80,22 @@ def with_estimates(profile: Profile, known: Catalog) -> Profile:
         if job.model is None:
             raise ConfigError("its job names no model")
         height, width, channels = _image_shape(job)
-        flops = training_flops(job.model, height, width, channels)
-        if not flops:
+        work = training_work(job.model, height, width, channels)
+        if not work.flops:
             raise ConfigError(f"torch counts no operations of model {job.model.name!r}")
     except ConfigError as error:
         raise ConfigError(
             f"{profile.name} was measured without a GPU, and device seconds cannot be estimated: {error}; give those "
             "of one GPU for a sample, such as --accelerator A10G=0.0008"
         ) from None
-    about = f"{job.model.name} on {height}x{width} images"
-    return with_typical(profile, known, flops, job.training.precision, about)
+    return with_typical(
+        profile,
+        known,
+        flops=work.flops,
+        calls_per_sample=work.calls / (job.data.batch_size if job.data else USUAL_BATCH),
+        precision=job.training.precision,
+        model=f"{job.model.name} on {height}x{width} images",
+    )
 
 
 def _image_shape(job: Job) -> tuple[int, int, int]:

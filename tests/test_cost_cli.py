@@ -354,6 +354,12 @@ def test_how_many_samples_a_job_trains_on(job_file):
     two = {"groups": [{"name": "gpu", "hosts": 2, "cpus": 4, "gpus": 3}]}
     assert ": 10 steps, 960 samples, on" in intended(cluster=two, training={"steps": 10}), "six ranks of 16"
     assert ": 7 epochs, on" in intended(training={"epochs": 7}), "only the folder knows"
+    assert ": 10 steps, 160 samples, on" in intended(training={"steps": 10}), "one rank, without a GPU"
+
+
+def test_a_probes_start_up_is_part_of_how_long_it_takes(trained, job_file):
+    """640 samples at 64 a second, and three seconds."""
+    assert "small: roughly 13 s without" in Trials("nodes", catalog(), []).duration(job_file(training={"epochs": 1}))
 
 
 DURATIONS = [(0.5, "0.5 s"), (40, "40 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h")]

@@ -144,11 +144,16 @@ def test_where_start_up_decides_it_says_so_and_cents_have_digits(known):
 
 
 def test_a_start_up_that_nobody_knows_is_named_where_the_training_is_short(known):
-    found = plan(small(on_sagemaker=False), known, Bounds("here-1"))
-    line = startup_line(found)
-    assert line.startswith(f"start-up will decide: {found[0].shape} trains for ")
-    assert "which is not in these figures (--startup SECONDS adds it)" in line
-    assert line.endswith("the lowest price is that of 1 x ml.g5.xlarge, $1.41 an hour")
+    """Three of four vCPUs prepare 750 samples/s of 53,910: 72 s; twenty times as many take 24 minutes."""
+    short = plan(small(on_sagemaker=False, efficiency=Figure.once(1.0)), known, Bounds("here-1"))
+    assert verdict(short).startswith(
+        "start-up decides: 1 x ml.g5.xlarge, the lowest price at $1.41 an hour, trains for 71.9 s only; every host is "
+    )
+    assert "(--startup SECONDS adds it), so that the order is by the price an hour" in verdict(short)
+    assert startup_line(short) is None
+    longer = plan(small(on_sagemaker=False, epochs=600), known, Bounds("here-1"))
+    assert not longer.by_hour
+    assert startup_line(longer).startswith(f"start-up may decide: {longer[0].shape} trains for ")
     assert startup_line(plan(profile(on_sagemaker=False), known, Bounds("here-1"))) is None, "hours of training"
     assert startup_line(plan(profile(), known, Bounds("here-1"))) is None, "120 s of hours"
     assert startup_line(plan(small(startup_s=Figure.once(0.1)), known, Bounds("here-1"))) is None

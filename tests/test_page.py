@@ -14,6 +14,7 @@ from raytrain.cli import main
 from raytrain.cost.compare import compare
 from raytrain.cost.instances import catalog
 from raytrain.cost.planner import Bounds, plan
+from raytrain.report.fitting import number
 from raytrain.report.page import write_plan, write_report
 
 CHROMIUM = shutil.which("chromium")
@@ -224,7 +225,7 @@ def test_a_plans_page(tmp_path, opened):
     assert page.asked == [(tmp_path / "plan.html").as_uri()]
     best = cells(page, f"The best 10 of {len(found):,} shapes")[1]
     assert best[0] == str(found[0].shape)
-    assert best[4] == f"${found[0].usd_per_million_samples:.2f}"
+    assert best[4] == f"${number(found[0].usd_per_million_samples)}"
     assert page.locator(".lead").inner_text().startswith("CPU hosts pay: ")
     shapes, front = page.locator("figure").first.locator(".legend li").all_inner_texts()
     assert (shapes, front) == ("shapes", "nothing is both faster and cheaper")

@@ -24,6 +24,7 @@ from raytrain.errors import ConfigError, nearest
 MAX_GROUPS = 5  # of a SageMaker training job
 MAX_SHAPES = 5_000_000  # about a gigabyte
 STORE_SHARE = 0.3  # of a host's memory that Ray takes for its object store
+SHORT_JOB_S = 600.0  # of training: a start-up of minutes decides what it costs
 LIMITS = ("accelerator", "CPUs", "network of the CPU hosts", "network of the GPU hosts")
 GIB = 1 << 30
 Array = np.ndarray
@@ -113,6 +114,7 @@ class Plan:
         order: of shapes, by the job's money, then its time.
         assumptions: that the prediction makes beyond what was measured, a line each.
         startup_s: that `hours` and `usd` hold; None where it is not known, and not in them.
+        by_hour: the order is by the price an hour, because the start-up is not known and the training is short.
     """
 
     profile: Profile
@@ -125,6 +127,7 @@ class Plan:
     assumptions: tuple[str, ...]
     prices: tuple[Price, ...]
     startup_s: float | None = None
+    by_hour: bool = False
 
     def __len__(self) -> int:
         return len(self.order)
@@ -218,19 +221,27 @@ def plan(profile: Profile, known: Catalog, bounds: Bounds) -> Plan:
     if not fits.any():
         raise ConfigError(f"no shape is within {' and '.join(limits)}")
     figures = {name: values[fits] for name, values in figures.items()}
-    order = _order(figures, startup)
+    by_hour = startup is None and _is_short(figures)
+    order = _order(figures, startup, by_hour)
     efficient = np.zeros(len(order), dtype=bool)
     hours = figures["hours"][order]
     efficient[order] = hours < np.concatenate([[np.inf], np.minimum.accumulate(hours)[:-1]])
     assumed = assumptions(profile, (*gpus.types, *cpus.types), bounds)
-    return Plan(profile, bounds, gpus, cpus, figures, order, efficient, assumed, prices, startup)
+    return Plan(profile, bounds, gpus, cpus, figures, order, efficient, assumed, prices, startup, by_hour)
 
 
-def _order(figures: dict[str, Array], startup: float | None) -> Array:
-    """By the job's money, then its time. Where the start-up is not known, any number of the same hosts costs the same
-    but for rounding: whatever it is, then, the lowest price an hour makes it cheapest."""
+def _is_short(figures: dict[str, Array]) -> bool:
+    """Whether the hosts of the lowest price an hour train for less than SHORT_JOB_S."""
+    return bool(figures["hours"][np.argmin(figures["usd_per_hour"])] * 3600 < SHORT_JOB_S)
+
+
+def _order(figures: dict[str, Array], startup: float | None, by_hour: bool) -> Array:
+    """By the job's money, then its time; or by the price an hour, then its time. Where the start-up is not known, any
+    number of the same hosts costs the same but for rounding: whatever it is, the lowest price an hour comes first."""
     if startup is not None:
         return np.lexsort((figures["hours"], figures["usd"]))
+    if by_hour:
+        return np.lexsort((figures["hours"], figures["usd_per_hour"]))
     return np.lexsort((figures["hours"], figures["usd_per_hour"], np.round(np.log(figures["usd"]), 9)))
 
 

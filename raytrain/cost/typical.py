@@ -17,6 +17,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 # of 71 dense TFLOPS, 42 % for ResNet-50, 41 % for ViT-S/16, 31 % for ConvNeXt-T, and 6 % for EfficientNet-B0, whose
 # depthwise convolutions wait for memory.
 SHARE_OF_PEAK = 0.35
+CALL_S = 10e-6  # that Python and torch take for one operator, however small; batches of small models wait for it
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,16 @@ PEAKS = {
 }
 
 
-def typical_s(flops: float, gpu: str, precision: Precision) -> float:
-    """Seconds of one GPU for a sample of so many operations.
+def typical_s(flops: float, calls_per_sample: float, gpu: str, precision: Precision) -> float:
+    """Seconds of one GPU for a sample of so many operations: what they take, or what it takes to start them.
 
     Args:
+        calls_per_sample: of operators, each for a whole batch.
         gpu: one of PEAKS.
     """
     peak = PEAKS[gpu]
-    return flops / ((peak.single if precision == "fp32" else peak.half) * 1e12 * SHARE_OF_PEAK)
+    computes = flops / ((peak.single if precision == "fp32" else peak.half) * 1e12 * SHARE_OF_PEAK)
+    return max(computes, calls_per_sample * CALL_S)
 
 
 def needs_estimate(profile: Profile) -> bool:
@@ -62,19 +65,22 @@ def needs_estimate(profile: Profile) -> bool:
     return set(profile.accelerator_s_per_sample) == {TRAINED_ON_CPU}
 
 
-def with_typical(profile: Profile, known: Catalog, flops: float, precision: Precision, model: str) -> Profile:
+def with_typical(
+    profile: Profile, known: Catalog, *, flops: float, calls_per_sample: float, precision: Precision, model: str
+) -> Profile:
     """A profile with an estimate for every GPU of the catalog whose peak is known.
 
     Args:
-        flops: of a sample, forward and backward.
+        flops, calls_per_sample: of training, forward and backward.
         model: with its images, for the reader.
     """
     gpus = sorted({each.gpu for each in known.types.values() if each.gpu} & set(PEAKS))
-    figures = {gpu: Figure.once(typical_s(flops, gpu, precision)) for gpu in gpus}
+    figures = {gpu: Figure.once(typical_s(flops, calls_per_sample, gpu, precision)) for gpu in gpus}
     said = (
         f"device seconds are ESTIMATES, nothing was measured: {flops / 1e9:.3g} GFLOP to train on a sample ({model}), "
-        f"at {SHARE_OF_PEAK:.0%} of what data sheets give for {precision}; measured ones differ by twice and more, "
-        "above all of small models and depthwise convolutions; --accelerator GPU=SECONDS gives your own"
+        f"at {SHARE_OF_PEAK:.0%} of what data sheets give for {precision}, at least {CALL_S * 1e6:g} us an operator; "
+        "measured ones differ by twice and more, depthwise convolutions are far slower; --accelerator GPU=SECONDS "
+        "gives your own"
     )
     measured = profile.accelerator_s_per_sample
     return profile.model_copy(update={"accelerator_s_per_sample": {**measured, **figures}, "estimated": said})

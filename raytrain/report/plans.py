@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 from rich.console import Console
 
 from raytrain.cost.instances import Catalog
-from raytrain.cost.planner import Plan, Prediction
+from raytrain.cost.planner import SHORT_JOB_S, Plan, Prediction
 from raytrain.report.costs import price_lines
 from raytrain.report.fitting import Column, number, show_fitted
 
 TOP = 5  # shapes of a table
-SHORT_JOB_S = 600.0  # training so short that a start-up of minutes decides
 STARTUP_DECIDES = 0.5  # share of the best shape's hours
 
 
@@ -50,6 +48,12 @@ def verdict(plan: Plan) -> str:
 
 
 def _verdict(plan: Plan) -> str:
+    if plan.by_hour:
+        return (
+            f"start-up decides: {plan[0].shape}, the lowest price at ${number(plan[0].usd_per_hour)} an hour, trains "
+            f"for {plan[0].hours * 3600:.3g} s only; every host is paid for while it starts too, which is not in these "
+            "figures (--startup SECONDS adds it), so that the order is by the price an hour and CPU hosts do not pay"
+        )
     without, with_hosts = plan.best_without_cpu_hosts, plan.best_with_cpu_hosts
     if without is None or with_hosts is None:
         return (
@@ -84,13 +88,11 @@ def startup_line(plan: Plan) -> str | None:
             f"start-up decides here: {plan.startup_s:.3g} s, {plan.startup_share:.0%} of the {best.shape}'s time, so "
             "that the price an hour counts more than the speed"
         )
-    if plan.startup_s is not None or trains_s > SHORT_JOB_S:
+    if plan.startup_s is not None or plan.by_hour or trains_s > SHORT_JOB_S:
         return None
-    cheap = plan.cheapest("usd_per_hour", np.ones(len(plan.figures["usd"]), dtype=bool))
     return (
-        f"start-up will decide: {best.shape} trains for {trains_s:.3g} s only, and is paid for while it starts too, "
-        f"which is not in these figures (--startup SECONDS adds it); the lowest price is that of {cheap.shape}, "
-        f"${number(cheap.usd_per_hour)} an hour"
+        f"start-up may decide: {best.shape} trains for {trains_s:.3g} s only, and is paid for while it starts too, "
+        "which is not in these figures (--startup SECONDS adds it)"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from raytrain.config import Model
 from raytrain.errors import ConfigError, named
 from raytrain.train.models import build_model
@@ -10,28 +12,52 @@ BACKWARD = 2  # times the forward pass: for the gradients of the weights, and of
 SAMPLES = 2  # of the batch that is counted; BatchNorm takes no single one
 
 
-def training_flops(model: Model, height: int, width: int, channels: int) -> float:
-    """Floating-point operations of one sample, forward and backward: two for every multiplication and addition.
+@dataclass(frozen=True)
+class Work:
+    """What training on samples takes.
 
-    The backward pass is taken as twice the forward pass, because torch counts too much of grouped convolutions there.
+    Attributes:
+        flops: floating-point operations of one sample: two for every multiplication and addition.
+        calls: of torch's operators for a batch, each of which starts work on the device.
+    """
+
+    flops: float
+    calls: int
+
+
+def training_work(model: Model, height: int, width: int, channels: int) -> Work:
+    """Counted of the forward pass; the backward pass is taken as twice that, because torch counts too much of grouped
+    convolutions there.
 
     Raises:
         ConfigError: the model cannot be built, or does not take such images.
     """
     import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
+
+    class Calls(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.number += 1
+            return func(*args, **(kwargs or {}))
 
     if "pretrained" in model.options:  # what the weights are does not matter, and they would be downloaded
         model = model.model_copy(update={"options": {**model.options, "pretrained": False}})
     try:
         with torch.device("meta"):
             module = build_model(model)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            module(torch.empty(SAMPLES, channels, height, width, device="meta"))
+            batch = torch.empty(SAMPLES, channels, height, width)
+        with torch.no_grad():
+            with FlopCounterMode(display=False) as counted:
+                module(batch)
+            with Calls() as calls:
+                module(batch)
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a model's own code raises
         raise ConfigError(
             f"the operations of model {model.name!r} cannot be counted for images of {height}x{width}: {named(error)}"
         ) from None
-    return counter.get_total_flops() / SAMPLES * (1 + BACKWARD)
+    return Work(counted.get_total_flops() / SAMPLES * (1 + BACKWARD), calls.number * (1 + BACKWARD))

@@ -287,6 +287,22 @@ def test_without_a_known_start_up_of_equals_the_lowest_price_an_hour_is_first(kn
     assert result.startup_share == 0
 
 
+def test_a_short_job_of_unknown_start_up_is_ranked_by_the_price_an_hour(known):
+    """One h9 at $1 trains 100 samples/s at an efficiency of one half: 29,999 of them for just less than ten minutes."""
+    job = work(on_sagemaker=False, num_samples=1, epochs=29_999)
+    result = plan(job, known, Bounds("here-1"))
+    assert result.by_hour
+    prices = [result[rank].usd_per_hour for rank in range(len(result))]
+    assert prices == sorted(prices)
+    assert str(result[0].shape) == "1 x ml.h9.one"
+    every = [result.prediction(index) for index in range(len(result))]
+    for each in result.front():
+        assert not any(e.hours < each.hours and e.usd_per_hour < each.usd_per_hour for e in every)
+    assert not plan(job.model_copy(update={"epochs": 30_001}), known, Bounds("here-1")).by_hour
+    assert not plan(job, known, Bounds("here-1", startup_s=0.0)).by_hour
+    assert not plan(job.model_copy(update={"on_sagemaker": True}), known, Bounds("here-1")).by_hour
+
+
 def test_a_limit_is_still_within(known):
     whole = plan(work(), known, Bounds("here-1"))
     lowest, fastest = whole.figures["usd_per_hour"].min(), whole.figures["hours"].min()
