@@ -17,7 +17,7 @@ from raytrain.cluster import emulated
 from raytrain.cluster.environ import JobFolders, job_folders, prepare_environment, ray_address
 from raytrain.cluster.placement import PlacedStages, check_free_gpus, place_stages, rank_resources, rank_selector
 from raytrain.cluster.topology import Topology, parse_nodes
-from raytrain.config import Job
+from raytrain.config import Group, Job
 from raytrain.data.order import StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.errors import (
@@ -135,14 +135,7 @@ def run(
             if _is_finished(this, pipeline) and (before := folder.finished_record()) is not None:
                 _leave(this, kept, None)
                 return before
-            import ray  # noqa: F401 - whole before a thread imports parts of it
-
-            address = address or (None if nodes else ray_address())
-            if address:
-                address = emulated.find(address)  # before much is imported, since this may be all there is to say
-            threading.Thread(target=import_ahead, daemon=True).start()
-            reserved = job.cluster.reserved_cpus
-            this.cluster = emulated.attach(address) if address else emulated.start(groups, reserved)
+            this.cluster = _connect(groups, address or (None if nodes else ray_address()), job)
             listen()  # again: ray.init puts a SIGTERM handler of its own in place
             this.marks["cluster"] = time.time()
             _train(this, train_loop, pipeline, resume, watch, going)
@@ -160,6 +153,16 @@ def run(
         if this.cluster is not None:
             this.cluster.close()
         folder.close()
+
+
+def _connect(groups: tuple[Group, ...], address: str | None, job: Job) -> emulated.RunningCluster:
+    """Attach to the cluster at `address`, or start one, while torch is imported."""
+    import ray  # noqa: F401 - whole before a thread imports parts of it
+
+    if address:
+        address = emulated.find(address)  # before much is imported, since this may be all there is to say
+    threading.Thread(target=import_ahead, daemon=True).start()
+    return emulated.attach(address) if address else emulated.start(groups, job.cluster.reserved_cpus)
 
 
 def _checked(train_loop: Loop | None, pipeline: Pipeline | None, job: Job | None) -> Pipeline:
