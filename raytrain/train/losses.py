@@ -18,7 +18,7 @@ class LossAccount:
         forgiving: whether a step whose loss is no number may be skipped (`training.on_nan: skip`).
     """
 
-    def __init__(self, device: torch.device, total: float = 0.0, samples: int = 0, *, forgiving: bool = False):
+    def __init__(self, device: torch.device, total: float, samples: int, *, forgiving: bool = False):
         self._device, self._forgiving = device, forgiving
         self._at_once = forgiving or device.type == "cpu"
         self._sum = torch.tensor(total, dtype=torch.float64, device=device)

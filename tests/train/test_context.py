@@ -123,6 +123,29 @@ def test_checkpoints_come_every_so_many_steps(make):
     assert written == [(2, False), (4, False), (5, True)]
 
 
+def test_steps_are_counted_anew_from_every_checkpoint(make, monkeypatch):
+    ctx, _ = make(epochs=1, every_steps=2)
+    monkeypatch.undo()  # checkpoints as they are
+    kept = []
+    ctx._keep = lambda facts, state, objects: kept.append(facts.steps)
+    train(ctx)
+    assert kept == [2, 4, 5]
+
+
+def test_a_loss_that_is_no_number_is_skipped_though_its_gradient_is_one(make):
+    """Windows of the batches 0 and 1, 2 and 3, and 4; every update moves the weight by the mean of the inputs, 1."""
+    ctx, _ = make(epochs=1, on_nan="skip")
+    model = torch.nn.Linear(1, 1, bias=False)
+    before = model.weight.item()
+    update = ctx.updater(model, torch.optim.SGD(model.parameters(), lr=1.0), accumulate=2)
+    for _ in ctx.epochs():
+        for batch in ctx.batches():
+            too_much = float("inf") if batch.index == 1 else 0.0
+            update(batch, lambda batch, more=too_much: model(batch.image + 1).mean() + more)
+    assert (ctx.updates, ctx.counts["skipped_steps"], ctx.counts["skipped_samples"]) == (2, 1, 8)
+    assert model.weight.item() == pytest.approx(before - 2)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), torch.tensor(-float("inf"))])
 def test_a_loss_that_is_no_number_ends_the_loop(make, value):
     ctx, written = make(epochs=1)
@@ -152,7 +175,7 @@ def test_a_loop_may_skip_it_when_it_says_so(make):
 
 
 def test_losses_of_a_gpu_are_looked_at_when_somebody_looks():
-    account = LossAccount(torch.device("cpu"))
+    account = LossAccount(torch.device("cpu"), 0.0, 0)
     account._at_once = False  # as on a device that nobody should wait for
     account.add(float("nan"), 2, 7, 0, [3, 4])
     account.settle(skipped=False)
