@@ -110,9 +110,6 @@ def test_several_models_are_a_list(tmp_path):
     checkpoint.save(tmp_path, facts, {"modules": [0, 2]}, objects)
     checkpoint.write_model(tmp_path, tmp_path / "model.pt")
     assert [list(found) for found in torch.load(tmp_path / "model.pt", weights_only=True)] == [["a"], ["b"]]
-    (tmp_path / "state.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="is cut off or damaged"):
-        checkpoint.write_model(tmp_path, tmp_path / "model.pt")
 
 
 def test_emulated_gpus_are_a_number(monkeypatch):

@@ -458,7 +458,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(job_file, images, tmp_path):
         ({"model": None}, [], r"the job has no `model` section"),
         ({"data": None}, [], r"the job has no `data` section"),
         ({"data__stages": ["decod"]}, [], r"unknown stage 'decod'; did you mean 'decode'"),
-        ({}, ["--set", "training.epochs=0"], r"training.epochs: input should be greater than 0 \(given: 0\)"),
+        ({}, ["--set", "training.epochs=0"], r"training.epochs must be greater than 0 \(given: 0\)"),
         ({}, ["--set", "training.epoch=1"], r"unknown key 'training.epoch'; did you mean 'epochs'"),
         ({}, ["--nodes", "gpu=x"], r"--nodes 'gpu=x' must look like"),
         ({}, ["--nodes", "a=1x1", "--address", "auto"], r"give one of them"),
