@@ -28,10 +28,11 @@ from patience import patient, wait_for
 from raytrain import job
 from raytrain.actors import Samplers, _here
 from raytrain.cluster.topology import Topology
-from raytrain.errors import Stopped
+from raytrain.errors import Stopped, TrainingError
 from raytrain.record import RunRecord, read_record
 from raytrain.signals import signals
 from raytrain.train import checkpoint, shelf
+from raytrain.train.trainer import _translate
 
 TESTS = ROOT / "tests"
 
@@ -292,6 +293,27 @@ def test_ctrl_c_does_not_wait_for_a_step_that_never_ends(images, tmp_path, times
     message = "raytrain: stopped before the first checkpoint; there is nothing to resume"
     assert (message if times == 1 else "stopped at once, without waiting for a checkpoint") in errors
     assert read_record(tmp_path / "runs" / "endless" / "record.json").status == "stopped"
+
+
+@pytest.mark.parametrize(("word", "told"), [("--resume", "--resume"), ("resume=True", "fit(..., resume=True)")])
+def test_a_stop_says_how_to_go_on_to_whoever_started_the_run(word, told):
+    folder = SimpleNamespace(checkpoints=Path("/runs/a/checkpoints"))
+    this = SimpleNamespace(last_checkpoint=Path("/x"), folder=folder, resume_word=word)
+    assert job._stopped_message(this) == f"stopped; go on with {told} (checkpoints in /runs/a/checkpoints)"
+
+
+def test_a_module_that_a_rank_lacks_is_to_be_installed():
+    error = SimpleNamespace(worker_failures={0: SimpleNamespace(_base_exc=ImportError("a\nNo module named 'mine'"))})
+    said = str(_translate(error))
+    assert said.startswith(
+        "the training loop failed: ImportError: No module named 'mine'; it must be installed on every"
+    )
+
+
+def test_a_notebook_shows_a_message_and_its_notes():
+    error = TrainingError("the loop failed")
+    error.add_note("on the rank: x")
+    assert error._render_traceback_() == ["TrainingError: the loop failed\non the rank: x"]
 
 
 def test_a_stop_that_is_passed_on_twice_is_one_stop_and_ctrl_c_is_another():

@@ -79,7 +79,7 @@ class Display:
     def update(self, status: dict[str, Any]) -> None:
         """Called with the figures of the moment."""
         if "phase" in status:
-            self._console.print(status["phase"], highlight=False)
+            self._console.print(status["phase"], highlight=False, soft_wrap=True)  # a path stays whole
             return
         figures = status.get("progress", {}).get(0, {})
         result = status.get("results", {}).get(0)
