@@ -93,10 +93,8 @@ def explain(error: ValidationError, root: type[BaseModel], where: str) -> str:
     problems: dict[str, tuple[tuple[Any, ...], Any]] = {}
     for each in error.errors():
         place = _place(root, each)
-        key = ".".join(str(part) for part in place)
-        # of a value that may be one of two things there is a problem each; the one that got further says more
-        if key not in problems or len(place) > len(problems[key][0]):
-            problems[key] = (place, each)
+        problems.setdefault(".".join(str(part) for part in place), (place, each))
+    # of a value that may be one of two things there is a problem each; the one that got further says more
     keys = [key for key in problems if not any(other.startswith(f"{key}.") for other in problems)]
     place, first = problems[keys[0]]
     more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
