@@ -68,18 +68,25 @@ def train(
     ] = None,
     address: Annotated[str | None, typer.Option(help="Attach to a running Ray cluster, such as auto.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the run in DIR/<name>. (default: run_dir of the job)")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a job to its end and write its record."""
+    from raytrain.hosted import folder_of
     from raytrain.report.live import fit
     from raytrain.run_folder import process_started_at
 
     job = Job.from_yaml(job_file, overrides or [])
-    record = fit(None, None, job, nodes=nodes, address=address, resume=resume, started_at=process_started_at())
+    if run_dir is not None:
+        job = job.model_copy(update={"run_dir": str(run_dir)})
+    asked = {"nodes": nodes, "address": address, "resume": resume}
+    record = fit(None, None, job, **asked, started_at=process_started_at(), resume_word="--resume")
     if as_json:
         typer.echo(record.model_dump_json(indent=1))
     else:
-        typer.echo(f"record: {Path(job.run_dir) / job.name / 'record.json'}")
+        typer.echo(f"record: {folder_of(job).record}")
 
 
 @app.command(epilog="Example: raytrain sample-data digits data/digits")
@@ -179,7 +186,7 @@ def main() -> None:
     try:
         raise SystemExit(app(standalone_mode=False) or 0)
     except RaytrainError as error:
-        _say("\n".join([str(error), *getattr(error, "__notes__", [])]))
+        _say(error.told())
         raise SystemExit(error.exit_code) from None
     except typer.exceptions.TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)

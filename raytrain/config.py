@@ -6,14 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from raytrain.errors import ConfigError
-from raytrain.job_file import explain, read_tree
+from raytrain.job_file import read_tree, section_of
+from raytrain.own_code import look_in
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
-StageSpec = str | dict[str, dict[str, Any] | None]
+
+
+def _is_a_stage(value: Any) -> Any:
+    """Which stages and options there are, the pipeline knows."""
+    if isinstance(value, str) or (isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value)), str)):
+        return value
+    raise ValueError(f"a stage is one name, or one name with its options such as `resize: {{size: 32}}`, not {value!r}")
+
+
+StageSpec = Annotated[str | dict[str, Any], BeforeValidator(_is_a_stage)]
 
 
 class Section(BaseModel):
@@ -271,15 +280,15 @@ class Job(Section):
     def from_yaml(cls, path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Job:
         """Read a job file and apply `key.sub=value` overrides (values are YAML).
 
+        From now on modules beside the file and in the working folder can be imported: the job may name them.
+
         Raises:
             ConfigError: the file cannot be read or parsed, or a key or value is wrong.
         """
+        look_in(Path(path).parent, Path())
         return cls.from_dict(read_tree(path, overrides), where=str(path))
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any], where: str = "job") -> Job:
         """Validate a parsed job description; `where` opens the error message."""
-        try:
-            return cls.model_validate(tree)
-        except ValidationError as error:
-            raise ConfigError(explain(error, cls, where)) from None
+        return section_of(cls, tree, where)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
 
 MOST_IDS = 16  # that a message lists
 DESCRIBED = 3
@@ -13,6 +17,14 @@ class RaytrainError(Exception):
     """Base of every error that is the user's to mend; the command line prints it and exits with `exit_code`."""
 
     exit_code = 2
+
+    def told(self) -> str:
+        """The message, and the notes that came with it."""
+        return "\n".join([str(self), *getattr(self, "__notes__", [])])
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback."""
+        return [f"{type(self).__name__}: {self.told()}"]
 
 
 class ConfigError(RaytrainError):
@@ -85,6 +97,29 @@ class Stopped(RaytrainError):
 
     def __reduce__(self):
         return (type(self), (self.args[0], self.exit_code - 128))
+
+
+def show_uncaught_errors_briefly() -> None:
+    """An error of ours that nobody catches is shown without raytrain's own frames; one that ended the loop, or a stop,
+    without any, since what the script's call of `fit` looks like is no news."""
+    before = sys.excepthook
+    if getattr(before, "brief", False):
+        return
+
+    def show(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
+        if not isinstance(error, RaytrainError):
+            before(kind, error, frames)
+        elif isinstance(error, TrainingError | Stopped):
+            sys.stderr.write(f"raytrain: {error.told()}\n")
+        else:
+            found = traceback.TracebackException(kind, error, frames)
+            here = Path(__file__).parent
+            shown = [frame for frame in found.stack if not Path(frame.filename).is_relative_to(here)]
+            found.stack = traceback.StackSummary.from_list(shown)
+            sys.stderr.write("".join(found.format()))
+
+    show.brief = True
+    sys.excepthook = show
 
 
 def one_line(error: BaseException, limit: int | None = None) -> str:

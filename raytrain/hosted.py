@@ -1,13 +1,21 @@
-"""A run inside a SageMaker job: where it keeps its things, and what it leaves for SageMaker to collect."""
+"""What a run leaves: its models and, inside a SageMaker job, the record for SageMaker to collect; and where such a run
+keeps its things."""
 
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
-from raytrain.cluster.environ import JobFolders
+from raytrain.cluster.environ import JobFolders, job_folders
 from raytrain.config import Job
 from raytrain.run_folder import RunFolder
 from raytrain.train import shelf
+
+
+def folder_of(job: Job) -> RunFolder:
+    """Where a job's run is, inside a SageMaker job or not."""
+    kept = job_folders()
+    return RunFolder.of(job if kept is None else hosted(job, kept)[0])
 
 
 def hosted(job: Job, kept: JobFolders) -> tuple[Job, bool]:
@@ -25,17 +33,32 @@ def _may_go_on(folder: RunFolder) -> bool:
     return shelf.latest(folder.checkpoints) is not None
 
 
-def deliver(folder: RunFolder, kept: JobFolders) -> None:
-    """The record into the output, the models of the furthest and of the best checkpoint into the model folder; nothing
-    of a run that did not get so far."""
-    if folder.record.is_file():
+def deliver(folder: RunFolder, kept: JobFolders | None) -> None:
+    """The models of the furthest and of the best checkpoint into the run's folder. In a SageMaker job into the model
+    folder, and the record into the output. Nothing of a run that did not get so far."""
+    into = folder.path if kept is None else kept.model
+    if kept is not None and folder.record.is_file():
         kept.output.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder.record, kept.output / "record.json")
-    for found, prefix in ((shelf.latest(folder.checkpoints), ""), (shelf.best(folder.checkpoints), "best_")):
+    latest, best = shelf.latest(folder.checkpoints), shelf.best(folder.checkpoints)
+    for found, prefix in ((latest, ""), (best, "best_")):
+        for name in (f"{prefix}model.pt", f"{prefix}checkpoint.json"):
+            (into / name).unlink(missing_ok=True)  # of an earlier run that this one has gone on from
         if found is None:
             continue
         from raytrain.train import checkpoint  # with torch
 
-        kept.model.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_model(found, kept.model / f"{prefix}model.pt")
-        shutil.copyfile(found / "checkpoint.json", kept.model / f"{prefix}checkpoint.json")
+        into.mkdir(parents=True, exist_ok=True)
+        if found == latest and prefix:
+            _link(into / "model.pt", into / "best_model.pt")
+        else:
+            checkpoint.write_model(found, into / f"{prefix}model.pt")
+        shutil.copyfile(found / "checkpoint.json", into / f"{prefix}checkpoint.json")
+
+
+def _link(path: Path, other: Path) -> None:
+    """A second name, or a copy where the file system has none."""
+    try:
+        other.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, other)

@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.actors import Samplers, start_feed, start_keeper
+from raytrain.checks import check_data, checked
 from raytrain.cluster import emulated
-from raytrain.cluster.environ import JobFolders, job_folders, prepare_environment, ray_address
+from raytrain.cluster.environ import (
+    DELETED_BY_RAY,
+    JobFolders,
+    job_folders,
+    may_be_deleted,
+    prepare_environment,
+    ray_address,
+)
 from raytrain.cluster.placement import PlacedStages, check_free_gpus, place_stages, rank_resources, rank_selector
 from raytrain.cluster.topology import Topology, parse_nodes
 from raytrain.config import Group, Job
@@ -33,11 +41,11 @@ from raytrain.errors import (
 )
 from raytrain.hosted import deliver, hosted
 from raytrain.outcome import build_record
+from raytrain.own_code import own_code
 from raytrain.record import RunRecord
 from raytrain.run_folder import RunFolder, open_run_folder
 from raytrain.signals import signals
 from raytrain.train import shelf
-from raytrain.train.models import check_model
 from raytrain.train.trainer import Ranks, Training, import_ahead
 from raytrain.watching import ProgressLog
 from raytrain.worker import RankWork, position_of, run_rank
@@ -59,6 +67,7 @@ class Run:
         restored: the checkpoint to go on from, looked at before anything is started.
         afresh: how to begin anew where an earlier run cannot be gone on with.
         started_again: SageMaker has started the job anew, and it goes on by itself.
+        resume_word: what the user says to go on.
     """
 
     job: Job
@@ -74,6 +83,7 @@ class Run:
     signal_number: int | None = None
     afresh: str = ""
     started_again: bool = False
+    resume_word: str = "resume=True"
     restored: Any = None
     progress: ProgressLog = field(default_factory=ProgressLog)
     samplers: Samplers = field(default_factory=Samplers)
@@ -98,6 +108,7 @@ def run(
     resume: bool = False,
     watch: Watch = lambda status: None,
     started_at: float | None = None,
+    resume_word: str = "resume=True",
 ) -> RunRecord:
     """Run a job to its end and write its record.
 
@@ -110,27 +121,26 @@ def run(
         resume: go on from the run's last checkpoint.
         watch: called a few times a second with the figures of the moment.
         started_at: time.time() from which start-up is counted.
+        resume_word: what the user says to go on; the command line has an option for it.
 
     Raises:
         RaytrainError: what went wrong, or Stopped after Ctrl-C or SIGTERM.
     """
-    pipeline = _checked(train_loop, pipeline, job)
+    pipeline = checked(train_loop, pipeline, job)
     environment = prepare_environment()
     if nodes and address:
         raise ConfigError("--nodes starts a cluster and --address attaches to one; give one of them")
     groups = parse_nodes(nodes) if nodes else ()
     kept = job_folders()
-    again, goes_on = "", False
-    if kept is not None:
-        job, goes_on = hosted(job, kept)
-        again = "" if resume or not goes_on else "give the job another name, or another sagemaker.checkpoints.uri"
-        resume = resume or goes_on
-    folder = open_run_folder(job.run_dir, job.name, resume=resume)
-    afresh = again or "start without --resume"
-    this = Run(job, started_at or time.time(), environment, folder, afresh=afresh, started_again=bool(again))
+    this, resume = _begun(job, kept, resume, resume_word, started_at or time.time(), environment)
+    job, folder = this.job, this.folder
+    if may_be_deleted(folder.path):
+        watch({"phase": DELETED_BY_RAY.format(path=folder.path)})
     try:
         with signals(this) as (going, listen):
-            _check_data(this, pipeline)
+            this.opened = pipeline.open(job.seed)
+            this.marks["manifest"] = time.time()
+            check_data(this.opened, pipeline.batch_size, train_loop, job)
             this.restored = _find_checkpoint(this) if resume else None
             if _is_finished(this, pipeline) and (before := folder.finished_record()) is not None:
                 _leave(this, kept, None)
@@ -165,25 +175,19 @@ def _connect(groups: tuple[Group, ...], address: str | None, job: Job) -> emulat
     return emulated.attach(address) if address else emulated.start(groups, job.cluster.reserved_cpus)
 
 
-def _checked(train_loop: Loop | None, pipeline: Pipeline | None, job: Job | None) -> Pipeline:
-    """The pipeline, if loop, pipeline and job make a run together."""
-    if job is None:
-        raise ConfigError("no job was given; fit(train_loop, pipeline, Job.from_yaml('job.yaml')) has one")
-    if pipeline is None and job.data is None:
-        raise ConfigError("the job has no `data` section, and no pipeline was given")
-    if train_loop is None:
-        if job.model is None:
-            raise ConfigError("the job has no `model` section, and no training loop was given")
-        check_model(job.model)
-    return pipeline or Pipeline.from_config(job.data)
-
-
-def _check_data(this: Run, pipeline: Pipeline) -> None:
-    this.opened = pipeline.open(this.job.seed)
-    this.marks["manifest"] = time.time()
-    total = this.opened.train.num_samples
-    if pipeline.batch_size > total:
-        raise ConfigError(f"data.batch_size={pipeline.batch_size} is larger than the training set of {total} samples")
+def _begun(
+    job: Job, kept: JobFolders | None, resume: bool, resume_word: str, started_at: float, environment: dict[str, str]
+) -> tuple[Run, bool]:
+    """The run, which holds its folder, and whether it goes on from an earlier one."""
+    again, goes_on = "", False
+    if kept is not None:
+        job, goes_on = hosted(job, kept)
+        again = "" if resume or not goes_on else "give the job another name, or another sagemaker.checkpoints.uri"
+        resume = resume or goes_on
+    afresh = again or f"start without {resume_word}"
+    folder = open_run_folder(job.run_dir, job.name, resume=resume, afresh=afresh)
+    this = Run(job, started_at, environment, folder, afresh=afresh, started_again=bool(again), resume_word=resume_word)
+    return this, resume
 
 
 def _is_finished(this: Run, pipeline: Pipeline) -> bool:
@@ -256,6 +260,7 @@ def _training(this: Run, loop: Loop | None, pipeline: Pipeline, feed: Any) -> Tr
     attempt = time.strftime("%Y%m%d-%H%M%S")
     host_cpus = max(h.cpus for h in topology.hosts if h.group == topology.training_group)
     work = RankWork(
+        code=own_code([job.model.name] if job.model else []),
         job=job,
         loop=loop,
         feed=feed,
@@ -356,19 +361,21 @@ def _wait(this: Run, training: Training, feed: Any, watch: Watch) -> None:
 def _stopped_message(this: Run) -> str:
     if this.last_checkpoint is None:
         return "stopped before the first checkpoint; there is nothing to resume"
-    return f"stopped; go on with --resume (checkpoints in {this.folder.checkpoints})"
+    how = this.resume_word if this.resume_word.startswith("-") else f"fit(..., {this.resume_word})"
+    return f"stopped; go on with {how} (checkpoints in {this.folder.checkpoints})"
 
 
 def _end(this: Run, error: RaytrainError | None, kept: JobFolders | None) -> RunRecord | None:
-    """Close the books, and leave what a SageMaker job should keep."""
+    """Close the books, and leave what is to be kept: a finished run's model, for SageMaker whatever there is."""
     record = _close(this, error)
-    if kept is not None and record is not None:
+    if record is not None and (kept is not None or error is None):
         _leave(this, kept, error)
     return record
 
 
-def _leave(this: Run, kept: JobFolders, error: RaytrainError | None) -> None:
-    """Record and models for SageMaker to collect; a failure never hides what ended the run.
+def _leave(this: Run, kept: JobFolders | None, error: RaytrainError | None) -> None:
+    """The models, into the run's folder or with the record for SageMaker to collect; a failure never hides what ended
+    the run.
 
     Raises:
         CheckpointError: they could not be left, and nothing else was wrong.
@@ -376,7 +383,8 @@ def _leave(this: Run, kept: JobFolders, error: RaytrainError | None) -> None:
     try:
         deliver(this.folder, kept)
     except (OSError, RuntimeError, RaytrainError) as problem:  # torch.save raises RuntimeError on a full disk
-        text = f"the run's record and model could not be left for SageMaker: {one_line(problem, 300)}"
+        what = "model could not be written" if kept is None else "record and model could not be left for SageMaker"
+        text = f"the run's {what}: {one_line(problem, 300)}"
         if error is None:
             raise CheckpointError(text) from None
         print(f"raytrain: {text}", file=sys.stderr)  # noqa: T201 - the run's own error follows

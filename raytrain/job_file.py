@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import types
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from raytrain.errors import ConfigError, nearest, one_line
+
+Section = TypeVar("Section", bound=BaseModel)
+SOURCE_KINDS = ("image_folder", "parquet", "webdataset", "synthetic")
+UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
+MOST_CHARACTERS_SHOWN = 80
+RULES = {  # by how pydantic's name for a problem begins
+    "int_": "must be a whole number",
+    "float_": "must be a number",
+    "bool_": "must be true or false",
+    "string_type": "must be text",
+    "string_pattern_mismatch": "does not have the form that it must have, {pattern}",
+    "string_too_long": "must have at most {max_length} characters",
+    "greater_than_equal": "must be at least {ge:g}",
+    "greater_than": "must be greater than {gt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "less_than": "must be less than {lt:g}",
+    "tuple_type": "must be a list, such as [a, b]",
+    "too_short": "must hold {min_length} or more values",
+    "too_long": "must hold {max_length} or fewer values",
+    "dict_type": "must be a section of `key: value` lines",
+    "model_": "must be a section of `key: value` lines",
+}
 
 
 def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
@@ -53,40 +76,93 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node[parts[-1]] = parsed
 
 
+def section_of(kind: type[Section], tree: Any, where: str) -> Section:
+    """A section from parsed YAML or from what a script gave; `where` opens the message.
+
+    Raises:
+        ConfigError: naming the first problem.
+    """
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(explain(error, kind, where)) from None
+
+
 def explain(error: ValidationError, root: type[BaseModel], where: str) -> str:
     """The first problem in one line: which key, what is wrong, and the nearest key that exists."""
-    first, more = error.errors()[0], len(error.errors()) - 1
-    names = [part for part in first["loc"] if not _is_union_tag(part)]
-    key = ".".join(str(part) for part in names) or "the job"
-    if first["type"] == "extra_forbidden":
-        fields = _fields_at(root, first["loc"][:-1])
-        message = f"{where}: unknown key {key!r}{nearest(str(names[-1]), fields)}"
-        if "did you mean" not in message:
-            message += f" (known here: {', '.join(sorted(fields))})"
-    elif first["type"] == "missing":
-        message = f"{where}: {key!r} is missing"
-    else:
-        text = first["msg"].removeprefix("Value error, ")
-        given = first.get("input")
-        shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
-        message = f"{where}: {key}: {text[0].lower()}{text[1:]}{shown}"
-    return message + (f" (and {more} more)" if more else "")
+    problems: dict[str, tuple[tuple[Any, ...], Any]] = {}
+    for each in error.errors():
+        place = _place(root, each)
+        problems.setdefault(".".join(str(part) for part in place), (place, each))
+    # of a value that may be one of two things there is a problem each; the one that got further says more
+    keys = [key for key in problems if not any(other.startswith(f"{key}.") for other in problems)]
+    place, first = problems[keys[0]]
+    more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+    return f"{where}: {_problem(first, place, root)}{more}"
 
 
-def _is_union_tag(part: Any) -> bool:
-    return isinstance(part, str) and part in {"image_folder", "parquet", "webdataset", "synthetic"}
+def _problem(found: Any, place: tuple[Any, ...], root: type[BaseModel]) -> str:
+    key, kind, ctx = ".".join(str(part) for part in place) or "the job", found["type"], found.get("ctx", {})
+    if kind in UNKNOWN_KEY:
+        _, here = _walk(root, found["loc"][:-1])
+        fields = [name for section in _models_in(here) for name in section.model_fields]
+        hint = nearest(str(place[-1]), fields)
+        return f"unknown key {key!r}{hint}" + ("" if hint else f" (known here: {', '.join(sorted(fields))})")
+    if kind == "missing":
+        return f"{key!r} is missing"
+    if kind == "union_tag_not_found":
+        return f"{key}: 'kind' is missing; it is one of {', '.join(SOURCE_KINDS)}"
+    if kind == "union_tag_invalid":
+        hint = nearest(ctx["tag"], SOURCE_KINDS)
+        return f"{key}: unknown kind {ctx['tag']!r}{hint} (known: {', '.join(SOURCE_KINDS)})"
+    if kind == "value_error":
+        return f"{key}: {ctx['error']}"
+    if kind == "literal_error":
+        hint = nearest(str(found["input"]), re.findall(r"'([^']*)'", ctx["expected"]))
+        return f"{key} must be {ctx['expected']}{_given(found)}{hint}"
+    return f"{key} {_rule(kind, ctx)}{_given(found)}"
 
 
-def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """Names of the fields of the section that `loc` points to."""
-    current: Any = model
+def _rule(kind: str, ctx: dict[str, Any]) -> str:
+    """What a value must be, from pydantic's name for what it is not."""
+    for start, rule in RULES.items():
+        if kind.startswith(start):
+            return rule.format(**ctx)
+    return "is not a value that this key takes"
+
+
+def _given(found: Any) -> str:
+    given = found.get("input")
+    if given is None:
+        return " (given: nothing)"
+    return f" (given: {given!r})" if len(repr(given)) <= MOST_CHARACTERS_SHOWN else ""
+
+
+def _place(root: type[BaseModel], found: Any) -> tuple[Any, ...]:
+    """The keys that lead to a problem as the job file has them."""
+    unknown = found["loc"][-1:] if found["type"] in UNKNOWN_KEY else ()
+    place, _ = _walk(root, found["loc"][: len(found["loc"]) - len(unknown)])
+    return (*place, *unknown)
+
+
+def _walk(root: type[BaseModel], loc: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
+    """`loc` without pydantic's names for the types that a value may have, which no job file holds; and what stands
+    there."""
+    current: Any = root
+    kept: list[Any] = []
     for part in loc:
-        candidates = _models_in(current)
-        if _is_union_tag(part):
-            current = next(c for c in candidates if part in get_args(c.model_fields["kind"].annotation))
-        elif isinstance(part, str):
-            current = next((c.model_fields[part].annotation for c in candidates if part in c.model_fields), current)
-    return [name for candidate in _models_in(current) for name in candidate.model_fields]
+        sections = _models_in(current)
+        if isinstance(part, int):
+            kept.append(part)
+        elif get_origin(current) is dict:
+            kept.append(part)
+            current = get_args(current)[1]
+        elif part in SOURCE_KINDS:
+            current = next(c for c in sections if part in get_args(c.model_fields["kind"].annotation))
+        elif owner := next((c for c in sections if part in c.model_fields), None):
+            kept.append(part)
+            current = owner.model_fields[part].annotation
+    return tuple(kept), current
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

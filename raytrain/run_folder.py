@@ -31,7 +31,7 @@ class RunFolder:
     @classmethod
     def of(cls, job: Job) -> RunFolder:
         """Where a job's run is, whoever holds it."""
-        return cls(Path(job.run_dir) / job.name)
+        return cls(_path(job.run_dir, job.name))
 
     @property
     def record(self) -> Path:
@@ -94,22 +94,29 @@ def read_run(path: Path) -> RunRecord:
     return read_record(path / "record.json")
 
 
-def open_run_folder(run_dir: str, name: str, *, resume: bool) -> RunFolder:
-    """Take the run's folder.
+def open_run_folder(run_dir: str, name: str, *, resume: bool, afresh: str = "start without --resume") -> RunFolder:
+    """Take the run's folder; `afresh` says how to begin anew.
 
     Raises:
         CheckpointError: `resume`, and there is nothing to go on from.
         ConfigError: another process is using it, or it cannot be made.
     """
-    path = Path(run_dir) / name
+    if "://" in run_dir:
+        raise ConfigError(f"run_dir must be a folder of this host, or one that is mounted here, not {run_dir!r}")
+    path = _path(run_dir, name)
     if resume and not (path / "checkpoints").is_dir():
-        raise CheckpointError(f"{path} has no checkpoint to resume from; start without --resume")
+        raise CheckpointError(f"{path} has no checkpoint to resume from; {afresh}")
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
     except OSError as error:
         raise ConfigError(f"cannot use the run folder {path}: {error.strerror or error}") from None
     return RunFolder(path, _lock=lock)
+
+
+def _path(run_dir: str, name: str) -> Path:
+    """Absolute, so that a message is of use wherever it is read."""
+    return Path(run_dir).expanduser().absolute() / name
 
 
 def _lock(path: Path) -> IO[str]:

@@ -10,12 +10,14 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from raytrain.cluster.logs import frames_of, leave_error_to_the_driver
 from raytrain.config import Job, Normalize
 from raytrain.data.order import Position, StreamPlan
-from raytrain.errors import RaytrainError, TrainingError, one_line
+from raytrain.errors import RaytrainError, TrainingError, named
+from raytrain.own_code import OwnCode, is_own
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class RankWork:
     """What every rank is sent.
 
     Attributes:
+        code: first, since the loop may need it to be unpickled.
         loop: called with a TrainContext; None for the job's own.
         feed: handle of the Feed actor.
         keeper: handle of the Keeper actor, on the host where the checkpoints lie.
@@ -31,6 +34,7 @@ class RankWork:
         use_gpu: this rank has a GPU; otherwise it computes on the CPU, whatever the host has.
     """
 
+    code: OwnCode
     job: Job
     loop: Callable[[Any], None] | None
     feed: Any
@@ -206,16 +210,21 @@ def _explain(work: RankWork, error: Exception, world_size: int, attempt: str | N
     """
     import ray
 
+    import raytrain
+
     if isinstance(error, ray.exceptions.RayError):
         return
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if is_own(frame.filename)]
     if isinstance(error, RaytrainError):
         told: RaytrainError = error
+        if own:
+            told.add_note(f"in {own[-1].filename}:{own[-1].lineno}")
     elif world_size == 1 or not _is_of_a_collective(error):
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{frame.filename}:{frame.lineno}"
-        text = f"the training loop failed: {type(error).__name__}: {one_line(error, 500)} ({where})"
-        told = TrainingError(text)
-        told.add_note(f"on the rank:\n{frames_of(error, outside=__file__)}")
+        frame = (own or frames)[-1]
+        told = TrainingError(f"the training loop failed in {frame.filename}:{frame.lineno}: {named(error)}")
+        hidden = [str(Path(package.__file__).parent) for package in (raytrain, ray)]
+        told.add_note(f"on the rank:\n{frames_of(error, hidden)}")
     else:
         return
     ray.get(work.feed.fail.remote(attempt, told))

@@ -19,10 +19,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room imports only rooms of lower rows; rooms of one row never import each other.
 ROWS = [
-    {"errors", "job_file", "config", "record", "ledger"},
+    {"errors", "own_code", "job_file", "config", "record", "ledger"},
     {"cluster"},
     {"data", "train", "infer", "cost"},
     {
+        "checks",
         "worker",
         "actors",
         "outcome",
@@ -226,7 +227,7 @@ SURFACE = {
         "--remote-write-password-file",
         "--json",
     ],
-    "train": ["JOB_FILE", "--set", "--nodes", "--address", "--resume", "--json"],
+    "train": ["JOB_FILE", "--set", "--nodes", "--address", "--resume", "--run-dir", "--json"],
     "sample-data": ["NAME", "FOLDER", "--json"],
     "compare": [
         "RUNS",

@@ -95,9 +95,27 @@ def test_the_script_of_a_cluster_is_the_same_command():
     assert result.stderr.startswith("raytrain: cannot read the job file /no/such.yaml")
 
 
+def test_a_run_dir_comes_before_the_jobs(cli, job_file, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("raytrain.report.live.fit", lambda *_, **options: asked.append((_, options)))
+    monkeypatch.chdir(tmp_path)
+    result = cli("train", job_file(), "--run-dir", "kept", "--resume")
+    (_, _, job), options = asked[0]
+    assert job.run_dir == "kept"
+    assert (options["resume"], options["resume_word"]) == (True, "--resume")
+    assert result.stdout == f"record: {tmp_path}/kept/small/record.json\n"
+
+
 @pytest.mark.process
 def test_the_version():
     assert run_cli("--version").stdout == f"raytrain {__version__}\n"
+
+
+NAMES_OF_DATA = [
+    *("image_folder", "parquet", "synthetic", "webdataset"),
+    *("cast", "center_crop", "color_jitter", "decode", "flip", "gaussian_blur", "random_resized_crop", "random_shift"),
+    *("resize", "stage", "to_uint8", "torchvision"),
+]
 
 
 def test_names_of_the_package_are_found_where_they_are():
@@ -106,6 +124,13 @@ def test_names_of_the_package_are_found_where_they_are():
 
     assert raytrain.Job.__name__ == "Job"
     assert callable(raytrain.data.resize)
+    assert raytrain.__all__ == ["Job", "Pipeline", "fit"]
+    assert raytrain.data.__all__ == NAMES_OF_DATA
+    for module in (raytrain, raytrain.data):
+        shown = [name for name in dir(module) if not name.startswith("__")]
+        assert shown == sorted(module.__all__), "and nothing of how they are loaded"
+        for name in module.__all__:
+            assert getattr(module, name).__module__.startswith("raytrain.")
     for module in (raytrain, raytrain.data):
         with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
             _ = module.nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -227,6 +228,7 @@ def test_a_loop_without_a_job_is_one_line(tmp_path):
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("raytrain.errors.ConfigError: no job was given; fit(train_loop, pipeline, Job.from_yaml(")
+    assert re.findall(r'File "(.*)", line (\d+)', result.stderr) == [(str(script), "2")], "only the script's own line"
 
 
 def test_a_state_that_could_not_be_read_again_is_refused_at_the_first_checkpoint(folder, tmp_path):
@@ -245,7 +247,9 @@ def test_a_state_that_could_not_be_read_again_is_refused_at_the_first_checkpoint
     words = [sys.executable, str(script), str(folder / "train")]
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=patient(120))
     assert result.returncode == 1
-    last = result.stderr.strip().splitlines()[-1]
-    assert "CheckpointError: the state of Best holds more than tensors and plain values" in last
+    assert f'File "{script}", line 14, in <module>' in result.stderr
+    *_, message, place = result.stderr.strip().splitlines()
+    assert "CheckpointError: the state of Best holds more than tensors and plain values" in message
+    assert place == f"in {script}:11", "where in the loop"
     assert result.stderr.count("the state of Best") == 1
     assert not list((tmp_path / "runs" / "bad").rglob("checkpoint.json"))

@@ -104,15 +104,49 @@ def test_what_cannot_be_left_does_not_hide_the_runs_own_end(ml, record, capsys, 
         job._end(this, None, job_folders())
 
 
+def write(folder, number, score, weight):
+    path = folder.checkpoints / f"1/checkpoint_{number}"
+    path.mkdir(parents=True)
+    facts = shelf.Facts(0, number, 1, 1, 0, "f", 0, 1, metric="max validation_accuracy", score=score)
+    checkpoint.save(path, facts, {"modules": [0]}, [{"w": torch.tensor([weight])}, {"lr": 1}])
+
+
+def left(folder):
+    """What the models of a run's folder hold, and the steps that they are from."""
+    weights = {p.name: torch.load(p, weights_only=True)["w"].item() for p in folder.path.glob("*model.pt")}
+    steps = {p.name: json.loads(p.read_text())["steps"] for p in folder.path.glob("*checkpoint.json")}
+    return weights, steps
+
+
+def test_outside_of_a_job_the_models_are_left_in_the_runs_folder(tmp_path):
+    folder = RunFolder(tmp_path / "a")
+    write(folder, 1, 0.9, 10.0)
+    write(folder, 2, 0.5, 20.0)
+    deliver(folder, None)
+    assert left(folder) == (
+        {"model.pt": 20.0, "best_model.pt": 10.0},
+        {"checkpoint.json": 2, "best_checkpoint.json": 1},
+    )
+    write(folder, 3, 0.95, 30.0)
+    deliver(folder, None)  # the last is the best: one copy
+    assert left(folder) == (
+        {"model.pt": 30.0, "best_model.pt": 30.0},
+        {"checkpoint.json": 3, "best_checkpoint.json": 3},
+    )
+    assert (folder.path / "best_model.pt").samefile(folder.path / "model.pt")
+    for number in (1, 2, 3):
+        shutil.rmtree(folder.checkpoints / f"1/checkpoint_{number}")
+    write(folder, 4, None, 40.0)
+    deliver(folder, None)  # and nothing of what was the best before
+    assert left(folder) == ({"model.pt": 40.0}, {"checkpoint.json": 4})
+
+
 def test_several_models_are_a_list(tmp_path):
     facts = shelf.Facts(0, 1, 1, 1, 0, "f", 0, 1)
     objects = [{"a": torch.ones(1)}, {"lr": 1}, {"b": torch.zeros(1)}]
     checkpoint.save(tmp_path, facts, {"modules": [0, 2]}, objects)
     checkpoint.write_model(tmp_path, tmp_path / "model.pt")
     assert [list(found) for found in torch.load(tmp_path / "model.pt", weights_only=True)] == [["a"], ["b"]]
-    (tmp_path / "state.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="is cut off or damaged"):
-        checkpoint.write_model(tmp_path, tmp_path / "model.pt")
 
 
 def test_emulated_gpus_are_a_number(monkeypatch):

@@ -28,10 +28,11 @@ from patience import patient, wait_for
 from raytrain import job
 from raytrain.actors import Samplers, _here
 from raytrain.cluster.topology import Topology
-from raytrain.errors import Stopped
+from raytrain.errors import Stopped, TrainingError
 from raytrain.record import RunRecord, read_record
 from raytrain.signals import signals
 from raytrain.train import checkpoint, shelf
+from raytrain.train.trainer import _translate
 
 TESTS = ROOT / "tests"
 
@@ -288,9 +289,31 @@ def test_ctrl_c_does_not_wait_for_a_step_that_never_ends(images, tmp_path, times
         os.killpg(driver.pid, signal.SIGINT)
     _, errors = driver.communicate(timeout=patient(30))
     assert driver.returncode != 0
-    message = "stopped before the first checkpoint; there is nothing to resume"
+    assert "Traceback" not in errors
+    message = "raytrain: stopped before the first checkpoint; there is nothing to resume"
     assert (message if times == 1 else "stopped at once, without waiting for a checkpoint") in errors
     assert read_record(tmp_path / "runs" / "endless" / "record.json").status == "stopped"
+
+
+@pytest.mark.parametrize(("word", "told"), [("--resume", "--resume"), ("resume=True", "fit(..., resume=True)")])
+def test_a_stop_says_how_to_go_on_to_whoever_started_the_run(word, told):
+    folder = SimpleNamespace(checkpoints=Path("/runs/a/checkpoints"))
+    this = SimpleNamespace(last_checkpoint=Path("/x"), folder=folder, resume_word=word)
+    assert job._stopped_message(this) == f"stopped; go on with {told} (checkpoints in /runs/a/checkpoints)"
+
+
+def test_a_module_that_a_rank_lacks_is_to_be_installed():
+    error = SimpleNamespace(worker_failures={0: SimpleNamespace(_base_exc=ImportError("a\nNo module named 'mine'"))})
+    said = str(_translate(error))
+    assert said.startswith(
+        "the training loop failed: ImportError: No module named 'mine'; it must be installed on every"
+    )
+
+
+def test_a_notebook_shows_a_message_and_its_notes():
+    error = TrainingError("the loop failed")
+    error.add_note("on the rank: x")
+    assert error._render_traceback_() == ["TrainingError: the loop failed\non the rank: x"]
 
 
 def test_a_stop_that_is_passed_on_twice_is_one_stop_and_ctrl_c_is_another():
@@ -367,7 +390,7 @@ def test_an_error_in_the_users_loop_is_told_once_and_not_tried_again(images, tmp
     assert result.stdout.count("hello from the loop") == 1
     record = read_record(tmp_path / "runs" / "bug" / "record.json")
     assert record.status == "failed"
-    assert re.match(r"the training loop failed: NameError: name 'undefined_name' .*bug.py:6\)", record.error)
+    assert re.match(r"the training loop failed in .*bug.py:6: NameError: name 'undefined_name' is not", record.error)
 
 
 @pytest.mark.ray
@@ -459,7 +482,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(job_file, images, tmp_path):
         ({"model": None}, [], r"the job has no `model` section"),
         ({"data": None}, [], r"the job has no `data` section"),
         ({"data__stages": ["decod"]}, [], r"unknown stage 'decod'; did you mean 'decode'"),
-        ({}, ["--set", "training.epochs=0"], r"training.epochs: input should be greater than 0 \(given: 0\)"),
+        ({}, ["--set", "training.epochs=0"], r"training.epochs must be greater than 0 \(given: 0\)"),
         ({}, ["--set", "training.epoch=1"], r"unknown key 'training.epoch'; did you mean 'epochs'"),
         ({}, ["--nodes", "gpu=x"], r"--nodes 'gpu=x' must look like"),
         ({}, ["--nodes", "a=1x1", "--address", "auto"], r"give one of them"),

@@ -150,6 +150,19 @@ def test_a_run_folder_that_cannot_be_made_or_resumed_says_so(tmp_path):
         open_run_folder(str(tmp_path), "x", resume=True)
     (tmp_path / "x" / "checkpoints").mkdir(parents=True)
     open_run_folder(str(tmp_path), "x", resume=True).close()
+    with pytest.raises(CheckpointError, match="has no checkpoint to resume from; start without resume=True"):
+        open_run_folder(str(tmp_path), "y", resume=True, afresh="start without resume=True")
+    with pytest.raises(ConfigError, match="run_dir must be a folder of this host, or one that is mounted here, not"):
+        open_run_folder("s3://bucket/runs", "x", resume=False)
+
+
+def test_a_run_folder_is_an_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for run_dir, path in (("runs", tmp_path / "runs/x"), ("~/runs", tmp_path / "home/runs/x")):
+        folder = open_run_folder(run_dir, "x", resume=False)
+        assert folder.path == path
+        folder.close()
 
 
 def test_the_start_of_the_process_is_in_the_past():

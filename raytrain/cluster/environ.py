@@ -37,6 +37,11 @@ OWN_CLUSTER = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 COLLECTS_METRICS = "RAY_enable_metrics_collection"
 
 ML_FOLDER = "/opt/ml"
+RAYS_COPIES = {"runtime_resources", "working_dir_files"}  # in the path of what Ray unpacks for a job
+DELETED_BY_RAY = (
+    "warning: the run's folder {path} lies in Ray's copy of your working folder, which Ray may delete when the job has "
+    "ended; give --run-dir, or run_dir in the job file, a folder that stays"
+)
 EMULATED_GPUS = "RAYTRAIN_EMULATED_GPUS"
 TOKEN_CHANNEL = "raytrain_token"  # an input channel with one file, `token`
 OURS_ALONE = ("RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAYTRAIN_REMOTE_WRITE_PASSWORD")
@@ -173,6 +178,11 @@ def job_folders() -> JobFolders | None:
 def _folder() -> Path:
     """Where SageMaker mounts a job's files; the toolkit reads the same variable."""
     return Path(os.environ.get("SAGEMAKER_BASE_DIR", ML_FOLDER))
+
+
+def may_be_deleted(path: Path) -> bool:
+    """Whether Ray owns this folder, as it does a job's that was submitted with a working folder (`ray job submit`)."""
+    return not RAYS_COPIES.isdisjoint(path.absolute().parts)
 
 
 def read_resource_config() -> tuple[dict[str, Any], str] | None:

@@ -10,6 +10,8 @@ import re
 import sys
 import time
 import traceback
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 PRINTED_WITHIN_S = 1.0  # Ray looks for new lines ten times a second, for new files twice, and is late on a busy host
@@ -48,11 +50,15 @@ def visible_lines(batch: dict[str, Any]) -> list[str]:
     return [prefix + line for line in batch.get("lines", []) if line.strip() and not _RAYS_OWN.match(line)]
 
 
-def frames_of(error: BaseException, outside: str) -> str:
-    """An error's traceback, and of what it came from, as text: without headings and without frames of `outside`, the
-    file that called the user's code."""
+def frames_of(error: BaseException, hidden: Sequence[str]) -> str:
+    """An error's traceback, and of what it came from, as text: without headings and without frames of packages whose
+    folders are `hidden`."""
     found = traceback.TracebackException.from_exception(error)
-    found.stack = traceback.StackSummary.from_list([frame for frame in found.stack if frame.filename != outside])
+    chain = [found]
+    for each in chain:
+        shown = [frame for frame in each.stack if not any(Path(frame.filename).is_relative_to(h) for h in hidden)]
+        each.stack = traceback.StackSummary.from_list(shown)
+        chain += [other for other in (each.__cause__, each.__context__) if other is not None]
     return "".join(line for line in found.format() if not line.startswith("Traceback (")).rstrip()
 
 

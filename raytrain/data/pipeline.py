@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -16,6 +17,8 @@ from raytrain.data.produce import SplitWork
 from raytrain.data.sources import open_manifest
 from raytrain.data.transforms import Stage, as_stage, parse_stage
 from raytrain.errors import ConfigError
+from raytrain.job_file import section_of
+from raytrain.own_code import own_code
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Pipeline:
             `pad` or `carry`.
         validation: a source, or None for no evaluation.
         validation_stages: by default the stages without the random ones.
-        normalize: applied on the device.
+        normalize: applied on the device; a Normalize, or a dict such as `{"mean": [0.5], "std": [0.5]}`.
         max_corrupt_share: of a split's samples that may be undecodable before the run stops; at least one, if not 0.
         batches_per_task: batches that one Ray task prepares, None to choose.
     """
@@ -40,21 +43,28 @@ class Pipeline:
     batch_size: int = 64
     validation: Source | None = None
     validation_stages: Sequence[Any] | None = None
-    normalize: Normalize | None = None
+    normalize: Normalize | dict[str, Any] | None = None
     max_corrupt_share: float = 0.01
     batches_per_task: int | None = None
     tail: Tail = "share"
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1 (given: {self.batch_size})")
+        _check_source("train", self.train)
+        if self.validation is not None:
+            _check_source("validation", self.validation)
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ConfigError(f"batch_size must be a whole number of at least 1 (given: {self.batch_size!r})")
         if self.tail not in get_args(Tail):
             raise ConfigError(f"tail must be one of {', '.join(get_args(Tail))} (given: {self.tail!r})")
-        object.__setattr__(self, "stages", tuple(as_stage(s) for s in self.stages))
+        if not 0 <= self.max_corrupt_share <= 1:
+            raise ConfigError(f"max_corrupt_share must be a share from 0 to 1 (given: {self.max_corrupt_share!r})")
+        if isinstance(self.normalize, dict):
+            object.__setattr__(self, "normalize", section_of(Normalize, self.normalize, "Pipeline: normalize"))
+        object.__setattr__(self, "stages", _as_stages("stages", self.stages))
         if self.validation_stages is None:
             object.__setattr__(self, "validation_stages", tuple(s for s in self.stages if not s.random))
         else:
-            object.__setattr__(self, "validation_stages", tuple(as_stage(s) for s in self.validation_stages))
+            object.__setattr__(self, "validation_stages", _as_stages("validation_stages", self.validation_stages))
 
     @classmethod
     def from_config(cls, data: Data) -> Pipeline:
@@ -85,6 +95,27 @@ class Pipeline:
         return OpenPipeline(self, train, validation)
 
 
+def _check_source(name: str, value: Any) -> None:
+    if isinstance(value, Source.__origin__):
+        return
+    if isinstance(value, str | os.PathLike):
+        raise ConfigError(
+            f"Pipeline: {name} must be a source, not a path; write image_folder({str(value)!r}), or parquet or "
+            "webdataset, from raytrain.data"
+        )
+    what = "nothing" if value is None else type(value).__name__
+    raise ConfigError(
+        f"Pipeline: {name} must be a source of raytrain.data (image_folder, parquet, webdataset or synthetic), which "
+        f"its workers read themselves, not {what}"
+    )
+
+
+def _as_stages(name: str, given: Any) -> tuple[Stage, ...]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ConfigError(f"Pipeline: {name} must be a list of stages, such as [decode(), resize(32)], not {given!r}")
+    return tuple(as_stage(each) for each in given)
+
+
 @dataclass(frozen=True)
 class OpenPipeline:
     """A pipeline whose sources have been listed."""
@@ -98,11 +129,12 @@ class OpenPipeline:
         return self.validation.num_samples if self.validation else 0
 
     def pickled_splits(self) -> bytes:
-        """dict[Split, SplitWork] for the workers; functions of a script or notebook travel by value."""
+        """For the workers (StreamWork.splits); functions of a script or notebook travel by value, the user's modules
+        with them."""
         splits: dict[Split, SplitWork] = {"train": SplitWork(self.train, self._stages(self.pipeline.stages))}
         if self.validation is not None:
             splits["validation"] = SplitWork(self.validation, self._stages(self.pipeline.validation_stages))
-        return cloudpickle.dumps(splits, protocol=pickle.HIGHEST_PROTOCOL)
+        return cloudpickle.dumps((own_code(), splits), protocol=pickle.HIGHEST_PROTOCOL)
 
     @staticmethod
     def _stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:

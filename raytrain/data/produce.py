@@ -42,10 +42,11 @@ class StreamWork:
     """Everything a task needs beside its places in the plan; put into the object store once a stream."""
 
     plan: StreamPlan
-    splits_pickle: bytes  # of dict[Split, SplitWork]: only workers unpickle what users' stages bring along
+    splits_pickle: bytes  # of OwnCode, dict[Split, SplitWork]: only workers unpickle what users' stages bring along
 
     def splits(self) -> dict[Split, SplitWork]:
-        return pickle.loads(self.splits_pickle)
+        _, splits = pickle.loads(self.splits_pickle)
+        return splits
 
 
 class Producer:

@@ -10,6 +10,7 @@ import json
 import os
 import tarfile
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,34 +20,44 @@ import pyarrow.parquet as pq
 from raytrain.config import ImageFolderSource, ParquetSource, Source, SyntheticSource, WebDatasetSource
 from raytrain.data.manifest import FileReader, Manifest, NoiseReader, ParquetReader, ShardReader
 from raytrain.errors import DataError, one_line
+from raytrain.job_file import section_of
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 
 
 def image_folder(path: str) -> ImageFolderSource:
     """Images in class folders: `path/<class name>/<image>`."""
-    return ImageFolderSource(kind="image_folder", path=str(path))
+    return _described(ImageFolderSource, "image_folder", path=_path(path))
 
 
 def parquet(
     path: str, *, image_column: str = "image", label_column: str = "label", shape: tuple[int, ...] | None = None
 ) -> ParquetSource:
     """Parquet files with encoded images (binary) or arrays (lists, with `shape` where they are flat)."""
-    return ParquetSource(
-        kind="parquet", path=str(path), image_column=image_column, label_column=label_column, shape=shape
+    return _described(
+        ParquetSource, "parquet", path=_path(path), image_column=image_column, label_column=label_column, shape=shape
     )
 
 
 def webdataset(path: str, *, label_extension: str = "cls") -> WebDatasetSource:
     """Tar shards in a folder (or one tar file)."""
-    return WebDatasetSource(kind="webdataset", path=str(path), label_extension=label_extension)
+    return _described(WebDatasetSource, "webdataset", path=_path(path), label_extension=label_extension)
 
 
 def synthetic(
     num_samples: int, *, shape: tuple[int, int, int] = (224, 224, 3), num_classes: int = 1000
 ) -> SyntheticSource:
     """Normal noise made from (seed, id), labelled `id % num_classes`."""
-    return SyntheticSource(kind="synthetic", num_samples=num_samples, shape=shape, num_classes=num_classes)
+    return _described(SyntheticSource, "synthetic", num_samples=num_samples, shape=shape, num_classes=num_classes)
+
+
+def _path(path: Any) -> Any:
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+def _described(source: Any, kind: str, **options: Any) -> Any:
+    """Raises ConfigError as of a job file."""
+    return section_of(source, {"kind": kind, **options}, kind)
 
 
 def open_manifest(source: Source, *, seed: int = 0, classes: tuple[str, ...] = ()) -> Manifest:

@@ -11,14 +11,15 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import cv2
 import numpy as np
 
 from raytrain.data.color import color_jitter_image
-from raytrain.errors import ConfigError, nearest
+from raytrain.data.options import check_options
+from raytrain.errors import ConfigError, nearest, one_line
+from raytrain.own_code import import_object
 
 BLUR_TOLERANCE = 1e-6
 
@@ -57,12 +58,16 @@ def stage(function: Callable[..., np.ndarray], *, name: str | None = None, **opt
     label = name or getattr(function, "__name__", type(function).__name__)
     try:
         parameters = inspect.signature(function).parameters
-        random = "rng" in parameters
-        inspect.signature(function).bind(None, **({"rng": None} if random else {}), **options)
+    except ValueError:  # a builtin without a signature
+        return Stage(label, function, False, options)
     except TypeError as error:
         raise ConfigError(f"stage {label!r}: {error}") from None
-    except ValueError:  # a builtin without a signature
-        random = False
+    random = "rng" in parameters
+    check_options(label, [each for each in parameters.values() if each.name != "rng"][1:], options)
+    try:
+        inspect.signature(function).bind(None, **({"rng": None} if random else {}), **options)
+    except TypeError as error:
+        raise ConfigError(f"stage {label!r} is called with one array and its options: {error}") from None
     return Stage(label, function, random, options)
 
 
@@ -70,6 +75,9 @@ def as_stage(value: Any) -> Stage:
     """A Stage as it is, a torchvision v2 transform, or any function of one array."""
     if isinstance(value, Stage):
         return value
+    name = value if isinstance(value, str) else getattr(value, "__name__", "")
+    if name in STAGES and value in (name, STAGES[name]):
+        raise ConfigError(f"{name!r} is not a stage yet: write {name}(...), with its options, from raytrain.data")
     if type(value).__module__.startswith("torchvision."):
         random = _draws(value)
         return Stage(f"torchvision.{type(value).__name__}", _apply_torchvision, random, {"transform": value})
@@ -364,37 +372,24 @@ def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
     Raises:
         ConfigError: an unknown stage (naming the nearest), an option that it does not have, a module without it.
     """
-    if isinstance(spec, dict):
-        if len(spec) != 1:
-            raise ConfigError(f"a stage is one name with its options, not {len(spec)}: {', '.join(spec)}")
-        name, options = next(iter(spec.items()))
-    else:
-        name, options = spec, None
+    name, options = next(iter(spec.items())) if isinstance(spec, dict) else (spec, None)
+    known = [] if ":" in name else _options_of(name)
+    if not isinstance(options, dict | None):
+        option = next((each.name for each in known), "option")
+        if not known and ":" not in name:
+            raise ConfigError(f"stage {name!r} has no options (given: {options!r})")
+        raise ConfigError(f"stage {name!r}: write its options by name, such as `{name}: {{{option}: {options!r}}}`")
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in (options or {}).items()}
     if ":" in name:
         return stage(import_object(name), **options)
-    if name not in STAGES:
-        raise ConfigError(f"unknown stage {name!r}{nearest(name, STAGES)} (known: {', '.join(STAGES)})")
+    check_options(name, known, options)
     try:
         return STAGES[name](**options)
-    except TypeError as error:
-        raise ConfigError(f"stage {name!r}: {_short(error)}") from None
+    except (TypeError, ValueError) as error:  # a value of another type than it takes
+        raise ConfigError(f"stage {name!r} does not take the values {options!r}: {one_line(error)}") from None
 
 
-def import_object(path: str) -> Any:
-    """What `package.module:attribute` names.
-
-    Raises:
-        ConfigError: no such module or attribute.
-    """
-    module, _, attribute = path.partition(":")
-    try:
-        return getattr(import_module(module), attribute)
-    except ImportError as error:
-        raise ConfigError(f"cannot import {path!r}: {error}") from None
-    except AttributeError:
-        raise ConfigError(f"module {module!r} has no {attribute!r}") from None
-
-
-def _short(error: TypeError) -> str:
-    return str(error).partition("() ")[2] or str(error)
+def _options_of(name: str) -> list[inspect.Parameter]:
+    if name not in STAGES:
+        raise ConfigError(f"unknown stage {name!r}{nearest(name, STAGES)} (known: {', '.join(STAGES)})")
+    return list(inspect.signature(STAGES[name]).parameters.values())

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from raytrain import job as _job
 from raytrain.config import Job
-from raytrain.errors import TrainingError
+from raytrain.errors import RaytrainError, show_uncaught_errors_briefly
 from raytrain.record import RunRecord
 from raytrain.report.tables import print_summary
 
@@ -36,14 +36,15 @@ def fit(
     Args:
         train_loop, pipeline, job: as in `raytrain.job.run`.
         console: where to show; standard error by default.
-        options: `nodes`, `address`, `resume`, `started_at` of `raytrain.job.run`.
+        options: `nodes`, `address`, `resume`, `started_at`, `resume_word` of `raytrain.job.run`.
     """
     console = console or terminal()
     with Display(console) as display:
         try:
             record = _job.run(train_loop, pipeline, job, watch=display.update, **options)
-        except TrainingError as error:
-            # where the loop failed is in its notes; how this process came to hear of it helps nobody
+        except RaytrainError as error:
+            # where a loop failed is in its notes; how this process came to hear of it helps nobody
+            show_uncaught_errors_briefly()
             raise error.with_traceback(None) from None
     print_summary(record, console)
     return record
@@ -79,7 +80,7 @@ class Display:
     def update(self, status: dict[str, Any]) -> None:
         """Called with the figures of the moment."""
         if "phase" in status:
-            self._console.print(status["phase"], highlight=False)
+            self._console.print(status["phase"], highlight=False, soft_wrap=True)  # a path stays whole
             return
         figures = status.get("progress", {}).get(0, {})
         result = status.get("results", {}).get(0)

@@ -149,14 +149,15 @@ def restore(objects: Sequence[Any], readers: list[Callable[[], Any]], rank: int,
 
 
 def write_model(folder: Path, path: Path) -> None:
-    """The model of a checkpoint alone, as `torch.load(path, weights_only=True)` and `load_state_dict` take it.
+    """The model of a checkpoint that was looked through already (`shelf.latest`), as `torch.load(path,
+    weights_only=True)` and `load_state_dict` take it.
 
     Of a loop that prepared several modules it is the list of their states, in that order.
 
     Raises:
-        CheckpointError: the checkpoint is cut off or damaged.
+        CheckpointError: it holds more than tensors and plain values.
     """
-    _, state = load(folder)
+    state = load_state(folder)
     states = [load_object(folder, number) for number in state["modules"]]
     torch.save(states[0] if len(states) == 1 else states, path)
 

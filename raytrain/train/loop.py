@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from raytrain.config import Optimizer, Schedule
-from raytrain.train.models import build_model
+from raytrain.train.models import build_model, check_outputs
 
 if TYPE_CHECKING:
     from raytrain.train.context import TrainContext
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def train_loop(ctx: TrainContext) -> None:
     """Train and evaluate as the job says."""
     training = ctx.job.training
-    model = build_model(ctx.job.model)
+    model = build_model(ctx.job.model, ctx.num_classes)
     if training.sync_batchnorm and ctx.world_size > 1:
         from timm.layers import convert_sync_batchnorm  # torch's forgets the activations inside timm's BatchNorm
 
@@ -38,7 +38,9 @@ def train_loop(ctx: TrainContext) -> None:
     )
 
     def loss_of(batch: Any) -> torch.Tensor:
-        return F.cross_entropy(model(batch.image), batch.label, label_smoothing=training.label_smoothing)
+        logits = model(batch.image)
+        check_outputs(ctx.job.model, logits.shape[-1], ctx.num_classes)
+        return F.cross_entropy(logits, batch.label, label_smoothing=training.label_smoothing)
 
     for _ in ctx.epochs():
         model.train()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from importlib import import_module
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raytrain.config import Model
 from raytrain.errors import ConfigError, nearest, one_line
+from raytrain.own_code import check_importable, import_object
 
 if TYPE_CHECKING:
     import torch
 
+CLASSES = "num_classes"
 _ENTRY = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
 
 
@@ -23,8 +27,11 @@ def check_model(model: Model) -> None:
     Raises:
         ConfigError: naming the nearest model.
     """
+    if ":" in model.name:
+        check_importable(model.name)
+        return
     name = model.name.partition(".")[0]
-    if ":" in model.name or name in _registered_in_source():
+    if name in _registered_in_source():
         return
     import timm
 
@@ -41,18 +48,62 @@ def _registered_in_source() -> set[str]:
     return {name for path in folder.glob("*.py") for name in _ENTRY.findall(path.read_text(encoding="utf-8"))}
 
 
-def build_model(model: Model) -> torch.nn.Module:
-    """The module that the job describes.
+def check_classes(model: Model, num_train: int, num_validation: int) -> None:
+    """Compare the classes that the job gives its model with those of the data. More than there are is allowed: a model
+    may know classes that this data set lacks.
+
+    Raises:
+        ConfigError: there are too few.
+    """
+    given = model.options.get(CLASSES)
+    if given is None and num_validation > num_train:
+        raise ConfigError(
+            f"the validation data holds the label {num_validation - 1}, but the training data has only {num_train} "
+            f"classes; give model.options.{CLASSES}: {num_validation} if that is right"
+        )
+    if isinstance(given, int) and given < max(num_train, num_validation):
+        raise ConfigError(
+            f"model.options.{CLASSES}={given}, but the data has {max(num_train, num_validation)} classes; leave it out "
+            "to have it filled in"
+        )
+
+
+def build_model(model: Model, num_classes: int | None = None) -> torch.nn.Module:
+    """The module that the job describes, for as many classes as the data has where the job does not say and the model
+    can be told.
 
     Raises:
         ConfigError: unknown name, or options that the model does not take.
     """
-    try:
-        if ":" in model.name:
-            module, _, attribute = model.name.partition(":")
-            return getattr(import_module(module), attribute)(**model.options)
+    if ":" in model.name:
+        build = import_object(model.name)
+        told = CLASSES in _parameters(build)
+    else:
         import timm
 
-        return timm.create_model(model.name, **model.options)
+        build, told = partial(timm.create_model, model.name), True
+    options = {CLASSES: num_classes} if told and num_classes is not None else {}
+    try:
+        built = build(**{**options, **model.options})
     except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot build model {model.name!r}: {one_line(error)}") from None
+    if not callable(getattr(built, "state_dict", None)):
+        raise ConfigError(f"model.name: {model.name!r} must return a torch module, not {type(built).__name__}")
+    return built
+
+
+def _parameters(build: Callable[..., Any]) -> Mapping[str, Any]:
+    try:
+        return inspect.signature(build).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return {}
+
+
+def check_outputs(model: Model, num_outputs: int, num_classes: int) -> None:
+    """Of a model that the job cannot say a number of classes to.
+
+    Raises:
+        ConfigError: there are fewer outputs than classes; torch says no more than that an index is out of bounds.
+    """
+    if num_outputs < num_classes:
+        raise ConfigError(f"model {model.name!r} has {num_outputs} outputs, but the data has {num_classes} classes")

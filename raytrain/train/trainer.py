@@ -205,4 +205,7 @@ def _translate(error: Any) -> RaytrainError:
             return inner
     last = getattr(failures[0], "_base_exc", failures[0])
     lines = [line.strip() for line in str(last).splitlines() if line.strip()] or ["no message"]
-    return TrainingError(f"the training loop failed: {type(last).__name__}: {lines[-1]}")
+    hint = ""
+    if "No module named" in lines[-1]:
+        hint = "; it must be installed on every host of the cluster, or lie beside the script or job file that names it"
+    return TrainingError(f"the training loop failed: {type(last).__name__}: {lines[-1]}{hint}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -168,3 +169,9 @@ def test_the_job_and_its_region(monkeypatch):
     assert environ.training_job() == ("vit-1", "eu-west-1")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     assert environ.training_job() == ("vit-1", "us-east-1")
+
+
+def test_what_ray_may_delete_is_told_by_its_path():
+    cache = "/tmp/ray/session_x/runtime_resources/working_dir_files/_ray_pkg_0123/runs/a"
+    assert environ.may_be_deleted(Path(cache))
+    assert not environ.may_be_deleted(Path("/home/me/working/runs/a"))

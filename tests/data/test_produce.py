@@ -217,7 +217,7 @@ def test_seconds_are_kept_by_stage_and_equal_names_are_told_apart(folder):
 
 
 def test_a_batch_size_below_one_is_refused(folder):
-    with pytest.raises(ConfigError, match="batch_size must be at least 1"):
+    with pytest.raises(ConfigError, match="batch_size must be a whole number of at least 1"):
         Pipeline(image_folder(folder), batch_size=0)
 
 
@@ -226,7 +226,7 @@ def test_functions_of_a_script_travel_by_value(folder):
         return image[:8, :8]
 
     splits = Pipeline(image_folder(folder), [decode(), local]).open(0).pickled_splits()
-    assert pickle.loads(splits)["train"].stages[1](np.zeros((9, 9, 3)), None).shape == (8, 8, 3)
+    assert pickle.loads(splits)[1]["train"].stages[1](np.zeros((9, 9, 3)), None).shape == (8, 8, 3)
 
 
 @pytest.mark.process

@@ -211,10 +211,15 @@ def test_a_function_becomes_a_stage_and_tells_whether_it_is_random():
     assert t.as_stage(jitter).random
     assert t.stage(darken, by=4)(np.array([8]), None).tolist() == [2]
     assert t.as_stage(np.flipud).name == "flipud"
-    with pytest.raises(ConfigError, match=r"stage 'darken': .*unexpected keyword argument 'bye'"):
+    with pytest.raises(ConfigError, match=r"'darken' has no option 'bye'; did you mean 'by'\? \(its options: by\)"):
         t.stage(darken, bye=3)
     with pytest.raises(ConfigError, match="3 is not a stage"):
         t.as_stage(3)
+    with pytest.raises(ConfigError, match="stage 'two' is called with one array and its options: multiple values"):
+        t.stage(lambda rng, image: image, name="two")
+    for without_brackets in (t.resize, "resize"):
+        with pytest.raises(ConfigError, match=r"'resize' is not a stage yet: write resize\(...\), with its options"):
+            t.as_stage(without_brackets)
 
 
 @pytest.mark.parametrize("name", sorted(t.STAGES))
@@ -236,11 +241,21 @@ def test_every_stage_of_a_job_file_can_travel(name):
     ("spec", "message"),
     [
         ("resise", r"unknown stage 'resise'; did you mean 'resize'\? \(known: decode, "),
-        ({"resize": {"siz": 3}}, r"stage 'resize': got an unexpected keyword argument 'siz'"),
-        ("resize", r"stage 'resize': missing 1 required positional argument: 'size'"),
-        ({"a": {}, "b": {}}, r"a stage is one name with its options, not 2: a, b"),
-        ("nowhere.at_all:f", r"cannot import 'nowhere.at_all:f'"),
-        ("math:nothing", r"module 'math' has no 'nothing'"),
+        ({"resize": {"siz": 3}}, r"stage 'resize' has no option 'siz'; did you mean 'size'\? \(its options: size\)"),
+        ({"flip": {"x": 3}}, r"stage 'flip' has no option 'x' \(its options: probability\)"),
+        ({"decode": {"x": 3}}, r"stage 'decode' has no option 'x' \(it has none\)"),
+        ("resize", r"stage 'resize' needs its option 'size' \(its options: size\)"),
+        ({"resize": 32}, r"stage 'resize': write its options by name, such as `resize: \{size: 32\}`"),
+        ({"cast": "float16"}, r"write its options by name, such as `cast: \{dtype: 'float16'\}`"),
+        ({"decode": 32}, r"stage 'decode' has no options \(given: 32\)"),
+        (
+            {"gaussian_blur": {"sigma": 2}},
+            r"'gaussian_blur' does not take the values \{'sigma': 2\}: 'int'",
+        ),
+        ("nowhere.at_all:f", r"cannot import 'nowhere.at_all:f': there is no module 'nowhere'; put nowhere.py beside"),
+        (":f", r"':f' must look like package.module:name"),
+        ("math:nothing", r"module 'math' .*has no 'nothing'"),
+        ("math:flor", r"module 'math' .*has no 'flor'; did you mean 'floor'\?"),
         ({"gaussian_blur": {"kernel": 4}}, r"kernel must be odd"),
         ({"gaussian_blur": {"sigma": [2, 1]}}, r"sigma must be \[low, high\]"),
         ({"color_jitter": {"contrast": -1}}, r"color_jitter: contrast must not be negative \(given: -1\)"),

@@ -247,7 +247,7 @@ def test_our_own_channels_are_taken(cloud_tree, name):
         ({"cluster": {"groups": []}}, "the job file has no `cluster.groups`"),
         ({"cluster": {"groups": [{"name": "a", "cpus": 1}]}}, "group 'a' has no instance_type, such as"),
         ({"cluster": {"groups": [{"name": "a"}]}}, "group 'a' needs `instance_type` or `cpus`"),
-        ({"cluster": {"groups": [{"name": "a", "instance_type": "g5.xlarge"}]}}, "should match pattern"),
+        ({"cluster": {"groups": [{"name": "a", "instance_type": "g5.xlarge"}]}}, "does not have the form that"),
     ],
 )
 def test_a_job_that_cannot_be_a_request(cloud_tree, changes, message):

@@ -141,7 +141,7 @@ def test_role_by_name_and_default_bucket_are_looked_up(aws, cloud_file, launch):
         ({"cluster__groups": [{"name": "a", "instance_type": "ml.g5.xlrge"}]}, {}, "there is no 'ml.g5.xlrge'; did"),
         ({"sagemaker__image": {"version": "0.1"}}, {}, "sagemaker.image: Unsupported pytorch version: 0.1"),
         ({"sagemaker__role": "arn:aws:iam::999999999999:role/training"}, {}, f"in this account, but {ROLE}; correct"),
-        ({"sagemaker__bucket": "s3://mine"}, {}, "sagemaker.bucket: string should match pattern"),
+        ({"sagemaker__bucket": "s3://mine"}, {}, "sagemaker.bucket does not have the form"),
         ({"sagemaker__source_dir": "/nowhere"}, {}, "sagemaker.source_dir: there is no folder /nowhere"),
     ],
 )

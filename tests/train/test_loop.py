@@ -18,7 +18,7 @@ from raytrain.config import CheckpointPolicy, Job, Model, Optimizer, Schedule
 from raytrain.errors import CheckpointError, ConfigError
 from raytrain.train import checkpoint, modules, shelf
 from raytrain.train.loop import build_optimizer, build_scheduler, lr_factor
-from raytrain.train.models import build_model, check_model
+from raytrain.train.models import build_model, check_model, check_outputs
 
 
 def test_the_schedule_warms_up_and_follows_a_cosine():
@@ -71,7 +71,22 @@ def test_models_by_name_and_by_import_path():
     assert model.weight.shape == (3, 2)
 
 
-@pytest.mark.parametrize("name", ["vit_base_patch16_224", "resnet50", "vit_base_patch16_224.augreg_in21k", "a.b:c"])
+def test_a_model_that_can_be_told_has_as_many_classes_as_the_data():
+    assert build_model(Model(name="test_vit"), 7).head.out_features == 7
+    assert build_model(Model(name="test_vit", options={"num_classes": 9}), 7).head.out_features == 9
+    assert build_model(Model(name="timm.models:VisionTransformer"), 7).head.out_features == 7
+    linear = Model(name="torch.nn:Linear", options={"in_features": 2, "out_features": 3})
+    assert build_model(linear, 7).out_features == 3, "it has no such option"
+
+
+def test_a_model_with_fewer_outputs_than_classes_is_named():
+    check_outputs(Model(name="a:b"), 10, 10)
+    check_outputs(Model(name="a:b"), 11, 10)
+    with pytest.raises(ConfigError, match="model 'a:b' has 9 outputs, but the data has 10 classes"):
+        check_outputs(Model(name="a:b"), 9, 10)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", "resnet50", "vit_base_patch16_224.augreg_in21k", "torch.b:c"])
 def test_models_that_exist_pass_the_check(name):
     check_model(Model(name=name))
 
@@ -84,8 +99,13 @@ def test_a_model_that_does_not_exist_names_the_nearest():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Model(name="nowhere:f"), "cannot build model 'nowhere:f': No module named 'nowhere'"),
-        (Model(name="math:f"), "has no attribute 'f'"),
+        (
+            Model(name="nowhere:f"),
+            "cannot import 'nowhere:f': there is no module 'nowhere'; put nowhere.py",
+        ),
+        (Model(name="math:f"), "module 'math' .*has no 'f'"),
+        (Model(name="test_vit", options={"depht": 3}), "cannot build model 'test_vit': .*'depht'"),
+        (Model(name="builtins:list"), "'builtins:list' must return a torch module, not list"),
         (Model(name="test_vit", options={"depht": 3}), "unexpected keyword argument 'depht'"),
     ],
 )
@@ -252,7 +272,7 @@ def test_synchronising_batch_norm_leaves_a_models_function_as_it_is(monkeypatch)
 
     made = []
     monkeypatch.setattr(
-        loop, "build_model", lambda _: made.append(build_model(Model(name="efficientnet_b0"))) or made[0]
+        loop, "build_model", lambda *_: made.append(build_model(Model(name="efficientnet_b0"))) or made[0]
     )
 
     def prepare(model, *others):
@@ -261,7 +281,7 @@ def test_synchronising_batch_norm_leaves_a_models_function_as_it_is(monkeypatch)
 
     job = Job.from_dict({"name": "x", "model": {"name": "m"}, "training": {"epochs": 1, "sync_batchnorm": True}})
     ctx = SimpleNamespace(job=job, world_size=2, updates=0, num_updates=lambda _: 1, device=torch.device("cpu"))
-    ctx.prepare = prepare
+    ctx.prepare, ctx.num_classes = prepare, 10
     image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     plain = build_model(Model(name="efficientnet_b0"))
     with pytest.raises(StopIteration):

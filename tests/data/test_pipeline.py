@@ -1,0 +1,139 @@
+"""What a Pipeline, a source and a normalisation say when they are given something else than they take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raytrain import Pipeline
+from raytrain.checks import check_data, checked
+from raytrain.config import Job, Normalize
+from raytrain.data import decode, image_folder, parquet, resize, synthetic
+from raytrain.errors import ConfigError
+
+SOURCE = image_folder("/data")
+
+
+class Photos:
+    """Somebody's map-style data set."""
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (["/data"], {}, "Pipeline: train must be a source, not a path; write image_folder('/data'), or parquet or "),
+        ([Path("/data")], {}, "Pipeline: train must be a source, not a path; write image_folder('/data')"),
+        ([Photos()], {}, "which its workers read themselves, not Photos"),
+        ([None], {}, "Pipeline: train must be a source of raytrain.data (image_folder, parquet, webdataset or "),
+        ([None], {}, "not nothing"),
+        ([SOURCE], {"validation": "/data"}, "Pipeline: validation must be a source, not a path"),
+        (
+            [SOURCE, "decode"],
+            {},
+            "stages must be a list of stages, such as [decode(), resize(32)], not 'decode'",
+        ),
+        ([SOURCE, decode()], {}, "Pipeline: stages must be a list of stages"),
+        (
+            [SOURCE, [resize]],
+            {},
+            "'resize' is not a stage yet: write resize(...), with its options",
+        ),
+        ([SOURCE], {"validation_stages": 3}, "Pipeline: validation_stages must be a list of stages"),
+        ([SOURCE], {"batch_size": "8"}, "batch_size must be a whole number of at least 1 (given: '8')"),
+        ([SOURCE], {"max_corrupt_share": 3}, "max_corrupt_share must be a share from 0 to 1 (given: 3)"),
+        ([SOURCE], {"normalize": {"men": [0.5]}}, "Pipeline: normalize: unknown key 'men'; did you mean 'mean'?"),
+    ],
+)
+def test_a_wrong_pipeline_is_one_clear_line(arguments, options, message):
+    with pytest.raises(ConfigError) as caught:
+        Pipeline(*arguments, **options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (lambda: image_folder(3), "image_folder: path must be text (given: 3)"),
+        (lambda: parquet("x", shape=(0,)), "parquet: shape.0 must be greater than 0 (given: 0)"),
+        (lambda: synthetic(0), "synthetic: num_samples must be greater than 0 (given: 0)"),
+        (lambda: synthetic(1, shape=(8, 8)), "synthetic: 'shape.2' is missing"),
+    ],
+)
+def test_a_wrong_source_is_one_clear_line(source, message):
+    with pytest.raises(ConfigError) as caught:
+        source()
+    assert str(caught.value) == message
+
+
+def test_a_dictionary_will_do_for_the_normalisation():
+    pipeline = Pipeline(SOURCE, normalize={"mean": [0.5], "std": [0.25]})
+    assert pipeline.normalize == Normalize(mean=(0.5,), std=(0.25,))
+
+
+TRAINING = {"name": "a", "training": {"epochs": 1}}
+
+
+@pytest.mark.parametrize(
+    ("loop", "pipeline", "job", "message"),
+    [
+        (
+            print,
+            Pipeline(SOURCE),
+            TRAINING,
+            "the job must be a Job, which Job.from_yaml('job.yaml') or",
+        ),
+        (
+            print,
+            SOURCE,
+            Job.from_dict(TRAINING),
+            "must be a Pipeline(source, stages), not ImageFolderSource",
+        ),
+        (
+            "loop",
+            Pipeline(SOURCE),
+            Job.from_dict(TRAINING),
+            "loop must be a function of one argument, not str",
+        ),
+    ],
+)
+def test_what_makes_no_run_is_one_clear_line(loop, pipeline, job, message):
+    with pytest.raises(ConfigError) as caught:
+        checked(loop, pipeline, job)
+    assert message in str(caught.value)
+
+
+def labelled(num_train: int, num_validation: int = 0):
+    validation = synthetic(num_validation, num_classes=num_validation) if num_validation else None
+    return Pipeline(synthetic(num_train, num_classes=num_train), validation=validation).open(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "classes", "message"),
+    [
+        (
+            {"num_classes": 9},
+            (10,),
+            "model.options.num_classes=9, but the data has 10 classes; leave it out",
+        ),
+        ({"num_classes": 11}, (10, 12), "model.options.num_classes=11, but the data has 12 classes"),
+        ({}, (10, 12), "the validation data holds the label 11, but the training data has only 10 classes; give "),
+        ({"num_classes": 10}, (10, 10), None),
+        ({"num_classes": 1000}, (10,), None),
+        ({}, (10, 3), None),
+    ],
+)
+def test_a_model_has_no_fewer_classes_than_the_data(options, classes, message):
+    job = Job.from_dict({**TRAINING, "model": {"name": "resnet18", "options": options}})
+    opened = labelled(*classes)
+    check_data(opened, 4, print, job)  # a loop of one's own knows better
+    if message is None:
+        check_data(opened, 4, None, job)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_data(opened, 4, None, job)
+    assert message in str(caught.value)
