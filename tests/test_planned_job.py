@@ -54,9 +54,9 @@ def test_launch_takes_what_plan_writes(tree, here, cli, without_raytrain):
     options = ["--role", "arn:aws:iam::123456789012:role/training", "--data", "s3://mine/digits"]
     planned = cli("plan", "p.json", "--region", "us-east-1", "-o", "job.yaml", *options)
     assert planned.returncode in (None, 0), planned.stderr
-    launched = cli("launch", "job.yaml", "--dry-run")
+    launched = cli("launch", "job.yaml", "--dry-run", "--json")
     assert launched.returncode in (None, 0), launched.stderr
-    request = json.loads(launched.stdout)
+    request = json.loads(launched.stdout)["request"]
     assert request["RoleArn"] == "arn:aws:iam::123456789012:role/training"
     assert request["ResourceConfig"]["InstanceGroups"] == [
         {"InstanceGroupName": "gpu", "InstanceType": "ml.g5.2xlarge", "InstanceCount": 1},

@@ -212,6 +212,8 @@ def best_single(record: RunRecord, priced: Priced, known: Catalog, region: str |
     where = region_of(record, region)
     if priced.usd_per_hour is None:
         return None, "the first record has no price"
+    if priced.scaled:
+        return None, "the first record's hosts are priced at a share of their types, and no instance is a share of one"
     family = next((name for name in priced.hosts if known.type(name).gpus), None)
     if family is None:
         return None, "the first record's hosts have no GPU"
@@ -249,7 +251,7 @@ def curve_of(
     """
     first = comparison.columns[0]
     gpus = [name for name in first.hosts if name in known.types and known.type(name).gpus]
-    if first.usd_per_hour is None or len(gpus) != 1:
+    if len(gpus) != 1 or not any(column.predicted for column in comparison.columns):
         return None
     gpu_type, gpu_hosts = gpus[0], first.hosts[gpus[0]]
     measured = [

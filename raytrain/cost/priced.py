@@ -19,6 +19,7 @@ class Priced:
         hosts: by instance type.
         usd_per_hour: None where a price is not known; `why` says which.
         notes: where a host is priced as a share of its type.
+        scaled: hosts with GPUs are too, so that the run stands for a smaller cluster than any that can be had.
     """
 
     hosts: dict[str, int]
@@ -26,6 +27,7 @@ class Priced:
     prices: tuple[Price, ...] = ()
     why: str | None = None
     notes: tuple[str, ...] = ()
+    scaled: bool = False
 
 
 def region_of(record: RunRecord, wanted: str | None) -> str | None:
@@ -69,7 +71,8 @@ def priced_hosts(record: RunRecord, known: Catalog, region: str | None, given: d
     if why := _not_to_scale(record, kinds, shares):
         return Priced(hosts, None, why=why)
     total = sum(known.price(kind.name, where).usd_per_hour * each for kind, each in zip(kinds, shares, strict=True))
-    return Priced(hosts, total, prices, notes=_notes(record, kinds, shares))
+    scaled = any(kind.gpus and abs(share - 1) > SAME for kind, share in zip(kinds, shares, strict=True))
+    return Priced(hosts, total, prices, notes=_notes(record, kinds, shares), scaled=scaled)
 
 
 def _share(record: RunRecord, host: HostFacts, kind: InstanceType) -> float:

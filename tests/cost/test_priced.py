@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from money import on_sagemaker, prices_file, run_on
 
-from raytrain.cost.compare import compare
+from raytrain.cost.compare import compare, curve_of
 from raytrain.cost.instances import catalog
 from raytrain.cost.priced import cpus_of, priced_hosts
 
@@ -63,6 +63,18 @@ def test_a_whole_cluster_at_one_scale_is_priced_at_it(record, known):
     assert found.notes[0].endswith(
         "an ml.g5.xlarge: assumed that its speed is in proportion to its vCPUs, and that of its GPUs too"
     )
+
+
+def test_beside_a_scaled_cluster_no_whole_instance_is_predicted(record, known):
+    """Its GPU is a fraction of one, and what it did says nothing about a whole one at the whole price."""
+    run = measured(record, (1, 8, 8))
+    assert [priced(each, known).scaled for each in (run, measured(record, (3, 2, 2)))] == [True, False]
+    comparison = compare([run], known, region="here-1")
+    assert [column.predicted for column in comparison.columns] == [False]
+    assert any("priced at a share of their types, and no instance is a share of one" in n for n in comparison.notes)
+    assert curve_of(run, comparison, known) is None
+    whole = compare([measured(record, (3, 2, 2))], known, region="here-1")
+    assert [column.predicted for column in whole.columns] == [False, True]
 
 
 @pytest.mark.parametrize(
