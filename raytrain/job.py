@@ -279,14 +279,8 @@ def _training(this: Run, loop: Loop | None, pipeline: Pipeline, feed: Any) -> Tr
         resources=rank_resources(topology),
         label_selector=rank_selector(topology),
     )
-    return Training(
-        run_rank,
-        work,
-        ranks,
-        storage=this.folder.checkpoints,
-        attempt=attempt,
-        failures=job.training.max_failures,
-    )
+    where, failures = this.folder.checkpoints, job.training.max_failures
+    return Training(run_rank, work, ranks, storage=where, attempt=attempt, failures=failures)
 
 
 def _phase(this: Run) -> str:
