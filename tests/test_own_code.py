@@ -114,7 +114,8 @@ def test_where_the_folder_is_not_there_the_text_will_do(mine, tmp_path):
     assert f"File \"{mine}/beside.py\", line 2, in strength\n    raise KeyError('no strength here')" in result.stdout
 
 
-def test_the_same_code_comes_in_once_and_changed_code_before_it(mine):
+def test_the_same_code_comes_in_once_and_changed_code_before_it(mine, monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [each for each in sys.meta_path if not isinstance(each, Carried)])
     look_in(mine)
     first = own_code.own_code(["mine:net"])
     for _ in range(2):
