@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from raytrain.errors import CheckpointError, ConfigError
-from raytrain.record import HostLoad, RunRecord, Unusual, read_record
+from raytrain.record import HostLoad, RunRecord, Unusual, Utilization, read_record
 from raytrain.report.live import Display, clock, epoch_line, step_line
 from raytrain.report.tables import print_summary
 from raytrain.run_folder import open_run_folder, process_started_at
@@ -56,7 +56,7 @@ def test_the_summary_says_who_waited_for_whom(record):
     assert "2.00 (20%)" in text
     assert "1.00 (10%)" in text
     assert "7.00 (70%)" in text
-    [stage] = [line.replace("│", " ").split() for line in text.splitlines() if "│ decode" in line]
+    [stage] = [line.split() for line in text.splitlines() if line.startswith("decode ")]
     assert stage == ["decode", "640", "5.000", "7.000", "3.20", "4.48", "400.0", "500.0"]
     assert "emulated nodes" in text
     assert "bottleneck: balanced: the ranks wait for data 20% of the time; stage 'decode' takes longest" in text
@@ -65,6 +65,28 @@ def test_the_summary_says_who_waited_for_whom(record):
     )
     assert "first step after -" in text
     assert "validation accuracy 90.00% after epoch 1" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_figure_of_the_summary_is_cut_and_missing_columns_are_named(record, width):
+    [stage] = record.stages
+    long = "validation/random_resized_crop_2"
+    busy = Utilization(mean=12345.67, max=23456.78)
+    crowded = record.model_copy(
+        update={
+            "stages": [stage, stage.model_copy(update={"name": long, "cpu_s": 123456.78, "num_samples": 12_811_670})],
+            "ranks": [record.ranks[0].model_copy(update={"wait_s": 123456.78, "num_samples": 12_811_670})],
+            "loads": [HostLoad(host="cpu-hosts-of-the-first-row-12", group="cpu", cpu_percent=busy, gpu_percent=busy)],
+        }
+    )
+    console = Console(width=width, file=io.StringIO())
+    print_summary(crowded, console)
+    text = console.file.getvalue()
+    assert "…" not in text
+    for whole in (long, "123456.78", "12,811,670", "cpu-hosts-of-the-first-row-12", "123.46 (234.57)"):
+        assert whole in text, whole
+    dropped = {80: "samples, wall seconds, batch p90 wall ms, p99", 120: "samples"}[width]
+    assert f"left out at a width of {width}: {dropped}; the record has them" in " ".join(text.split())
 
 
 def test_the_summary_warns_of_stages_that_were_kept_from_their_cpus(record):

@@ -2,53 +2,61 @@
 
 from __future__ import annotations
 
-from rich.console import Console, Group
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 from raytrain.record import RunRecord, Utilization
+from raytrain.report.fitting import Column, show_fitted
 from raytrain.verdict import busy_machine
+
+REMEDY = "the record has them"
 
 
 def print_summary(record: RunRecord, console: Console) -> None:
     """One table per question: who waited for whom, and what each stage cost."""
-    console.print(summary(record))
-
-
-def summary(record: RunRecord) -> Group:
-    parts = [_ranks(record), _stages(record)]
+    _ranks(record, console)
+    _stages(record, console)
     if len(record.hosts) > 1:
-        parts.append(_hosts(record))
+        _hosts(record, console)
     if any(load.cpu_percent for load in record.loads):
-        parts.append(_loads(record))
-    return Group(*parts, *_facts(record))
+        _loads(record, console)
+    for line in _facts(record):
+        console.print(Text(line))
 
 
-def _ranks(record: RunRecord) -> Table:
-    table = Table(title="Who waited for whom (seconds of training time)", title_justify="left")
-    for name in ("rank", "device", "samples", "wait", "transfer", "compute", "evaluate", "checkpoint"):
-        table.add_column(name, justify="left" if name == "device" else "right")
+def _ranks(record: RunRecord, console: Console) -> None:
+    columns = [
+        Column("rank"),
+        Column("device", 3, right=False),
+        Column("samples"),
+        Column("wait"),
+        Column("transfer"),
+        Column("compute"),
+        Column("evaluate", 2),
+        Column("checkpoint", 1),
+    ]
+    rows = []
     for rank in record.ranks:
         total = max(rank.wait_s + rank.compute_s + (0.0 if rank.transfer_overlaps else rank.transfer_s), 1e-9)
         shares = (f"{s:.2f} ({s / total:.0%})" for s in (rank.wait_s, rank.transfer_s, rank.compute_s))
-        table.add_row(
-            str(rank.rank),
-            rank.device,
-            f"{rank.num_samples:,}",
-            *shares,
-            f"{rank.evaluate_s:.2f}",
-            f"{rank.checkpoint_s:.2f}",
-        )
-    return table
+        further = (f"{rank.evaluate_s:.2f}", f"{rank.checkpoint_s:.2f}")
+        rows.append([str(rank.rank), rank.device, f"{rank.num_samples:,}", *shares, *further])
+    show_fitted("Who waited for whom (seconds of training time)", columns, rows, console, REMEDY)
 
 
-def _stages(record: RunRecord) -> Table:
-    table = Table(title="What the CPU stages cost", title_justify="left")
-    heads = ("CPU ms a sample", "wall ms a sample", "CPU seconds", "wall seconds", "batch p90 wall ms", "p99")
-    for name in ("stage", "samples", *heads):
-        table.add_column(name, justify="left" if name == "stage" else "right")
-    for stage in record.stages:
-        table.add_row(
+def _stages(record: RunRecord, console: Console) -> None:
+    columns = [
+        Column("stage", right=False),
+        Column("samples", 4),
+        Column("CPU ms a sample"),
+        Column("wall ms a sample", 1),
+        Column("CPU seconds"),
+        Column("wall seconds", 2),
+        Column("batch p90 wall ms", 3),
+        Column("p99", 3),
+    ]
+    rows = [
+        [
             stage.name,
             f"{stage.num_samples:,}",
             f"{stage.cpu_s_per_sample * 1e3:.3f}",
@@ -57,30 +65,48 @@ def _stages(record: RunRecord) -> Table:
             f"{stage.wall_s:.2f}",
             f"{stage.batch_wall_p90_s * 1e3:.1f}",
             f"{stage.batch_wall_p99_s * 1e3:.1f}",
-        )
-    return table
+        ]
+        for stage in record.stages
+    ]
+    show_fitted("What the CPU stages cost", columns, rows, console, REMEDY)
 
 
-def _hosts(record: RunRecord) -> Table:
+def _hosts(record: RunRecord, console: Console) -> None:
     emulated = any(host.emulated for host in record.hosts)
     title = "Where samples were prepared" + (" (emulated nodes)" if emulated else "")
-    table = Table(title=title, title_justify="left")
-    for name in ("host", "group", "CPUs", "GPUs", "samples prepared"):
-        table.add_column(name, justify="left" if name in ("host", "group") else "right")
-    for host in record.hosts:
-        name = f"{host.name} (head)" if host.is_head else host.name
-        table.add_row(name, host.group, f"{host.cpus:g}", f"{host.gpus:g}", f"{host.samples_prepared:,}")
-    return table
+    columns = [
+        Column("host", right=False),
+        Column("group", 1, right=False),
+        Column("CPUs", 2),
+        Column("GPUs", 2),
+        Column("samples prepared"),
+    ]
+    rows = [
+        [
+            f"{host.name} (head)" if host.is_head else host.name,
+            host.group,
+            f"{host.cpus:g}",
+            f"{host.gpus:g}",
+            f"{host.samples_prepared:,}",
+        ]
+        for host in record.hosts
+    ]
+    show_fitted(title, columns, rows, console, REMEDY)
 
 
-def _loads(record: RunRecord) -> Table:
-    title = "How busy the hosts were while training: mean (highest)"
-    table = Table(title=title, title_justify="left")
-    for name in ("host", "cores busy", "of", "memory", "GPUs busy", "Mbit/s in", "Mbit/s out"):
-        table.add_column(name, justify="left" if name == "host" else "right")
+def _loads(record: RunRecord, console: Console) -> None:
+    columns = [
+        Column("host", right=False),
+        Column("cores busy"),
+        Column("of"),
+        Column("memory", 2),
+        Column("GPUs busy"),
+        Column("Mbit/s in", 1),
+        Column("Mbit/s out", 1),
+    ]
     cpus = {host.name: host.cpus for host in record.hosts if len(record.hosts) > 1}
-    for load in record.loads:
-        table.add_row(
+    rows = [
+        [
             load.host,
             _mean(load.cpu_percent, 0.01, ".2f"),
             f"{cpus.get(load.host, record.hardware.cpu_cores):g}",
@@ -88,15 +114,17 @@ def _loads(record: RunRecord) -> Table:
             _mean(load.gpu_percent, 0.01, ".2f"),
             _mean(load.received_mbit_per_s, 1, ",.1f"),
             _mean(load.sent_mbit_per_s, 1, ",.1f"),
-        )
-    return table
+        ]
+        for load in record.loads
+    ]
+    show_fitted("How busy the hosts were while training: mean (highest)", columns, rows, console, REMEDY)
 
 
 def _mean(busy: Utilization | None, scale: float, form: str, unit: str = "") -> str:
     return "-" if busy is None else f"{busy.mean * scale:{form}}{unit} ({busy.max * scale:{form}}{unit})"
 
 
-def _facts(record: RunRecord) -> list[Text]:
+def _facts(record: RunRecord) -> list[str]:
     totals, lines = record.totals, []
     lines.append(f"bottleneck: {totals.bottleneck}")
     lines.append(
@@ -109,7 +137,7 @@ def _facts(record: RunRecord) -> list[Text]:
     if record.epochs and record.epochs[-1].get("validation_accuracy") is not None:
         last = record.epochs[-1]
         lines.append(f"validation accuracy {last['validation_accuracy']:.2%} after epoch {last['epoch']:.0f}")
-    return [Text(line) for line in lines]
+    return lines
 
 
 def _left_out(record: RunRecord) -> list[str]:
