@@ -1,10 +1,10 @@
-"""Whether a stage takes the options that it is given."""
+"""Whether a stage takes the options that it is given, before it meets a sample."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_type_hints
 
 from raytrain.errors import ConfigError, nearest
 
@@ -25,3 +25,33 @@ def check_options(label: str, known: Sequence[inspect.Parameter], options: Mappi
     for each in known:
         if each.name in names and each.default is each.empty and each.name not in options:
             raise ConfigError(f"stage {label!r} needs its option {each.name!r} ({has})")
+
+
+def check_types(label: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Compare values with the annotations of one of our own functions.
+
+    Raises:
+        ConfigError: one is of another type.
+    """
+    from pydantic import TypeAdapter, ValidationError  # not in the workers, which are given stages that are whole
+
+    hints = get_type_hints(function)
+    for name, value in options.items():
+        try:
+            TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError:
+            wanted = function.__annotations__[name]
+            raise ConfigError(f"stage {label!r}: {name} must be {wanted} (given: {value!r})") from None
+
+
+def check_range(label: str, least: float, most: float | None = None, **values: Any) -> None:
+    """Numbers, tuples of them or None.
+
+    Raises:
+        ConfigError: one is outside of the range.
+    """
+    for name, value in values.items():
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(each, int | float) and (each < least or (most is not None and each > most)):
+                allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+                raise ConfigError(f"stage {label!r}: {name} must be {allowed} (given: {value!r})")

@@ -21,7 +21,7 @@ from raytrain.data.clock import StageClock
 from raytrain.data.manifest import Manifest
 from raytrain.data.order import SampleRng, Segment, Split, StreamPlan
 from raytrain.data.transforms import Stage
-from raytrain.errors import DataError, one_line
+from raytrain.errors import ConfigError, DataError, one_line
 
 CACHED_SEGMENTS = 3
 TEMPLATE_TRIES = 64
@@ -92,6 +92,8 @@ class Producer:
             rng = self._rng.of(epoch, index) if random else None
             try:
                 image = _run(split.stages, sample, rng, clock)
+            except ConfigError:  # a stage that no sample can pass
+                raise
             except Exception as error:  # noqa: BLE001 - a user's stage may raise anything; it is counted and listed
                 reason = f"{type(error).__name__}: {one_line(error)}"
                 failures.append(Failure(int(index), split.manifest.describe(index), reason[:300]))
@@ -142,6 +144,8 @@ class Producer:
                 sample = split.manifest.read_many([index])[0]
                 clock = StageClock(s.name for s in split.stages)  # read by nobody: this is not the batch's own work
                 return np.empty_like(_run(split.stages, sample, self._rng.of(epoch, index), clock))
+            except ConfigError:
+                raise
             except Exception:  # noqa: BLE001, S112 - undecodable too: counted when its own batch is made
                 continue
         return NO_SAMPLE

@@ -10,14 +10,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import cv2
 import numpy as np
 
 from raytrain.data.color import color_jitter_image
-from raytrain.data.options import check_options
+from raytrain.data.options import check_options, check_range, check_types
+from raytrain.data.vision import DRAWS_NOTHING, apply_named, apply_transform, draws
 from raytrain.errors import ConfigError, nearest, one_line
 from raytrain.own_code import import_object
 
@@ -68,6 +68,8 @@ def stage(function: Callable[..., np.ndarray], *, name: str | None = None, **opt
         inspect.signature(function).bind(None, **({"rng": None} if random else {}), **options)
     except TypeError as error:
         raise ConfigError(f"stage {label!r} is called with one array and its options: {error}") from None
+    if function.__module__.startswith("raytrain.data."):
+        check_types(label, function, options)
     return Stage(label, function, random, options)
 
 
@@ -79,8 +81,8 @@ def as_stage(value: Any) -> Stage:
     if name in STAGES and value in (name, STAGES[name]):
         raise ConfigError(f"{name!r} is not a stage yet: write {name}(...), with its options, from raytrain.data")
     if type(value).__module__.startswith("torchvision."):
-        random = _draws(value)
-        return Stage(f"torchvision.{type(value).__name__}", _apply_torchvision, random, {"transform": value})
+        random = draws(value)
+        return Stage(f"torchvision.{type(value).__name__}", apply_transform, random, {"transform": value})
     if callable(value):
         return stage(value)
     raise ConfigError(f"{value!r} is not a stage: give a function of one array, or a torchvision v2 transform")
@@ -109,6 +111,7 @@ def decode_image(data: np.ndarray) -> Image:
 
 def resize(size: int | tuple[int, int]) -> Stage:
     """To `size` x `size`, or (height, width); area averaging when it shrinks, bilinear when it grows."""
+    check_range("resize", 1, size=size)
     return stage(resize_image, name="resize", size=size)
 
 
@@ -124,6 +127,7 @@ def resize_image(image: Image, size: int | tuple[int, int]) -> Image:
 
 def center_crop(size: int) -> Stage:
     """The middle square of the image, resized to `size` x `size`."""
+    check_range("center_crop", 1, size=size)
     return stage(center_crop_image, name="center_crop", size=size)
 
 
@@ -138,6 +142,8 @@ def random_resized_crop(
     size: int, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)
 ) -> Stage:
     """A random area of the image with a random aspect ratio, resized to `size` x `size` (as torchvision draws it)."""
+    check_range("random_resized_crop", 1, size=size)
+    check_range("random_resized_crop", 0, 1, scale=scale)
     return stage(random_resized_crop_image, name="random_resized_crop", size=size, scale=scale, ratio=ratio)
 
 
@@ -170,6 +176,7 @@ def random_box(
 
 def flip(probability: float = 0.5) -> Stage:
     """Mirror left and right."""
+    check_range("flip", 0, 1, probability=probability)
     return stage(flip_image, name="flip", probability=probability)
 
 
@@ -179,6 +186,7 @@ def flip_image(image: Image, rng: np.random.Generator, probability: float = 0.5)
 
 def random_shift(pixels: int) -> Stage:
     """Move by up to `pixels` in each direction; the border is repeated."""
+    check_range("random_shift", 0, pixels=pixels)
     return stage(random_shift_image, name="random_shift", pixels=pixels)
 
 
@@ -206,6 +214,7 @@ def gaussian_blur(kernel: int = 11, sigma: tuple[float, float] = (0.1, 2.0), tim
         raise ConfigError(f"gaussian_blur: kernel must be odd and positive (given: {kernel})")
     if not 0 < sigma[0] <= sigma[1]:
         raise ConfigError(f"gaussian_blur: sigma must be [low, high] with 0 < low <= high (given: {sigma})")
+    check_range("gaussian_blur", 1, times=times)
     return stage(gaussian_blur_image, name="gaussian_blur", kernel=kernel, sigma=tuple(sigma), times=times)
 
 
@@ -265,6 +274,7 @@ def cast_image(image: np.ndarray, dtype: str) -> np.ndarray:
 
 def to_uint8(size: int | None = None) -> Stage:
     """Resize to `size` if given, then round and clip to uint8."""
+    check_range("to_uint8", 1, size=size)
     return stage(to_uint8_image, name="to_uint8", size=size)
 
 
@@ -279,26 +289,6 @@ def _with_channels(image: np.ndarray) -> Image:
     return image[:, :, None] if image.ndim == 2 else image
 
 
-# torchvision v2 transforms that give the same for the same image; any other is taken to be random.
-_DRAWS_NOTHING = frozenset(
-    [
-        "Resize",
-        "CenterCrop",
-        "FiveCrop",
-        "TenCrop",
-        "Pad",
-        "Grayscale",
-        "RGB",
-        "Normalize",
-        "ToDtype",
-        "ToImage",
-        "ToPureTensor",
-        "ConvertImageDtype",
-        "Identity",
-        "LinearTransformation",
-    ]
-)
-
 # --- torchvision --------------------------------------------------------------------------------------------------
 
 
@@ -308,42 +298,7 @@ def torchvision(transform: str, **options: Any) -> Stage:
     It gets the image as a uint8 or float tensor (channels, height, width); its random numbers are seeded per sample.
     """
     arguments = {"transform": transform, "arguments": options}
-    return Stage(f"torchvision.{transform}", _apply_named_torchvision, transform not in _DRAWS_NOTHING, arguments)
-
-
-def _draws(transform: Any) -> bool:
-    """Whether a torchvision transform may draw random numbers; what holds others does when one of them does."""
-    inner = getattr(transform, "transforms", None)
-    if type(transform).__name__ == "Compose" and inner is not None:
-        return any(_draws(each) for each in inner)
-    return type(transform).__name__ not in _DRAWS_NOTHING
-
-
-def _apply_named_torchvision(
-    image: Image, transform: str, arguments: dict[str, Any], rng: np.random.Generator | None = None
-) -> Image:
-    return _apply_torchvision(image, _torchvision_transform(transform, tuple(sorted(arguments.items()))), rng)
-
-
-@cache
-def _torchvision_transform(name: str, arguments: tuple[tuple[str, Any], ...]) -> Callable:
-    from torchvision.transforms import v2
-
-    return getattr(v2, name)(**dict(arguments))
-
-
-def _apply_torchvision(image: Image, transform: Callable, rng: np.random.Generator | None = None) -> Image:
-    import torch
-
-    if rng is not None:
-        torch.manual_seed(int(rng.integers(2**63 - 1)))
-    if min(image.strides) < 0:  # mirrored; torch takes any other order as it is
-        image = image.copy()
-    tensor = torch.from_numpy(image).permute(2, 0, 1)
-    result = transform(tensor)
-    if not isinstance(result, torch.Tensor) or result.ndim != 3:
-        raise ValueError(f"{type(transform).__name__} must return an image tensor (channels, height, width)")
-    return result.permute(1, 2, 0).numpy()
+    return Stage(f"torchvision.{transform}", apply_named, transform not in DRAWS_NOTHING, arguments)
 
 
 # --- from a job file ----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import Pipeline
 from raytrain.data.produce import Producer, StreamWork, prepare_process
 from raytrain.data.sources import image_folder
-from raytrain.data.transforms import decode, random_shift, resize
+from raytrain.data.transforms import decode, random_shift, resize, torchvision
 from raytrain.errors import ConfigError, DataError
 
 
@@ -149,6 +149,12 @@ def test_a_corrupt_image_is_left_out_and_named(folder):
     assert 2 not in made.key
     (failure,) = made.header.failures
     assert failure == codec.Failure(2, f"{folder}/cat/002.jpg", "ValueError: not a decodable image")
+
+
+def test_a_stage_that_no_sample_can_pass_ends_the_run_and_is_no_corrupt_sample(folder):
+    made = producer(folder, [decode(), torchvision("NoSuchThing")])
+    with pytest.raises(ConfigError, match="torchvision has no transform 'NoSuchThing'"):
+        made.batch(0, 0)
 
 
 def test_a_batch_of_nothing_but_corrupt_images_is_empty(folder):

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from raytrain.data import color
 from raytrain.data import transforms as t
+from raytrain.data.vision import DRAWS_NOTHING
 from raytrain.errors import ConfigError
 
 
@@ -191,6 +192,10 @@ def test_torchvision_by_name_and_by_value_is_reproducible():
         t.as_stage(v2.Lambda(lambda x: 3))(image, rng())
 
 
+def test_the_transforms_that_are_said_to_draw_nothing_exist():
+    assert {"ToImage", "ConvertImageDtype", "Resize"} <= DRAWS_NOTHING <= set(dir(v2))
+
+
 def test_torchvision_transforms_that_draw_nothing_stay_in_validation():
     assert not t.as_stage(v2.Resize(8)).random
     assert not t.torchvision("CenterCrop", size=8).random
@@ -259,6 +264,20 @@ def test_every_stage_of_a_job_file_can_travel(name):
         ({"gaussian_blur": {"kernel": 4}}, r"kernel must be odd"),
         ({"gaussian_blur": {"sigma": [2, 1]}}, r"sigma must be \[low, high\]"),
         ({"color_jitter": {"contrast": -1}}, r"color_jitter: contrast must not be negative \(given: -1\)"),
+        ({"resize": {"size": "big"}}, r"stage 'resize': size must be int \| tuple\[int, int\] \(given: 'big'\)"),
+        (
+            {"resize": {"size": [8, 8, 8]}},
+            r"stage 'resize': size must be int \| tuple\[int, int\] \(given: \(8, 8, 8\)",
+        ),
+        ({"resize": {"size": [8, 0]}}, r"stage 'resize': size must be at least 1 \(given: \(8, 0\)\)"),
+        ({"center_crop": {"size": 0}}, r"stage 'center_crop': size must be at least 1"),
+        ({"random_resized_crop": {"size": -1}}, r"stage 'random_resized_crop': size must be at least 1"),
+        ({"random_resized_crop": {"size": 8, "scale": [0.5, 2]}}, r"scale must be from 0 to 1 \(given: \(0.5, 2\)\)"),
+        ({"flip": {"probability": 1.5}}, r"stage 'flip': probability must be from 0 to 1 \(given: 1.5\)"),
+        ({"random_shift": {"pixels": -1}}, r"stage 'random_shift': pixels must be at least 0"),
+        ({"random_shift": {"pixels": 1.5}}, r"stage 'random_shift': pixels must be int \(given: 1.5\)"),
+        ({"gaussian_blur": {"times": 0}}, r"stage 'gaussian_blur': times must be at least 1"),
+        ({"to_uint8": {"size": 0}}, r"stage 'to_uint8': size must be at least 1"),
         ({"cast": {"dtype": "flaot16"}}, r"unknown dtype 'flaot16'; did you mean 'float16'"),
     ],
 )
@@ -266,6 +285,24 @@ def test_a_wrong_stage_is_one_clear_line(spec, message):
     with pytest.raises(ConfigError) as caught:
         t.parse_stage(spec)
     assert re.search(message, str(caught.value)), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("transform", "options", "message"),
+    [
+        ("ColourJitter", {}, "torchvision has no transform 'ColourJitter'; did you mean 'ColorJitter'?"),
+        ("ColorJitter", {"brightnes": 1}, r"torchvision's ColorJitter does not take {'brightnes': 1}: "),
+        ("GaussianBlur", {"kernel_size": 4}, r"torchvision's GaussianBlur does not take {'kernel_size': 4}: "),
+    ],
+)
+def test_a_transform_that_torchvision_does_not_make_is_told_at_the_first_sample(transform, options, message):
+    with pytest.raises(ConfigError) as caught:
+        t.torchvision(transform, **options)(photo(), rng())
+    assert str(caught.value).startswith(message), str(caught.value)
+
+
+def test_options_of_a_torchvision_transform_may_be_lists():
+    assert t.torchvision("Resize", size=[8, 6])(photo(), None).shape == (8, 6, 3)
 
 
 def test_a_stage_of_any_module():
