@@ -2,6 +2,7 @@
 
     python benchmarks/mutation.py --mutants 320            # half an hour on two cores
     python benchmarks/mutation.py --only 'raytrain/cost/*' --mutants 60
+    python benchmarks/mutation.py --again                  # what survived the run that is kept, after tests were added
 
 Each worker has a copy of the tree, imports what is large once, and forks a process for every mutant. Survivors are
 printed with the line before and after; results/mutation_survivors.yaml says of those that were looked into why they
@@ -37,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
+KEPT = ROOT / "benchmarks" / "results" / "mutation.json"
 TREE = ROOT  # what is mutated: the copy that `main` makes, so that the sources may change while it runs
 LOOP = ["tests/train/test_context.py", "tests/train/test_loop.py", "tests/train/test_resume.py"]
 LOOP += ["tests/train/test_arithmetic.py"]
@@ -284,6 +286,19 @@ def mutated(mutant: Mutant) -> tuple[str, str, str]:
     return after, *first
 
 
+def again(rows: list[dict[str, Any]]) -> list[Mutant]:
+    """The survivors of an earlier run that can still be made: the same change of the same line."""
+    survivors = {(row["file"], row["before"], row["after"]) for row in rows if row["verdict"] == "survived"}
+    found = []
+    for file in sorted({file for file, *_ in survivors}):
+        for mutant in named_of(file) + mutants_of(file):
+            _, before, after = mutated(mutant)
+            if (file, before.strip(), after.strip()) in survivors:
+                survivors.discard((file, before.strip(), after.strip()))
+                found.append(mutant)
+    return found
+
+
 def drawn(files: list[str], count: int, seed: int) -> list[Mutant]:
     """A fair share for every file by what can be changed in it, and at least three."""
     dice = random.Random(seed)
@@ -435,6 +450,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="files, as a pattern")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--again", action="store_true", help="only what survived the run that is kept")
     parser.add_argument("--smoke", action="store_true", help="three mutants of the ledger; results are not kept")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -450,7 +466,11 @@ def main() -> None:
         files = sorted({str(path.relative_to(TREE)) for pattern in patterns for path in TREE.glob(pattern)})
         files = [file for file in files if fnmatch.fnmatch(file, asked.only) and not file.endswith("__init__.py")]
         named = [mutant for file in files for mutant in named_of(file)] if not asked.smoke else []
-        rows = list(run(named + drawn(files, asked.mutants, asked.seed), asked.jobs, asked.verbose))
+        kept = json.loads(KEPT.read_text())["rows"]["mutants"] if asked.again else []
+        mutants = again(kept) if asked.again else named + drawn(files, asked.mutants, asked.seed)
+        rows = list(run(mutants, asked.jobs, asked.verbose))
+    # a survivor whose line is no longer there counts no more
+    rows = [row for row in kept if row["verdict"] != "survived"] + rows
     show(rows)
     if not asked.smoke and asked.only == "*":
         verdicts = Counter(row["verdict"] for row in rows)

@@ -270,6 +270,7 @@ def test_which_gpu_it_was(record, known):
     [
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO Server 6000"),
         ("NVIDIA RTX PRO 4500 Blackwell", "RTX PRO 4500"),
+        ("RTX-PRO-4500", "RTX PRO 4500"),
         ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "NVIDIA RTX PRO 6000 Blackwell Workstation Edition"),
         ("NVIDIA H200 NVL", "H200"),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,6 +132,30 @@ def test_steps_are_counted_anew_from_every_checkpoint(make, monkeypatch):
     ctx._keep = lambda facts, state, objects: kept.append(facts.steps)
     train(ctx)
     assert kept == [2, 4, 5]
+    assert ctx.checkpoint_s > 0
+
+
+def test_figures_are_read_off_the_device_twice_a_second_at_most(make, monkeypatch):
+    now = iter([10.0, 10.3, 10.6, 10.7, 10.8, 10.9])
+    monkeypatch.setattr("raytrain.train.context.time", SimpleNamespace(monotonic=lambda: next(now), time=time.time))
+    ctx, _ = make(epochs=1)
+    seen = []
+    for _ in ctx.epochs():
+        for batch in ctx.batches():
+            ctx.report(float(batch.index))
+            seen.append((ctx._stream.figures["loss"], ctx._stream.figures["samples_per_s"]))
+    assert seen == [(0.0, None), (0.0, None), *[(2.0, pytest.approx(8 / 0.6))] * 3]
+
+
+def test_a_rank_without_a_sample_takes_part_in_synchronised_statistics_with_nothing(make, monkeypatch):
+    ctx, _ = make(epochs=1)
+    ctx.world_size = 2
+    monkeypatch.setattr("raytrain.train.context.step_samples", lambda own, *_: own + 4)
+    monkeypatch.setattr("raytrain.train.modules.synchronises_batch_norm", lambda modules: True)
+    blank = DeviceBatch(torch.zeros(1, 3, 8, 8), torch.zeros(1), np.zeros(0, np.int64), 0, stand_in=True)
+    monkeypatch.setattr(PlannedStream, "segment", lambda self, number: iter([blank]))
+    [batch] = ctx._training_batches(0)
+    assert (batch.image.shape, batch.label.shape) == ((0, 3, 8, 8), (0,))
 
 
 def test_a_loss_that_is_no_number_is_skipped_though_its_gradient_is_one(make):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import re
@@ -145,6 +146,12 @@ def test_a_model_alone_is_what_load_state_dict_takes(tmp_path, modules):
     found = [found] if isinstance(found, dict) else found
     assert [{name: tensor.tolist() for name, tensor in each.items()} for each in found] == [states[n] for n in modules]
     assert isinstance(torch.load(tmp_path / "model.pt", weights_only=True), dict) == (len(modules) == 1)
+
+
+def test_memory_is_read_as_a_file_is():
+    view = checkpoint._View(np.arange(10, dtype=np.uint8))
+    assert io.BufferedReader(view, buffer_size=3).read(7) == bytes(range(7))
+    assert view.seek(-2, io.SEEK_END) == 8 and view.read(5) == bytes([8, 9]) and view.read(1) == b""
 
 
 def test_a_checkpoint_never_executes_code(tmp_path):

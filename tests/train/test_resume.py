@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ranks import EXAMPLES, Case, changed, train_rank
 
+from raytrain.data.order import Position, StreamPlan
 from raytrain.train import checkpoint, shelf
 
 EVERYTHING = {
@@ -159,6 +160,21 @@ def test_ranks_that_were_interrupted_train_the_same_model(ranks, tmp_path, stop_
             assert torch.allclose(outcome.model[name], value, atol=1e-6), "each rank has its own random numbers again"
         assert [e["loss"] for e in outcome.history] == pytest.approx([e["loss"] for e in expected.history], rel=1e-5)
     assert [outcome.read for outcome in resumed] == [[0, 1, 2, 3], [1, 2, 3]], "the model comes from the first rank"
+
+
+def test_what_was_carried_over_is_counted(tmp_path):
+    case = case_of(tmp_path, tail="carry")
+    carried = [part.carried for part in StreamPlan(case.spec, Position(), 1).segments]
+    assert train_rank(case, 0).counts["carried"] == sum(carried) > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_loss_is_scaled_in_fp16_alone(tmp_path, precision):
+    case = replace(case_of(tmp_path, precision=precision), model="linear", holes=frozenset(), epochs=1)
+    outcome = train_rank(case, 0)
+    assert outcome.error is None, outcome.error
+    scaler = checkpoint.load_object(shelf.latest(tmp_path), 3)
+    assert ("scale" in scaler) == (precision == "fp16")
 
 
 def test_the_scale_of_fp16_is_kept(tmp_path):
