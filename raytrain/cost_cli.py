@@ -125,7 +125,7 @@ def diagnose(
 
     job = Job.from_yaml(job_file, overrides or [])
     profile, findings = _diagnosed(job, nodes, address, seconds)
-    path = out or Path(job.run_dir) / f"{job.name}.profile.json"
+    path = out or Path(job.run_dir).expanduser() / f"{job.name}.profile.json"
     profile.write(path)
     if as_json:
         said = {"lost_share": findings.lost_share, "what_helps": what_helps(findings)}

@@ -23,6 +23,7 @@ from raytrain.cluster.environ import (
     prepare_environment,
     ray_address,
 )
+from raytrain.cluster.finding import find
 from raytrain.cluster.placement import PlacedStages, check_free_gpus, place_stages, rank_resources, rank_selector
 from raytrain.cluster.topology import Topology, parse_nodes
 from raytrain.config import Group, Job
@@ -170,7 +171,7 @@ def _connect(groups: tuple[Group, ...], address: str | None, job: Job) -> emulat
     import ray  # noqa: F401 - whole before a thread imports parts of it
 
     if address:
-        address = emulated.find(address)  # before much is imported, since this may be all there is to say
+        address = find(address)  # before much is imported, since this may be all there is to say
     threading.Thread(target=import_ahead, daemon=True).start()
     return emulated.attach(address) if address else emulated.start(groups, job.cluster.reserved_cpus)
 

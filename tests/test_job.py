@@ -509,6 +509,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(cli, job_file, monkeypatch,
     # what others run on this machine is not found; Ray remembers a cluster that has ended
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", functools.cache(set))
     monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda _: "127.0.0.1:1")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     result = cli("train", job_file(**changes), *options)
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""

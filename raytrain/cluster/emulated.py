@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 import psutil
 
 from raytrain.cluster import facts, guardian
-from raytrain.cluster.environ import native_log_of_crashes, prepare_emulated_cluster, token_mode
+from raytrain.cluster.environ import native_log_of_crashes, prepare_emulated_cluster
+from raytrain.cluster.finding import no_native_log
 from raytrain.cluster.logs import forward_worker_output
 from raytrain.cluster.topology import (
     EMULATED_GPU,
@@ -29,11 +29,6 @@ from raytrain.errors import ClusterError, one_line
 
 OBJECT_STORE_SHARE = 0.3  # of the memory that is there, over all nodes, as Ray itself takes
 LOCAL_GROUP = "local"
-CONNECT_TIMEOUT_S = 2.0  # to connect, and for the first answer
-# HTTP/2's connection preface and an empty SETTINGS frame; whoever speaks HTTP/2, as gRPC does, answers with one.
-# https://www.rfc-editor.org/rfc/rfc9113#section-3.4
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-SETTINGS_FRAME = 4
 
 
 @dataclass
@@ -75,17 +70,6 @@ def _pids(cluster: Any) -> list[int]:
     return [info.process.pid for info in infos]
 
 
-def find(address: str) -> str:
-    """A running cluster's HOST:PORT, from that or from `auto`.
-
-    Raises:
-        ClusterError: no cluster answers there, or it wants another token.
-    """
-    resolved = _answering(address)
-    _check_token(resolved, found=address == "auto")
-    return resolved
-
-
 def attach(address: str) -> RunningCluster:
     """Connect to the cluster that was found.
 
@@ -101,77 +85,6 @@ def attach(address: str) -> RunningCluster:
         raise ClusterError(f"cannot attach to the Ray cluster at {address!r}: {one_line(error, 300)}") from None
     forward_worker_output()
     return RunningCluster(from_ray(ray.nodes()), address, attached=True)
-
-
-def _answering(address: str) -> str:
-    """`auto` resolved, and a server of Ray's kind listening there: Ray itself goes on trying for minutes.
-
-    Raises:
-        ClusterError: no cluster, nothing or somebody else listens, or an address of another kind.
-    """
-    from ray._private.services import canonicalize_bootstrap_address
-
-    none = ClusterError("--address auto: no Ray cluster runs on this machine; start one or use --nodes")
-    automatic = address == "auto"
-    if automatic:
-        address = canonicalize_bootstrap_address("auto") or ""
-        if not address:
-            raise none
-    host, colon, port = address.rpartition(":")
-    if not colon or "/" in host or not port.isdigit():
-        raise ClusterError(f"--address {address!r} must be auto or HOST:PORT, as `ray start --head` prints it")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S) as connection:
-            connection.sendall(PREFACE)
-            if connection.recv(4)[3:] != bytes([SETTINGS_FRAME]):
-                raise OSError("what answers there is not Ray; its port is 6379 unless another was given")
-    except (OSError, OverflowError) as error:
-        if automatic:  # Ray remembers the last cluster of this machine, whether it still runs or not
-            raise none from None
-        raise ClusterError(f"cannot attach to the Ray cluster at {address}: {error}") from None
-    return address
-
-
-def _check_token(address: str, found: bool) -> None:
-    """That the cluster lets us in: Ray itself goes on trying for half a minute, and logs every time.
-
-    Clusters that `ray.init()` starts want the token that it leaves in the user's home. As Ray does, it is shown to a
-    cluster that was `found` on this machine, not to any that was named.
-
-    Raises:
-        ClusterError: it wants a token, or another.
-    """
-    import ray
-    from ray._private.authentication import authentication_token_setup as tokens
-    from ray._raylet import GcsClient
-
-    if found:
-        logging.getLogger(tokens.__name__).setLevel(logging.ERROR)  # that there is a token is no news
-        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    try:
-        with no_native_log():
-            GcsClient(address=address)
-    except ray.exceptions.AuthenticationError:
-        if token_mode():
-            what = "does not accept this token; give the cluster's in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        else:
-            what = "wants a token; set RAY_AUTH_MODE=token to show it yours (~/.ray/auth_token, or RAY_AUTH_TOKEN)"
-        raise ClusterError(f"the Ray cluster at {address} {what}") from None
-    except ray.exceptions.RayError as error:
-        raise ClusterError(f"cannot attach to the Ray cluster at {address}: {one_line(error, 300)}") from None
-
-
-@contextlib.contextmanager
-def no_native_log() -> Iterator[None]:
-    """Nothing on standard error for a moment: Ray's C++ writes there past Python, even that it was told not to."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> RunningCluster:

@@ -109,6 +109,11 @@ def token_mode() -> bool:
     return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
 
 
+def uses_tls() -> bool:
+    """Whether Ray's processes talk to each other over TLS."""
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
     """This process's environment for a child, without what only the bootstrap should hold, and changed."""
     kept = {name: value for name, value in os.environ.items() if name not in OURS_ALONE}

@@ -156,17 +156,22 @@ class Training:
         self.failure: BaseException | None = None
         self._args, self._options = args, options
         self._loop, self._over = asyncio.new_event_loop(), threading.Event()
+        self._left = False
 
     def start(self) -> None:
         threading.Thread(target=self._fit, name="raytrain-fit", daemon=True).start()
 
     def _fit(self) -> None:
+        from ray._private import auto_init_hook
+
         try:
             run_trainer(*self._args, **self._options, run=self._run)
         except BaseException as error:  # noqa: BLE001 - the caller's thread raises it again
             self.failure = error
         finally:
             self._over.set()
+            if self._left:
+                auto_init_hook.enable_auto_connect = True
 
     def _run(self, controller: Coroutine[Any, Any, None]) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -188,7 +193,8 @@ class Training:
         with contextlib.suppress(RuntimeError):  # it has ended meanwhile
             self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(self._loop)])
         if not self.ended(ABANDON_S):
-            auto_init_hook.enable_auto_connect = False
+            self._left = auto_init_hook.enable_auto_connect
+            auto_init_hook.enable_auto_connect = False  # until it has ended after all
 
 
 def import_ahead() -> None:
