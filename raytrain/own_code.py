@@ -11,6 +11,8 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import logging
+import os
 import site
 import sys
 import sysconfig
@@ -103,7 +105,8 @@ def own_code(names: Iterable[str] = ()) -> OwnCode:
     """Of the modules that this process has imported and of `names` (as a job file has them, `package.module:name`),
     with what they import: those that are not installed."""
     installed = _installed()
-    tops = {name.partition(".")[0].partition(":")[0] for name in (*sys.modules, *names)} - set(INSTALLED_EVERYWHERE)
+    tops = {name.partition(".")[0].partition(":")[0] for name in (*sys.modules, *names)} | _imports(_script())
+    tops -= set(INSTALLED_EVERYWHERE)
     sources: dict[str, Source] = {}
     seen: set[str] = set()
     while tops - seen:
@@ -112,10 +115,29 @@ def own_code(names: Iterable[str] = ()) -> OwnCode:
             found = _sources_of(top, installed)
             sources |= found
             tops |= {name for each in found.values() for name in _imports(each.text)} - set(INSTALLED_EVERYWHERE)
-    if sum(len(each.text) for each in sources.values()) > MOST_BYTES:
+    if (size := sum(len(each.text) for each in sources.values())) > MOST_BYTES:
+        logging.getLogger(__name__).warning(
+            "your modules have %d MB of source; more than %d do not travel: other hosts need them in the same folders",
+            size >> 20,
+            MOST_BYTES >> 20,
+        )
         sources = {}
     folders = [str(Path(p).absolute()) for p in sys.path if Path(p).is_dir() and not _within(p, installed)]
     return OwnCode(tuple(dict.fromkeys(folders)), sources)
+
+
+def _script() -> bytes:
+    """The program's own text, whose functions may import what has not been imported yet."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return (_text(Path(file)) or b"") if file and is_own(file) else b""
+
+
+def _text(path: Path) -> bytes | None:
+    """None for what cannot be read, such as an editor's lock, a link to nowhere."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def is_own(path: str) -> bool:
@@ -144,17 +166,35 @@ def _sources_of(top: str, installed: Sequence[str]) -> dict[str, Source]:
         spec = getattr(module, "__spec__", None) or importlib.util.find_spec(top)
     except (ImportError, ValueError):  # ValueError: a module that was made, not imported
         return {}
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py") or _within(spec.origin, installed):
+    if spec is None:
         return {}
-    if spec.submodule_search_locations is None:
-        return {top: Source(spec.origin, False, Path(spec.origin).read_bytes())}
-    root = Path(spec.origin).parent
-    found = {}
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).with_suffix("").parts
-        is_package = parts[-1] == "__init__"
-        name = ".".join((top, *(parts[:-1] if is_package else parts)))
-        found[name] = Source(str(path), is_package, path.read_bytes())
+    if spec.origin is None:  # a package without __init__.py
+        roots = [Path(each) for each in spec.submodule_search_locations or () if not _within(each, installed)]
+        return {name: source for root in reversed(roots) for name, source in _package(top, root).items()}
+    if not spec.origin.endswith(".py") or _within(spec.origin, installed):
+        return {}
+    if spec.submodule_search_locations is not None:
+        return _package(top, Path(spec.origin).parent)
+    text = _text(Path(spec.origin))
+    return {} if text is None else {top: Source(spec.origin, False, text)}
+
+
+def _package(top: str, root: Path) -> dict[str, Source]:
+    """Everything below its folder, but for hidden files and environments; a folder without __init__.py is a package
+    as well, of no text."""
+    found: dict[str, Source] = {}
+    for folder, subfolders, files in os.walk(root):
+        place = Path(folder)
+        subfolders[:] = [n for n in subfolders if n.isidentifier() and not (place / n / "pyvenv.cfg").exists()]
+        parts = (top, *place.relative_to(root).parts)
+        texts = {Path(n).stem: _text(place / n) for n in files if n.endswith(".py") and Path(n).stem.isidentifier()}
+        package = texts.pop("__init__", b"")
+        found[".".join(parts)] = Source(str(place / "__init__.py"), True, package or b"")
+        found |= {
+            ".".join((*parts, stem)): Source(str(place / f"{stem}.py"), False, text)
+            for stem, text in texts.items()
+            if text is not None
+        }
     return found
 
 

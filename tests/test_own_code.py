@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import shutil
 import subprocess
@@ -78,11 +79,45 @@ def test_what_travels_is_what_is_named_with_all_that_it_imports(mine):
     assert not any("site-packages" in folder for folder in code.folders)
 
 
-def test_more_source_than_travels_stays_where_it_is(mine, monkeypatch):
+def test_more_source_than_travels_stays_where_it_is_and_that_is_said(mine, monkeypatch, caplog):
     look_in(mine)
     monkeypatch.setattr(own_code, "MOST_BYTES", 100)
     code = own_code.own_code(["mine:net"])
     assert code.sources == {} and str(mine) in code.folders
+    assert "do not travel: other hosts need them in the same folders" in caplog.text
+
+
+def test_what_lies_in_a_package_and_is_no_source_of_it_is_passed_over(mine):
+    """An editor's lock (a link to nowhere), hidden files, and an environment."""
+    (mine / "package/.#inside.py").symlink_to("nobody@nowhere.1")
+    (mine / "package/gone.py").symlink_to("nowhere.py")
+    (mine / "package/.hidden.py").write_text("1 / 0\n")
+    (mine / "package/env/lib").mkdir(parents=True)
+    (mine / "package/env/pyvenv.cfg").write_text("home = /usr\n")
+    (mine / "package/env/lib/large.py").write_text("")
+    look_in(mine)
+    code = own_code.own_code(["package:x"])
+    found = {name for name, each in code.sources.items() if each.file.startswith(str(mine))}
+    assert found == {"package", "package.deep", "package.deep.inside"}
+
+
+def test_a_package_without_an_init_file_travels(mine):
+    (mine / "bare/inner").mkdir(parents=True)
+    (mine / "bare/inner/net.py").write_text("SIZE = 3\n")
+    look_in(mine)
+    code = own_code.own_code(["bare.inner.net:SIZE"])
+    assert {name for name in code.sources if name.startswith("bare")} == {"bare", "bare.inner", "bare.inner.net"}
+    shutil.rmtree(mine)
+    importlib.invalidate_caches()
+    pickle.loads(pickle.dumps(code))
+    assert import_object("bare.inner.net:SIZE") == 3
+
+
+def test_what_a_script_would_import_later_travels(mine, monkeypatch):
+    (mine / "script.py").write_text("def loop(ctx):\n    import alone\n")
+    look_in(mine)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(mine / "script.py"))
+    assert "alone" in own_code.own_code().sources
 
 
 def test_what_is_installed_and_raytrain_itself_are_not_the_users(mine):

@@ -28,24 +28,28 @@ def check_options(label: str, known: Sequence[inspect.Parameter], options: Mappi
 
 
 def check_types(label: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Compare values with the annotations of one of our own functions.
+    """Compare values with the annotations of one of our own functions; `"32"` and `True` are no whole numbers.
 
     Raises:
         ConfigError: one is of another type.
     """
-    from pydantic import TypeAdapter, ValidationError  # not in the workers, which are given stages that are whole
+    from pydantic import (  # not in the workers, which are given stages that are whole
+        ConfigDict,
+        TypeAdapter,
+        ValidationError,
+    )
 
     hints = get_type_hints(function)
     for name, value in options.items():
         try:
-            TypeAdapter(hints[name]).validate_python(value)
+            TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError:
             wanted = function.__annotations__[name]
             raise ConfigError(f"stage {label!r}: {name} must be {wanted} (given: {value!r})") from None
 
 
 def check_range(label: str, least: float, most: float | None = None, **values: Any) -> None:
-    """Numbers, tuples of them or None.
+    """Numbers, pairs of them, or None.
 
     Raises:
         ConfigError: one is outside of the range.
@@ -55,3 +59,16 @@ def check_range(label: str, least: float, most: float | None = None, **values: A
             if isinstance(each, int | float) and (each < least or (most is not None and each > most)):
                 allowed = f"at least {least}" if most is None else f"from {least} to {most}"
                 raise ConfigError(f"stage {label!r}: {name} must be {allowed} (given: {value!r})")
+
+
+def check_order(label: str, **pairs: tuple[float, float]) -> None:
+    """Pairs of (low, high).
+
+    Raises:
+        ConfigError: they are not positive, or not in order.
+    """
+    for name, (low, high) in pairs.items():
+        if not 0 < low <= high:
+            raise ConfigError(
+                f"stage {label!r}: {name} must be [low, high] with 0 < low <= high (given: {[low, high]})"
+            )

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from raytrain.data.color import color_jitter_image
-from raytrain.data.options import check_options, check_range, check_types
+from raytrain.data.options import check_options, check_order, check_range, check_types
 from raytrain.data.vision import DRAWS_NOTHING, apply_named, apply_transform, draws
 from raytrain.errors import ConfigError, nearest, one_line
 from raytrain.own_code import import_object
@@ -111,8 +111,9 @@ def decode_image(data: np.ndarray) -> Image:
 
 def resize(size: int | tuple[int, int]) -> Stage:
     """To `size` x `size`, or (height, width); area averaging when it shrinks, bilinear when it grows."""
+    made = stage(resize_image, name="resize", size=size)
     check_range("resize", 1, size=size)
-    return stage(resize_image, name="resize", size=size)
+    return made
 
 
 def resize_image(image: Image, size: int | tuple[int, int]) -> Image:
@@ -127,8 +128,9 @@ def resize_image(image: Image, size: int | tuple[int, int]) -> Image:
 
 def center_crop(size: int) -> Stage:
     """The middle square of the image, resized to `size` x `size`."""
+    made = stage(center_crop_image, name="center_crop", size=size)
     check_range("center_crop", 1, size=size)
-    return stage(center_crop_image, name="center_crop", size=size)
+    return made
 
 
 def center_crop_image(image: Image, size: int) -> Image:
@@ -142,9 +144,12 @@ def random_resized_crop(
     size: int, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)
 ) -> Stage:
     """A random area of the image with a random aspect ratio, resized to `size` x `size` (as torchvision draws it)."""
+    options = {"size": size, "scale": tuple(scale), "ratio": tuple(ratio)}
+    made = stage(random_resized_crop_image, name="random_resized_crop", **options)
     check_range("random_resized_crop", 1, size=size)
     check_range("random_resized_crop", 0, 1, scale=scale)
-    return stage(random_resized_crop_image, name="random_resized_crop", size=size, scale=scale, ratio=ratio)
+    check_order("random_resized_crop", scale=scale, ratio=ratio)
+    return made
 
 
 def random_resized_crop_image(
@@ -176,8 +181,9 @@ def random_box(
 
 def flip(probability: float = 0.5) -> Stage:
     """Mirror left and right."""
+    made = stage(flip_image, name="flip", probability=probability)
     check_range("flip", 0, 1, probability=probability)
-    return stage(flip_image, name="flip", probability=probability)
+    return made
 
 
 def flip_image(image: Image, rng: np.random.Generator, probability: float = 0.5) -> Image:
@@ -186,8 +192,9 @@ def flip_image(image: Image, rng: np.random.Generator, probability: float = 0.5)
 
 def random_shift(pixels: int) -> Stage:
     """Move by up to `pixels` in each direction; the border is repeated."""
+    made = stage(random_shift_image, name="random_shift", pixels=pixels)
     check_range("random_shift", 0, pixels=pixels)
-    return stage(random_shift_image, name="random_shift", pixels=pixels)
+    return made
 
 
 def random_shift_image(image: Image, rng: np.random.Generator, pixels: int) -> Image:
@@ -210,12 +217,12 @@ def gaussian_blur(kernel: int = 11, sigma: tuple[float, float] = (0.1, 2.0), tim
     Raises:
         ConfigError: an even kernel, or a sigma that is not positive and in order.
     """
+    made = stage(gaussian_blur_image, name="gaussian_blur", kernel=kernel, sigma=tuple(sigma), times=times)
     if kernel < 1 or kernel % 2 == 0:
         raise ConfigError(f"gaussian_blur: kernel must be odd and positive (given: {kernel})")
-    if not 0 < sigma[0] <= sigma[1]:
-        raise ConfigError(f"gaussian_blur: sigma must be [low, high] with 0 < low <= high (given: {sigma})")
+    check_order("gaussian_blur", sigma=sigma)
     check_range("gaussian_blur", 1, times=times)
-    return stage(gaussian_blur_image, name="gaussian_blur", kernel=kernel, sigma=tuple(sigma), times=times)
+    return made
 
 
 def gaussian_blur_image(
@@ -250,10 +257,9 @@ def color_jitter(brightness: float = 0.0, contrast: float = 0.0, saturation: flo
         ConfigError: a negative value.
     """
     given = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
-    for name, value in given.items():
-        if value < 0:
-            raise ConfigError(f"color_jitter: {name} must not be negative (given: {value})")
-    return stage(color_jitter_image, name="color_jitter", **given)
+    made = stage(color_jitter_image, name="color_jitter", **given)
+    check_range("color_jitter", 0, **given)
+    return made
 
 
 def cast(dtype: str) -> Stage:
@@ -274,8 +280,9 @@ def cast_image(image: np.ndarray, dtype: str) -> np.ndarray:
 
 def to_uint8(size: int | None = None) -> Stage:
     """Resize to `size` if given, then round and clip to uint8."""
+    made = stage(to_uint8_image, name="to_uint8", size=size)
     check_range("to_uint8", 1, size=size)
-    return stage(to_uint8_image, name="to_uint8", size=size)
+    return made
 
 
 def to_uint8_image(image: Image, size: int | None = None) -> Image:
