@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from patience import patient
+from patience import factor, patient
 
 from raytrain.cluster import sampler
 from raytrain.cluster.sampler import COLUMNS, Gpus, HostMeter, Timeline, halved, mean_row
@@ -63,7 +63,7 @@ def test_a_core_that_is_kept_busy_is_seen():
         burner.kill()
         burner.wait()
     own = 100 * (after.user + after.system - before.user - before.system) / elapsed
-    assert own > 30, "it burns"
+    assert own > 30 / factor(), "it burns"
     assert own - 10 < mean(busy["cpu_percent"]) < 100 * psutil.cpu_count() + 5
     assert mean(busy["cpu_percent"]) == pytest.approx(reference, abs=30)
     gaps = [later - earlier for earlier, later in zip(busy["at"], busy["at"][1:], strict=False)]

@@ -465,9 +465,8 @@ def test_ctrl_c_while_waiting_leaves_the_job_alone(aws, cloud_file):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     assert any(line.startswith("InProgress") for line in process.stderr), "it waits"
     process.send_signal(2)
-    _, err = process.communicate(timeout=patient(30))
-    assert process.returncode == 130
-    last = err.splitlines()[-1]
+    last = process.stderr.read().splitlines()[-1]  # not `communicate`, which does not see what was read ahead
+    assert process.wait(timeout=patient(30)) == 130
     assert last == (
         "raytrain: no longer waiting; the job goes on. See it: raytrain logs mine --follow; end it: raytrain stop mine"
     )
