@@ -146,6 +146,19 @@ def is_own(path: str) -> bool:
     return not path.startswith("<frozen") and not _within(path, hidden)
 
 
+def is_own_module(path: str) -> bool:
+    """Whether the module of `package.module:attribute` is the user's own, or not here and so no package's that is."""
+    top = path.partition(":")[0].partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # ValueError: a module that was made, not imported
+        spec = None
+    if spec is None:
+        return True
+    files = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
+    return any(is_own(file) for file in files)
+
+
 @cache
 def _installed() -> tuple[str, ...]:
     """Folders of what every host has: Python, and installed packages."""

@@ -16,11 +16,13 @@ from raytrain.cost.instances import Catalog
 from raytrain.cost.planner import Prediction
 from raytrain.cost.profile import Profile
 from raytrain.errors import ConfigError
+from raytrain.own_code import is_own_module
 
 ROLE = "your-sagemaker-role"  # placeholders: they have the form of the real ones, and nobody has them
 BUCKET = "s3://your-bucket"
 CHANNELS = f"{ML_FOLDER}/input/data"
 TAKEN = {"code", "sm_drivers", TOKEN_CHANNEL}  # channels that a launch adds
+FILES = frozenset({".parquet", ".pq", ".tar"})  # how the name of a data file ends that is not on this machine
 SLACK = 1.5  # of the predicted time, before SageMaker ends the job
 PROGRAM = '''"""What runs on the head of the job: python train.py job.yaml."""
 
@@ -138,7 +140,8 @@ def _channels(tree: dict[str, Any], names: list[str], uri: str | None) -> list[s
                     f"sagemaker.channels.{channel}.uri is a placeholder, {BUCKET}/{channel}: put in your bucket "
                     "(or plan with --data)"
                 )
-            left.append(f"the data is not in S3 yet, as far as this knows: aws s3 sync {folder} {given or '…'}")
+            command = _copied(local[split], folder, given or "…")
+            left.append(f"the data is not in S3 yet, as far as this knows: {command}")
     return left
 
 
@@ -148,17 +151,48 @@ def _is_local(path: str | None) -> bool:
 
 def _folders(local: dict[str, str], taken: set[str]) -> dict[str, tuple[str, str]]:
     """By split, a channel's name and the folder of this machine that it is to hold: one for both splits, but for splits
-    that have only the current folder, or one above it, in common."""
-    folders = {split: os.path.dirname(p) if PurePosixPath(p).suffix else p for split, p in local.items()}
-    folders = {split: os.path.abspath(folder) for split, folder in folders.items()}
+    that have only the current folder, or one above it, in common.
+
+    Raises:
+        ConfigError: a split's data is such a folder itself.
+    """
+    folders = {split: os.path.abspath(_folder(path)) for split, path in local.items()}
     above = os.path.commonpath(folders.values())
-    if not Path.cwd().is_relative_to(above):  # else it holds more than data
+    if not _holds_more(above):
         folders = dict.fromkeys(folders, above)
     found = {}
     for split, folder in folders.items():
         name = re.sub(r"[^A-Za-z0-9_.-]", "-", os.path.basename(folder))[:50] or split
+        if _holds_more(folder):
+            if not _is_file(local[split]):
+                raise ConfigError(
+                    f"data.{split}.path {local[split]!r} is the folder that you are in, or one above it, which may "
+                    "hold more than data; move the data into a folder of its own, or start raytrain outside of it"
+                )
+            name = split
         found[split] = (f"data-{name}" if name in taken else name, os.path.relpath(folder))
     return found
+
+
+def _folder(path: str) -> str:
+    return os.path.dirname(path) if _is_file(path) else path
+
+
+def _is_file(path: str) -> bool:
+    """Whether data is a file, as far as can be told: it may not be on this machine."""
+    return Path(path).is_file() or (PurePosixPath(path).suffix in FILES and not Path(path).is_dir())
+
+
+def _holds_more(folder: str) -> bool:
+    """Whether it is the current folder, or one above it: a job's code lies there too, and who knows what."""
+    return Path.cwd().is_relative_to(Path(folder).resolve())
+
+
+def _copied(path: str, folder: str, uri: str) -> str:
+    """The command that brings data from a folder to S3: all of it, or a file that is not alone there."""
+    if _holds_more(os.path.abspath(folder)):
+        return f"aws s3 cp {os.path.relpath(path)} {uri}/"
+    return f"aws s3 sync {folder} {uri}"
 
 
 def _time_limit(asked: dict[str, Any], planned: Prediction) -> list[str]:
@@ -171,9 +205,10 @@ def _time_limit(asked: dict[str, Any], planned: Prediction) -> list[str]:
 
 def _own_code(tree: dict[str, Any]) -> list[str]:
     """Modules of the user's own that the job imports."""
-    stages = [name for spec in (tree.get("data") or {}).get("stages") or () for name in _spec_names(spec)]
-    names = [(tree.get("model") or {}).get("name", ""), *stages]
-    own = sorted({name for name in names if ":" in name and name.split(".")[0] not in ("timm", "raytrain")})
+    data = tree.get("data") or {}
+    specs = [spec for key in ("stages", "validation_stages") for spec in data.get(key) or ()]
+    names = [(tree.get("model") or {}).get("name", ""), *(name for spec in specs for name in _spec_names(spec))]
+    own = sorted({name for name in names if ":" in name and is_own_module(name)})
     return [f"{', '.join(own)} must lie in the job's source folder, or come with its requirements"] if own else []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from raytrain.config import Job
 from raytrain.cost.instances import Catalog
@@ -15,6 +16,8 @@ from raytrain.record import RunRecord, parse_record
 from raytrain.train.flops import training_work
 
 USUAL_BATCH = 64  # of a job that does not say
+RESIZE = ("resize", "center_crop", "random_resized_crop", "to_uint8")  # to their `size`; other stages mean else by it
+TORCHVISION_RESIZES = ("Resize", "CenterCrop", "RandomCrop", "RandomResizedCrop")
 
 
 def profile_from(path: Path, known: Catalog, diagnose: Callable[[Job], Profile]) -> Profile:
@@ -92,6 +95,7 @@ def with_estimates(profile: Profile, known: Catalog) -> Profile:
         profile,
         known,
         flops=work.flops,
+        convolution_flops=work.convolution_flops,
         calls_per_sample=work.calls / (job.data.batch_size if job.data else USUAL_BATCH),
         precision=job.training.precision,
         model=f"{job.model.name} on {height}x{width} images",
@@ -108,13 +112,35 @@ def _image_shape(job: Job) -> tuple[int, int, int]:
     made = getattr(job.data.train, "shape", None) if job.data else None
     channels = made[2] if made and len(made) == 3 else 3
     for spec in reversed(job.data.stages if job.data else ()):
-        [options] = spec.values() if isinstance(spec, dict) else [None]
-        size = (options or {}).get("size")
-        if size:
-            return (size, size, channels) if isinstance(size, int) else (*size, channels)
+        size = _resized_to(spec)
+        if size is not None:
+            return *size, channels
     if made and len(made) == 3:
         return made
     size = job.model.options.get("img_size")
     if isinstance(size, int):
         return size, size, channels
-    raise ConfigError("the size of its images is not in its job: no stage has a `size`, the model no img_size")
+    raise ConfigError(
+        "the size of its images is not in its job: no stage resizes to a `size`, the model has no img_size"
+    )
+
+
+def _resized_to(spec: Any) -> tuple[int, int] | None:
+    """Height and width that a stage of raytrain's or of torchvision's resizes to; None for any other stage.
+
+    One number is a square: torchvision's Resize takes it for the shorter side, but images of a batch have one shape.
+
+    Raises:
+        ConfigError: its size is no size.
+    """
+    name, options = next(iter(spec.items())) if isinstance(spec, dict) else (spec, None)
+    options = options if isinstance(options, dict) else {}
+    if name not in RESIZE and not (name == "torchvision" and options.get("transform") in TORCHVISION_RESIZES):
+        return None
+    size = options.get("size")
+    if size is None:
+        return None
+    numbers = list(size) if isinstance(size, list | tuple) else [size]
+    if len(numbers) not in (1, 2) or not all(type(each) is int and each > 0 for each in numbers):
+        raise ConfigError(f"stage {name!r}: size must be one or two positive whole numbers (given: {size!r})")
+    return numbers[0], numbers[-1]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raytrain.config import Group, Job, SageMaker
-from raytrain.cost.instances import Catalog
+from raytrain.cost.instances import Catalog, most_usd
 from raytrain.errors import ConfigError, TrainingError
 from raytrain.record import RunRecord, parse_record, read_record
 
@@ -89,15 +89,17 @@ class Trials:
         )
 
     def _most_usd(self, job: Job) -> str:
-        limit_s = job.sagemaker.max_run_s if job.sagemaker else SageMaker().max_run_s
-        region = job.sagemaker and job.sagemaker.region
+        asked = job.sagemaker or SageMaker()
+        kept_s = asked.keep_alive_s or 0
         groups = job.cluster.groups
-        prices = [self.known.prices.get((region, group.instance_type)) for group in groups]
-        line = f"{job.name}: how long is not known before; SageMaker ends it after {lasting(limit_s)}"
+        prices = [self.known.prices.get((asked.region, group.instance_type)) for group in groups]
+        line = f"{job.name}: how long is not known before; SageMaker ends it after {lasting(asked.max_run_s)}"
+        if kept_s:
+            line += f" and keeps its hosts for {lasting(kept_s)} more"
         if not groups or None in prices:
             return f"{line}, and what that costs is not known either"
         usd = sum(price.usd_per_hour * group.hosts for price, group in zip(prices, groups, strict=True))
-        return f"{line}, at most ${usd * limit_s / 3600:,.2f}"
+        return f"{line}, at most ${most_usd(usd, asked.max_run_s, kept_s):,.2f}"
 
     def _train(self, path: Path, job: Job, overrides: list[str]) -> RunRecord:
         sets = [word for each in overrides for word in ("--set", each)]

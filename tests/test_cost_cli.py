@@ -327,7 +327,7 @@ def test_who_does_not_agree_has_nothing_trained(call, trained, job_file, monkeyp
 
 
 def test_a_place_that_costs_money_is_not_probed(trained, job_file):
-    """Two hours at most of a $1.408 host and two of $0.816."""
+    """Two hours at most of a $1.408 host and two of $0.816; of one alone, with 50 minutes of a warm pool."""
     groups = [
         {"name": "gpu", "instance_type": "ml.g5.xlarge"},
         {"name": "cpu", "instance_type": "ml.c5.4xlarge", "hosts": 2},
@@ -337,6 +337,9 @@ def test_a_place_that_costs_money_is_not_probed(trained, job_file):
     there = Trials("sagemaker", catalog(), [])
     assert there.intended(path) == (f"small ({path}): 1,000 steps, 16,000 samples, on SageMaker (gpu=1x4x1,cpu=2x16)")
     assert there.duration(path) == ("small: how long is not known before; SageMaker ends it after 2 h, at most $6.08")
+    alone = "cluster.groups=[{name: g, instance_type: ml.g5.xlarge}]"
+    pool = Trials("sagemaker", catalog(), ["sagemaker.keep_alive_s=3000", alone])
+    assert pool.duration(path).endswith("after 2 h and keeps its hosts for 50 min more, at most $3.99")
     elsewhere = Trials("sagemaker", catalog(), ["sagemaker.region=mars-1"])
     assert elsewhere.duration(path).endswith("ends it after 2 h, and what that costs is not known either")
     nowhere = Trials("sagemaker", catalog(), ["sagemaker=null", "cluster={}"])

@@ -16,6 +16,7 @@ from raytrain.cost.instances import catalog
 from raytrain.cost.planner import Bounds, plan
 from raytrain.cost.profile import Figure
 from raytrain.diagnose import Findings
+from raytrain.record import StageFigures
 from raytrain.report.costs import show_comparison
 from raytrain.report.diagnosis import show_diagnosis
 from raytrain.report.fitting import Column, fitted, number, show_fitted
@@ -240,6 +241,19 @@ def test_no_cell_of_a_diagnosis_is_cut():
     text = shown(show_diagnosis, 80, findings, shared)
     assert "…" not in text
     assert "efficiency, on shared cores" in text
+
+
+def test_a_diagnosis_names_the_columns_that_it_leaves_out():
+    """Stages: 40 + 6 + 6 + 7 characters and two between each two are 65; the profile's names alone take 31."""
+    costs = {"num_samples": 1000, "num_batches": 10, "batch_wall_p90_s": 0.1, "batch_wall_p99_s": 0.2}
+    stage = StageFigures(name=40 * "x", cpu_s=3.0, wall_s=4.0, **costs)
+    found = Findings(100.0, 200.0, 300.0, 150.0, 120.0, 0.5, who_waits(0.5, [], []), stages=(stage,))
+    assert "left out" not in shown(show_diagnosis, 100, found, profile())
+    narrow = shown(show_diagnosis, 60, found, profile())
+    said = " ".join(narrow.split())
+    assert "left out at a width of 60: lowest, highest; the profile's file has them" in said
+    assert "left out at a width of 60: of all; a wider terminal or --json has them" in said
+    assert "…" not in narrow and 40 * "x" in narrow
 
 
 def prices(width, regions=("us-east-1", "us-west-2")):

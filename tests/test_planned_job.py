@@ -156,6 +156,8 @@ def test_a_channel_beside_bound_ones_is_bound_too(tree):
         ("/far/one/t", "/away/two/v", ["t", "v"], {"t": "s3://mine/in/t", "v": "s3://mine/in/v"}),
         ("my data/set 1", None, ["set-1"], {"set-1": "s3://mine/in"}),
         ("code/x.tar", None, ["data-code/x.tar"], {"data-code": "s3://mine/in"}),
+        ("photos.2024", None, ["photos.2024"], {"photos.2024": "s3://mine/in"}),
+        ("sets/v1.0", "sets/v1.1", ["sets/v1.0", "sets/v1.1"], {"sets": "s3://mine/in"}),
     ],
 )
 def test_where_the_data_goes(tree, train, validation, inside, channels):
@@ -165,6 +167,54 @@ def test_where_the_data_goes(tree, train, validation, inside, channels):
     assert paths == [f"/opt/ml/input/data/{path}" for path in inside]
     assert {name: channel.uri for name, channel in job.sagemaker.channels.items()} == channels
     assert all("aws s3 sync" in line for line in left)
+
+
+@pytest.mark.parametrize(
+    ("train", "command"),
+    [
+        ("photos.2024", "aws s3 sync photos.2024 s3://mine/in"),
+        ("sets/a.parquet", "aws s3 sync sets s3://mine/in"),
+        ("shards.tar", "aws s3 sync shards.tar s3://mine/in"),
+        ("listed.bin", "aws s3 cp listed.bin s3://mine/in/"),
+        ("a.parquet", "aws s3 cp a.parquet s3://mine/in/"),
+        ("../a.parquet", "aws s3 cp ../a.parquet s3://mine/in/"),
+    ],
+)
+def test_the_current_folder_is_never_copied(tree, here, train, command):
+    """`shards.tar` is a folder here and `listed.bin` a file; of what is not here, the name says it."""
+    (here / "shards.tar").mkdir()
+    (here / "listed.bin").write_text("")
+    tree["data"] = {"train": folder(train)}
+    job, left = written(tree)
+    assert left == [f"the data is not in S3 yet, as far as this knows: {command}"]
+    [name] = job.sagemaker.channels
+    if " cp " in command:
+        assert job.data.train.path == f"/opt/ml/input/data/train/{train.rpartition('/')[2]}"
+        assert name == "train"
+
+
+def test_two_files_of_the_current_folder_are_two_channels(tree):
+    tree["data"] = {"train": folder("a.parquet"), "validation": folder("b.parquet")}
+    job, left = written(tree)
+    assert {name: channel.uri for name, channel in job.sagemaker.channels.items()} == {
+        "train": "s3://mine/in/train",
+        "validation": "s3://mine/in/validation",
+    }
+    assert [line.partition(": ")[2] for line in left] == [
+        "aws s3 cp a.parquet s3://mine/in/train/",
+        "aws s3 cp b.parquet s3://mine/in/validation/",
+    ]
+
+
+@pytest.mark.parametrize("path", [".", "..", "/", "data/.."])
+def test_data_that_is_the_current_folder_is_refused(tree, path):
+    tree["data"] = {"train": folder("a.parquet"), "validation": folder(path)}
+    with pytest.raises(ConfigError) as caught:
+        written(tree)
+    assert str(caught.value) == (
+        f"data.validation.path {path!r} is the folder that you are in, or one above it, which may hold more than data; "
+        "move the data into a folder of its own, or start raytrain outside of it"
+    )
 
 
 def test_a_long_job_gets_the_time_that_it_takes(tree):
@@ -180,6 +230,18 @@ def test_code_of_ones_own_is_named(tree):
     tree["data"]["stages"] = ["decode", {"own.stages:speckle": {"much": 1}}, "resize"]
     _, left = written(tree)
     assert "mine:Net, own.stages:speckle must lie in the job's source folder, or come with its requirements" in left
+
+
+def test_code_of_validations_stages_is_named_and_that_of_packages_is_not(tree, here, monkeypatch):
+    (here / "beside.py").write_text("def crop(image):\n    return image\n")
+    monkeypatch.syspath_prepend(str(here))
+    tree["data"]["stages"] = ["torchvision.transforms.v2:RGB", "numpy:ascontiguousarray", "math:sqrt"]
+    tree["data"]["validation_stages"] = ["decode", {"beside:crop": None}, {"not_here:crop": {"size": 3}}]
+    _, left = written(tree)
+    [line] = [line for line in left if "source folder" in line]
+    assert line == "beside:crop, not_here:crop must lie in the job's source folder, or come with its requirements"
+    tree["data"]["validation_stages"] = None
+    assert not [line for line in written(tree)[1] if "source folder" in line]
 
 
 def test_an_estimate_is_marked_in_the_job_file(tree, here, cli):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from typing import get_args, get_type_hints
+
 import pytest
-from conftest import figures
+from conftest import ROOT, figures
 
 from raytrain.cost.profile import Figure
 from raytrain.outcome import _stages
 from raytrain.record import RankFigures, StageFigures
-from raytrain.verdict import busy_machine, who_waits, wide_spreads
+from raytrain.verdict import COMPUTE_UP_TO, INPUT_FROM, Verdict, busy_machine, who_waits, wide_spreads
 
 
 def stage(name, cpu_s, wall_s, num_samples=1000):
@@ -90,3 +93,11 @@ def test_the_ranks_figures_of_a_stage_are_added_up():
         batch_wall_p99_s=4.0,
     )
     assert (both.cpu_s_per_sample, both.wall_s_per_sample, both.wait_s_per_sample) == (0.2, 0.3, 0.1)
+
+
+def test_the_documentation_names_every_verdict_and_its_limits():
+    page = (ROOT / "docs" / "figures.md").read_text()
+    rows = dict(re.findall(r"\| bottleneck: (\w+) \| (.*) \|", page))
+    assert set(rows) == set(get_args(get_type_hints(Verdict)["kind"]))
+    assert f"{COMPUTE_UP_TO * 100:.0f} %" in rows["compute"] and f"{INPUT_FROM * 100:.0f} %" in rows["input"]
+    assert f"between {COMPUTE_UP_TO * 100:.0f} % and {INPUT_FROM * 100:.0f} %" in rows["balanced"]

@@ -53,6 +53,11 @@ def _beyond(profile: Profile, types: tuple[InstanceType, ...], bounds: Bounds) -
     like = sorted({t.family for t in types} - set(profile.cpu_s_per_sample))
     if like:
         lines.append(f"a vCPU of {', '.join(like)} prepares as much as one of {profile.cpu_kind} did")
+    if profile.read_wait_s:
+        lines.append(
+            f"a worker, one a vCPU, waits {profile.read_wait_s * 1e3:.3g} ms for storage beside the CPU time of each "
+            "sample, as it was measured"
+        )
     unknown = [t.name for t in types if t.network_gbps is None]
     if unknown:
         lines.append(f"the network of {', '.join(unknown)} is not known and does not limit")

@@ -108,6 +108,12 @@ class Price(_Entry):
     source: str
 
 
+def most_usd(usd_per_hour: float, max_run_s: float, keep_alive_s: float = 0) -> float:
+    """Of a SageMaker job that runs to its limit and whose warm pool is kept to its end. Every group is billed until the
+    job ends."""
+    return usd_per_hour * (max_run_s + keep_alive_s) / 3600
+
+
 class PriceFile(_Entry):
     """The form of the snapshot, of the cache and of a prices.yaml."""
 

@@ -5,7 +5,8 @@ single one of another of its family to fill up. Its samples a second are the sma
 the efficiency, as far as it holds on GPU hosts:
 
     accelerators   GPUs / accelerator seconds a sample
-    CPUs           sum over hosts of vCPUs / CPU seconds a sample; the training hosts keep one vCPU a GPU for themselves
+    CPUs           sum over hosts of vCPUs / (CPU seconds + seconds of waiting for storage a sample): a worker a vCPU;
+                   the training hosts keep one vCPU a GPU for themselves
     network        what the hosts' network cards let in and out: bytes a sample from storage and from CPU host to rank
 """
 
@@ -373,7 +374,7 @@ def _ladder(profile: Profile, priced: list[tuple[InstanceType, Price]], bounds: 
     return Ladder(
         types,
         np.array([price.usd_per_hour for _, price in priced]),
-        np.array([n / profile.cpu_s(t.family) for n, t in zip(slots, types, strict=True)]),
+        np.array([n / profile.worker_s(t.family) for n, t in zip(slots, types, strict=True)]),
         np.array([t.gpus / accelerator[t.gpu].value if trains else 0.0 for t in types]),
         np.array([t.network_gbps * 1e9 / 8 if t.network_gbps else np.inf for t in types]),
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from raytrain.cluster.topology import parse_nodes
 from raytrain.cost.instances import Catalog, InstanceType, Price
+from raytrain.errors import ConfigError
 from raytrain.record import HostFacts, RunRecord
 
 SAME = 1e-6
@@ -88,11 +91,24 @@ def cpus_of(record: RunRecord, host: HostFacts) -> float:
         return host.cpus
     if not host.emulated:
         return record.hardware.cpu_cores
-    if "--nodes" in record.command[:-1]:
-        nodes = parse_nodes(record.command[record.command.index("--nodes") + 1])
-        return next((group.cpus for group in nodes if group.name == host.group), host.cpus)
+    said = _nodes_of(record.command)
+    if host.group in said:
+        return said[host.group]
     reserved = (record.job.get("cluster") or {}).get("reserved_cpus")
     return host.cpus + min(host.gpus if reserved is None else reserved, host.cpus) * bool(host.gpus)
+
+
+def _nodes_of(command: Sequence[str]) -> dict[str, float]:
+    """CPUs of a host by group, as `--nodes` of a command says; empty where it says none, or a user's own program means
+    something else by it."""
+    for word, following in pairwise([*command, ""]):
+        option, equals, value = word.partition("=")
+        if option == "--nodes":
+            try:
+                return {group.name: group.cpus for group in parse_nodes(value if equals else following)}
+            except ConfigError:
+                return {}
+    return {}
 
 
 def _not_to_scale(record: RunRecord, kinds: list[InstanceType], shares: list[float]) -> str | None:

@@ -130,6 +130,15 @@ class Profile(_Part):
         return self.cpu_s_per_sample.get(family, self.cpu_s_per_sample[self.cpu_kind]).value
 
     @property
+    def read_wait_s(self) -> float:
+        """Of a sample; 0 where it was not measured."""
+        return self.read_wait_s_per_sample.value if self.read_wait_s_per_sample else 0.0
+
+    def worker_s(self, family: str) -> float:
+        """Seconds that a sample keeps a worker, of which there is one a vCPU: it computes, or waits for storage."""
+        return self.cpu_s(family) + self.read_wait_s
+
+    @property
     def efficiency_on_gpus(self) -> float:
         """What of the efficiency holds where ranks train on GPUs: one that was measured on shared cores does not."""
         return 1.0 if self.cores_shared_with else min(self.efficiency.value, 1.0)

@@ -25,39 +25,49 @@ class Peak:
     """Of one GPU, in 10^12 operations a second, dense (data sheets often print twice as much, for sparse matrices).
 
     Attributes:
-        half: tensor cores, bf16 or fp16.
-        single: fp32 without TF32, which torch does not use for matrices unless it is told to.
+        fp16, bf16: tensor cores; fp32's figure where they do not know bf16.
+        fp32: without TF32, which torch does not use for matrices unless it is told to.
+        tf32: tensor cores, which torch uses for fp32 convolutions unless it is told not to; fp32's figure where there
+            is no TF32.
         source: whose figures these are.
     """
 
-    half: float
-    single: float
+    fp16: float
+    bf16: float
+    fp32: float
+    tf32: float
     source: str
 
 
 PEAKS = {
-    "T4": Peak(65.0, 8.1, "NVIDIA T4 data sheet"),
-    "V100": Peak(125.0, 15.7, "NVIDIA V100 data sheet, SXM2"),
-    "A10G": Peak(70.0, 35.0, "NVIDIA A10G data sheet"),
-    "A100": Peak(312.0, 19.5, "NVIDIA A100 data sheet, SXM"),
-    "L4": Peak(121.0, 30.3, "NVIDIA L4 data sheet"),
-    "L40S": Peak(362.0, 91.6, "NVIDIA L40S data sheet"),
-    "H100": Peak(989.0, 67.0, "NVIDIA H100 data sheet, SXM"),
-    "H200": Peak(989.0, 67.0, "NVIDIA H200 data sheet, SXM"),
-    "B200": Peak(2250.0, 75.0, "NVIDIA HGX B200 data sheet"),
+    "T4": Peak(65.0, 8.1, 8.1, 8.1, "NVIDIA T4 data sheet"),
+    "V100": Peak(125.0, 15.7, 15.7, 15.7, "NVIDIA V100 data sheet, SXM2"),
+    "A10G": Peak(70.0, 70.0, 35.0, 35.0, "NVIDIA A10G data sheet"),
+    "A100": Peak(312.0, 312.0, 19.5, 156.0, "NVIDIA A100 data sheet, SXM"),
+    "L4": Peak(121.0, 121.0, 30.3, 60.0, "NVIDIA L4 data sheet"),
+    "L40S": Peak(362.0, 362.0, 91.6, 183.0, "NVIDIA L40S data sheet"),
+    "H100": Peak(989.0, 989.0, 67.0, 494.0, "NVIDIA H100 data sheet, SXM"),
+    "H200": Peak(989.0, 989.0, 67.0, 494.0, "NVIDIA H200 data sheet, SXM"),
+    "B200": Peak(2250.0, 2250.0, 75.0, 1125.0, "NVIDIA HGX B200 data sheet"),
 }
 
 
-def typical_s(flops: float, calls_per_sample: float, gpu: str, precision: Precision) -> float:
+def typical_s(
+    flops: float, calls_per_sample: float, gpu: str, precision: Precision, convolution_flops: float = 0.0
+) -> float:
     """Seconds of one GPU for a sample of so many operations: what they take, or what it takes to start them.
 
     Args:
         calls_per_sample: of operators, each for a whole batch.
         gpu: one of PEAKS.
+        convolution_flops: those of `flops` that are convolutions', which in fp32 have another peak.
     """
     peak = PEAKS[gpu]
-    computes = flops / ((peak.single if precision == "fp32" else peak.half) * 1e12 * SHARE_OF_PEAK)
-    return max(computes, calls_per_sample * CALL_S)
+    if precision == "fp32":
+        at_peak = (flops - convolution_flops) / peak.fp32 + convolution_flops / peak.tf32
+    else:
+        at_peak = flops / (peak.bf16 if precision == "bf16" else peak.fp16)
+    return max(at_peak / (1e12 * SHARE_OF_PEAK), calls_per_sample * CALL_S)
 
 
 def needs_estimate(profile: Profile) -> bool:
@@ -66,19 +76,28 @@ def needs_estimate(profile: Profile) -> bool:
 
 
 def with_typical(
-    profile: Profile, known: Catalog, *, flops: float, calls_per_sample: float, precision: Precision, model: str
+    profile: Profile,
+    known: Catalog,
+    *,
+    flops: float,
+    calls_per_sample: float,
+    precision: Precision,
+    model: str,
+    convolution_flops: float = 0.0,
 ) -> Profile:
     """A profile with an estimate for every GPU of the catalog whose peak is known.
 
     Args:
-        flops, calls_per_sample: of training, forward and backward.
+        flops, calls_per_sample, convolution_flops: of training, forward and backward.
         model: with its images, for the reader.
     """
     gpus = sorted({each.gpu for each in known.types.values() if each.gpu} & set(PEAKS))
-    figures = {gpu: Figure.once(typical_s(flops, calls_per_sample, gpu, precision)) for gpu in gpus}
+    seconds = {gpu: typical_s(flops, calls_per_sample, gpu, precision, convolution_flops) for gpu in gpus}
+    figures = {gpu: Figure.once(value) for gpu, value in seconds.items()}
+    peak = "fp32 (TF32 for convolutions)" if precision == "fp32" and convolution_flops else precision
     said = (
         f"device seconds are ESTIMATES, nothing was measured: {flops / 1e9:.3g} GFLOP to train on a sample ({model}), "
-        f"at {SHARE_OF_PEAK:.0%} of what data sheets give for {precision}, at least {CALL_S * 1e6:g} us an operator; "
+        f"at {SHARE_OF_PEAK:.0%} of what data sheets give for {peak}, at least {CALL_S * 1e6:g} us an operator; "
         "measured ones differ by twice and more, depthwise convolutions are far slower; --accelerator GPU=SECONDS "
         "gives your own"
     )

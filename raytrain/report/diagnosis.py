@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
 from raytrain.advice import BUSY_RANKS, advice
 from raytrain.cost.profile import Profile
 from raytrain.diagnose import Findings
 from raytrain.report.costs import figure_text, profile_rows, share
+from raytrain.report.fitting import Column, show_fitted
+
+REMEDY = "a wider terminal or --json has them"
 
 
 def show_diagnosis(findings: Findings, profile: Profile, console: Console) -> None:
-    for table in (_parts(findings), _profile(profile), _stages(findings)):
-        console.print(table)
+    _parts(findings, console)
+    _profile(profile, console)
+    _stages(findings, console)
     for line in diagnosis_lines(findings):
         console.print(line, markup=False, highlight=False)
 
@@ -39,8 +42,7 @@ def _lost(findings: Findings) -> str:
     )
 
 
-def _parts(findings: Findings) -> Table:
-    table = _table("What each part can do", "samples/s")
+def _parts(findings: Findings, console: Console) -> None:
     ranks = "ranks alone, on the CPU" if findings.ranks_on_cpu else "accelerator alone, batches on the device"
     rows = [
         ("preprocessing alone, one core", findings.preprocessing_alone),
@@ -49,31 +51,26 @@ def _parts(findings: Findings) -> Table:
     ]
     if findings.together is not None:
         rows.append(("both on the same cores, at most", findings.together))
-    for name, value in (*rows, ("everything", findings.everything)):
-        table.add_row(name, f"{value:,.1f}")
-    return table
+    rows.append(("everything", findings.everything))
+    columns = (Column("", right=False), Column("samples/s"))
+    show_fitted("What each part can do", columns, [(name, f"{value:,.1f}") for name, value in rows], console, REMEDY)
 
 
-def _profile(profile: Profile) -> Table:
-    table = _table("The profile", "median", "lowest", "highest")
-    for name, figure, unit in profile_rows(profile):
-        table.add_row(name, *(figure_text(value, unit) for value in (figure.value, figure.low, figure.high)))
-    return table
+def _profile(profile: Profile, console: Console) -> None:
+    columns = (Column("", right=False), Column("median"), Column("lowest", 1), Column("highest", 1))
+    rows = [
+        (name, *(figure_text(value, unit) for value in (figure.value, figure.low, figure.high)))
+        for name, figure, unit in profile_rows(profile)
+    ]
+    show_fitted("The profile", columns, rows, console, "the profile's file has them")
 
 
-def _stages(findings: Findings) -> Table:
-    table = _table("Where a sample's CPU time goes", "CPU ms", "of all", "wall ms")
+def _stages(findings: Findings, console: Console) -> None:
+    columns = (Column("stage", right=False), Column("CPU ms"), Column("of all", 2), Column("wall ms", 1))
     cpu_s = sum(stage.cpu_s for stage in findings.stages)
+    rows = []
     for stage in findings.stages:
         of_all = share(stage.cpu_s / cpu_s if cpu_s else None)
         cpu_ms, wall_ms = stage.cpu_s_per_sample * 1e3, stage.wall_s_per_sample * 1e3
-        table.add_row(stage.name, f"{cpu_ms:.3f}", of_all, f"{wall_ms:.3f}")
-    return table
-
-
-def _table(title: str, *heads: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for name in heads:
-        table.add_column(name, justify="right")
-    return table
+        rows.append((stage.name, f"{cpu_ms:.3f}", of_all, f"{wall_ms:.3f}"))
+    show_fitted("Where a sample's CPU time goes", columns, rows, console, REMEDY)

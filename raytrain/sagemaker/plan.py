@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.config import Job
-from raytrain.cost.instances import Catalog, InstanceType, Price, Source, catalog
+from raytrain.cost.instances import Catalog, InstanceType, Price, Source, catalog, most_usd
 from raytrain.errors import ConfigError
 from raytrain.sagemaker.request import Group, Request, groups_of
 
@@ -75,9 +75,10 @@ class Plan:
 
     @property
     def max_usd(self) -> float | None:
-        """Of the instances, if the job runs to its limit and a warm pool is kept to its end. Every group is billed
-        until the job ends."""
-        return None if self.usd_per_hour is None else self.usd_per_hour * (self.max_run_s + self.keep_alive_s) / 3600
+        """Of the instances, if the job runs to its limit and a warm pool is kept to its end."""
+        if self.usd_per_hour is None:
+            return None
+        return most_usd(self.usd_per_hour, self.max_run_s, self.keep_alive_s)
 
     @property
     def single(self) -> PlannedGroup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from raytrain.config import Model
 from raytrain.errors import ConfigError, named
@@ -18,10 +19,12 @@ class Work:
 
     Attributes:
         flops: floating-point operations of one sample: two for every multiplication and addition.
-        calls: of torch's operators for a batch, each of which starts work on the device.
+        convolution_flops: those of them in convolutions.
+        calls: of torch's operators for a batch, each of which starts work on the device: views do not.
     """
 
     flops: float
+    convolution_flops: float
     calls: int
 
 
@@ -40,7 +43,7 @@ def training_work(model: Model, height: int, width: int, channels: int) -> Work:
         number = 0
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.number += 1
+            self.number += not _is_view(func)
             return func(*args, **(kwargs or {}))
 
     if "pretrained" in model.options:  # what the weights are does not matter, and they would be downloaded
@@ -60,4 +63,14 @@ def training_work(model: Model, height: int, width: int, channels: int) -> Work:
         raise ConfigError(
             f"the operations of model {model.name!r} cannot be counted for images of {height}x{width}: {named(error)}"
         ) from None
-    return Work(counted.get_total_flops() / SAMPLES * (1 + BACKWARD), calls.number * (1 + BACKWARD))
+    operations = counted.get_flop_counts().get("Global", {})
+    convolutions = sum(number for operator, number in operations.items() if "convolution" in str(operator))
+    scale = (1 + BACKWARD) / SAMPLES
+    return Work(sum(operations.values()) * scale, convolutions * scale, calls.number * (1 + BACKWARD))
+
+
+def _is_view(operator: Any) -> bool:
+    """Whether what it returns is what it was given, seen otherwise."""
+    if operator.name() == "aten::_unsafe_view":  # a view in all but its schema
+        return True
+    return getattr(operator, "is_view", False)  # operators that take functions do not say

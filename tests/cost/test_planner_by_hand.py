@@ -86,6 +86,16 @@ def test_every_figure_of_one_shape(known):
     )
 
 
+def test_waiting_for_storage_is_counted_and_said(known):
+    def said(**changes):
+        return [line for line in plan(work(**changes), known, Bounds("here-1")).assumptions if "storage" in line]
+
+    assert said(read_wait_s_per_sample=Figure.once(0.03)) == [
+        "a worker, one a vCPU, waits 30 ms for storage beside the CPU time of each sample, as it was measured"
+    ]
+    assert said() == said(read_wait_s_per_sample=Figure.once(0.0)) == []
+
+
 @pytest.mark.parametrize(
     ("shape", "changes", "rate", "limit"),
     [
@@ -104,6 +114,9 @@ def test_every_figure_of_one_shape(known):
         # two have 200 MB/s; 4 of an unknown network prepare 800
         ("2 x ml.h9.one + 4 x ml.d9.other", {}, 1000, "accelerator"),
         ("2 x ml.h9.one + 3 x ml.d9.other", {}, 800, "CPUs"),
+        # a vCPU that waits 30 ms beside its 10 prepares 25: six, and four, of them
+        ("1 x ml.g9.big", {"read_wait_s_per_sample": Figure.once(0.03)}, 150, "CPUs"),
+        ("1 x ml.g9.big + 1 x ml.c9.small", {"read_wait_s_per_sample": Figure.once(0.03)}, 250, "CPUs"),
         # nothing to read and nothing to send
         (
             "1 x ml.g9.big + 1 x ml.c9.large",
@@ -128,7 +141,8 @@ def prepares(work, host: Host, bounds: Bounds) -> float:
         slots = 0 if bounds.cpu_groups_only else slots
     if work.worker_memory_bytes:
         slots = min(slots, math.floor(host.memory_gib * GIB * 0.7 / work.worker_memory_bytes))
-    return slots / work.cpu_s_per_sample["c9"].value
+    waits = work.read_wait_s_per_sample.value if work.read_wait_s_per_sample else 0
+    return slots / (work.cpu_s_per_sample["c9"].value + waits)
 
 
 def by_hand(work, bounds: Bounds, gpu: Host, gpus: int, added: list[tuple[Host, int]]) -> dict:
@@ -186,6 +200,7 @@ sizes = st.sampled_from([0.0, 1e3, 5e4, 3e5, 4e6])
     wire=sizes,
     read=sizes,
     cpu=st.sampled_from([1e-4, 1e-3, 1e-2]),
+    waits=st.sampled_from([None, 0.0, 2e-3]),
     efficiency=st.sampled_from([0.3, 1.0, 1.4]),
     memory=st.sampled_from([None, 0.5 * GIB, 2.8 * GIB, 6 * GIB]),
     reserved=st.sampled_from([None, 0, 1, 3, 9]),
@@ -197,11 +212,12 @@ sizes = st.sampled_from([0.0, 1e3, 5e4, 3e5, 4e6])
 )
 @settings(max_examples=60, deadline=None)
 def test_every_shape_is_what_a_plain_loop_says(
-    known, wire, read, cpu, efficiency, memory, reserved, cpu_groups_only, most, there, startup, shared
+    known, wire, read, cpu, waits, efficiency, memory, reserved, cpu_groups_only, most, there, startup, shared
 ):
     job = work(
         wire_bytes_per_sample=Figure.once(wire),
         read_bytes_per_sample=Figure.once(read),
+        read_wait_s_per_sample=None if waits is None else Figure.once(waits),
         efficiency=Figure.once(efficiency),
         worker_memory_bytes=memory,
         on_sagemaker=there,

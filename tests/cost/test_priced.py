@@ -117,7 +117,12 @@ def test_how_many_cpus_a_host_had(record):
     assert cpus(3, 16, 16, attached=True) == [3, 16, 16], "of a cluster of one's own all are listed"
     assert cpus(3, 16, 16) == [4, 16, 16], "a rank had one"
     assert cpus(1, 1, 1, command=["raytrain", "train", "--nodes", "gpu=1x1x1,cpu=2x1"]) == [1, 1, 1]
+    assert cpus(1, 1, 1, command=["raytrain", "train", "--nodes=gpu=1x2x1,cpu=2x1", "--json"]) == [2, 1, 1]
+    assert cpus(1, 1, 1, command=["raytrain", "train", "--nodes=gpu=1x2x1,cpu=2x1"]) == [2, 1, 1]
     assert cpus(3, 16, 16, command=["raytrain", "--nodes"]) == [4, 16, 16]
+    for own in (["train.py", "--nodes", "2"], ["train.py", "--nodes=2"], ["train.py", "--nodes", "gpu=0x1"]):
+        assert cpus(3, 16, 16, command=own) == [4, 16, 16], "a program of the user's own means something else"
+    assert cpus(3, 16, 16, command=["train.py", "--nodes", "rack=1x2"]) == [4, 16, 16], "no group of the run"
     assert cpus(3, 16, 16, emulated=False, cores=8) == [8, 8, 8], "this machine, as one host"
     run = measured(record, (3, 16, 16))
     run.job["cluster"] = {"reserved_cpus": 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from conftest import ROOT
 from money import profile
 
@@ -34,10 +35,39 @@ def job(**changes):
 
 
 def test_seconds_by_hand():
-    """70 TFLOPS at 35 % are 24.5: 49 GFLOP take 2 ms. In fp32 it has half as many."""
+    """70 TFLOPS at 35 % are 24.5: 49 GFLOP take 2 ms. In fp32 it has half as many, TF32 or not."""
     assert typical_s(49e9, 0.0, "A10G", "bf16") == pytest.approx(0.002)
     assert typical_s(49e9, 0.0, "A10G", "fp16") == pytest.approx(0.002)
     assert typical_s(49e9, 0.0, "A10G", "fp32") == pytest.approx(0.004)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "convolutions", "tera_per_s"),
+    [
+        ("T4", "fp16", 0.0, 65.0),
+        ("T4", "bf16", 0.0, 8.1),
+        ("V100", "fp16", 0.0, 125.0),
+        ("V100", "bf16", 0.0, 15.7),
+        ("A100", "bf16", 0.0, 312.0),
+        ("A100", "bf16", 1.0, 312.0),
+        ("A100", "fp32", 0.0, 19.5),
+        ("A100", "fp32", 1.0, 156.0),
+        ("V100", "fp32", 1.0, 15.7),
+    ],
+)
+def test_a_precision_has_the_peak_of_what_computes_it(gpu, precision, convolutions, tera_per_s):
+    """Tensor cores know bf16 and TF32 from Ampere on; torch uses TF32 for convolutions and for nothing else."""
+    found = typical_s(1e12, 0.0, gpu, precision, convolution_flops=convolutions * 1e12)
+    assert found == pytest.approx(1 / (0.35 * tera_per_s))
+
+
+def test_convolutions_and_matrices_add_up_in_fp32():
+    """Half of 312 GFLOP at 156 TFLOPS and half at 19.5: 1 ms and 8 ms at the peak."""
+    assert typical_s(312e9, 0.0, "A100", "fp32", convolution_flops=156e9) == pytest.approx(0.009 / 0.35)
+
+
+def test_torch_uses_tf32_for_convolutions_alone_unless_it_is_told():
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (True, False)
 
 
 def test_a_small_model_waits_for_its_operators():
@@ -47,18 +77,43 @@ def test_a_small_model_waits_for_its_operators():
 
 
 def test_operators_are_counted_for_a_batch_forward_and_backward():
-    """A rectifier is one; a linear layer, which also turns its weight and its batch, is four; twice that backwards."""
+    """A rectifier is one, and so is a linear layer: that its weight and its batch are turned starts no work. Twice
+    that backwards."""
     layer = Model(name="torch.nn:Linear", options={"in_features": 5, "out_features": 7})
     work = training_work(layer, 1, 5, 1)
-    assert (training_work(Model(name="torch.nn:ReLU"), 1, 5, 1).calls, work.calls) == (3, 12)
-    assert work.flops == 3 * 2 * 5 * 7
+    assert (training_work(Model(name="torch.nn:ReLU"), 1, 5, 1).calls, work.calls) == (3, 3)
+    assert (work.flops, work.convolution_flops) == (3 * 2 * 5 * 7, 0)
+
+
+class Turns(torch.nn.Module):
+    """Of images of 2 x 3 x 4 and one channel: seven views and two operators."""
+
+    def forward(self, batch):
+        flat = batch.view(-1, 24).reshape(-1, 4, 6)
+        turned = flat.transpose(1, 2).permute(0, 2, 1).unsqueeze(1).expand(-1, 5, -1, -1)
+        first = turned.split(2, dim=1)[0]
+        return torch.relu(first).add(1.0)
+
+
+def test_views_are_no_operators():
+    assert training_work(Model(name=f"{__name__}:Turns"), 4, 6, 1).calls == 3 * 2
+
+
+def test_operations_of_convolutions_are_told_from_the_others():
+    """ResNet-18 has one matrix, 512 x 1000; a ViT's one convolution makes 192 values of each patch."""
+    resnet = training_work(Model(name="resnet18"), 224, 224, 3)
+    assert resnet.flops - resnet.convolution_flops == 3 * 2 * 512 * 1000
+    vit = training_work(Model(name="vit_tiny_patch16_224"), 224, 224, 3)
+    assert vit.convolution_flops == 3 * 2 * 14 * 14 * 16 * 16 * 3 * 192
 
 
 def test_the_peaks_are_dense_and_of_known_gpus():
     """Tensor cores have more than the rest of a chip; the table names no GPU that the catalog does not."""
     assert set(PEAKS) <= {each.gpu for each in catalog().types.values()}
-    assert all(2 <= peak.half / peak.single < 31 and "data sheet" in peak.source for peak in PEAKS.values())
-    assert (PEAKS["H100"].half, PEAKS["A100"].half, PEAKS["T4"].half) == (989.0, 312.0, 65.0)
+    assert all(2 <= peak.fp16 / peak.fp32 <= 30 and "data sheet" in peak.source for peak in PEAKS.values())
+    assert (PEAKS["H100"].bf16, PEAKS["A100"].bf16, PEAKS["T4"].fp16) == (989.0, 312.0, 65.0)
+    for peak in PEAKS.values():  # TF32 has half of bf16's, where there is any
+        assert peak.tf32 in (peak.fp32, pytest.approx(peak.bf16 / 2, rel=0.02)) and peak.bf16 in (peak.fp32, peak.fp16)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +129,7 @@ def test_operations_are_those_of_the_papers(model, giga_macs):
 @pytest.mark.parametrize(("model", "images_per_s"), [("resnet50", 1218.01), ("vit_small_patch16_224", 1057.92)])
 def test_the_share_of_peak_is_what_others_measured(model, images_per_s, monkeypatch):
     """timm's training benchmark on an RTX 3090, whose dense peak is 71 TFLOPS: within a third."""
-    monkeypatch.setitem(typical.PEAKS, "RTX 3090", Peak(71.0, 35.6, "NVIDIA GA102 white paper"))
+    monkeypatch.setitem(typical.PEAKS, "RTX 3090", Peak(71.0, 71.0, 35.6, 35.6, "NVIDIA GA102 white paper"))
     estimated = 1 / typical_s(training_flops(Model(name=model), 224, 224, 3), 1.0, "RTX 3090", "fp16")
     assert estimated == pytest.approx(images_per_s, rel=1 / 3)
 
@@ -88,7 +143,7 @@ def test_estimates_are_marked_and_only_where_no_gpu_was_measured():
     found = with_estimates(profile(**ON_CPU, job=job()), catalog())
     assert found.accelerator_s_per_sample["CPU"].value == 0.05
     flops = training_flops(Model(name="vit_tiny_patch16_224"), 224, 224, 3)
-    assert found.accelerator_s_per_sample["T4"].value == pytest.approx(flops / (65e12 * 0.35))
+    assert found.accelerator_s_per_sample["T4"].value == pytest.approx(flops / (8.1e12 * 0.35))
     calls = training_work(Model(name="vit_tiny_patch16_224"), 224, 224, 3).calls
     assert found.accelerator_s_per_sample["B200"].value == pytest.approx(calls / 64 * 10e-6)
     assert set(found.accelerator_s_per_sample) == {"CPU", *PEAKS}
@@ -102,6 +157,12 @@ def test_estimates_are_marked_and_only_where_no_gpu_was_measured():
 
 
 FOLDER = {"kind": "image_folder", "path": "x"}
+
+
+def staged(*stages):
+    return {"train": FOLDER, "stages": list(stages)}
+
+
 NOISE = {"kind": "synthetic", "num_samples": 9, "shape": [48, 32, 3]}
 TOLD = {"name": "timm.models:VisionTransformer", "options": {"img_size": 32, "patch_size": 16, "depth": 1}}
 
@@ -114,6 +175,13 @@ TOLD = {"name": "timm.models:VisionTransformer", "options": {"img_size": 32, "pa
         ({"data": {"train": NOISE}}, "48x32"),
         ({"data": {"train": NOISE, "stages": [{"resize": {"size": 99}}, {"center_crop": {"size": 16}}]}}, "16x16"),
         ({"data": None, "model": TOLD}, "32x32"),
+        ({"data": staged({"torchvision": {"transform": "CenterCrop", "size": [64]}})}, "64x64"),
+        ({"data": staged({"torchvision": {"transform": "Resize", "size": [48, 64]}})}, "48x64"),
+        ({"data": staged({"torchvision": {"transform": "RandomCrop", "size": 40}})}, "40x40"),
+        ({"data": staged({"random_resized_crop": {"size": 40}})}, "40x40"),
+        ({"data": staged({"resize": {"size": 96}}, {"mine:erase": {"size": 3}})}, "96x96"),
+        ({"data": staged({"resize": {"size": 96}}, {"torchvision": {"transform": "Mine", "size": 3}})}, "96x96"),
+        ({"data": staged({"to_uint8": {"size": 80}}, "to_uint8")}, "80x80"),
     ],
 )
 def test_the_size_of_the_images_is_the_jobs(changes, images):
@@ -127,7 +195,16 @@ def test_the_size_of_the_images_is_the_jobs(changes, images):
     [
         ({"model": None}, "its job names no model"),
         ({"model": {"name": "no_such_net"}}, "cannot build model 'no_such_net'"),
-        ({"data": None}, "the size of its images is not in its job: no stage has a `size`, the model no img_size"),
+        (
+            {"data": None},
+            "the size of its images is not in its job: no stage resizes to a `size`, the model has no img_size",
+        ),
+        ({"data": staged({"mine:erase": {"size": 3}})}, "no stage resizes to a `size`"),
+        (
+            {"data": staged({"resize": {"size": [1, 2, 3]}})},
+            "stage 'resize': size must be one or two positive whole numbers (given: [1, 2, 3])",
+        ),
+        ({"data": staged({"resize": {"size": 0}})}, "stage 'resize': size must be one or two positive"),
         ({"model": {"name": "torch.nn:Identity"}}, "torch counts no operations of model 'torch.nn:Identity'"),
         (
             {"model": {"name": "vit_tiny_patch16_224", "options": {"img_size": 64}}},
@@ -154,8 +231,8 @@ def test_the_documentations_table_is_the_one_that_is_used():
     """docs/costs.md, where H100 and H200 share a column."""
     lines = (ROOT / "docs" / "costs.md").read_text().splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("| | T4 |"))
-    names, half, single = ([cell.strip() for cell in lines[n].split("|")[2:-1]] for n in (start, start + 2, start + 3))
+    names, *rows = ([cell.strip() for cell in lines[n].split("|")[2:-1]] for n in (start, *range(start + 2, start + 6)))
     found = {}
-    for name, a, b in zip(names, half, single, strict=True):
-        found |= {each: (float(a), float(b)) for each in name.split(", ")}
-    assert found == {name: (peak.half, peak.single) for name, peak in PEAKS.items()}
+    for name, *peaks in zip(names, *rows, strict=True):
+        found |= {each: tuple(map(float, peaks)) for each in name.split(", ")}
+    assert found == {name: (peak.fp16, peak.bf16, peak.fp32, peak.tf32) for name, peak in PEAKS.items()}
