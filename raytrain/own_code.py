@@ -27,6 +27,7 @@ from typing import Any
 from raytrain.errors import ConfigError, named, nearest
 
 MOST_BYTES = 16 << 20  # of source that travels; more is a package to install
+PACKAGE_FOLDERS = frozenset(["site-packages", "dist-packages"])
 INSTALLED_EVERYWHERE = ("raytrain", "__main__", "__mp_main__")
 
 
@@ -109,16 +110,18 @@ def own_code(names: Iterable[str] = ()) -> OwnCode:
     tops -= set(INSTALLED_EVERYWHERE)
     sources: dict[str, Source] = {}
     seen: set[str] = set()
-    while tops - seen:
-        for top in tops - seen:
-            seen.add(top)
-            found = _sources_of(top, installed)
-            sources |= found
+    size = 0
+    while tops - seen and size <= MOST_BYTES:
+        top = min(tops - seen)
+        seen.add(top)
+        found = _sources_of(top, installed)
+        sources |= found
+        size += sum(len(each.text) for each in found.values())
+        if size <= MOST_BYTES:
             tops |= {name for each in found.values() for name in _imports(each.text)} - set(INSTALLED_EVERYWHERE)
-    if (size := sum(len(each.text) for each in sources.values())) > MOST_BYTES:
+    if size > MOST_BYTES:
         logging.getLogger(__name__).warning(
-            "your modules have %d MB of source; more than %d do not travel: other hosts need them in the same folders",
-            size >> 20,
+            "your modules have more than %d MB of source and do not travel: other hosts need them in the same folders",
             MOST_BYTES >> 20,
         )
         sources = {}
@@ -169,7 +172,10 @@ def _installed() -> tuple[str, ...]:
 
 
 def _within(path: str, folders: Sequence[str]) -> bool:
-    return any(Path(path).absolute().is_relative_to(folder) for folder in folders)
+    """Another environment's packages, which may be on the path as well, are nobody's own either."""
+    return not PACKAGE_FOLDERS.isdisjoint(Path(path).parts) or any(
+        Path(path).absolute().is_relative_to(folder) for folder in folders
+    )
 
 
 def _sources_of(top: str, installed: Sequence[str]) -> dict[str, Source]:

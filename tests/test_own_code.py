@@ -120,6 +120,17 @@ def test_what_a_script_would_import_later_travels(mine, monkeypatch):
     assert "alone" in own_code.own_code().sources
 
 
+def test_packages_of_another_environment_are_not_the_users(mine, monkeypatch):
+    other = mine / "other/lib/python3.11/site-packages"
+    (other / "large").mkdir(parents=True)
+    (other / "large/__init__.py").write_text("import mine\n")
+    (mine / "mine.py").write_text("import large\n")
+    look_in(mine, other)
+    code = own_code.own_code(["mine:x"])
+    assert "mine" in code.sources and "large" not in code.sources
+    assert str(other) not in code.folders
+
+
 def test_what_is_installed_and_raytrain_itself_are_not_the_users(mine):
     assert own_code.is_own(str(mine / "mine.py"))
     for installed in (yaml.__file__, own_code.__file__, shutil.__file__, "<frozen runpy>"):
