@@ -479,7 +479,7 @@ def main() -> None:
 
         known = explanations()
         rows = [{**row, "why": known.get(explained(row))} if row["verdict"] == "survived" else row for row in rows]
-        print(harness.write("mutation", {"mutants": rows}, {"killed": killed}, seed=asked.seed))
+        print(harness.write("mutation", {"mutants": rows}, {"killed": killed}, seed=asked.seed, again=asked.again))
     return None
 
 
