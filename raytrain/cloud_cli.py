@@ -57,7 +57,7 @@ def launch(
             typer.echo("dry run: nobody was asked and nothing was sent; --json prints the request")
             return
         if not yes:
-            _confirm()
+            confirm("launch?", "not launched; --yes launches without asking")
         arn = submit.submit(planned, staged, known, say=lambda text: console.print(text, markup=False, highlight=False))
     link = known.console + planned.plan.name
     if as_json and not wait:
@@ -72,18 +72,18 @@ def launch(
         raise typer.Exit(watch.EXIT_CODES[described["TrainingJobStatus"]])
 
 
-def _confirm() -> None:
+def confirm(question: str, otherwise: str) -> None:
     """
     Raises:
-        Stopped: the answer was no, or nobody was there to answer.
+        Stopped: `otherwise`, since the answer was no, or nobody was there to answer.
     """
     try:
-        yes = typer.confirm("launch?", err=True)
+        yes = typer.confirm(question, err=True)
     except typer.Abort:
         typer.echo(err=True)
         yes = False
     if not yes:
-        raise Stopped("not launched; --yes launches without asking")
+        raise Stopped(otherwise)
 
 
 def _show(line: Any, as_json: bool) -> None:

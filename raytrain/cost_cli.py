@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from raytrain.cloud_cli import Json, Overrides
-from raytrain.errors import ConfigError, Stopped
+from raytrain.cloud_cli import Json, Overrides, confirm
+from raytrain.errors import ConfigError
 
 app = typer.Typer()
 Prices = Annotated[Path | None, typer.Option(metavar="FILE", help="More types and prices.")]
@@ -97,13 +97,7 @@ def _agree(trials: Any, job_files: list[Path], yes: bool) -> None:
     console.print("how long? finding out takes a moment", markup=False, highlight=False)
     for path in job_files:
         console.print(trials.duration(path), markup=False, highlight=False)
-    try:
-        agreed = typer.confirm("run them?", err=True)
-    except typer.Abort:
-        typer.echo(err=True)
-        agreed = False
-    if not agreed:
-        raise Stopped("nothing was trained to the end; --yes trains without asking")
+    confirm("run them?", "nothing was trained to the end; --yes trains without asking")
 
 
 @app.command(epilog="Example: raytrain diagnose launch/digits.yaml")

@@ -15,7 +15,7 @@ from raytrain.train import shelf
 def folder_of(job: Job) -> RunFolder:
     """Where a job's run is, inside a SageMaker job or not."""
     kept = job_folders()
-    return RunFolder.of(job if kept is None else hosted(job, kept)[0])
+    return RunFolder.of(job if kept is None else _kept_in(job, kept))
 
 
 def hosted(job: Job, kept: JobFolders) -> tuple[Job, bool]:
@@ -24,9 +24,14 @@ def hosted(job: Job, kept: JobFolders) -> tuple[Job, bool]:
     The run's folder goes where checkpoints are kept, unless the job says otherwise; a job that SageMaker has started
     again, after a spot interruption, goes on from the last one.
     """
-    if "run_dir" not in job.model_fields_set:
-        job = job.model_copy(update={"run_dir": str(kept.checkpoints)})
+    job = _kept_in(job, kept)
     return job, _may_go_on(RunFolder.of(job))
+
+
+def _kept_in(job: Job, kept: JobFolders) -> Job:
+    if "run_dir" in job.model_fields_set:
+        return job
+    return job.model_copy(update={"run_dir": str(kept.checkpoints)})
 
 
 def _may_go_on(folder: RunFolder) -> bool:

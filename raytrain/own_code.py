@@ -151,15 +151,19 @@ def is_own(path: str) -> bool:
 
 def is_own_module(path: str) -> bool:
     """Whether the module of `package.module:attribute` is the user's own, or not here and so no package's that is."""
-    top = path.partition(":")[0].partition(".")[0]
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):  # ValueError: a module that was made, not imported
-        spec = None
+    spec = _spec_of(path.partition(":")[0].partition(".")[0])
     if spec is None:
         return True
     files = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
     return any(is_own(file) for file in files)
+
+
+def _spec_of(top: str) -> importlib.machinery.ModuleSpec | None:
+    """None where there is no such module, or one that was made and not imported."""
+    try:
+        return importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
 
 
 @cache
@@ -180,11 +184,7 @@ def _within(path: str, folders: Sequence[str]) -> bool:
 
 def _sources_of(top: str, installed: Sequence[str]) -> dict[str, Source]:
     """Of a module, or of a package with all its modules; empty for what is installed or no Python source."""
-    module = sys.modules.get(top)
-    try:
-        spec = getattr(module, "__spec__", None) or importlib.util.find_spec(top)
-    except (ImportError, ValueError):  # ValueError: a module that was made, not imported
-        return {}
+    spec = _spec_of(top)
     if spec is None:
         return {}
     if spec.origin is None:  # a package without __init__.py

@@ -270,6 +270,14 @@ class RunRecord(Part):
     progress: Progress | None = None
     timelines: list[HostTimeline] = []
 
+    @property
+    def left_out(self) -> list[tuple[int, int, str]]:
+        """Samples that could not be prepared, of how many, for each split that had some."""
+        corrupt = self.corrupt
+        train = (corrupt.train, self.num_train, "training")
+        validation = (corrupt.validation, self.num_validation, "validation")
+        return [each for each in (train, validation) if each[0]]
+
     def write(self, path: Path) -> None:
         """Write the record, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)

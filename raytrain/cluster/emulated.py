@@ -79,12 +79,18 @@ def attach(address: str) -> RunningCluster:
     import ray
 
     try:
-        with native_log_of_crashes(), no_native_log():
-            ray.init(address=address, logging_level="warning", log_to_driver=True)
+        _connect(address)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(f"cannot attach to the Ray cluster at {address!r}: {one_line(error, 300)}") from None
     forward_worker_output()
     return RunningCluster(from_ray(ray.nodes()), address, attached=True)
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    with native_log_of_crashes(), no_native_log():
+        ray.init(address=address, logging_level="warning", log_to_driver=True)
 
 
 def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> RunningCluster:
@@ -108,8 +114,7 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
             for group, trains in plan or [(None, True)]:
                 cluster.add_node(wait=False, **_node(group, trains, wanted_reserve, max(len(plan), 1)))
         guarded = guardian.start(_pids(cluster))
-        with native_log_of_crashes(), no_native_log():
-            ray.init(address=cluster.address, logging_level="warning", log_to_driver=True)
+        _connect(cluster.address)
         if len(plan) > 1:
             cluster.wait_for_nodes(timeout=60)
     except BaseException as error:  # Ctrl-C too

@@ -96,9 +96,7 @@ def _money(column: Column) -> list[list[str]]:
 
 
 def _left_out(record: RunRecord) -> str:
-    corrupt = record.corrupt
-    of = ((corrupt.train, record.num_train, "training"), (corrupt.validation, record.num_validation, "validation"))
-    return "\n".join(f"{count:,} of {total:,} {split}" for count, total, split in of if count) or "-"
+    return "\n".join(f"{count:,} of {total:,} {split}" for count, total, split in record.left_out) or "-"
 
 
 def left_out(records: list[RunRecord], names: list[str]) -> PageTable:

@@ -142,9 +142,8 @@ def _facts(record: RunRecord) -> list[str]:
 
 def _left_out(record: RunRecord) -> list[str]:
     """A line for what could not be prepared, and one for what went another way than usual; none where all is well."""
-    lines, corrupt, unusual = [], record.corrupt, record.unusual
-    of = ((corrupt.train, record.num_train, "training"), (corrupt.validation, record.num_validation, "validation"))
-    parts = [f"{count:,} of {total:,} {name} samples ({count / total:.2%})" for count, total, name in of if count]
+    lines, unusual = [], record.unusual
+    parts = [f"{count:,} of {total:,} {name} samples ({count / total:.2%})" for count, total, name in record.left_out]
     if parts:
         lines.append(f"left out, since they could not be prepared: {' and '.join(parts)}; the record names them")
     said = [
