@@ -23,7 +23,7 @@ from pathlib import Path
 
 from harness import interleave, ratio, spread, write
 
-from raytrain.cluster.simulated import SimulatedHosts, unavailable
+from raytrain.simulate.hosts import SimulatedHosts, unavailable
 
 GROUPS = {"cpu": ("ml.c5.4xlarge", ["algo-1", "algo-3"]), "gpu": ("ml.g5.xlarge", ["algo-2"])}
 HEAD = "algo-2"

@@ -26,10 +26,10 @@ import psutil
 import workloads
 from workloads import WORKLOADS, Workload
 
-from raytrain.cluster import facts, guardian
-from raytrain.data.manifest import Manifest
+from raytrain.cluster import guardian, hardware
+from raytrain.data.sources.manifest import Manifest
 
-CORES = facts.usable_cpus()
+CORES = hardware.usable_cpus()
 MEMORY_EVERY_S = 0.2
 
 
@@ -216,13 +216,13 @@ def ray_data(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
 
 def raytrain(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
     """The product's own way from ids to a rank's batches, on this machine as a cluster of one."""
-    from raytrain.cluster import emulated
-    from raytrain.cluster.environ import prepare_environment
+    from raytrain.cluster import local
+    from raytrain.cluster.environment import prepare_environment
 
     prepare_environment()
     import ray
 
-    cluster = emulated.start((), 0)
+    cluster = local.start((), 0)
     try:
         feeds = [start_feed(workload, 1, 4 * workload.batch_size), start_feed(workload, workload.epochs)]
         for _ in batches(feeds[0]):
@@ -260,8 +260,8 @@ def batches(feed: Any) -> Iterator[tuple[Any, int]]:
     import ray
     import torch
 
-    from raytrain.data.ingest import RankIngest
     from raytrain.data.order import Position
+    from raytrain.device.loader import RankIngest
 
     plan = ray.get(feed.begin.remote("only", Position(), 1, 0))
     rank = RankIngest(feed, "only", 0, plan, torch.device("cpu"), None)

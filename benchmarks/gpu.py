@@ -49,7 +49,7 @@ from gpu_variants import VARIANTS, Settings
 from harness import interleave, ratio, write
 from real_nodes import on_cores
 
-from raytrain.cluster import facts, guardian
+from raytrain.cluster import guardian, hardware
 
 BAR = 0.95
 SMALL_CORES, LEAST_CORES = 4, 6
@@ -124,7 +124,7 @@ def cores() -> list[int]:
         return int(re.match(r"\d+", path.read_text())[0]) if path.is_file() else core
 
     found = sorted(os.sched_getaffinity(0), key=lambda core: (first_sibling(core), core))
-    return found[: facts.usable_cpus()]
+    return found[: hardware.usable_cpus()]
 
 
 def split(found: list[int], *, smoke: bool) -> tuple[list[int], list[int]]:

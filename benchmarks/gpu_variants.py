@@ -34,10 +34,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from raytrain import Job, Pipeline, fit
 from raytrain.data import cast, gaussian_blur, stage, synthetic, torchvision
-from raytrain.data.clock import CopyEvents, DeviceClock, HostClock
-from raytrain.data.meter import RankMeter
-from raytrain.data.produce import prepare_process
-from raytrain.record import RankFigures
+from raytrain.data.producer import prepare_process
+from raytrain.device.clock import CopyEvents, DeviceClock, HostClock
+from raytrain.device.meter import RankMeter
+from raytrain.record.schema import RankFigures
 
 WARM_STEPS = 3  # on noise that lies on the device: libraries loaded, memory allocated
 

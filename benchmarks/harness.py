@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raytrain.cluster import facts
+from raytrain.cluster import hardware
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -37,13 +37,13 @@ def write(name: str, rows: dict[str, Any], ratios: dict[str, Any], **about: Any)
     """Raw rows, ratios, versions and hardware, as benchmarks/results/<name>.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    hardware = {"cpu": facts.cpu_model(), "cores": facts.usable_cpus(), "memory_bytes": facts.memory_bytes()}
+    machine = {"cpu": hardware.cpu_model(), "cores": hardware.usable_cpus(), "memory_bytes": hardware.memory_bytes()}
     result = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
         "about": about,
-        "hardware": hardware,
-        "versions": facts.versions(),
+        "hardware": machine,
+        "versions": hardware.versions(),
         "ratios": ratios,
         "rows": rows,
     }

@@ -33,8 +33,8 @@ from typing import Any
 from harness import interleave, ratio, spread, write
 from workloads import WORKLOADS
 
-from raytrain.cluster import facts
-from raytrain.cluster.environ import ALLOCATOR, child_environment
+from raytrain.cluster import hardware
+from raytrain.cluster.environment import ALLOCATOR, child_environment
 
 CONTENDERS = Path(__file__).with_name("contenders.py")
 TUNED = {"raw_tuned": "raw", "dataloader_tuned": "dataloader"}
@@ -70,7 +70,7 @@ def run(contender: str, workload: str, options: dict[str, Any]) -> dict[str, flo
 
 def best_worker_count(workload: str, options: dict[str, Any]) -> int:
     """Of one less than the cores, as many, and one more; by a shorter run each."""
-    cores = facts.usable_cpus()
+    cores = hardware.usable_cpus()
     short = {**options, "epochs": max(options.get("epochs", WORKLOADS[workload].epochs) // 3, 1)}
     rates = {
         workers: run("dataloader", workload, {**short, "workers": workers})[RATE]

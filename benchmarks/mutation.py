@@ -44,14 +44,14 @@ LOOP = ["tests/train/test_context.py", "tests/train/test_loop.py", "tests/train/
 LOOP += ["tests/train/test_arithmetic.py"]
 DISK = ["tests/train/test_keeper.py", "tests/train/test_loop.py", "tests/train/test_resume.py"]
 TESTS = {
-    "raytrain/train/shelf.py": DISK,
-    "raytrain/train/keeper.py": DISK,
-    "raytrain/train/checkpoint.py": DISK,
+    "raytrain/train/checkpoints/shelf.py": DISK,
+    "raytrain/train/checkpoints/keeper.py": DISK,
+    "raytrain/train/checkpoints/checkpoint.py": DISK,
     "raytrain/train/models.py": ["tests/train/test_loop.py"],
     "raytrain/train/*.py": LOOP,
-    "raytrain/ledger.py": ["tests/test_ledger.py", "tests/train/test_resume.py"],
+    "raytrain/train/ledger.py": ["tests/test_ledger.py", "tests/train/test_resume.py"],
     "raytrain/data/order.py": ["tests/data/test_order.py", "tests/data/test_router.py", "tests/train/test_resume.py"],
-    "raytrain/data/batch.py": ["tests/data/test_batch.py", "tests/data/test_produce.py"],
+    "raytrain/data/block.py": ["tests/data/test_batch.py", "tests/data/test_produce.py"],
     "raytrain/data/feed.py": ["tests/data/test_feed_decisions.py"],
     "raytrain/data/stream.py": ["tests/data/test_pace.py", "tests/data/test_router.py"],
     "raytrain/cost/*.py": ["tests/cost"],
@@ -59,7 +59,7 @@ TESTS = {
 LEFT_OUT = {  # files, and classes and functions in them, that need Ray
     "raytrain/train/trainer.py": "*",
     "raytrain/data/stream.py": ("Stream", "_dataset", "_cause", "FeedOptions"),
-    "raytrain/train/keeper.py": ("read",),
+    "raytrain/train/checkpoints/keeper.py": ("read",),
     "raytrain/train/contract.py": "*",
 }
 NAMED = {  # errors that tests once did not notice, or that would be the worst, by file: what, text, text instead
@@ -99,12 +99,12 @@ NAMED = {  # errors that tests once did not notice, or that would be the worst, 
         ("BatchNorm keeps what was skipped", "modules.put_buffers_back(self._modules, self._before[1])  #", "pass  #"),
         ("BatchNorm keeps what a stop threw away", "checkpoint.set_rng_state(self._before[0])", "return"),
     ],
-    "raytrain/train/checkpoint.py": [
+    "raytrain/train/checkpoints/checkpoint.py": [
         ("the first object is restored alone", "in zip(objects, readers,", "in zip(objects[:1], readers[:1],"),
         ("restored readers are kept", "readers.clear()", "pass"),
         ("no random state of a GPU", 'state["cuda"] = torch.cuda.get_rng_state()', "pass"),
     ],
-    "raytrain/train/keeper.py": [
+    "raytrain/train/checkpoints/keeper.py": [
         ("drafts under a final name", "self._own / DRAFT, self", 'self._own / "checkpoint_1", self'),
         ("files not synchronised", "os.fsync(file.fileno())", "pass"),
         ("the draft's folder not synchronised", "_sync_folder(draft)", "pass"),
@@ -457,7 +457,7 @@ def main() -> None:
     if asked.worker:
         return work(asked.worker)
     if asked.smoke:
-        asked.mutants, asked.only, asked.jobs = 3, "raytrain/ledger.py", 1
+        asked.mutants, asked.only, asked.jobs = 3, "raytrain/train/ledger.py", 1
         TESTS[asked.only] = ["tests/test_ledger.py"]
     with tempfile.TemporaryDirectory() as folder:
         global TREE

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from raytrain.cluster import emulated, guardian
-from raytrain.cluster.environ import prepare_environment, prepare_own_cluster
+from raytrain.cluster import guardian, local
+from raytrain.cluster.environment import prepare_environment, prepare_own_cluster
 from raytrain.cluster.topology import GROUP_LABEL
 from raytrain.errors import ClusterError
 
@@ -97,7 +97,7 @@ def _wait_for(started: Sequence[subprocess.Popen[bytes]], address: str) -> None:
     last = "a node ended"
     while time.monotonic() < deadline and all(process.poll() is None for process in started):
         try:
-            cluster = emulated.attach(address)
+            cluster = local.attach(address)
             num_hosts = len(cluster.topology.hosts)
             cluster.close()
             if num_hosts == len(started):

@@ -16,11 +16,12 @@ from typing import Any
 import psutil
 from harness import interleave, ratio, spread, write
 
-from raytrain.actors import ASK_EVERY_S
-from raytrain.cluster import emulated
-from raytrain.cluster.environ import prepare_environment
-from raytrain.cluster.sampler import Answer, Sampler
-from raytrain.record import POINTS
+from raytrain.cluster import local
+from raytrain.cluster.environment import prepare_environment
+from raytrain.cluster.load import Sampler
+from raytrain.record.schema import POINTS
+from raytrain.record.timeline import Answer
+from raytrain.run.load import ASK_EVERY_S
 
 SETTLE_S = 5.0
 
@@ -76,7 +77,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rounds, seconds = (1, 3.0) if arguments.smoke else (arguments.rounds, arguments.seconds)
     prepare_environment()
-    cluster = emulated.start(())
+    cluster = local.start(())
     try:
         kinds = {"sampler": Sampler, "idle": Idle}
         rows = interleave({name: lambda kind=kind: measure(kind, seconds) for name, kind in kinds.items()}, rounds)

@@ -50,7 +50,7 @@ from harness import interleave, ratio, spread, write
 from rich.console import Console
 from rich.table import Table
 
-from raytrain.cluster.environ import prepare_environment
+from raytrain.cluster.environment import prepare_environment
 
 SHAPES = ["4+0", "4+16", "4+16:1.2", "4+36", "4+72", "4+1x32", "4+2x16", "4+4x8", "4+8x4", "4+16x2"]
 EPOCH_BATCHES = 8192  # more than are ever taken: the loop leaves the epoch early, so that its end is not measured
@@ -132,7 +132,7 @@ def run_case(case: Case, folder: Path) -> None:
     """In a process of its own: one run of raytrain on a fresh emulated cluster."""
     from raytrain import Job, Pipeline, fit
     from raytrain.data import synthetic
-    from raytrain.data.transforms import stage
+    from raytrain.data.stages.stage import stage
 
     shape = (224, 224 if case.float32 else 56, 3)
     transform = stage(WaitingTransform(case.sample_s, shape), name="wait")

@@ -14,18 +14,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from raytrain.config import Source
-from raytrain.data.color import color_jitter_image
-from raytrain.data.manifest import Manifest
-from raytrain.data.samples import write_digits
-from raytrain.data.sources import image_folder, open_manifest, synthetic
-from raytrain.data.transforms import (
+from raytrain.config.data import Source
+from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.sources.manifest import Manifest
+from raytrain.data.sources.open import open_manifest
+from raytrain.data.sources.synthetic import synthetic
+from raytrain.data.stages.color import color_jitter_image
+from raytrain.data.stages.images import (
     decode_image,
     flip_image,
     gaussian_blur_image,
     random_resized_crop_image,
     random_shift_image,
 )
+from raytrain.data.toy import write_digits
 
 CACHE = Path(__file__).parents[1] / "data" / "benchmarks"
 PHOTOGRAPHS, PHOTOGRAPH_NAMES = 24, 256

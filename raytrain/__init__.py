@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Job": "raytrain.config",
+    "Job": "raytrain.config.job",
     "Pipeline": "raytrain.data.pipeline",
     "fit": "raytrain.report.live",
 }

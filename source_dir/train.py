@@ -5,7 +5,7 @@ The same file runs on a laptop. With RAY_ADDRESS set it trains on that cluster, 
 
 import sys
 
-from raytrain.cli import main
+from raytrain.cli.main import main
 
 if __name__ == "__main__":
     sys.argv.insert(1, "train")

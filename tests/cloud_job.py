@@ -12,7 +12,7 @@ import yaml
 from aws import BUCKET, REGION, ROLE, Aws
 from botocore.loaders import JSONFileLoader
 
-from raytrain.cli import main
+from raytrain.cli.main import main
 from raytrain.sagemaker import watch
 
 ROOT = Path(__file__).parent.parent

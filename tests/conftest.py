@@ -17,8 +17,8 @@ import yaml
 from hypothesis import Phase, settings
 from patience import factor, patient
 
-from raytrain.config import Job
-from raytrain.record import RunRecord
+from raytrain.config.job import Job
+from raytrain.record.schema import RunRecord
 
 pytest_plugins = ["cloud_job", "feeding", "ranks"]
 ROOT = Path(__file__).parent.parent
@@ -287,7 +287,7 @@ def job(tmp_path):
     """A function that makes a job of groups on simulated hosts; the hosts are gone afterwards."""
     from simulated_job import Job
 
-    from raytrain.cluster.simulated import SimulatedHosts
+    from raytrain.simulate.hosts import SimulatedHosts
 
     made: list[SimulatedHosts] = []
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 from conftest import write_images
 
-from raytrain.cluster import emulated
-from raytrain.cluster.environ import prepare_environment
+from raytrain.cluster import local
+from raytrain.cluster.environment import prepare_environment
 from raytrain.cluster.placement import place_stages
-from raytrain.cluster.topology import parse_nodes
-from raytrain.data.batch import decode
+from raytrain.config.cluster import parse_nodes
+from raytrain.data.block import decode
 from raytrain.data.feed import Feed
 from raytrain.data.order import StreamSpec
 from raytrain.data.pipeline import Pipeline
-from raytrain.data.sources import image_folder
+from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.stages.images import decode as decoding
+from raytrain.data.stages.images import resize
 from raytrain.data.stream import FeedOptions
-from raytrain.data.transforms import decode as decoding
-from raytrain.data.transforms import resize
 
 IN_THIS_PROCESS: list[Feed] = []
 
@@ -36,7 +36,7 @@ def no_stream_goes_on():
 @pytest.fixture(scope="module")
 def two_nodes():
     prepare_environment()
-    running = emulated.start(parse_nodes("train=1x1,cpu=1x1"))
+    running = local.start(parse_nodes("train=1x1,cpu=1x1"))
     yield running
     running.close()
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from raytrain.cost.profile import Figure, Profile
-from raytrain.record import CloudFacts, HostFacts, HostLoad, HostTimeline, Progress, RunRecord, Utilization
+from raytrain.record.schema import CloudFacts, HostFacts, HostLoad, HostTimeline, Progress, RunRecord, Utilization
 
 READ = (("read", 640), ("validation/read", 360))
 

@@ -25,14 +25,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from raytrain.config import Job
-from raytrain.data.ingest import DeviceBatch
-from raytrain.data.meter import RankMeter
+from raytrain.config.job import Job
 from raytrain.data.order import Position, StreamPlan, StreamSpec
-from raytrain.train import checkpoint, shelf
+from raytrain.device.batch import DeviceBatch
+from raytrain.device.meter import RankMeter
+from raytrain.train.checkpoints import checkpoint, shelf
+from raytrain.train.checkpoints.keeper import Keeper
 from raytrain.train.context import TrainContext
 from raytrain.train.contract import Restored, StopTraining
-from raytrain.train.keeper import Keeper
 from raytrain.train.loop import train_loop
 
 MOST_RANKS = 3

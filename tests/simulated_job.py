@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import pytest
 from patience import patient, wait_for
 
-from raytrain.cluster.simulated import SimulatedHost, SimulatedHosts, unavailable
 from raytrain.errors import ClusterError
+from raytrain.simulate.hosts import SimulatedHost, SimulatedHosts, unavailable
 
 on_simulated_hosts = [pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))]
 

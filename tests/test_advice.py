@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from raytrain.advice import OF_YOUR_OWN, WAITING, WHAT_HELPS, advice, what_helps
-from raytrain.data.transforms import STAGES
+from raytrain.data.stages.registry import STAGES
+from raytrain.study.advice import OF_YOUR_OWN, WAITING, WHAT_HELPS, advice, what_helps
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, run_cli
 from typer.main import get_command
 
-from raytrain.cli import app
+from raytrain.cli.main import app
 
 PACKAGE = ROOT / "raytrain"
 FILES = sorted(PACKAGE.rglob("*.py"))

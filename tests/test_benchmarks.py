@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from patience import patient
 
-from raytrain.cluster.simulated import unavailable
+from raytrain.simulate.hosts import unavailable
 
 BENCHMARKS = {
     "ingest": ("digits: ray_data / raytrain, seconds to the first batch {'min':", "ray"),
@@ -18,7 +18,7 @@ BENCHMARKS = {
     "planner": ("the pick costs 1.000 of it", "process"),
     "sampling": ("sampling alone, percent of a core {'min':", "ray"),
     "gpu": ("raytrain_with_cpu_node / dataloader, samples_per_s {'min':", "ray"),
-    "mutation": ("raytrain/ledger.py", "process"),
+    "mutation": ("raytrain/train/ledger.py", "process"),
     "bootstrap": ("bootstrap, all_gone_s {'min':", "hosts ray"),
 }
 

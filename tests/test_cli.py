@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT, ray_processes, run_cli
 
 from raytrain import __version__
-from raytrain.data.sources import image_folder, open_manifest
+from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.sources.open import open_manifest
 
 
 @pytest.mark.process
@@ -45,7 +46,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 def test_scikit_learn_is_asked_for_when_it_is_missing(monkeypatch, tmp_path):
     import sys
 
-    from raytrain.data.samples import write_digits
+    from raytrain.data.toy import write_digits
     from raytrain.errors import ConfigError
 
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)

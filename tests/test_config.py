@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raytrain.config import Job
+from raytrain.config.job import Job
 from raytrain.errors import ConfigError, nearest
 
 ROOT = Path(__file__).parent.parent

@@ -11,13 +11,13 @@ import pytest
 import yaml
 from money import profile, run_on
 
-from raytrain import trials
-from raytrain.cli import main
-from raytrain.config import Job
+from raytrain.cli.main import main
+from raytrain.config.job import Job
 from raytrain.cost.instances import catalog
 from raytrain.errors import ConfigError, TrainingError
-from raytrain.planning import with_accelerators
-from raytrain.trials import Trials, nodes_of
+from raytrain.study import trials
+from raytrain.study.profile_file import with_accelerators
+from raytrain.study.trials import Trials, nodes_of
 
 SINGLE = {"ml.g5.xlarge": ("gpu", 1, 1)}
 BOTH = {"ml.g5.xlarge": ("gpu", 1, 1), "ml.c5.4xlarge": ("cpu", 1, 0)}

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from money import prices_file, profile, run_on
 from rich.console import Console
 
-from raytrain import prices_cli
+from raytrain.cli import prices as command
 from raytrain.cost.compare import compare
 from raytrain.cost.instances import catalog
 from raytrain.cost.planner import Bounds, plan
 from raytrain.cost.profile import Figure
-from raytrain.diagnose import Findings
-from raytrain.record import StageFigures
+from raytrain.record.schema import StageFigures
 from raytrain.report.costs import show_comparison
 from raytrain.report.diagnosis import show_diagnosis
 from raytrain.report.fitting import Column, fitted, number, show_fitted
 from raytrain.report.plans import SHAPES, show_plan, startup_line, verdict
-from raytrain.verdict import who_waits
+from raytrain.run.verdict import who_waits
+from raytrain.study.diagnose import Findings
 
 EAST = Bounds("us-east-1")
 PRICES = {"ml.g5.xlarge": 1.408, "ml.g5.2xlarge": 1.515, "ml.g5.12xlarge": 7.09, "ml.c5.4xlarge": 0.816}
@@ -258,10 +258,10 @@ def test_a_diagnosis_names_the_columns_that_it_leaves_out():
 
 def prices(width, regions=("us-east-1", "us-west-2")):
     known = catalog()
-    types = prices_cli._chosen(known, list(regions), "g5,c5", False)
-    marks = prices_cli._marks(known, types, list(regions))
-    columns, rows = prices_cli._columns(list(regions)), prices_cli._rows(known, types, list(regions), marks)
-    return rows, shown(show_fitted, width, prices_cli.TITLE, columns, rows, remedy="--json has them")
+    types = command._chosen(known, list(regions), "g5,c5", False)
+    marks = command._marks(known, types, list(regions))
+    columns, rows = command._columns(list(regions)), command._rows(known, types, list(regions), marks)
+    return rows, shown(show_fitted, width, prices.TITLE, columns, rows, remedy="--json has them")
 
 
 @pytest.mark.parametrize(

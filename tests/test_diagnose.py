@@ -13,20 +13,21 @@ from conftest import figures, run_cli
 from patience import patient
 from rich.console import Console
 
-from raytrain import alone
-from raytrain import diagnose as module
-from raytrain.alone import PARTS, preprocess
-from raytrain.config import Job
+from raytrain.config.job import Job
 from raytrain.cost.instances import catalog
 from raytrain.cost.profile import Figure, parse_profile
 from raytrain.data.pipeline import Pipeline
-from raytrain.data.sources import image_folder, synthetic
-from raytrain.data.transforms import decode, resize
-from raytrain.diagnose import Findings, Trial, diagnose, duration_s
+from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.sources.synthetic import synthetic
+from raytrain.data.stages.images import decode, resize
 from raytrain.errors import ConfigError, DataError
-from raytrain.record import RankFigures, StageFigures
+from raytrain.record.schema import RankFigures, StageFigures
 from raytrain.report.diagnosis import diagnosis_lines, show_diagnosis, what_helps
-from raytrain.verdict import who_waits
+from raytrain.run.verdict import who_waits
+from raytrain.study import alone
+from raytrain.study import diagnose as module
+from raytrain.study.alone import PARTS, preprocess
+from raytrain.study.diagnose import Findings, Trial, diagnose, duration_s
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +278,7 @@ def test_a_trial_ends_the_loop_once_it_has_its_parts(monkeypatch, world_size):
 
 
 def test_a_run_that_ends_too_soon_is_said(monkeypatch, job_tree, record):
-    monkeypatch.setattr("raytrain.job.run", lambda *_, **__: record.model_copy(update={"epochs": []}))
+    monkeypatch.setattr("raytrain.run.driver.run", lambda *_, **__: record.model_copy(update={"epochs": []}))
     job = Job.from_dict(job_tree)
     opened = Pipeline.from_config(job.data).open(0)
     with pytest.raises(ConfigError, match="the run was over before 11 s of it could be measured"):

@@ -14,7 +14,7 @@ import typer
 from conftest import ROOT, run_cli
 from patience import patient
 
-from raytrain.record import read_record
+from raytrain.record.schema import read_record
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -35,7 +35,7 @@ def commands():
 
 def command_of(words):
     """The click command that the words name, and the rest of them."""
-    command = typer.main.get_command(__import__("raytrain.cli", fromlist=["app"]).app)
+    command = typer.main.get_command(__import__("raytrain.cli.main", fromlist=["app"]).app)
     while hasattr(command, "commands") and words and words[0] in command.commands:
         command, words = command.commands[words[0]], words[1:]
     return command, words
@@ -67,7 +67,7 @@ def members(kind, instance_names):
 
 
 def test_the_reference_has_every_member_of_a_context_and_of_a_batch():
-    from raytrain.data.ingest import DeviceBatch
+    from raytrain.device.batch import DeviceBatch
     from raytrain.train.context import TrainContext
 
     source = inspect.getsource(TrainContext.__init__)

@@ -7,10 +7,10 @@ from money import run_on
 
 from raytrain.cost.compare import compare
 from raytrain.cost.instances import catalog
-from raytrain.record import HostTimeline, Progress
-from raytrain.report.charts import Chart, Series, epoch_charts, time_charts
-from raytrain.report.drawing import Axis, draw, ticks
-from raytrain.report.page import write_report
+from raytrain.record.schema import HostTimeline, Progress
+from raytrain.report.pages.charts import Chart, Series, epoch_charts, time_charts
+from raytrain.report.pages.drawing import Axis, draw, ticks
+from raytrain.report.pages.page import write_report
 from raytrain.report.results import epochs, left_out, results
 
 

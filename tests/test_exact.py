@@ -19,8 +19,8 @@ from patience import patient
 from timm.models import VisionTransformer
 
 from raytrain.data.order import Position, StreamPlan, StreamSpec
-from raytrain.record import read_record
-from raytrain.train import checkpoint, shelf
+from raytrain.record.schema import read_record
+from raytrain.train.checkpoints import checkpoint, shelf
 
 pytestmark = pytest.mark.ray
 BATCH, SIDE = 4, 16

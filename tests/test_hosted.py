@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import run_cli
 
-from raytrain.cluster.environ import emulated_gpus, job_folders
-from raytrain.config import Job
+from raytrain.cluster.environment import emulated_gpus, job_folders
+from raytrain.config.job import Job
 from raytrain.errors import CheckpointError, ConfigError
-from raytrain.hosted import deliver, hosted
-from raytrain.record import read_record
-from raytrain.run_folder import RunFolder
-from raytrain.train import checkpoint, shelf
+from raytrain.record.schema import read_record
+from raytrain.run.folder import RunFolder
+from raytrain.run.hosted import deliver, hosted
+from raytrain.train.checkpoints import checkpoint, shelf
 from raytrain.train.models import build_model
 
 
@@ -93,15 +93,15 @@ def test_a_run_that_did_not_get_far_leaves_nothing(ml):
 def test_what_cannot_be_left_does_not_hide_the_runs_own_end(ml, record, capsys, monkeypatch):
     from types import SimpleNamespace
 
-    from raytrain import job
+    from raytrain.run import driver
 
     this = SimpleNamespace(folder=RunFolder(ml / "checkpoints/a"))
-    monkeypatch.setattr(job, "_close", lambda *_: record)
-    monkeypatch.setattr(job, "deliver", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    assert job._end(this, ConfigError("mine"), job_folders()) is record
+    monkeypatch.setattr(driver, "_close", lambda *_: record)
+    monkeypatch.setattr(driver, "deliver", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert driver._end(this, ConfigError("mine"), job_folders()) is record
     assert "record and model could not be left for SageMaker: [Errno 28] No space left" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="record and model could not be left for SageMaker"):
-        job._end(this, None, job_folders())
+        driver._end(this, None, job_folders())
 
 
 def write(folder, number, score, weight):

@@ -25,13 +25,14 @@ import torch
 from conftest import ROOT, ray_processes, run_cli
 from patience import patient, wait_for
 
-from raytrain import job
-from raytrain.actors import Samplers, _here
 from raytrain.cluster.topology import Topology
 from raytrain.errors import Stopped, TrainingError
-from raytrain.record import RunRecord, read_record
-from raytrain.signals import signals
-from raytrain.train import checkpoint, shelf
+from raytrain.record.schema import RunRecord, read_record
+from raytrain.run import driver
+from raytrain.run.actors import _here
+from raytrain.run.load import Samplers
+from raytrain.run.signals import signals
+from raytrain.train.checkpoints import checkpoint, shelf
 from raytrain.train.trainer import _translate
 
 TESTS = ROOT / "tests"
@@ -285,7 +286,7 @@ def test_ctrl_c_does_not_wait_for_a_step_that_never_ends(images, tmp_path, times
     wait_for((tmp_path / "in_step").exists, 120, "a step begins")
     for number in range(times):
         if number:
-            time.sleep(min(patient(0.7), job.STOP_GRACE_S / 2))  # or the two would be one
+            time.sleep(min(patient(0.7), driver.STOP_GRACE_S / 2))  # or the two would be one
         os.killpg(driver.pid, signal.SIGINT)
     _, errors = driver.communicate(timeout=patient(30))
     assert driver.returncode != 0
@@ -299,7 +300,7 @@ def test_ctrl_c_does_not_wait_for_a_step_that_never_ends(images, tmp_path, times
 def test_a_stop_says_how_to_go_on_to_whoever_started_the_run(word, told):
     folder = SimpleNamespace(checkpoints=Path("/runs/a/checkpoints"))
     this = SimpleNamespace(last_checkpoint=Path("/x"), folder=folder, resume_word=word)
-    assert job._stopped_message(this) == f"stopped; go on with {told} (checkpoints in /runs/a/checkpoints)"
+    assert driver._stopped_message(this) == f"stopped; go on with {told} (checkpoints in /runs/a/checkpoints)"
 
 
 def test_a_module_that_a_rank_lacks_is_to_be_installed():
@@ -395,10 +396,10 @@ def test_an_error_in_the_users_loop_is_told_once_and_not_tried_again(images, tmp
 
 @pytest.mark.ray
 def test_attaching_to_a_running_cluster_leaves_it_running(job_file, tmp_path):
-    from raytrain.cluster import emulated
-    from raytrain.cluster.topology import parse_nodes
+    from raytrain.cluster import local
+    from raytrain.config.cluster import parse_nodes
 
-    cluster = emulated.start(parse_nodes("train=1x1,cpu=1x1"))
+    cluster = local.start(parse_nodes("train=1x1,cpu=1x1"))
     try:
         result = run_cli("train", job_file(), "--address", cluster.address)
         assert result.returncode == 0, result.stderr

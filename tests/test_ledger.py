@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain.ledger import Ledger, remaining
+from raytrain.data.order import remaining
+from raytrain.train.ledger import Ledger
 
 
 def test_a_sample_cannot_be_consumed_twice():

@@ -18,11 +18,11 @@ from test_architecture import SURFACE
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from raytrain.cli import app
-from raytrain.config import Job
+from raytrain.cli.main import app
+from raytrain.config.job import Job
+from raytrain.report.cloud import show_jobs, show_plan
 from raytrain.sagemaker.plan import plan
 from raytrain.sagemaker.request import Places, build
-from raytrain.sagemaker.show import show_jobs, show_plan
 
 IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.9.0-gpu-py312"
 URI = f"s3://{BUCKET}/a/very/long/way/to/the/images/of/the/whole/department/version-2/train"

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from conftest import ROOT, run_cli
 
-from raytrain import own_code
-from raytrain.config import Job
+from raytrain.config import own_code
+from raytrain.config.job import Job
+from raytrain.config.own_code import Carried, OwnCode, import_object, look_in
 from raytrain.errors import ConfigError
-from raytrain.own_code import Carried, OwnCode, import_object, look_in
-from raytrain.record import read_record
+from raytrain.record.schema import read_record
 
 MINE = """
 import numpy as np

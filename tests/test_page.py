@@ -10,12 +10,12 @@ import pytest
 from money import profile, run_on
 from patience import patient
 
-from raytrain.cli import main
+from raytrain.cli.main import main
 from raytrain.cost.compare import compare
 from raytrain.cost.instances import catalog
 from raytrain.cost.planner import Bounds, plan
 from raytrain.report.fitting import number
-from raytrain.report.page import write_plan, write_report
+from raytrain.report.pages.page import write_plan, write_report
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: make test installs Debian's where it is root")

@@ -11,11 +11,11 @@ import yaml
 from conftest import ROOT
 from money import profile
 
-from raytrain.config import Job
+from raytrain.config.job import Job
 from raytrain.cost.instances import catalog
 from raytrain.cost.planner import Prediction, Shape
 from raytrain.errors import ConfigError
-from raytrain.planned_job import PROGRAM, job_for
+from raytrain.study.planned_job import PROGRAM, job_for
 
 SHAPE = Shape("ml.g5.12xlarge", 1, (("ml.c5.4xlarge", 2),))
 PLANNED = Prediction(SHAPE, 100.0, "CPUs", 8.7, 24.2, hours=2.0, usd=17.4, efficient=True)

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from raytrain.errors import CheckpointError, ConfigError
-from raytrain.record import HostLoad, RunRecord, Unusual, Utilization, read_record
+from raytrain.record.schema import HostLoad, RunRecord, Unusual, Utilization, read_record
 from raytrain.report.live import Display, clock, epoch_line, step_line
 from raytrain.report.tables import print_summary
-from raytrain.run_folder import open_run_folder, process_started_at
+from raytrain.run.folder import open_run_folder, process_started_at
 
 
 def test_a_record_comes_back_and_fits_its_own_schema(record, tmp_path):

@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT, figures
 
 from raytrain.cost.profile import Figure
-from raytrain.outcome import _stages
-from raytrain.record import RankFigures, StageFigures
-from raytrain.verdict import COMPUTE_UP_TO, INPUT_FROM, Verdict, busy_machine, who_waits, wide_spreads
+from raytrain.record.schema import RankFigures, StageFigures
+from raytrain.run.outcome import _stages
+from raytrain.run.verdict import COMPUTE_UP_TO, INPUT_FROM, Verdict, busy_machine, who_waits, wide_spreads
 
 
 def stage(name, cpu_s, wall_s, num_samples=1000):

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytrain.cluster.sampler import COLUMNS
 from raytrain.cluster.topology import Host, Topology
-from raytrain.record import POINTS, HostLoad
-from raytrain.watching import THIS_MACHINE, Machine, ProgressLog, host_load, host_timeline, machines
+from raytrain.record.schema import POINTS, HostLoad
+from raytrain.record.timeline import COLUMNS, ProgressLog, host_load, host_timeline
+from raytrain.run.load import THIS_MACHINE, Machine, machines
 
 
 def figures(at, samples, wait_s=0.0, train_s=0.0, began_at=0.0):

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Iterator
 
-from raytrain.cluster.environ import ray_address, token_mode, uses_tls
+from raytrain.cluster.environment import ray_address, token_mode, uses_tls
 from raytrain.errors import ClusterError, one_line
 
 ANSWER_S = 4.0  # for a server to answer, in tries of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.cluster.topology import GROUP_LABEL, Topology, reserved_cpus
-from raytrain.config import Placement
+from raytrain.cluster.topology import GROUP_LABEL, Topology
+from raytrain.config.cluster import Placement, reserved_cpus
 from raytrain.errors import ClusterError
 
 RANK_MEMORY_BYTES = 1 << 20  # a training rank without a GPU must ask for something, and must not ask for a CPU

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.config import Group
-from raytrain.errors import ClusterError, ConfigError
+from raytrain.errors import ClusterError
 
 GROUP_LABEL = "raytrain-group"
 INSTANCE_TYPE_LABEL = "raytrain-instance-type"
 HOST_LABEL = "raytrain-host"
 EMULATED_LABEL = "raytrain-emulated"
 EMULATED_GPU = "raytrain-emulated-gpu"  # a Ray resource of its own: Ray would hand out real devices for its `GPU`
-
-_NODES = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9-]*)=(?P<hosts>\d+)x(?P<cpus>\d+)(x(?P<gpus>\d+))?$")
 
 
 @dataclass(frozen=True)
@@ -84,43 +80,6 @@ class Topology:
     def cpu_groups(self) -> tuple[str, ...]:
         """The groups that do not train."""
         return tuple(dict.fromkeys(h.group for h in self.hosts if h.group != self.training_group))
-
-
-def parse_nodes(text: str) -> tuple[Group, ...]:
-    """`gpu=1x2x1,cpu=2x1`: group=hosts x CPUs [x GPUs].
-
-    Raises:
-        ConfigError: another form, a group named twice, no host or no CPU at all.
-    """
-    groups = []
-    for part in text.split(","):
-        match = _NODES.match(part.strip())
-        if not match:
-            raise ConfigError(
-                f"--nodes {part.strip()!r} must look like group=HOSTSxCPUS[xGPUS], such as gpu=1x2x1,cpu=2x1"
-            )
-        hosts, cpus, gpus = int(match["hosts"]), int(match["cpus"]), int(match["gpus"] or 0)
-        if hosts < 1:
-            raise ConfigError(f"--nodes: group {match['name']!r} has no host; give it at least one or leave it out")
-        if match["name"] in {group.name for group in groups}:
-            raise ConfigError(f"--nodes names group {match['name']!r} twice")
-        if cpus < 1:
-            raise ConfigError(f"--nodes: hosts of group {match['name']!r} need at least one CPU")
-        groups.append(Group(name=match["name"], hosts=hosts, cpus=cpus, gpus=gpus))
-    return tuple(groups)
-
-
-def reserved_cpus(cpus: int, gpus: int, wanted: int | None) -> int:
-    """CPUs of a training host that the CPU stages leave alone: as wanted, or one a GPU, at most half.
-
-    Raises:
-        ConfigError: nothing would be left.
-    """
-    if wanted is None:
-        return min(gpus, cpus // 2)
-    if wanted >= cpus:
-        raise ConfigError(f"cluster.reserved_cpus={wanted} leaves nothing of a training host's {cpus} CPUs")
-    return wanted
 
 
 def from_ray(nodes: Sequence[dict[str, Any]], head_node_id: str = "") -> Topology:

@@ -11,7 +11,7 @@ from raytrain.cost.priced import Priced, priced_hosts, region_of
 from raytrain.cost.profile import TRAINED_ON_CPU, Profile, profile_of_record
 from raytrain.cost.unlike import unlikenesses
 from raytrain.errors import ConfigError
-from raytrain.record import HostLoad, RunRecord
+from raytrain.record.schema import HostLoad, RunRecord
 
 MILLION = 1_000_000
 CURVE_HOSTS = 4  # past the most that were measured

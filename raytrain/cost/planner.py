@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raytrain.cluster.topology import reserved_cpus
+from raytrain.config.cluster import reserved_cpus
 from raytrain.cost.assumptions import assumptions, startup_s
 from raytrain.cost.instances import Catalog, InstanceType, Price
 from raytrain.cost.profile import Profile

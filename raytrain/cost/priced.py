@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from raytrain.cluster.topology import parse_nodes
+from raytrain.config.cluster import parse_nodes
 from raytrain.cost.instances import Catalog, InstanceType, Price
 from raytrain.errors import ConfigError
-from raytrain.record import HostFacts, RunRecord
+from raytrain.record.schema import HostFacts, RunRecord
 
 SAME = 1e-6
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from raytrain.cost.instances import Catalog
 from raytrain.errors import ConfigError
-from raytrain.record import RunRecord
+from raytrain.record.schema import RunRecord
 
 SCHEMA_VERSION = 1
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raytrain.record import RunRecord
+from raytrain.record.schema import RunRecord
 
 MOST = 3  # differing keys that are named
 LONG = 60  # characters of a value; a longer one is shown around where it differs

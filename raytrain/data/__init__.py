@@ -1,6 +1,7 @@
 """What goes in: manifest -> epoch order -> CPU stages -> ready batches -> rank.
 
-Names are loaded on first use: a preprocessing worker imports `raytrain.data.produce` and nothing that it does not need.
+Names are loaded on first use: a preprocessing worker imports `raytrain.data.producer` and nothing that it does not
+need.
 """
 
 from __future__ import annotations
@@ -9,8 +10,13 @@ from importlib import import_module
 from typing import Any
 
 _WHERE = {
-    "raytrain.data.sources": ("image_folder", "parquet", "synthetic", "webdataset"),
-    "raytrain.data.transforms": (
+    "raytrain.data.sources.image_folder": ("image_folder",),
+    "raytrain.data.sources.parquet": ("parquet",),
+    "raytrain.data.sources.synthetic": ("synthetic",),
+    "raytrain.data.sources.webdataset": ("webdataset",),
+    "raytrain.data.stages.stage": ("stage",),
+    "raytrain.data.stages.torchvision": ("torchvision",),
+    "raytrain.data.stages.images": (
         "cast",
         "center_crop",
         "color_jitter",
@@ -20,9 +26,7 @@ _WHERE = {
         "random_resized_crop",
         "random_shift",
         "resize",
-        "stage",
         "to_uint8",
-        "torchvision",
     ),
 }
 __all__ = [name for names in _WHERE.values() for name in names]  # noqa: PLE0605

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from raytrain.data.batch import Failure
-from raytrain.data.lean import make_ray_data_lean
+from raytrain.cluster.environment import collects_metrics
+from raytrain.data.block import Failure
 from raytrain.data.order import Position, Split, StreamPlan, StreamSpec
 from raytrain.data.stream import FeedOptions, Stored, Stream, most_corrupt
 from raytrain.errors import DataError, TrainingError
+from raytrain.ray_internals.data import make_ray_data_lean
 
 TAKE_TIMEOUT_S = 5.0
 
@@ -35,7 +36,7 @@ class Feed:
     """
 
     def __init__(self, spec: StreamSpec, splits_pickle: bytes | Stored, options: FeedOptions):
-        make_ray_data_lean()  # a second's import, spent while the rest of the run is still starting
+        make_ray_data_lean(collects_metrics())  # a second's import, spent while the rest of the run is still starting
         self._spec, self._splits_pickle, self._options = spec, splits_pickle, options
         self._changed = threading.Condition()
         self._stream: Stream | None = None

@@ -12,8 +12,6 @@ from typing import Literal
 
 import numpy as np
 
-from raytrain.ledger import remaining
-
 Split = Literal["train", "validation"]
 Tail = Literal["share", "drop_last", "pad", "carry"]
 GROUPS_IN_A_WINDOW = 8
@@ -250,3 +248,8 @@ class StreamPlan:
 
     def _order(self, epoch: int) -> np.ndarray:
         return epoch_order(self.spec.num_train, self.spec.seed, epoch, self.spec.group_starts)
+
+
+def remaining(order: np.ndarray, consumed: np.ndarray) -> np.ndarray:
+    """The ids of `order` (int64) that are still to come, in that order; `consumed` is bool by id."""
+    return order[~consumed[order]]

@@ -10,15 +10,16 @@ from typing import Any, get_args
 
 import cloudpickle
 
-from raytrain.config import Data, Normalize, Source
-from raytrain.data.manifest import Manifest
+from raytrain.config.data import Data, Normalize, Source
+from raytrain.config.file import section_of
+from raytrain.config.own_code import own_code
 from raytrain.data.order import Split, Tail
-from raytrain.data.produce import SplitWork
-from raytrain.data.sources import open_manifest
-from raytrain.data.transforms import Stage, as_stage, parse_stage
+from raytrain.data.producer import SplitWork
+from raytrain.data.sources.manifest import Manifest
+from raytrain.data.sources.open import open_manifest
+from raytrain.data.stages.registry import as_stage, parse_stage
+from raytrain.data.stages.stage import Stage
 from raytrain.errors import ConfigError
-from raytrain.job_file import section_of
-from raytrain.own_code import own_code
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import logging
 import pickle
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +17,14 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.data.order import StreamPlan
-from raytrain.data.produce import StreamWork, produce
+from raytrain.data.pace import Pace, cut_blocks, deal_tasks, num_batches
+from raytrain.data.producer import StreamWork, produce
+from raytrain.data.router import Router
 from raytrain.data.stock import BoundedStock, stock_bytes
 from raytrain.errors import RaytrainError, TrainingError
 
 TASKS_A_LEG = 16_384  # of one Ray Data execution; a task costs the executor about 0.3 ms to plan
 FIRST_BLOCKS = 2  # a task of the first, short leg, which shows what a batch costs
-BLOCK_S, BLOCK_BYTES = 0.1, 16 << 20  # of several small batches in one block
-AHEAD_S, AHEAD_BYTES = 0.35, 256 << 20
-TASK_S, SHORT_TASK_S = 30.0, 5.0  # hides the 0.2 s between two tasks on a CPU
-MAX_BATCHES_A_BLOCK = 64
-MAX_BLOCKS_A_TASK = 256
 ABANDON_TIMEOUT_S = 10.0
 LEG_TRIES = 3
 RAYS_ADVICE = ("Failed to ", "To change retry attempts", "This looks like an AWS S3 permissions error")
@@ -57,124 +53,6 @@ def most_corrupt(share: float, num_samples: int) -> int:
     """Samples that may fail: a share of them, and at least one where the share is not 0, since one bad file of a small
     data set is as little a reason to stop as a few of a large one."""
     return max(int(share * num_samples + 1e-9), int(share > 0))  # 0.29 * 100 is a little less than 29
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How the batches are cut into blocks and tasks, from what a batch costs.
-
-    Attributes:
-        batches_per_block: ready batches of one block; more than one where they cost less than handing a block over.
-        blocks_per_task: at most; fewer towards the end, so that all CPUs end together.
-        least_blocks: of a task, but for what does not fill one.
-        blocks_ahead: that a task may be ahead of Ray Data, which collects ten times a second.
-    """
-
-    batches_per_block: int = 1
-    blocks_per_task: int = MAX_BLOCKS_A_TASK
-    least_blocks: int = 1
-    blocks_ahead: int = 2
-
-    @classmethod
-    def of(cls, batch_s: float, batch_bytes: float) -> Pace:
-        """For batches that take `batch_s` seconds of a CPU and `batch_bytes` in the object store."""
-        group = min(BLOCK_S / max(batch_s, 1e-6), BLOCK_BYTES / max(batch_bytes, 1))
-        group = int(np.clip(group, 1, MAX_BATCHES_A_BLOCK))
-        block_s, block_bytes = max(batch_s * group, 1e-6), max(batch_bytes * group, 1)
-        ahead = min(AHEAD_S / block_s, AHEAD_BYTES / block_bytes)
-        longest = int(np.clip(TASK_S / block_s, 1, MAX_BLOCKS_A_TASK))
-        least = int(np.clip(SHORT_TASK_S / block_s, 1, longest))
-        return cls(group, longest, least, int(np.clip(ahead, 2, 16)))
-
-
-def cut_blocks(places: np.ndarray, batches_per_block: int) -> np.ndarray:
-    """Runs of batches as blocks, int64 (num_blocks, 3) of (segment, first batch, count); none crosses a segment.
-
-    The blocks of a run are as nearly equal as they can be, so that the tasks that share them are too. `places` is int64
-    (num_batches, 2) of (segment, batch), in order.
-    """
-    if not len(places):
-        return np.zeros((0, 3), dtype=np.int64)
-    follows = (np.diff(places[:, 0]) == 0) & (np.diff(places[:, 1]) == 1)
-    starts = np.concatenate([[0], np.flatnonzero(~follows) + 1])
-    sizes = np.diff(np.append(starts, len(places)))
-    numbers = -(-sizes // batches_per_block)  # blocks of each run
-    runs = zip(starts, sizes, numbers, strict=True)
-    firsts = np.concatenate([start + np.arange(number) * size // number for start, size, number in runs])
-    counts = np.diff(np.append(firsts, len(places)))
-    return np.column_stack([places[firsts], counts])
-
-
-def deal_tasks(blocks: np.ndarray, slots: int, blocks_per_task: int, least: int = 1) -> list[np.ndarray]:
-    """Which blocks each task prepares: rows of `blocks`.
-
-    Tasks that run side by side take every `slots`-th block of a window, so that batches come out nearly in plan order
-    whatever the number of hosts. A window is at most half of what is left: the last tasks are short, and no CPU waits
-    long for another at the end.
-    """
-    tasks, first = [], 0
-    while first < len(blocks):
-        size = int(np.clip(-(-(len(blocks) - first) // (2 * slots)), least, blocks_per_task))
-        window = blocks[first : first + slots * size]
-        tasks += [window[number::slots] for number in range(slots) if len(window[number::slots])]
-        first += slots * size
-    return tasks
-
-
-class Router:
-    """Decides which rank gets which batch. Pure: no Ray, no clock, no threads.
-
-    Within a segment, batches go round the ranks in order of arrival: the full ones first, then round by round the
-    smaller ones, so that every step has the samples that the plan gives it. Batches of later segments wait until the
-    segment before them has been given out.
-    """
-
-    def __init__(self, plan: StreamPlan):
-        self._plan = plan
-        self.queues: list[deque] = [deque() for _ in range(plan.world_size)]
-        self._waiting: dict[int, list[tuple[int, Any]]] = {}
-        self._open = 0
-        self._given = 0
-        self._skip_empty_segments()
-
-    @property
-    def done(self) -> bool:
-        """Whether every batch of the plan has been given out."""
-        return self._open == len(self._plan.segments)
-
-    @property
-    def num_waiting(self) -> int:
-        """Batches that came before their turn."""
-        return sum(map(len, self._waiting.values()))
-
-    def arrive(self, segment: int, batch: int, where: Any) -> None:
-        """`where` is handed on with the batch."""
-        self._waiting.setdefault(segment, []).append((batch, where))
-        self._give()
-
-    def _give(self) -> None:
-        world_size = self._plan.world_size
-        while not self.done:
-            part = self._plan.segments[self._open]
-            waiting = self._waiting.get(self._open, [])
-            limit = part.num_alike // world_size * world_size
-            if self._given >= limit:
-                limit = (self._given // world_size + 1) * world_size
-            ready = [w for w in waiting if w[0] < limit]
-            if not ready:
-                return
-            batch, where = ready[0]
-            waiting.remove(ready[0])
-            self.queues[self._given % world_size].append((self._open, batch, where))
-            self._given += 1
-            if self._given == part.num_batches:
-                self._waiting.pop(self._open, None)
-                self._open, self._given = self._open + 1, 0
-                self._skip_empty_segments()
-
-    def _skip_empty_segments(self) -> None:
-        while not self.done and self._plan.segments[self._open].num_batches == 0:
-            self._open += 1
 
 
 @dataclass(frozen=True)
@@ -309,10 +187,6 @@ class Stream:
 
     def _has_room(self) -> bool:
         return min(len(queue) for queue in self.router.queues) < self._options.ready_per_rank
-
-
-def num_batches(tasks: list[np.ndarray]) -> int:
-    return sum(int(task[:, 2].sum()) for task in tasks)
 
 
 def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any], blocks_ahead: int) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from raytrain.advice import BUSY_RANKS, advice
 from raytrain.cost.profile import Profile
-from raytrain.diagnose import Findings
 from raytrain.report.costs import figure_text, profile_rows, share
 from raytrain.report.fitting import Column, show_fitted
+from raytrain.study.advice import BUSY_RANKS, advice
+from raytrain.study.diagnose import Findings
 
 REMEDY = "a wider terminal or --json has them"
 

@@ -12,14 +12,14 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from raytrain import job as _job
-from raytrain.config import Job
+from raytrain.config.job import Job
 from raytrain.errors import RaytrainError, show_uncaught_errors_briefly
-from raytrain.record import RunRecord
+from raytrain.record.schema import RunRecord
 from raytrain.report.tables import print_summary
+from raytrain.report.terminal import terminal
+from raytrain.run import driver as _job
 
 LINE_EVERY_S = 10.0
-WIDTH_OF_A_LOG = 120
 NOT_IN_A_LINE = {"epoch", "loss", "seconds", "steps", "samples_per_s", "learning_rate"}  # or elsewhere in it
 
 
@@ -31,12 +31,12 @@ def fit(
     console: Console | None = None,
     **options: Any,
 ) -> RunRecord:
-    """`raytrain.job.run` with a live display and, at the end, the tables.
+    """`raytrain.run.driver.run` with a live display and, at the end, the tables.
 
     Args:
-        train_loop, pipeline, job: as in `raytrain.job.run`.
+        train_loop, pipeline, job: as in `raytrain.run.driver.run`.
         console: where to show; standard error by default.
-        options: `nodes`, `address`, `resume`, `started_at`, `resume_word` of `raytrain.job.run`.
+        options: `nodes`, `address`, `resume`, `started_at`, `resume_word` of `raytrain.run.driver.run`.
     """
     console = console or terminal()
     with Display(console) as display:
@@ -48,12 +48,6 @@ def fit(
             raise error.with_traceback(None) from None
     print_summary(record, console)
     return record
-
-
-def terminal(*, standard_output: bool = False) -> Console:
-    """Standard error, or output; where that is a file or a pipe, wide enough for the tables."""
-    console = Console(stderr=not standard_output)
-    return console if console.is_terminal else Console(stderr=not standard_output, width=WIDTH_OF_A_LOG)
 
 
 class Display:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from raytrain.config import CheckpointPolicy
+from raytrain.config.training import CheckpointPolicy
 from raytrain.cost.compare import Column, Comparison
-from raytrain.record import RunRecord
+from raytrain.record.schema import RunRecord
 from raytrain.report.costs import share, usd
 
 NOT_METRICS = {"epoch", "seconds", "steps", "samples_per_s"}  # what an epoch's entry has besides

@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from raytrain.record import RunRecord, Utilization
+from raytrain.record.schema import RunRecord, Utilization
 from raytrain.report.fitting import Column, show_fitted
-from raytrain.verdict import busy_machine
+from raytrain.run.verdict import busy_machine
 
 REMEDY = "the record has them"
 

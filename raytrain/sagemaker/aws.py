@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from raytrain.config import Image, SageMaker
+from raytrain.config.sagemaker import Image, SageMaker
 from raytrain.errors import CloudError, CloudUnreachable, ConfigError, one_line
 
 TRIES = 8  # of a SageMaker request that is throttled, with growing pauses; about 20 s in all

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from raytrain.config import SageMaker
+from raytrain.config.sagemaker import SageMaker
 from raytrain.errors import ConfigError
 from raytrain.sagemaker.request import CODE_FOLDER, command
 

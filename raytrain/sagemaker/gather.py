@@ -14,7 +14,7 @@ from typing import Any
 
 from raytrain.cost.instances import Catalog, catalog
 from raytrain.errors import CloudError, ConfigError
-from raytrain.record import BilledGroup, CloudFacts, HostLoad, RunRecord, Utilization, parse_record
+from raytrain.record.schema import BilledGroup, CloudFacts, HostLoad, RunRecord, Utilization, parse_record
 from raytrain.sagemaker import aws
 from raytrain.sagemaker.request import groups_of
 from raytrain.sagemaker.submit import describe

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raytrain.config import Job
+from raytrain.config.job import Job
 from raytrain.cost.instances import Catalog, InstanceType, Price, Source, catalog, most_usd
 from raytrain.errors import ConfigError
 from raytrain.sagemaker.request import Group, Request, groups_of

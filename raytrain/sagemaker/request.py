@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from raytrain.cluster.environ import ML_FOLDER, TOKEN_CHANNEL
-from raytrain.config import Channel, Checkpoints, Job, SageMaker
+from raytrain.cluster.environment import ML_FOLDER, TOKEN_CHANNEL
+from raytrain.config.job import Job
+from raytrain.config.sagemaker import Channel, Checkpoints, SageMaker
 from raytrain.errors import ConfigError
 
 Request = dict[str, Any]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raytrain.cluster.environ import ML_FOLDER
+from raytrain.cluster.environment import ML_FOLDER
 from raytrain.errors import ConfigError, nearest
 from raytrain.sagemaker.request import MANAGED_CHANNELS
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raytrain.cluster.environ import TOKEN_CHANNEL
-from raytrain.config import Channel, Job
+from raytrain.cluster.environment import TOKEN_CHANNEL
+from raytrain.config.job import Job
+from raytrain.config.sagemaker import Channel
 from raytrain.sagemaker import aws, submit
 from raytrain.sagemaker.drivers import REQUIREMENTS
 from raytrain.sagemaker.request import (

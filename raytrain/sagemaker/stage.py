@@ -16,7 +16,7 @@ import yaml
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from raytrain.config import Job
+from raytrain.config.job import Job
 from raytrain.errors import ConfigError, one_line
 from raytrain.sagemaker.drivers import REQUIREMENTS, write_drivers
 from raytrain.sagemaker.request import checkpoint_path, settings

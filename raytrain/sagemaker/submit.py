@@ -15,8 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from raytrain.cluster.environ import TOKEN_CHANNEL, new_token
-from raytrain.config import Job, SageMaker
+from raytrain.cluster.environment import TOKEN_CHANNEL, new_token
+from raytrain.config.job import Job
+from raytrain.config.sagemaker import SageMaker
 from raytrain.cost.instances import catalog
 from raytrain.errors import CloudError, CloudUnreachable, ConfigError, Stopped
 from raytrain.sagemaker import aws

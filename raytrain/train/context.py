@@ -12,13 +12,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from raytrain.config import Job
+from raytrain.config.job import Job
 from raytrain.errors import TrainingError
-from raytrain.ledger import Ledger
-from raytrain.train import checkpoint, modules
+from raytrain.train import modules
+from raytrain.train.checkpoints import checkpoint
+from raytrain.train.checkpoints.shelf import Facts
 from raytrain.train.contract import COUNTS, Awaiting, Keep, Restored, StopTraining, Stream
+from raytrain.train.ledger import Ledger
 from raytrain.train.losses import LossAccount
-from raytrain.train.shelf import Facts
 from raytrain.train.update import Updater, step_samples
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from raytrain.train.shelf import Facts
+from raytrain.train.checkpoints.shelf import Facts
 
 COUNTS = ("dropped", "repeated", "carried", "stand_ins", "skipped_steps", "skipped_samples")
 
 
 class Stream(Protocol):
-    """What the training room needs of the data room (`raytrain.data.ingest.RankIngest`)."""
+    """What the training room needs of the data room (`raytrain.device.loader.RankIngest`)."""
 
     plan: Any
     meter: Any

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from raytrain.config import Optimizer, Schedule
+from raytrain.config.training import Optimizer, Schedule
 from raytrain.train.models import build_model, check_outputs
 
 if TYPE_CHECKING:

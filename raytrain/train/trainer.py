@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from raytrain.cluster.environ import without_own
+from raytrain.cluster.environment import without_own
 from raytrain.errors import RaytrainError, TrainingError
 
 # Ray Data's shards, which come by the feed instead; and a watcher that removes the placement group of a lost

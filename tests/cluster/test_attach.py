@@ -20,7 +20,7 @@ from patience import patient, wait_for
 
 from raytrain.cluster import finding
 from raytrain.errors import ClusterError
-from raytrain.record import read_record
+from raytrain.record.schema import read_record
 
 USERS_OWN = """
 import sys, ray

@@ -11,8 +11,8 @@ import psutil
 import pytest
 from patience import patient, wait_for
 
-from raytrain.cluster import environ, guardian
-from raytrain.cluster.environ import ALLOCATOR, RAY, prepare_environment, ray_address, without_own
+from raytrain.cluster import environment, guardian
+from raytrain.cluster.environment import ALLOCATOR, RAY, prepare_environment, ray_address, without_own
 from raytrain.errors import ClusterError, ConfigError
 
 
@@ -94,10 +94,10 @@ def container(tmp_path, monkeypatch):
 
 
 def test_a_container_without_the_toolkit_is_read_by_ourselves(container):
-    assert environ.read_resource_config() is None
+    assert environment.read_resource_config() is None
     path = container / "input/config/resourceconfig.json"
     path.write_text('{"current_host": "algo-1"}')
-    config, reader = environ.read_resource_config()
+    config, reader = environment.read_resource_config()
     assert config == {"current_host": "algo-1"} and reader == "raytrain, since the toolkit is not installed"
 
 
@@ -107,7 +107,7 @@ def test_a_container_without_the_toolkit_is_read_by_ourselves(container):
 def test_a_broken_resource_config(container, text, message):
     (container / "input/config/resourceconfig.json").write_text(text)
     with pytest.raises(ClusterError, match=message):
-        environ.read_resource_config()
+        environment.read_resource_config()
 
 
 @pytest.mark.process
@@ -115,7 +115,7 @@ def test_a_toolkit_that_stumbles_is_named_and_passed_by(tmp_path):
     config = tmp_path / "input/config"
     config.mkdir(parents=True)
     (config / "resourceconfig.json").write_text('{"current_host": "algo-1", "hosts": ["algo-1"]}')
-    code = "from raytrain.cluster.environ import read_resource_config; print(read_resource_config()[1])"
+    code = "from raytrain.cluster.environment import read_resource_config; print(read_resource_config()[1])"
     asked = [sys.executable, "-c", code]
     found = {**os.environ, "SAGEMAKER_BASE_DIR": str(tmp_path)}
     done = subprocess.run(asked, env=found, capture_output=True, text=True)
@@ -127,51 +127,51 @@ def test_a_toolkit_that_stumbles_is_named_and_passed_by(tmp_path):
 
 
 def test_the_failure_file_is_written_only_in_a_job(container):
-    environ.write_failure("why")
+    environment.write_failure("why")
     assert not (container / "output").exists()
     (container / "input/config/resourceconfig.json").write_text("{}")
-    environ.write_failure("x" * 5000)
+    environment.write_failure("x" * 5000)
     assert (container / "output/failure").read_text() == "x" * 1024
 
 
 def test_the_tokens_places_in_their_order(container, monkeypatch):
-    assert environ.read_token(None) is None
+    assert environment.read_token(None) is None
     places = {name: name[0] * 32 for name in ("own", "path", "variable", "channel", "file")}
     (container / "home/.ray").mkdir(parents=True)
     (container / "home/.ray/auth_token").write_text(places["own"] + "\n")
-    assert environ.read_token(None) == places["own"]
+    assert environment.read_token(None) == places["own"]
     (container / "path").write_text(places["path"])
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(container / "path"))
-    assert environ.read_token(None) == places["path"]
+    assert environment.read_token(None) == places["path"]
     monkeypatch.setenv("RAY_AUTH_TOKEN", places["variable"])
-    assert environ.read_token(None) == places["variable"]
+    assert environment.read_token(None) == places["variable"]
     (container / "input/data/raytrain_token").mkdir(parents=True)
     (container / "input/data/raytrain_token/token").write_text(places["channel"])
-    assert environ.read_token(None) == places["channel"]
+    assert environment.read_token(None) == places["channel"]
     (container / "file").write_text(places["file"])
-    assert environ.read_token(container / "file") == places["file"]
+    assert environment.read_token(container / "file") == places["file"]
 
 
 def test_a_token_that_is_none(container):
     (container / "file").write_text("short")
     with pytest.raises(ConfigError, match="must hold one word of at least 16 characters"):
-        environ.read_token(container / "file")
+        environment.read_token(container / "file")
     with pytest.raises(ConfigError, match="--token-file: .*gone cannot be read"):
-        environ.read_token(container / "gone")
+        environment.read_token(container / "gone")
 
 
 def test_the_job_and_its_region(monkeypatch):
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "TRAINING_JOB_NAME", "TRAINING_JOB_ARN"):
         monkeypatch.delenv(name, raising=False)
-    assert environ.training_job() == (None, None)
+    assert environment.training_job() == (None, None)
     monkeypatch.setenv("TRAINING_JOB_NAME", "vit-1")
     monkeypatch.setenv("TRAINING_JOB_ARN", "arn:aws:sagemaker:eu-west-1:123456789012:training-job/vit-1")
-    assert environ.training_job() == ("vit-1", "eu-west-1")
+    assert environment.training_job() == ("vit-1", "eu-west-1")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    assert environ.training_job() == ("vit-1", "us-east-1")
+    assert environment.training_job() == ("vit-1", "us-east-1")
 
 
 def test_what_ray_may_delete_is_told_by_its_path():
     cache = "/tmp/ray/session_x/runtime_resources/working_dir_files/_ray_pkg_0123/runs/a"
-    assert environ.may_be_deleted(Path(cache))
-    assert not environ.may_be_deleted(Path("/home/me/working/runs/a"))
+    assert environment.may_be_deleted(Path(cache))
+    assert not environment.may_be_deleted(Path("/home/me/working/runs/a"))

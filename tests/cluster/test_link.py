@@ -8,8 +8,8 @@ import json
 import pytest
 from patience import patient
 
-from raytrain.cluster import link
-from raytrain.cluster.link import Line, call, listen
+from raytrain.bootstrap import link
+from raytrain.bootstrap.link import Line, call, listen
 from raytrain.cluster.network import free_port
 from raytrain.errors import ClusterError
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raytrain.cluster import metrics
-from raytrain.cluster.metrics import check, configuration, region
-from raytrain.cluster.this_host import Options
+from raytrain.bootstrap import prometheus
+from raytrain.bootstrap.host import Options
+from raytrain.bootstrap.prometheus import check, configuration, region
 from raytrain.errors import ConfigError
 
 PROMETHEUS = Path(sys.prefix) / "bin" / "prometheus"
@@ -92,7 +92,7 @@ def test_a_binary_that_came_through_s3_has_lost_its_mode(release, tmp_path):
     Path(release).chmod(0o644)
     check(options(prometheus=release, remote_write=AMAZONS))
     (tmp_path / "private").mkdir()
-    found = metrics._binary(release, tmp_path / "private")
+    found = prometheus._binary(release, tmp_path / "private")
     assert "3.5.0" in subprocess.run([found], capture_output=True, text=True).stdout
 
 
@@ -102,12 +102,12 @@ def test_a_release_archive_is_unpacked(release, tmp_path):
     with tarfile.open(archive, "w:gz") as file:
         file.add(release, "prometheus-3.5.0/prometheus")
     check(options(prometheus=str(archive), remote_write=AMAZONS))
-    found = metrics._binary(str(archive), tmp_path / "out")
+    found = prometheus._binary(str(archive), tmp_path / "out")
     assert "3.5.0" in subprocess.run([found], capture_output=True, text=True).stdout
     with tarfile.open(archive, "w:gz") as file:
         file.add(release, "other")
     with pytest.raises(ConfigError, match="is an archive without a program `prometheus`"):
-        metrics._binary(str(archive), tmp_path / "out")
+        prometheus._binary(str(archive), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import socket
 import pytest
 
 from raytrain.cluster import network
-from raytrain.cluster.facts import usable_cpus, usable_gpus
+from raytrain.cluster.hardware import usable_cpus
 from raytrain.cluster.network import collective_settings, efa_devices, own_address
 from raytrain.errors import ClusterError
+from raytrain.ray_internals.devices import usable_gpus
 
 
 def interfaces(monkeypatch, **addresses: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from patience import patient, wait_for
 
-from raytrain.cluster.program import Program, command, exit_status, failure_text, last_error
+from raytrain.bootstrap.program import Program, command, exit_status, failure_text, last_error
 from raytrain.errors import ConfigError
 
 

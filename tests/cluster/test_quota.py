@@ -15,11 +15,13 @@ import pytest
 from conftest import ROOT
 from patience import patient
 
-from raytrain import diagnose
-from raytrain.cluster import emulated, facts
-from raytrain.cluster.simulated import SimulatedHosts, unavailable
-from raytrain.config import Group, Job
+from raytrain.cluster import hardware, local
+from raytrain.config.cluster import Group
+from raytrain.config.job import Job
 from raytrain.cost.instances import catalog
+from raytrain.ray_internals.devices import usable_gpus
+from raytrain.simulate.hosts import SimulatedHosts, unavailable
+from raytrain.study import diagnose
 
 GIB = 1 << 30
 VERSION_1_NO_LIMIT = 9223372036854771712  # the largest number of bytes that is a whole number of pages
@@ -50,42 +52,42 @@ def large_machine(monkeypatch):
     ("quota", "expected"), [("max", 64), ("6400000", 64), ("800000", 8), ("400000", 4), ("250000", 2), ("50000", 1)]
 )
 def test_whole_cpus_of_a_quota(tree, large_machine, quota, expected):
-    assert facts.usable_cpus(*tree("0::/", {"cpu.max": f"{quota} 100000"})) == expected
+    assert hardware.usable_cpus(*tree("0::/", {"cpu.max": f"{quota} 100000"})) == expected
     version_1 = {
         "cpu/cpu.cfs_quota_us": "-1" if quota == "max" else quota,
         "cpu/cpu.cfs_period_us": "100000",
     }
-    assert facts.usable_cpus(*tree("2:cpu:/", {"cpu.max": "max 100000", **version_1})) == expected
+    assert hardware.usable_cpus(*tree("2:cpu:/", {"cpu.max": "max 100000", **version_1})) == expected
 
 
 def test_memory_limits_of_cgroup_version_1(tree, large_machine):
-    assert facts.memory_bytes(Path("/nowhere"), Path("/nowhere")) == 512 * GIB
+    assert hardware.memory_bytes(Path("/nowhere"), Path("/nowhere")) == 512 * GIB
     own, limit = "4:memory:/job/algo-1\n1:cpu,cpuacct:/other\n0::/", "memory.limit_in_bytes"
     files = {f"memory/{limit}": VERSION_1_NO_LIMIT, f"memory/job/algo-1/{limit}": VERSION_1_NO_LIMIT}
-    assert facts.memory_bytes(*tree(own, files)) == 512 * GIB
-    assert facts.memory_bytes(*tree(own, {f"memory/other/{limit}": GIB})) == 512 * GIB, "of another cgroup"
-    assert facts.memory_bytes(*tree(own, {f"memory/job/{limit}": 24 * GIB})) == 24 * GIB, "of the one above"
-    assert facts.memory_bytes(*tree(own, {f"memory/job/algo-1/{limit}": 16 * GIB})) == 16 * GIB
+    assert hardware.memory_bytes(*tree(own, files)) == 512 * GIB
+    assert hardware.memory_bytes(*tree(own, {f"memory/other/{limit}": GIB})) == 512 * GIB, "of another cgroup"
+    assert hardware.memory_bytes(*tree(own, {f"memory/job/{limit}": 24 * GIB})) == 24 * GIB, "of the one above"
+    assert hardware.memory_bytes(*tree(own, {f"memory/job/algo-1/{limit}": 16 * GIB})) == 16 * GIB
 
 
 def test_memory_limits_of_cgroup_version_2(tree, large_machine):
     own = "0::/pods/pod/container"
-    assert facts.memory_bytes(*tree(own, {"pods/pod/memory.max": "max", "pods/memory.max": "max"})) == 512 * GIB
-    assert facts.memory_bytes(*tree(own, {"pods/pod/container/memory.max": 900 * GIB})) == 512 * GIB
-    assert facts.memory_bytes(*tree(own, {"pods/pod/memory.max": 12 * GIB})) == 12 * GIB
-    assert facts.memory_bytes(*tree("0::/docker/abc", {"memory.max": 8 * GIB})) == 8 * GIB, "a container's root"
-    assert facts.memory_bytes(*tree("1:name=x:/\n0::/", {"unified/memory.max": 4 * GIB})) == 4 * GIB, "both mounted"
+    assert hardware.memory_bytes(*tree(own, {"pods/pod/memory.max": "max", "pods/memory.max": "max"})) == 512 * GIB
+    assert hardware.memory_bytes(*tree(own, {"pods/pod/container/memory.max": 900 * GIB})) == 512 * GIB
+    assert hardware.memory_bytes(*tree(own, {"pods/pod/memory.max": 12 * GIB})) == 12 * GIB
+    assert hardware.memory_bytes(*tree("0::/docker/abc", {"memory.max": 8 * GIB})) == 8 * GIB, "a container's root"
+    assert hardware.memory_bytes(*tree("1:name=x:/\n0::/", {"unified/memory.max": 4 * GIB})) == 4 * GIB, "both mounted"
 
 
 def test_a_local_node_is_no_larger_than_its_container(monkeypatch, tree, large_machine):
     own, mounted = tree("0::/", {"cpu.max": "400000 100000", "memory.max": 8 * GIB})
-    usable = facts.usable_cpus(own, mounted), facts.memory_bytes(own, mounted)
-    monkeypatch.setattr(facts, "usable_cpus", lambda: usable[0])
-    monkeypatch.setattr(facts, "memory_bytes", lambda: usable[1])
-    node = emulated._node(None, True, None, 1)
-    assert (node["num_cpus"], node["num_gpus"]) == (4, facts.usable_gpus())
+    usable = hardware.usable_cpus(own, mounted), hardware.memory_bytes(own, mounted)
+    monkeypatch.setattr(hardware, "usable_cpus", lambda: usable[0])
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: usable[1])
+    node = local._node(None, True, None, 1)
+    assert (node["num_cpus"], node["num_gpus"]) == (4, usable_gpus())
     assert node["object_store_memory"] == int(8 * GIB * 0.3)
-    one_of_two = emulated._node(Group(name="cpu", hosts=2, cpus=32), False, None, 2)
+    one_of_two = local._node(Group(name="cpu", hosts=2, cpus=32), False, None, 2)
     assert one_of_two["num_cpus"] == 32, "as the user said"
     assert one_of_two["object_store_memory"] == int(8 * GIB * 0.3 / 2)
 
@@ -104,7 +106,7 @@ def test_diagnose_takes_no_more_cores_than_the_quota(monkeypatch, job_tree):
 
     monkeypatch.setattr(diagnose, "preprocess", preprocess)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {7, 3, 5, 1})
-    monkeypatch.setattr(facts, "usable_cpus", lambda: 3)
+    monkeypatch.setattr(hardware, "usable_cpus", lambda: 3)
     said = []
     with pytest.raises(Enough):
         diagnose.diagnose(Job.from_dict(job_tree), catalog(), say=said.append)
@@ -144,7 +146,7 @@ def test_a_run_on_a_host_with_a_real_quota_takes_that_for_the_machine(tmp_path):
 
 
 MEMORY_1 = Path("/sys/fs/cgroup/memory")
-ASK = "import sys; sys.stdin.readline(); from raytrain.cluster import facts; print(facts.memory_bytes())"
+ASK = "import sys; sys.stdin.readline(); from raytrain.cluster import hardware; print(hardware.memory_bytes())"
 
 
 @contextlib.contextmanager
@@ -168,4 +170,4 @@ def test_a_real_memory_limit_is_believed():
         )
         entry.write_text(str(child.pid))
         output, _ = child.communicate("go\n", timeout=patient(30))
-    assert int(output) == GIB < facts.memory_bytes()
+    assert int(output) == GIB < hardware.memory_bytes()

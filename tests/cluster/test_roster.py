@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain.cluster.roster import from_resource_config, local
+from raytrain.bootstrap.roster import from_resource_config, local
 from raytrain.errors import ClusterError, ConfigError
 
 GROUPS = [

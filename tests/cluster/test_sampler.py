@@ -15,12 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from patience import factor, patient
 
-from raytrain.cluster import sampler
-from raytrain.cluster.sampler import COLUMNS, Gpus, HostMeter, Timeline, halved, mean_row
+from raytrain.cluster import load
+from raytrain.cluster.load import HostMeter
+from raytrain.ray_internals import devices
+from raytrain.ray_internals.devices import Gpus
+from raytrain.record.timeline import COLUMNS, Timeline, halved, mean_row
 
 SAMPLE = """
 import sys, time
-from raytrain.cluster.sampler import Sampler
+from raytrain.cluster.load import Sampler
 heavy = [name for name in ("numpy", "pydantic", "pandas", "torch", "ray", "pynvml") if name in sys.modules]
 assert not heavy, heavy
 began = time.time()
@@ -85,9 +88,9 @@ def test_traffic_is_counted_but_for_loopback(monkeypatch):
         {"lo": counters(10**9, 10**9), "eth0": counters(251_000, 500_000), "eth1": counters(250_000, 0)}
         | {"new": counters(10**9, 10**9)},
     ]
-    monkeypatch.setattr(sampler.psutil, "net_io_counters", lambda **_: states.pop(0))
+    monkeypatch.setattr(load.psutil, "net_io_counters", lambda **_: states.pop(0))
     clock = [100.0, 102.0]
-    monkeypatch.setattr(sampler.time, "monotonic", lambda: clock.pop(0))
+    monkeypatch.setattr(load.time, "monotonic", lambda: clock.pop(0))
     row = dict(zip(("at", *COLUMNS), HostMeter().read(), strict=True))
     assert (row["received_mbit_per_s"], row["sent_mbit_per_s"]) == (pytest.approx(2.0), pytest.approx(2.0))
 
@@ -126,18 +129,18 @@ def test_a_host_without_nvml_has_no_gpu_figures(monkeypatch):
     def missing(_):
         raise OSError("cannot open shared object file")
 
-    monkeypatch.setattr(sampler.ctypes, "CDLL", missing)
+    monkeypatch.setattr(devices.ctypes, "CDLL", missing)
     assert HostMeter().read()[-2:] == (None, None)
 
 
 def test_a_driver_that_does_not_answer(monkeypatch):
     from ray._private import thirdparty
 
-    monkeypatch.setattr(sampler.ctypes, "CDLL", lambda _: None)
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: None)
     dead = Nvml()
     dead.nvmlInit = lambda: (_ for _ in ()).throw(dead.NVMLError)
     monkeypatch.setattr(thirdparty, "pynvml", dead, raising=False)
-    assert sampler.find_gpus() is None
+    assert devices.find_gpus() is None
     dead.nvmlInit = lambda: None
     assert HostMeter().read()[-2:] == (130.0, 50.0)
 

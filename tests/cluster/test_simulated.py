@@ -12,9 +12,9 @@ import psutil
 import pytest
 from patience import patient, wait_for
 
-from raytrain.cluster import simulated
-from raytrain.cluster.simulated import SimulatedHosts, unavailable
 from raytrain.errors import ClusterError
+from raytrain.simulate import hosts as simulated
+from raytrain.simulate.hosts import SimulatedHosts, unavailable
 
 needs_hosts = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
@@ -97,7 +97,7 @@ def test_nothing_is_left_behind_not_even_by_one_that_was_killed(tmp_path):
     code = f"""
 import time
 from pathlib import Path
-from raytrain.cluster.simulated import SimulatedHosts
+from raytrain.simulate.hosts import SimulatedHosts
 with SimulatedHosts(["algo-1"], Path({str(tmp_path / "killed")!r}), {{"algo-1": 0.5}}) as hosts:
     hosts.start("algo-1", ["sleep", "600"])
     print(hosts["algo-1"].init().pid, flush=True)
@@ -105,7 +105,7 @@ with SimulatedHosts(["algo-1"], Path({str(tmp_path / "killed")!r}), {{"algo-1": 
 """
 
     def ours(pid: int) -> list[str]:
-        places = (Path("/var/run/netns"), simulated.CGROUPS / "cpu", simulated.CGROUPS)
+        places = (Path("/var/run/netns"), hosts.CGROUPS / "cpu", hosts.CGROUPS)
         return [str(path) for place in places for path in place.glob(f"raytrain-{pid}-*")]
 
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -126,16 +126,16 @@ def test_a_machine_without_what_it_takes_is_told_so(monkeypatch, tmp_path):
     with pytest.raises(ClusterError, match="simulating hosts needs root"), SimulatedHosts(["a"], tmp_path):
         pass
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(simulated.shutil, "which", lambda tool: None)
+    monkeypatch.setattr(hosts.shutil, "which", lambda tool: None)
     assert "needs util-linux (unshare, nsenter, setpriv, mount not found)" in unavailable()
-    monkeypatch.setattr(simulated.sys, "platform", "darwin")
+    monkeypatch.setattr(hosts.sys, "platform", "darwin")
     assert "this is not Linux" in unavailable()
 
 
 @needs_hosts
 def test_a_network_that_is_not_allowed(hosts):
     with pytest.raises(ClusterError, match="this machine does not allow a simulated network: .*File exists"):
-        hosts._connect()  # once more
+        simulated._connect()  # once more
 
 
 def test_a_quota_that_is_not_allowed(monkeypatch, tmp_path):

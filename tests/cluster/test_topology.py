@@ -6,7 +6,8 @@ import pytest
 
 from raytrain.cluster.logs import visible_lines
 from raytrain.cluster.placement import RANK_MEMORY_BYTES, check_free_gpus, place_stages, rank_resources, rank_selector
-from raytrain.cluster.topology import EMULATED_GPU, EMULATED_LABEL, GROUP_LABEL, from_ray, parse_nodes, reserved_cpus
+from raytrain.cluster.topology import EMULATED_GPU, EMULATED_LABEL, GROUP_LABEL, from_ray
+from raytrain.config.cluster import parse_nodes, reserved_cpus
 from raytrain.errors import ClusterError, ConfigError
 
 

@@ -12,7 +12,7 @@ from raytrain.cost.instances import catalog
 from raytrain.cost.priced import priced_hosts
 from raytrain.cost.unlike import differences, unlikenesses
 from raytrain.errors import ConfigError
-from raytrain.record import CloudFacts, HostLoad, Utilization
+from raytrain.record.schema import CloudFacts, HostLoad, Utilization
 
 SINGLE = {"ml.g5.xlarge": ("gpu", 1, 1)}
 BOTH = {"ml.g5.xlarge": ("gpu", 1, 1), "ml.c5.4xlarge": ("cpu", 1, 0)}

@@ -7,15 +7,15 @@ import torch
 from conftest import ROOT
 from money import profile
 
-from raytrain.config import Model
+from raytrain.config.training import Model
 from raytrain.cost import typical
 from raytrain.cost.instances import catalog
 from raytrain.cost.planner import Bounds, plan
 from raytrain.cost.profile import Figure
 from raytrain.cost.typical import PEAKS, Peak, typical_s, with_typical
 from raytrain.errors import ConfigError
-from raytrain.planning import with_accelerators, with_estimates
-from raytrain.train.flops import training_work
+from raytrain.study.flops import training_work
+from raytrain.study.profile_file import with_accelerators, with_estimates
 
 ON_CPU = {"accelerator_s_per_sample": {"CPU": Figure.once(0.05)}}
 

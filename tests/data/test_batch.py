@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raytrain.data.batch import Batch, Failure, Header, Prepared, decode, encode
+from raytrain.data.block import Batch, Failure, Header, Prepared, decode, encode
 
 KIB = 1024
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from raytrain.data import clock as module
-from raytrain.data.batch import Header
-from raytrain.data.clock import HostClock, StageClock
-from raytrain.data.meter import RankMeter, StageMeter
+from raytrain.data.block import Header
+from raytrain.data.stage_clock import StageClock
+from raytrain.device import clock as module
+from raytrain.device.clock import HostClock
+from raytrain.device.meter import RankMeter, StageMeter
 
 
 class Times:

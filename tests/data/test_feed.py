@@ -16,11 +16,11 @@ from patience import wait_for
 from raytrain.cluster.topology import GROUP_LABEL
 from raytrain.data import stock
 from raytrain.data import stream as module
-from raytrain.data.batch import Failure
-from raytrain.data.lean import make_ray_data_lean
+from raytrain.data.block import Failure
 from raytrain.data.order import Position
 from raytrain.data.stock import STORE_SHARE, stock_bytes
 from raytrain.errors import DataError, TrainingError
+from raytrain.ray_internals.data import make_ray_data_lean
 
 
 def test_two_epochs_arrive_whole_as_ready_batches(two_nodes, pets):
@@ -135,7 +135,7 @@ def test_who_collects_metrics_gets_ray_datas(monkeypatch, collects, kept):
 
     monkeypatch.setattr(stats, "get_or_create_stats_actor", rays_own)
     monkeypatch.setenv("RAY_enable_metrics_collection", collects)
-    make_ray_data_lean()
+    make_ray_data_lean(False)
     assert (stats.get_or_create_stats_actor is rays_own) is kept
 
 

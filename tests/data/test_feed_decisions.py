@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from raytrain.data import feed as feeds
-from raytrain.data.batch import Failure
+from raytrain.data.block import Failure
 from raytrain.data.order import Position, StreamSpec
-from raytrain.data.stream import FeedOptions, Router, most_corrupt
+from raytrain.data.router import Router
+from raytrain.data.stream import FeedOptions, most_corrupt
 from raytrain.errors import DataError, TrainingError
 
 
@@ -37,7 +38,7 @@ class ByHand:
 @pytest.fixture
 def make(monkeypatch):
     monkeypatch.setattr(feeds, "Stream", ByHand)
-    monkeypatch.setattr(feeds, "make_ray_data_lean", lambda: None)
+    monkeypatch.setattr(feeds, "make_ray_data_lean", lambda _: None)
     monkeypatch.setattr(feeds, "TAKE_TIMEOUT_S", 0.05)
 
     def feed(world_size=1, num_train=40, max_corrupt=2, **spec):

@@ -11,14 +11,14 @@ from conftest import write_images
 from feeding import make_feed
 from patience import wait_for
 
-from raytrain.config import Normalize
+from raytrain.config.data import Normalize
 from raytrain.data.feed import Feed
-from raytrain.data.ingest import RankIngest, pull
 from raytrain.data.order import Position, StreamSpec
 from raytrain.data.pipeline import Pipeline
-from raytrain.data.sources import image_folder
+from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.stages.images import decode as decoding
 from raytrain.data.stream import FeedOptions
-from raytrain.data.transforms import decode as decoding
+from raytrain.device.loader import RankIngest, pull
 
 
 def test_a_rank_computes_on_the_object_stores_own_memory(two_nodes, pets):

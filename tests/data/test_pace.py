@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from raytrain.data.order import Position, StreamPlan, StreamSpec
-from raytrain.data.stream import FeedOptions, Pace, Stream, cut_blocks, deal_tasks, num_batches
+from raytrain.data.pace import Pace, cut_blocks, deal_tasks, num_batches
+from raytrain.data.stream import FeedOptions, Stream
 from raytrain.errors import TrainingError
 
 MIB = 1 << 20

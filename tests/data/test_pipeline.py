@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from raytrain import Pipeline
-from raytrain.checks import check_data, checked
-from raytrain.config import Job, Normalize
+from raytrain.config.data import Normalize
+from raytrain.config.job import Job
 from raytrain.data import decode, image_folder, parquet, resize, synthetic
 from raytrain.errors import ConfigError
+from raytrain.run.checks import check_data, checked
 
 SOURCE = image_folder("/data")
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from conftest import write_images
 
-from raytrain.config import Normalize
-from raytrain.data import batch as codec
+from raytrain.config.data import Normalize
+from raytrain.data import block as codec
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import Pipeline
-from raytrain.data.produce import Producer, StreamWork, prepare_process
-from raytrain.data.sources import image_folder
-from raytrain.data.transforms import decode, random_shift, resize, torchvision
+from raytrain.data.producer import Producer, StreamWork, prepare_process
+from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.stages.images import decode, random_shift, resize
+from raytrain.data.stages.torchvision import torchvision
 from raytrain.errors import ConfigError, DataError
 
 
@@ -237,7 +238,7 @@ def test_functions_of_a_script_travel_by_value(folder):
 
 @pytest.mark.process
 def test_a_worker_imports_neither_torch_nor_pydantic():
-    code = "import sys, raytrain.data.produce; print({'torch', 'pydantic', 'timm', 'pandas'} & set(sys.modules))"
+    code = "import sys, raytrain.data.producer; print({'torch', 'pydantic', 'timm', 'pandas'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 

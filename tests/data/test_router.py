@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raytrain.data.order import Position, StreamPlan, StreamSpec
-from raytrain.data.stream import MAX_BLOCKS_A_TASK, Pace, Router, cut_blocks, deal_tasks, num_batches
+from raytrain.data.pace import MAX_BLOCKS_A_TASK, Pace, cut_blocks, deal_tasks, num_batches
+from raytrain.data.router import Router
 
 plans = st.builds(
     lambda train, validation, batch, epochs, world: StreamPlan(

@@ -15,8 +15,12 @@ import pytest
 from conftest import write_images
 from moto.server import ThreadedMotoServer
 
-from raytrain.data.sources import image_folder, open_manifest, parquet, synthetic, webdataset
-from raytrain.data.transforms import decode_image
+from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.sources.open import open_manifest
+from raytrain.data.sources.parquet import parquet
+from raytrain.data.sources.synthetic import synthetic
+from raytrain.data.sources.webdataset import webdataset
+from raytrain.data.stages.images import decode_image
 from raytrain.errors import DataError
 
 
@@ -99,7 +103,7 @@ def test_row_groups_are_read_once_while_they_fit(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: reads.append(a[1]) or real(*a, **k))
     manifest.read_many([0, 3, 1, 4, 2, 0])
     assert len(reads) == 3
-    monkeypatch.setattr("raytrain.data.manifest.ROW_GROUP_CACHE_BYTES", 1)
+    monkeypatch.setattr("raytrain.data.sources.parquet.ROW_GROUP_CACHE_BYTES", 1)
     manifest = pickle.loads(pickle.dumps(manifest))
     again = manifest.read_many([0, 3, 1, 4])
     assert len(reads) == 6, "one group at a time is still kept, and each is read once a batch"

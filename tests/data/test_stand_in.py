@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from raytrain.config import Normalize
-from raytrain.data.batch import NO_SAMPLE, Failure, Header, Prepared, decode, encode
-from raytrain.data.ingest import RankIngest
+from raytrain.config.data import Normalize
+from raytrain.data.block import NO_SAMPLE, Failure, Header, Prepared, decode, encode
 from raytrain.data.order import Position, StreamPlan, StreamSpec
+from raytrain.device.loader import RankIngest
 from raytrain.errors import DataError
 
 LIKE = np.empty((6, 5, 3), np.float32)

@@ -17,9 +17,9 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from raytrain.data import color
-from raytrain.data import transforms as t
-from raytrain.data.vision import DRAWS_NOTHING
+from raytrain.data.stages import color, images, registry
+from raytrain.data.stages.stage import stage
+from raytrain.data.stages.torchvision import DRAWS_NOTHING, torchvision
 from raytrain.errors import ConfigError
 
 
@@ -42,41 +42,41 @@ def encoded(image, kind="JPEG", **options):
 def test_decode_agrees_with_pillow(kind):
     data = encoded(photo(), kind)
     expected = np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
-    difference = np.abs(t.decode_image(data).astype(int) - expected)
+    difference = np.abs(images.decode_image(data).astype(int) - expected)
     assert difference.max() <= (3 if kind == "JPEG" else 1 if kind == "WEBP" else 0)
 
 
 def test_decode_turns_the_image_upright():
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by a quarter
-    assert t.decode_image(encoded(photo(40, 60), exif=exif)).shape == (60, 40, 3)
+    assert images.decode_image(encoded(photo(40, 60), exif=exif)).shape == (60, 40, 3)
 
 
 def test_decode_gives_grey_images_three_channels():
-    assert t.decode_image(encoded(photo()[:, :, 0])).shape == (40, 60, 3)
+    assert images.decode_image(encoded(photo()[:, :, 0])).shape == (40, 60, 3)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_truncated_image_is_corrupt_not_grey(kind):
     data = encoded(photo(200, 300), kind)
     with pytest.raises(ValueError, match="not a decodable image"):
-        t.decode_image(data[: len(data) * 2 // 3])
+        images.decode_image(data[: len(data) * 2 // 3])
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", b"\xff\xd8\xff"])
 def test_what_is_no_image_is_corrupt(data):
     with pytest.raises(ValueError, match="not a decodable image"):
-        t.decode_image(np.frombuffer(data, dtype=np.uint8))
+        images.decode_image(np.frombuffer(data, dtype=np.uint8))
 
 
 def test_a_jpeg_with_bytes_behind_its_end_is_whole():
     data = np.concatenate([encoded(photo()), np.zeros(500, np.uint8)])
-    assert t.decode_image(data).shape == (40, 60, 3)
+    assert images.decode_image(data).shape == (40, 60, 3)
 
 
 def test_ten_blurs_agree_with_torchvision():
     image = rng().standard_normal((64, 48, 3), dtype=np.float32)
-    ours = t.gaussian_blur_image(image, rng(3), kernel=11, sigma=(0.1, 2.0), times=10)
+    ours = images.gaussian_blur_image(image, rng(3), kernel=11, sigma=(0.1, 2.0), times=10)
     theirs = torch.from_numpy(image).permute(2, 0, 1)
     for sigma in rng(3).uniform(0.1, 2.0, 10):
         theirs = F.gaussian_blur(theirs, [11, 11], [float(sigma)] * 2)
@@ -94,7 +94,7 @@ def test_blurs_in_a_row_are_one_blur_whatever_the_border(shape, kernel, sigmas):
     expected = image
     for sigma in sigmas:
         expected = cv2.GaussianBlur(expected, (kernel, kernel), sigma, borderType=cv2.BORDER_REFLECT_101)
-    taps = t.blur_taps(kernel, sigmas)
+    taps = images.blur_taps(kernel, sigmas)
     assert len(taps) % 2 == 1
     assert taps.sum() == pytest.approx(1)
     result = cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)
@@ -106,7 +106,7 @@ def test_blurs_of_whole_numbers_round_each_time():
     expected = image
     for sigma in rng(2).uniform(0.1, 2.0, size=3):
         expected = cv2.GaussianBlur(expected, (11, 11), sigma, borderType=cv2.BORDER_REFLECT_101)
-    assert np.array_equal(t.gaussian_blur(times=3)(image, rng(2)), expected)
+    assert np.array_equal(images.gaussian_blur(times=3)(image, rng(2)), expected)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -123,19 +123,21 @@ def test_color_changes_agree_with_torchvision(name, channels, dtype):
 
 
 def test_color_jitter_draws_each_change_and_their_order():
-    stage, image = t.color_jitter(brightness=0.4, contrast=0.4, saturation=0.4), photo()
+    stage, image = images.color_jitter(brightness=0.4, contrast=0.4, saturation=0.4), photo()
     assert stage.random
     assert np.array_equal(stage(image, rng(3)), stage(image, rng(3)))
     assert len({stage(image, rng(seed)).tobytes() for seed in range(9)}) == 9
-    assert np.array_equal(t.color_jitter()(image, rng()), image)
+    assert np.array_equal(images.color_jitter()(image, rng()), image)
     drawn = rng(5)
     brightness = drawn.uniform(0.6, 1.4)
-    assert np.array_equal(t.color_jitter(brightness=0.4)(image, rng(5)), color.adjust_brightness(image, brightness))
+    assert np.array_equal(
+        images.color_jitter(brightness=0.4)(image, rng(5)), color.adjust_brightness(image, brightness)
+    )
 
 
 def test_a_torchvision_transform_takes_a_mirrored_image_and_leaves_its_order_in_memory():
-    image = t.flip(1.0)(photo(), rng())
-    result = t.torchvision("GaussianBlur", kernel_size=3)(image, rng())
+    image = images.flip(1.0)(photo(), rng())
+    result = torchvision("GaussianBlur", kernel_size=3)(image, rng())
     assert result.shape == image.shape
     assert result.transpose(2, 0, 1).flags.c_contiguous
 
@@ -144,44 +146,46 @@ def test_random_resized_crop_draws_boxes_as_torchvision_does():
     torch.manual_seed(0)
     transform, image = v2.RandomResizedCrop(32), torch.zeros(3, 300, 400)
     theirs = [transform.make_params([image]) for _ in range(2000)]
-    ours = [t.random_box(300, 400, generator, (0.08, 1.0), (3 / 4, 4 / 3)) for generator in [rng()] for _ in theirs]
+    ours = [
+        images.random_box(300, 400, generator, (0.08, 1.0), (3 / 4, 4 / 3)) for generator in [rng()] for _ in theirs
+    ]
     for name, column in {"top": 0, "left": 1, "height": 2, "width": 3}.items():
         for share in (0.25, 0.5, 0.75):
             expected = np.quantile([box[name] for box in theirs], share)
             assert abs(np.quantile([box[column] for box in ours], share) - expected) < 15
-    assert t.random_resized_crop_image(photo(300, 400), rng(), 32).shape == (32, 32, 3)
+    assert images.random_resized_crop_image(photo(300, 400), rng(), 32).shape == (32, 32, 3)
 
 
 def test_a_crop_that_never_fits_takes_the_middle():
     thin = np.zeros((4, 400, 3), np.uint8)
-    assert t.random_resized_crop_image(thin, rng(), 8, scale=(1.0, 1.0), ratio=(1.0, 1.0)).shape == (8, 8, 3)
+    assert images.random_resized_crop_image(thin, rng(), 8, scale=(1.0, 1.0), ratio=(1.0, 1.0)).shape == (8, 8, 3)
 
 
 def test_geometry():
     image = photo(40, 60)
-    assert t.resize_image(image, 16).shape == (16, 16, 3)
-    assert t.resize_image(image, (10, 20)).shape == (10, 20, 3)
-    assert t.resize_image(image[:, :, :1], 80).shape == (80, 80, 1)
-    assert t.resize_image(image, (40, 60)) is image
-    assert np.array_equal(t.center_crop_image(image, 40), image[:, 10:50])
-    assert np.array_equal(t.flip_image(image, rng(), 1.0), image[:, ::-1])
-    assert t.flip_image(image, rng(), 0.0) is image
-    shifted = {t.random_shift_image(image, rng(seed), 2).tobytes() for seed in range(200)}
+    assert images.resize_image(image, 16).shape == (16, 16, 3)
+    assert images.resize_image(image, (10, 20)).shape == (10, 20, 3)
+    assert images.resize_image(image[:, :, :1], 80).shape == (80, 80, 1)
+    assert images.resize_image(image, (40, 60)) is image
+    assert np.array_equal(images.center_crop_image(image, 40), image[:, 10:50])
+    assert np.array_equal(images.flip_image(image, rng(), 1.0), image[:, ::-1])
+    assert images.flip_image(image, rng(), 0.0) is image
+    shifted = {images.random_shift_image(image, rng(seed), 2).tobytes() for seed in range(200)}
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge")
     assert shifted == {padded[y : y + 40, x : x + 60].tobytes() for y in range(5) for x in range(5)}
 
 
 def test_values():
     image = np.array([[[-3.0, 0.5, 300.0]]], dtype=np.float32)
-    assert t.to_uint8_image(image).tolist() == [[[0, 0, 255]]]
-    assert t.to_uint8_image(photo(), size=8).shape == (8, 8, 3)
-    assert t.cast_image(image, "float16").dtype == np.float16
+    assert images.to_uint8_image(image).tolist() == [[[0, 0, 255]]]
+    assert images.to_uint8_image(photo(), size=8).shape == (8, 8, 3)
+    assert images.cast_image(image, "float16").dtype == np.float16
 
 
 def test_torchvision_by_name_and_by_value_is_reproducible():
     image = photo()
-    by_name = t.torchvision("ColorJitter", brightness=0.5)
-    by_value = t.as_stage(v2.ColorJitter(brightness=0.5))
+    by_name = torchvision("ColorJitter", brightness=0.5)
+    by_value = registry.as_stage(v2.ColorJitter(brightness=0.5))
     assert by_value.random
     assert by_value.name == "torchvision.ColorJitter"
     results = [stage(image, rng(5)) for stage in (by_name, by_name, by_value)]
@@ -189,7 +193,7 @@ def test_torchvision_by_name_and_by_value_is_reproducible():
     assert np.array_equal(results[0], results[2])
     assert not np.array_equal(results[0], by_name(image, rng(6)))
     with pytest.raises(ValueError, match="must return an image tensor"):
-        t.as_stage(v2.Lambda(lambda x: 3))(image, rng())
+        registry.as_stage(v2.Lambda(lambda x: 3))(image, rng())
 
 
 def test_the_transforms_that_are_said_to_draw_nothing_exist():
@@ -197,12 +201,12 @@ def test_the_transforms_that_are_said_to_draw_nothing_exist():
 
 
 def test_torchvision_transforms_that_draw_nothing_stay_in_validation():
-    assert not t.as_stage(v2.Resize(8)).random
-    assert not t.torchvision("CenterCrop", size=8).random
-    assert not t.as_stage(v2.Compose([v2.Resize(8), v2.CenterCrop(4)])).random
-    assert t.as_stage(v2.Compose([v2.Resize(8), v2.RandomCrop(4)])).random
-    assert t.torchvision("CenterCrop", size=8)(photo(), None).shape == (8, 8, 3)
-    assert t.as_stage(v2.Resize((8, 8)))(photo(), None).shape == (8, 8, 3)
+    assert not registry.as_stage(v2.Resize(8)).random
+    assert not torchvision("CenterCrop", size=8).random
+    assert not registry.as_stage(v2.Compose([v2.Resize(8), v2.CenterCrop(4)])).random
+    assert registry.as_stage(v2.Compose([v2.Resize(8), v2.RandomCrop(4)])).random
+    assert torchvision("CenterCrop", size=8)(photo(), None).shape == (8, 8, 3)
+    assert registry.as_stage(v2.Resize((8, 8)))(photo(), None).shape == (8, 8, 3)
 
 
 def test_a_function_becomes_a_stage_and_tells_whether_it_is_random():
@@ -212,22 +216,22 @@ def test_a_function_becomes_a_stage_and_tells_whether_it_is_random():
     def jitter(image, rng):
         return image + rng.integers(3)
 
-    assert not t.as_stage(darken).random
-    assert t.as_stage(jitter).random
-    assert t.stage(darken, by=4)(np.array([8]), None).tolist() == [2]
-    assert t.as_stage(np.flipud).name == "flipud"
+    assert not registry.as_stage(darken).random
+    assert registry.as_stage(jitter).random
+    assert stage(darken, by=4)(np.array([8]), None).tolist() == [2]
+    assert registry.as_stage(np.flipud).name == "flipud"
     with pytest.raises(ConfigError, match=r"'darken' has no option 'bye'; did you mean 'by'\? \(its options: by\)"):
-        t.stage(darken, bye=3)
+        stage(darken, bye=3)
     with pytest.raises(ConfigError, match="3 is not a stage"):
-        t.as_stage(3)
+        registry.as_stage(3)
     with pytest.raises(ConfigError, match="stage 'two' is called with one array and its options: multiple values"):
-        t.stage(lambda rng, image: image, name="two")
-    for without_brackets in (t.resize, "resize"):
+        stage(lambda rng, image: image, name="two")
+    for without_brackets in (images.resize, "resize"):
         with pytest.raises(ConfigError, match=r"'resize' is not a stage yet: write resize\(...\), with its options"):
-            t.as_stage(without_brackets)
+            registry.as_stage(without_brackets)
 
 
-@pytest.mark.parametrize("name", sorted(t.STAGES))
+@pytest.mark.parametrize("name", sorted(registry.STAGES))
 def test_every_stage_of_a_job_file_can_travel(name):
     options = {
         "resize": {"size": 8},
@@ -237,7 +241,7 @@ def test_every_stage_of_a_job_file_can_travel(name):
         "cast": {"dtype": "float16"},
         "torchvision": {"transform": "RandomHorizontalFlip"},
     }.get(name, {})
-    stage = pickle.loads(pickle.dumps(t.parse_stage({name: options})))
+    stage = pickle.loads(pickle.dumps(registry.parse_stage({name: options})))
     sample = encoded(photo()) if name == "decode" else photo().astype(np.float32)
     assert stage(sample, rng()).ndim == 3
 
@@ -296,7 +300,7 @@ def test_every_stage_of_a_job_file_can_travel(name):
 )
 def test_a_wrong_stage_is_one_clear_line(spec, message):
     with pytest.raises(ConfigError) as caught:
-        t.parse_stage(spec)
+        registry.parse_stage(spec)
     assert re.search(message, str(caught.value)), str(caught.value)
 
 
@@ -310,21 +314,21 @@ def test_a_wrong_stage_is_one_clear_line(spec, message):
 )
 def test_a_transform_that_torchvision_does_not_make_is_told_at_the_first_sample(transform, options, message):
     with pytest.raises(ConfigError) as caught:
-        t.torchvision(transform, **options)(photo(), rng())
+        torchvision(transform, **options)(photo(), rng())
     assert str(caught.value).startswith(message), str(caught.value)
 
 
 def test_options_of_a_torchvision_transform_may_be_lists():
-    assert t.torchvision("Resize", size=[8, 6])(photo(), None).shape == (8, 6, 3)
+    assert torchvision("Resize", size=[8, 6])(photo(), None).shape == (8, 6, 3)
 
 
 def test_a_stage_of_any_module():
-    assert t.parse_stage({"numpy:clip": {"a_min": 0, "a_max": 1}})(np.array([5]), None).tolist() == [1]
+    assert registry.parse_stage({"numpy:clip": {"a_min": 0, "a_max": 1}})(np.array([5]), None).tolist() == [1]
 
 
 def test_every_stage_of_a_job_file_can_be_imported_and_stands_in_the_guide():
     import raytrain.data
-    from raytrain.data.transforms import STAGES
+    from raytrain.data.stages.registry import STAGES
 
     guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
     for name in STAGES:

@@ -12,7 +12,7 @@ import pytest
 from aws import BUCKET, REGION, ROLE
 
 from raytrain.errors import CloudError, ConfigError
-from raytrain.record import read_record
+from raytrain.record.schema import read_record
 from raytrain.sagemaker import aws as door
 from raytrain.sagemaker.gather import gather, gather_twin
 

@@ -8,11 +8,11 @@ import pytest
 from aws import BUCKET, ROLE
 from rich.console import Console
 
-from raytrain.config import Job
+from raytrain.config.job import Job
 from raytrain.errors import ConfigError
+from raytrain.report.cloud import show_plan
 from raytrain.sagemaker.plan import check_cap, plan
 from raytrain.sagemaker.request import Places, build
-from raytrain.sagemaker.show import show_plan
 
 
 def planned(groups, region="us-east-1", prices=None, priced=True, **asked):

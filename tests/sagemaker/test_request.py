@@ -15,7 +15,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain.config import Job
+from raytrain.config.job import Job
 from raytrain.errors import ConfigError
 from raytrain.report.live import epoch_line, step_line
 from raytrain.sagemaker.aws import Account

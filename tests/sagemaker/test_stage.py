@@ -15,7 +15,7 @@ from aws import BUCKET
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-from raytrain.config import Job
+from raytrain.config.job import Job
 from raytrain.errors import ConfigError
 from raytrain.sagemaker.drivers import write_drivers
 from raytrain.sagemaker.sdk import trainer_for
@@ -44,7 +44,7 @@ def test_code_raytrain_job_and_requirements_are_staged(staged, source):
     (source / "run.sh").chmod(0o755)
     found, files = staged()
     assert {"train.py", "lib/deep.py", "run.sh", "job.yaml", "requirements.txt"} <= files
-    assert {"raytrain/cli.py", "raytrain/cost/instances.json"} <= files
+    assert {"raytrain/cli/main.py", "raytrain/cost/instances.json"} <= files
     assert not any("__pycache__" in name for name in files)
     assert os.access(found.code / "run.sh", os.X_OK)
     assert found.num_files == sum(1 for p in found.code.parent.rglob("*") if p.is_file())

@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from conftest import RAYTRAIN, ROOT, run_cli
 from patience import patient
 
-from raytrain.config import Job
+from raytrain.config.job import Job
 from raytrain.errors import CloudError, ConfigError, Stopped
 from raytrain.sagemaker import aws as door
 from raytrain.sagemaker import submit

@@ -19,8 +19,8 @@ from simulated_job import on_simulated_hosts
 from raytrain.cost.instances import catalog
 from raytrain.errors import CloudError, ClusterError, ConfigError
 from raytrain.sagemaker import aws as door
-from raytrain.sagemaker.store import Store, relative_key
-from raytrain.sagemaker.twin import TwinJob, TwinOptions, place
+from raytrain.sagemaker.twin.store import Store, relative_key
+from raytrain.sagemaker.twin.twin import TwinJob, TwinOptions, place
 
 pytestmark = on_simulated_hosts
 
@@ -324,7 +324,7 @@ def test_a_folder_is_never_overwritten(twin, tmp_path):
 
 
 def test_a_machine_that_cannot_simulate_hosts(twin, monkeypatch):
-    monkeypatch.setattr("raytrain.sagemaker.twin.unavailable", lambda: "this is not Linux")
+    monkeypatch.setattr("raytrain.sagemaker.twin.twin.unavailable", lambda: "this is not Linux")
     with pytest.raises(ClusterError, match="the twin cannot run here: this is not Linux"):
         twin("true")
 

@@ -14,8 +14,8 @@ from aws import BUCKET
 from conftest import ROOT, run_cli
 from simulated_job import on_simulated_hosts
 
-from raytrain.config import Job
-from raytrain.record import read_record
+from raytrain.config.job import Job
+from raytrain.record.schema import read_record
 from raytrain.sagemaker.sdk import trainer_for
 from raytrain.train.models import build_model
 

@@ -177,7 +177,7 @@ def test_losses_are_means_over_samples_of_all_ranks(ranks):
 
 def test_validation_is_of_the_model_that_the_checkpoint_holds(ranks, tmp_path):
     """Each rank's BatchNorm has seen other samples."""
-    from raytrain.train import checkpoint, shelf
+    from raytrain.train.checkpoints import checkpoint, shelf
 
     case = Case(40, 4, 2, epochs=2, num_validation=11, model="with_batch_norm", training=SGD, folder=str(tmp_path))
     outcomes = ranks.run(case)
@@ -279,7 +279,7 @@ def test_carried_samples_come_first_in_the_next_epoch(ranks):
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_samples(ranks, tmp_path, world_size):
-    from raytrain.train import shelf
+    from raytrain.train.checkpoints import shelf
 
     case = Case(
         16, 4, world_size, model="not_a_number_above", options={"limit": 50.0}, loud={5: 1e4}, folder=str(tmp_path)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from raytrain.config import Job
-from raytrain.data.ingest import DeviceBatch
-from raytrain.data.meter import RankMeter
+from raytrain.config.job import Job
 from raytrain.data.order import Position, StreamPlan, StreamSpec
+from raytrain.device.batch import DeviceBatch
+from raytrain.device.meter import RankMeter
 from raytrain.errors import LossError, TrainingError
 from raytrain.train.context import TrainContext
 from raytrain.train.contract import StopTraining

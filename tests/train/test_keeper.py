@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from raytrain.train import checkpoint, shelf
-from raytrain.train.keeper import Keeper
+from raytrain.train.checkpoints import checkpoint, shelf
+from raytrain.train.checkpoints.keeper import Keeper
 
 FACTS = shelf.Facts(0, 3, 3, 12, 0, "f", 0, 1)
 

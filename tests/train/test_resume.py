@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ranks import EXAMPLES, Case, changed, train_rank
 
 from raytrain.data.order import Position, StreamPlan
-from raytrain.train import checkpoint, shelf
+from raytrain.train.checkpoints import checkpoint, shelf
 
 EVERYTHING = {
     "optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1},

@@ -1,0 +1,167 @@
+"""Ray clusters that raytrain starts itself: this machine as one node, or several nodes that share it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from raytrain.cluster import guardian, hardware
+from raytrain.cluster.environment import native_log_of_crashes, prepare_emulated_cluster
+from raytrain.cluster.finding import no_native_log
+from raytrain.cluster.logs import forward_worker_output
+from raytrain.cluster.topology import EMULATED_GPU, EMULATED_LABEL, GROUP_LABEL, INSTANCE_TYPE_LABEL, Topology, from_ray
+from raytrain.config.cluster import Group, reserved_cpus
+from raytrain.errors import ClusterError, one_line
+from raytrain.ray_internals.devices import usable_gpus
+
+OBJECT_STORE_SHARE = 0.3  # of the memory that is there, over all nodes, as Ray itself takes
+LOCAL_GROUP = "local"
+
+
+@dataclass
+class RunningCluster:
+    """A connection to a Ray cluster; `close` ends what was started for it and nothing else."""
+
+    topology: Topology
+    address: str
+    attached: bool
+    _cluster: Any = field(default=None, repr=False)
+    _guardian: Any = field(default=None, repr=False)
+
+    def close(self) -> None:
+        import ray
+
+        ray.shutdown()
+        if self._cluster is not None:
+            _end_nodes(self._cluster)
+            guardian.dismiss(self._guardian)
+            self._cluster = None
+
+
+def _end_nodes(cluster: Any) -> None:
+    """Kill every process of the cluster's nodes, by process id, and wait for them.
+
+    A graceful end drains for seconds and nothing is left to drain; agents outlive a raylet that is killed alone.
+    """
+    guardian.kill(guardian.family(_pids(cluster)), wait_s=10)
+    for node in _nodes(cluster):
+        node.kill_all_processes(check_alive=False, allow_graceful=False, wait=False)
+
+
+def _nodes(cluster: Any) -> list[Any]:
+    return [node for node in (*cluster.worker_nodes, cluster.head_node) if node is not None]
+
+
+def _pids(cluster: Any) -> list[int]:
+    infos = [info for node in _nodes(cluster) for infos in node.all_processes.values() for info in infos]
+    return [info.process.pid for info in infos]
+
+
+def attach(address: str) -> RunningCluster:
+    """Connect to the cluster that was found.
+
+    Raises:
+        ClusterError: it runs another Ray or Python version, or is gone.
+    """
+    import ray
+
+    try:
+        _connect(address)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ClusterError(f"cannot attach to the Ray cluster at {address!r}: {one_line(error, 300)}") from None
+    forward_worker_output()
+    return RunningCluster(from_ray(ray.nodes()), address, attached=True)
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    with native_log_of_crashes(), no_native_log():
+        ray.init(address=address, logging_level="warning", log_to_driver=True)
+
+
+def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> RunningCluster:
+    """Start the nodes of `groups` on this machine, or this machine as one node when there are none.
+
+    The first group that declares GPUs (else the first) is the training group and holds the head.
+
+    Raises:
+        ClusterError: Ray did not start.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+
+    prepare_emulated_cluster()
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    groups = _head_first(groups)
+    plan = [(group, group.gpus > 0 or group is groups[0]) for group in groups for _ in range(group.hosts)]
+    cluster = Cluster(shutdown_at_exit=True)
+    try:
+        with _light_nodes():
+            for group, trains in plan or [(None, True)]:
+                cluster.add_node(wait=False, **_node(group, trains, wanted_reserve, max(len(plan), 1)))
+        guarded = guardian.start(_pids(cluster))
+        _connect(cluster.address)
+        if len(plan) > 1:
+            cluster.wait_for_nodes(timeout=60)
+    except BaseException as error:  # Ctrl-C too
+        _end_nodes(cluster)
+        if isinstance(error, ConnectionError | RuntimeError | TimeoutError | OSError | ValueError):
+            raise ClusterError(f"Ray did not start on this machine: {one_line(error, 300)}") from None
+        raise
+    forward_worker_output()
+    return RunningCluster(from_ray(ray.nodes()), cluster.address, attached=False, _cluster=cluster, _guardian=guarded)
+
+
+@contextlib.contextmanager
+def _light_nodes() -> Iterator[None]:
+    """Nodes as where Ray is installed without its dashboard, for nobody asks it anything here.
+
+    Otherwise Ray starts an API server, waits a second for it, and gives every node an agent that serves its pages. And
+    it would name this cluster as the machine's current one, though it is only ours and soon gone: the user's own
+    `ray.init()` and `ray status` would look for it.
+    """
+    from ray._private import utils
+    from ray._private.node import Node
+
+    kept = Node.start_api_server, utils.get_dashboard_dependency_error, utils.write_ray_address
+    Node.start_api_server = lambda node, **_: setattr(node, "_webui_url", "")
+    utils.get_dashboard_dependency_error = lambda: ImportError("left out")
+    utils.write_ray_address = lambda *_: None
+    try:
+        yield
+    finally:
+        Node.start_api_server, utils.get_dashboard_dependency_error, utils.write_ray_address = kept
+
+
+def _head_first(groups: Sequence[Group]) -> tuple[Group, ...]:
+    return tuple(sorted(groups, key=lambda group: group.gpus == 0))
+
+
+def _node(group: Group | None, trains: bool, wanted_reserve: int | None, num_nodes: int) -> dict[str, Any]:
+    """Arguments of one Ray node. Without a group: all of this machine, its GPUs included."""
+    store = int(hardware.memory_bytes() * OBJECT_STORE_SHARE / num_nodes)
+    shared = psutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else store
+    arguments = {
+        "include_dashboard": False,
+        "no_monitor": True,  # there is nothing to scale
+        "dashboard_agent_listen_port": 0,  # its fixed port is another node's on this machine: 3.5 s of retries
+        "object_store_memory": max(min(store, int(shared * 0.8 / num_nodes)), 100 << 20),
+    }
+    if group is None:
+        cpus, gpus = hardware.usable_cpus(), usable_gpus()
+        arguments |= {"num_gpus": gpus, "labels": {GROUP_LABEL: LOCAL_GROUP}}
+    else:
+        cpus, gpus = group.cpus, group.gpus
+        labels = {GROUP_LABEL: group.name, EMULATED_LABEL: "true"}
+        if group.instance_type:
+            labels[INSTANCE_TYPE_LABEL] = group.instance_type
+        arguments |= {"num_gpus": 0, "resources": {EMULATED_GPU: gpus} if gpus else {}, "labels": labels}
+    reserve = reserved_cpus(cpus, gpus, wanted_reserve) if trains else 0
+    return {**arguments, "num_cpus": cpus - reserve}

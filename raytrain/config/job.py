@@ -1,0 +1,46 @@
+"""One typed job description. YAML in, unknown keys refused, every error names the key and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from raytrain.config.cluster import Cluster
+from raytrain.config.data import Data
+from raytrain.config.file import read_tree, section_of
+from raytrain.config.own_code import look_in
+from raytrain.config.sagemaker import SageMaker
+from raytrain.config.section import Section
+from raytrain.config.training import Model, Training
+
+
+class Job(Section):
+    """What to train, on what, how, and where."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=63)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: Data | None = None
+    model: Model | None = None
+    training: Training
+    cluster: Cluster = Cluster()
+    sagemaker: SageMaker | None = None
+    run_dir: str = Field("runs", description="the run's folder is `<run_dir>/<name>`")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Job:
+        """Read a job file and apply `key.sub=value` overrides (values are YAML).
+
+        From now on modules beside the file and in the working folder can be imported: the job may name them.
+
+        Raises:
+            ConfigError: the file cannot be read or parsed, or a key or value is wrong.
+        """
+        look_in(Path(path).parent, Path())
+        return cls.from_dict(read_tree(path, overrides), where=str(path))
+
+    @classmethod
+    def from_dict(cls, tree: dict[str, Any], where: str = "job") -> Job:
+        """Validate a parsed job description; `where` opens the error message."""
+        return section_of(cls, tree, where)

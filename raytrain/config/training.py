@@ -1,0 +1,75 @@
+"""The sections `model` and `training`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from raytrain.config.section import PositiveInt, Section, Share
+
+
+class Model(Section):
+    name: str = Field(description="a timm model name, or `package.module:callable` that returns a torch module")
+    options: dict[str, Any] = Field(default_factory=dict, description="passed to the model's constructor")
+
+
+class Optimizer(Section):
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.001
+    momentum: Share = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Schedule(Section):
+    name: Literal["constant", "cosine"] = "constant"
+    warmup_share: Share = Field(0.0, description="share of all steps with a linear warm-up")
+    final_share: Share = Field(0.0, description="learning rate at the end as a share of the peak")
+
+
+class CheckpointPolicy(Section):
+    every_steps: PositiveInt | None = Field(None, description="beside the one at the end of every epoch")
+    keep: PositiveInt = Field(2, description="of the latest, over all attempts")
+    best: str | None = Field("validation_accuracy", description="metric whose best checkpoint is kept beside them")
+    best_is: Literal["max", "min"] | None = Field(None, description="default: min for a metric whose name ends in loss")
+
+    def score(self, metrics: Mapping[str, float | None]) -> float | None:
+        """What the best is chosen by, more is better; None where the metric was not logged."""
+        value = None if self.best is None else metrics.get(self.best)
+        if value is None:
+            return None
+        return -value if self._smaller else value
+
+    @property
+    def goal(self) -> str | None:
+        """Scores of one goal can be compared."""
+        return self.best and f"{'min' if self._smaller else 'max'} {self.best}"
+
+    @property
+    def _smaller(self) -> bool:
+        return self.best_is == "min" or (self.best_is is None and self.best.endswith("loss"))
+
+
+class Training(Section):
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: PositiveInt = Field(1, description="batches whose gradients are summed before a step")
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    label_smoothing: Share = 0.0
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
+    max_failures: Annotated[int, Field(ge=0)] = Field(3, description="restarts after a lost worker or host")
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop", description="a loss that is no finite number ends the run, or its optimizer step is left out"
+    )
+    sync_batchnorm: bool = Field(False, description="BatchNorm over the batches of all ranks together; needs GPUs")
+    threads: PositiveInt | None = Field(None, description="torch threads of a CPU rank; default: its host's CPUs")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of `epochs` and `steps`")
+        return self

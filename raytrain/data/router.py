@@ -1,0 +1,64 @@
+"""Which rank gets which batch. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from raytrain.data.order import StreamPlan
+
+
+class Router:
+    """Decides which rank gets which batch. Pure: no Ray, no clock, no threads.
+
+    Within a segment, batches go round the ranks in order of arrival: the full ones first, then round by round the
+    smaller ones, so that every step has the samples that the plan gives it. Batches of later segments wait until the
+    segment before them has been given out.
+    """
+
+    def __init__(self, plan: StreamPlan):
+        self._plan = plan
+        self.queues: list[deque] = [deque() for _ in range(plan.world_size)]
+        self._waiting: dict[int, list[tuple[int, Any]]] = {}
+        self._open = 0
+        self._given = 0
+        self._skip_empty_segments()
+
+    @property
+    def done(self) -> bool:
+        """Whether every batch of the plan has been given out."""
+        return self._open == len(self._plan.segments)
+
+    @property
+    def num_waiting(self) -> int:
+        """Batches that came before their turn."""
+        return sum(map(len, self._waiting.values()))
+
+    def arrive(self, segment: int, batch: int, where: Any) -> None:
+        """`where` is handed on with the batch."""
+        self._waiting.setdefault(segment, []).append((batch, where))
+        self._give()
+
+    def _give(self) -> None:
+        world_size = self._plan.world_size
+        while not self.done:
+            part = self._plan.segments[self._open]
+            waiting = self._waiting.get(self._open, [])
+            limit = part.num_alike // world_size * world_size
+            if self._given >= limit:
+                limit = (self._given // world_size + 1) * world_size
+            ready = [w for w in waiting if w[0] < limit]
+            if not ready:
+                return
+            batch, where = ready[0]
+            waiting.remove(ready[0])
+            self.queues[self._given % world_size].append((self._open, batch, where))
+            self._given += 1
+            if self._given == part.num_batches:
+                self._waiting.pop(self._open, None)
+                self._open, self._given = self._open + 1, 0
+                self._skip_empty_segments()
+
+    def _skip_empty_segments(self) -> None:
+        while not self.done and self._plan.segments[self._open].num_batches == 0:
+            self._open += 1

@@ -1,0 +1,102 @@
+"""Clocks of a rank, whose time they share out among waiting, transferring and computing."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from raytrain.device.meter import RankMeter
+
+CopyEvents = tuple[Any, Any] | None
+"""CUDA events before and after a batch's copy to the device."""
+
+
+class HostClock:
+    """Times a CPU rank: what it computes is done when the next batch is asked for.
+
+    The wait for the first batch of all is start-up, not training, as it is on a GPU.
+    """
+
+    def __init__(self, meter: RankMeter):
+        self._meter, self._mark = meter, 0.0
+
+    def begin(self) -> None:
+        pass
+
+    def waiting(self) -> None:
+        self._mark = time.perf_counter()
+
+    def arrived(self) -> None:
+        waited = self._lap()
+        if self._meter.first_batch_at is not None:
+            self._meter.wait_s += waited
+
+    def ready(self, copied_between: CopyEvents) -> None:
+        self._meter.transfer_s += self._lap()
+
+    def done(self, aside_s: float) -> None:
+        """The batch has been trained on, `aside_s` of the time having gone into checkpoints."""
+        self._meter.compute_s += self._lap() - aside_s
+
+    def close(self) -> None:
+        pass
+
+    def _lap(self) -> float:
+        before, self._mark = self._mark, time.perf_counter()
+        return self._mark - before
+
+
+class DeviceClock:
+    """Times a GPU rank by the GPU's own timeline, without making the host wait for it.
+
+    An event marks where each step starts and ends on the compute stream: between a step's end and the next one's
+    start the GPU had nothing to do, which is what a stall is, however early the host asked. Copies run beside the
+    computation: `transfer_s` overlaps the other two.
+    """
+
+    def __init__(self, meter: RankMeter):
+        self._meter = meter
+        meter.transfer_overlaps = True
+        self._steps: list[tuple[Any, Any, CopyEvents, float]] = []
+        self._start: Any = None
+        self._copied_between: CopyEvents = None
+        self._last_end: Any = None
+
+    def begin(self) -> None:
+        """A pass begins: what the GPU did since the last step (evaluation, say) was no waiting for data."""
+        self._drain(wait=True)
+        self._last_end = None
+
+    def waiting(self) -> None:
+        self._drain(wait=False)
+
+    def arrived(self) -> None:
+        self._start = self._event()
+
+    def ready(self, copied_between: CopyEvents) -> None:
+        self._copied_between = copied_between
+
+    def done(self, aside_s: float) -> None:
+        self._steps.append((self._start, self._event(), self._copied_between, aside_s))
+
+    def close(self) -> None:
+        self._drain(wait=True)
+
+    @staticmethod
+    def _event() -> Any:
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _drain(self, wait: bool) -> None:
+        while self._steps and (wait or self._steps[0][1].query()):
+            start, end, copied_between, aside_s = self._steps.pop(0)
+            end.synchronize()
+            self._meter.compute_s += max(start.elapsed_time(end) / 1e3 - aside_s, 0.0)
+            if self._last_end is not None:
+                self._meter.wait_s += self._last_end.elapsed_time(start) / 1e3
+            if copied_between is not None:
+                self._meter.transfer_s += copied_between[0].elapsed_time(copied_between[1]) / 1e3
+            self._last_end = end

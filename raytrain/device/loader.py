@@ -1,0 +1,286 @@
+"""The rank's side: references from the feed -> views of the object store -> batches on the device.
+
+A thread keeps a few batches ahead: fetched from the object store and, when there is a GPU, copied through pinned
+memory on a stream of its own. Cast and normalisation run on the device, so that the narrow type travels.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from raytrain.config.data import Normalize
+from raytrain.data.block import Batch, decode
+from raytrain.data.order import Split, StreamPlan
+from raytrain.device.batch import DeviceBatch
+from raytrain.device.clock import DeviceClock, HostClock
+from raytrain.device.copier import _Copier, _Staged
+from raytrain.device.meter import RankMeter
+from raytrain.errors import DataError
+
+AHEAD = 2  # batches staged for the loop
+PULLED_AHEAD = 4  # batches that are on their way from other hosts, beside those
+TAKEN_AT_ONCE = 64  # references; the batches stay in the object store until their turn
+PROGRESS_EVERY_S = 0.3
+SLOW_STEP_S = 0.3
+
+
+class RankIngest:
+    """One rank's stream of batches.
+
+    Args:
+        feed: handle of the Feed actor.
+        attempt: of this worker group, as `Feed.begin` was told.
+        plan: as `Feed.begin` returned it.
+        normalize: None leaves the values as they are.
+
+    Attributes:
+        meter: where this rank's time went.
+        figures: what the feed is told for the live panel, at most every PROGRESS_EVERY_S.
+        stopped: whether the run has been asked to stop; no more batches come then.
+    """
+
+    def __init__(
+        self, feed: Any, attempt: str, rank: int, plan: StreamPlan, device: torch.device, normalize: Normalize | None
+    ):
+        self.plan, self.meter, self.device = plan, RankMeter(), device
+        self.figures: dict[str, Any] = {}
+        self.stopped = False
+        self._feed, self._attempt, self._rank = feed, attempt, rank
+        self._affine = _affine(normalize, device)
+        self._queue: queue.Queue[_Staged | Exception | str] = queue.Queue(maxsize=AHEAD)
+        self._held: _Staged | Exception | str | None = None
+        self._seen: dict[Split, tuple[torch.Size, torch.dtype]] = {}  # the last sample of each split
+        self._copier = _Copier(device) if device.type == "cuda" else None
+        self._clock = DeviceClock(self.meter) if device.type == "cuda" else HostClock(self.meter)
+        self._closed = threading.Event()
+        self._told_at, self._answer = 0.0, None
+        self._position, self._slow = 0, False  # batches done; `_slow` never turns back, or ranks could miss the stop
+        threading.Thread(target=self._fetch, name="raytrain-ingest", daemon=True).start()
+
+    def close(self) -> None:
+        """Let go of the feed (the thread ends by itself) and finish the account."""
+        self._closed.set()
+        self._clock.close()
+
+    def segment_of(self, epoch: int, split: Split) -> int | None:
+        """The number of an epoch's pass over a split, or None when the plan has none."""
+        for segment in self.plan.segments:
+            if (segment.epoch, segment.split) == (epoch, split):
+                return segment.number
+        return None
+
+    def num_batches(self, number: int) -> int:
+        """Batches that this rank gets of a segment."""
+        return self.plan.segments[number].num_batches // self.plan.world_size
+
+    def segment(self, number: int) -> Iterator[DeviceBatch]:
+        """The batches of one segment of the plan; what is left of earlier ones is dropped.
+
+        Ends early with `stopped` set when the run has been asked to stop. Raises what ended the stream.
+        """
+        split = self.plan.segments[number].split
+        clock = self._clock if split == "train" else HostClock(RankMeter())
+        clock.begin()
+        for index in range(self.num_batches(number)):
+            clock.waiting()
+            self._tell()
+            staged = None if self.stopped else self._next(number)
+            if staged is None:
+                self.stopped = True
+                return
+            self._await_copy(staged)
+            clock.arrived()
+            self.meter.received(split, staged.header, len(staged.key), staged.wire_bytes)
+            if staged.header.failures:
+                self._feed.failures.remote(split, staged.header.failures)
+            batch = self._on_device(staged, index)
+            clock.ready(staged.copied_between)
+            aside = self.meter.checkpoint_s
+            began = time.monotonic()
+            yield batch
+            self._position += 1
+            self._slow |= self._position > 1 and time.monotonic() - began > SLOW_STEP_S  # the first also warms up
+            clock.done(self.meter.checkpoint_s - aside)
+
+    def _tell(self) -> None:
+        """Say now and then where this rank is, and stop where it is told to.
+
+        Steps are slow enough to ask before each and wait for the answer: then all ranks stop after the step in flight.
+        Fast steps do not wait; a single rank stops when it hears of it, several where the feed gives out no more.
+        """
+        import ray
+
+        if self._answer is not None:
+            ready, _ = ray.wait([self._answer], timeout=0)
+            if ready:
+                self._heed(ray.get(self._answer))
+                self._answer = None
+        now = time.monotonic()
+        if self._slow and not self.stopped:
+            self._heed(ray.get(self._feed.progress.remote(self._rank, self.figures, self._position, True)))
+        elif now - self._told_at >= PROGRESS_EVERY_S:
+            self._told_at = now
+            self._answer = self._feed.progress.remote(self._rank, self.figures, self._position, False)
+
+    def _heed(self, stop_at: int | None) -> None:
+        if stop_at is not None and (self.plan.world_size == 1 or (self._slow and self._position >= stop_at)):
+            self.stopped = True
+
+    def _next(self, number: int) -> _Staged | None:
+        """The next batch of segment `number`, or None when the run stops."""
+        while True:
+            item = self._held if self._held is not None else self._queue.get()
+            self._held = None
+            if isinstance(item, Exception):
+                raise item
+            if item == "stop":
+                self._held = item
+                return None
+            assert isinstance(item, _Staged) and item.segment <= number, "the feed skipped a segment"
+            if item.segment == number:
+                return item
+
+    def _on_device(self, staged: _Staged, index: int) -> DeviceBatch:
+        carried, ids = np.zeros_like(staged.key), staged.key
+        split = self.plan.segments[staged.segment].split
+        if split == "train":
+            carried, ids = np.divmod(staged.key, self.plan.spec.num_train)
+        stand_in = len(ids) == 0
+        if stand_in:  # every rank steps, whatever was undecodable
+            shape, dtype = self._shape_of_a_sample(split, staged)
+            staged.image = torch.zeros((1, *shape), dtype=dtype, device=self.device)
+            staged.label = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._seen[split] = staged.image.shape[1:], staged.image.dtype
+        image = staged.image.permute(0, 3, 1, 2) if staged.image.ndim == 4 else staged.image
+        image = image.to(torch.float32)
+        if self._affine is not None:
+            scale, shift = self._affine
+            image = image * scale + shift
+        return DeviceBatch(
+            image,
+            staged.label,
+            ids,
+            index,
+            weight=0.0 if stand_in else 1.0,
+            stand_in=stand_in,
+            carried=carried.astype(bool),
+            repeated=staged.header.repeated,
+            left_out=np.asarray(staged.header.left_out, dtype=np.int64),
+        )
+
+    def _shape_of_a_sample(self, split: Split, empty: _Staged) -> tuple[torch.Size, torch.dtype]:
+        """As the worker knew it from other samples, else as this rank has seen it.
+
+        Raises:
+            DataError: nobody has seen a sample, so that no image can stand in for it.
+        """
+        if empty.image.shape[1:].numel():
+            return empty.image.shape[1:], empty.image.dtype
+        if split not in self._seen:
+            some = "; ".join(f"{failure.where} ({failure.reason})" for failure in empty.header.failures[:3])
+            raise DataError(
+                f"no {split} sample could be prepared, neither of the first batch nor of those tried all over the data "
+                f"set, so that there is nothing to train on: {some or 'the batch was empty'}; mend the files or "
+                "data.stages"
+            )
+        return self._seen[split]
+
+    def _await_copy(self, staged: _Staged) -> None:
+        """Have the compute stream wait for the batch; the host goes on."""
+        if staged.copied_between is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(staged.copied_between[1])
+            staged.image.record_stream(stream)
+            staged.label.record_stream(stream)
+
+    # --- on the thread ---
+
+    def _fetch(self) -> None:
+        import ray
+
+        try:
+            if self._copier is not None:
+                torch.cuda.set_device(self.device)
+            block, batches = None, []
+            for segment, number, (reference, index) in self._references():
+                if reference != block:
+                    block, batches = reference, decode(ray.get(reference))
+                self._put(self._stage(segment, number, batches[index]))
+        except Exception as error:  # noqa: BLE001 - raised again by the training thread
+            self._put(error)
+
+    def _references(self) -> Iterator[tuple[int, int, tuple[Any, int]]]:
+        """What the feed gives this rank, in order; the next few blocks are on their way from other hosts meanwhile."""
+        import ray
+
+        coming: deque = deque()
+        pending = self._ask()
+        while not self._closed.is_set():
+            while pending is not None and len(coming) < PULLED_AHEAD and not (coming and _unready(pending)):
+                taken = ray.get(pending)
+                if taken.error is not None:
+                    raise taken.error
+                coming.extend(taken.batches)
+                pull(reference for _, _, (reference, _) in taken.batches)
+                pending = None if taken.end or taken.stop else self._ask()
+            if not coming:
+                if taken.stop:
+                    self._put("stop")
+                return
+            yield coming.popleft()
+
+    def _ask(self) -> Any:
+        return self._feed.take.remote(self._attempt, self._rank, TAKEN_AT_ONCE)
+
+    def _put(self, item: _Staged | Exception | str) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._queue.put(item, timeout=0.5)
+            except queue.Full:
+                continue
+        return None
+
+    def _stage(self, segment: int, number: int, batch: Batch) -> _Staged:
+        assert (batch.header.segment, batch.header.batch) == (segment, number), "a batch was routed as another"
+        image, label = _tensor(batch.image), _tensor(batch.label)
+        staged = _Staged(segment, batch.header, image, label, batch.key, batch.image.nbytes)
+        return self._copier.copy(staged) if self._copier is not None and len(batch.key) else staged
+
+
+def pull(references: Iterable[Any]) -> None:
+    """Have objects fetched to this host, and do not wait: a later `ray.get` of each finds it here or on its way."""
+    import ray
+
+    if unique := list(dict.fromkeys(references)):  # Ray refuses duplicates
+        ray.wait(unique, num_returns=len(unique), timeout=0, fetch_local=True)
+
+
+def _unready(pending: Any) -> bool:
+    import ray
+
+    return not ray.wait([pending], timeout=0)[0]
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor over the array's memory, which is read-only; nothing here writes to it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
+
+
+def _affine(normalize: Normalize | None, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """`(x * scale - mean) / std` as `x * a + b`, each (1, channels, 1, 1) float32."""
+    if normalize is None:
+        return None
+    mean, std = torch.tensor(normalize.mean), torch.tensor(normalize.std)
+    scale, shift = normalize.scale / std, -mean / std
+    return tuple(t.to(torch.float32).reshape(1, -1, 1, 1).to(device) for t in (scale, shift))

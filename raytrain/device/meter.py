@@ -1,0 +1,117 @@
+"""The stall meter: who waited for whom. Always on; a few clock reads a step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from raytrain.data.block import Header
+
+
+@dataclass
+class StageMeter:
+    """What a stage took of the workers, batch by batch: wall time, and CPU time in all."""
+
+    num_samples: int = 0
+    cpu_s: float = 0.0
+    batch_wall_s: list[float] = field(default_factory=list)
+
+    def add(self, other: StageMeter) -> None:
+        self.num_samples += other.num_samples
+        self.cpu_s += other.cpu_s
+        self.batch_wall_s += other.batch_wall_s
+
+    def summary(self) -> dict[str, Any]:
+        """As record.StageFigures has it, but for the name."""
+        walls = np.asarray(self.batch_wall_s or [0.0])
+        return {
+            "num_samples": self.num_samples,
+            "num_batches": len(self.batch_wall_s),
+            "cpu_s": self.cpu_s,
+            "wall_s": float(walls.sum()),
+            "batch_wall_p90_s": float(np.percentile(walls, 90)),
+            "batch_wall_p99_s": float(np.percentile(walls, 99)),
+        }
+
+
+@dataclass
+class RankMeter:
+    """Where a rank's time went.
+
+    Attributes:
+        wait_s: waiting for the next batch, but for the first of all, which is start-up.
+        transfer_s: moving it to the device; on a CPU rank, casting and normalising it.
+        transfer_overlaps: whether transfers run beside the computation (GPU) and so are no part of `train_s`.
+        compute_s: everything else between batches: forward, backward, step.
+        evaluate_s: whole validation passes, waiting included.
+        checkpoint_s: writing and reporting checkpoints.
+        began_at: time.time(); tells one attempt from another.
+    """
+
+    wait_s: float = 0.0
+    transfer_s: float = 0.0
+    compute_s: float = 0.0
+    evaluate_s: float = 0.0
+    checkpoint_s: float = 0.0
+    transfer_overlaps: bool = False
+    num_batches: int = 0
+    num_samples: int = 0
+    wire_bytes: int = 0
+    read_bytes: int = 0
+    first_batch_at: float | None = None
+    first_step_at: float | None = None
+    last_step_at: float | None = None
+    torch_in_workers: bool = False
+    stages: dict[str, StageMeter] = field(default_factory=dict)
+    nodes: dict[str, int] = field(default_factory=dict)
+    began_at: float = field(default_factory=time.time)
+
+    @property
+    def train_s(self) -> float:
+        """Time between the first batch asked for and the last one done, evaluation and checkpoints apart."""
+        return self.wait_s + self.compute_s + (0.0 if self.transfer_overlaps else self.transfer_s)
+
+    @property
+    def wait_share(self) -> float:
+        return self.wait_s / self.train_s if self.train_s else 0.0
+
+    def received(self, split: str, header: Header, num_samples: int, wire_bytes: int) -> None:
+        """Account for a batch when it reaches the rank."""
+        self.first_batch_at = self.first_batch_at or time.time()
+        self.wire_bytes += wire_bytes
+        self.read_bytes += header.read_bytes
+        self.torch_in_workers |= header.torch_imported
+        self.nodes[header.node] = self.nodes.get(header.node, 0) + num_samples + len(header.failures)
+        for name, wall_s in header.stage_wall_s.items():
+            meter = self.stages.setdefault(f"{name}" if split == "train" else f"{split}/{name}", StageMeter())
+            meter.num_samples += num_samples + len(header.failures)
+            meter.cpu_s += header.stage_cpu_s[name]
+            meter.batch_wall_s.append(wall_s)
+
+    def stepped(self, num_samples: int) -> None:
+        """Account for a trained batch."""
+        self.last_step_at = time.time()
+        self.first_step_at = self.first_step_at or self.last_step_at
+        self.num_batches += 1
+        self.num_samples += num_samples
+
+    def so_far(self) -> dict[str, Any]:
+        """What changes with every step, for the timeline of the run; named as in `summary`."""
+        return {
+            "began_at": self.began_at,
+            "last_step_at": self.last_step_at,
+            "num_samples": self.num_samples,
+            "wait_s": self.wait_s,
+            "train_s": self.train_s,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        plain = {k: v for k, v in self.__dict__.items() if k != "stages"}
+        return {
+            **plain,
+            "train_s": self.train_s,
+            "stages": {name: meter.summary() for name, meter in self.stages.items()},
+        }

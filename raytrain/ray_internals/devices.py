@@ -1,0 +1,63 @@
+"""What Ray knows of a host's devices: how many GPUs a process may use, and NVIDIA's own figures of them."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+
+class Gpus:
+    """All NVIDIA GPUs of this host, by NVML (https://docs.nvidia.com/deploy/nvml-api), ready for use."""
+
+    def __init__(self, nvml: Any):
+        self._nvml = nvml
+        self._handles = [nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount())]
+
+    def read(self) -> tuple[float | None, float | None]:
+        """Percent busy and percent of memory in use, summed over the GPUs: 100 is one; None where NVML does not tell,
+        as of a GPU that is shared out as MIG instances."""
+        return self._sum(self._busy), self._sum(self._memory)
+
+    def _sum(self, figure: Any) -> float | None:
+        if not self._handles:
+            return None
+        try:
+            return float(sum(figure(handle) for handle in self._handles))
+        except self._nvml.NVMLError:
+            return None
+
+    def _busy(self, handle: Any) -> float:
+        return self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu
+
+    def _memory(self, handle: Any) -> float:
+        memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+        return 100 * memory.used / memory.total
+
+
+def find_gpus() -> Gpus | None:
+    """None where there is no driver, or it does not answer.
+
+    Through the copy of nvidia-ml-py that is part of Ray: what is staged for SageMaker leaves packages of that name to
+    the image, which need not have this one.
+    """
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")  # the driver's; looked for first, since the package is large
+    except OSError:
+        return None
+    from ray._private.thirdparty import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return Gpus(pynvml)
+    except pynvml.NVMLError:
+        return None
+
+
+def usable_gpus() -> int:
+    """GPUs of this machine that Ray may hand out: no more than CUDA_VISIBLE_DEVICES names, where it is set."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    named = manager.get_current_process_visible_accelerator_ids()
+    count = manager.get_current_node_num_accelerators()
+    return count if named is None else min(count, len(named))

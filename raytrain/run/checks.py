@@ -1,0 +1,51 @@
+"""Whether a loop, a pipeline and a job make a run together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raytrain.config.job import Job
+from raytrain.data.pipeline import OpenPipeline, Pipeline
+from raytrain.errors import ConfigError
+from raytrain.train.models import check_classes, check_model
+
+
+def checked(train_loop: Callable[[Any], None] | None, pipeline: Pipeline | None, job: Job | None) -> Pipeline:
+    """The pipeline, if they do.
+
+    Raises:
+        ConfigError: one is missing, or is something else.
+    """
+    if job is None:
+        raise ConfigError("no job was given; fit(train_loop, pipeline, Job.from_yaml('job.yaml')) has one")
+    if not isinstance(job, Job):
+        raise ConfigError(
+            f"the job must be a Job, which Job.from_yaml('job.yaml') or Job.from_dict({{...}}) makes, not "
+            f"{type(job).__name__}"
+        )
+    if pipeline is None and job.data is None:
+        raise ConfigError("the job has no `data` section, and no pipeline was given")
+    if not isinstance(pipeline, Pipeline | None):
+        raise ConfigError(f"the pipeline must be a Pipeline(source, stages), not {type(pipeline).__name__}")
+    if train_loop is None:
+        if job.model is None:
+            raise ConfigError("the job has no `model` section, and no training loop was given")
+        check_model(job.model)
+    elif not callable(train_loop):
+        raise ConfigError(f"the training loop must be a function of one argument, not {type(train_loop).__name__}")
+    return pipeline or Pipeline.from_config(job.data)
+
+
+def check_data(opened: OpenPipeline, batch_size: int, train_loop: Callable[[Any], None] | None, job: Job) -> None:
+    """Compare the data with what is to be trained on it.
+
+    Raises:
+        ConfigError: a batch is larger than the data set, or the model knows too few classes.
+    """
+    total = opened.train.num_samples
+    if batch_size > total:
+        raise ConfigError(f"data.batch_size={batch_size} is larger than the training set of {total} samples")
+    if train_loop is None:
+        num_validation = opened.validation.num_classes if opened.validation else 0
+        check_classes(job.model, opened.train.num_classes, num_validation)

@@ -1,0 +1,134 @@
+"""`<run_dir>/<name>`: where a run keeps its record and checkpoints. Nothing in it is ever overwritten unasked."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from raytrain.config.job import Job
+from raytrain.errors import CheckpointError, ConfigError
+from raytrain.record.schema import RunRecord, read_record
+
+
+@dataclass
+class RunFolder:
+    """The folder of one run, held by one driver at a time.
+
+    Attributes:
+        path: `<run_dir>/<name>`.
+        set_aside: where an earlier run of the same name was moved, if there was one.
+    """
+
+    path: Path
+    set_aside: Path | None = None
+    _lock: IO[str] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, job: Job) -> RunFolder:
+        """Where a job's run is, whoever holds it."""
+        return cls(_path(job.run_dir, job.name))
+
+    @property
+    def record(self) -> Path:
+        return self.path / "record.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def set_aside_earlier_run(self) -> None:
+        """Move what an earlier run left here to `<name>~<time>`; called when the new one is sure to start.
+
+        Raises:
+            ConfigError: it cannot be moved.
+        """
+        if all(child.name == ".lock" for child in self.path.iterdir()):
+            return
+        aside = self.path.with_name(f"{self.path.name}~{time.strftime('%Y%m%d-%H%M%S')}")
+        while aside.exists():
+            aside = aside.with_name(aside.name + "+")
+        before = self._lock
+        try:
+            self.path.rename(aside)
+            self.path.mkdir()
+        except OSError as error:
+            raise ConfigError(f"cannot set the earlier run in {self.path} aside: {error.strerror}") from None
+        self._lock = _lock(self.path)
+        before.close()
+        self.set_aside = aside
+
+    def finished_record(self) -> RunRecord | None:
+        """Of the run that finished here; None if none did, or was killed before it wrote one."""
+        record = read_record(self.record) if self.record.is_file() else None
+        return record if record is not None and record.status == "finished" else None
+
+    def keep_earlier_record(self) -> None:
+        """Before a resumed run writes its own record: `record.json` becomes `record.1.json`, and so on."""
+        if self.record.exists():
+            number = 1
+            while (kept := self.record.with_name(f"record.{number}.json")).exists():
+                number += 1
+            self.record.rename(kept)
+
+
+def read_run(path: Path) -> RunRecord:
+    """The record of a run, given its file or the run's folder.
+
+    Raises:
+        ConfigError: as `read_record`, or the folder has no record.
+    """
+    if not path.is_dir():
+        return read_record(path)
+    if not (path / "record.json").is_file():
+        raise ConfigError(f"{path} has no record.json: give the folder of a run that has ended, or its record")
+    return read_record(path / "record.json")
+
+
+def open_run_folder(run_dir: str, name: str, *, resume: bool, afresh: str = "start without --resume") -> RunFolder:
+    """Take the run's folder; `afresh` says how to begin anew.
+
+    Raises:
+        CheckpointError: `resume`, and there is nothing to go on from.
+        ConfigError: another process is using it, or it cannot be made.
+    """
+    if "://" in run_dir:
+        raise ConfigError(f"run_dir must be a folder of this host, or one that is mounted here, not {run_dir!r}")
+    path = _path(run_dir, name)
+    if resume and not (path / "checkpoints").is_dir():
+        raise CheckpointError(f"{path} has no checkpoint to resume from; {afresh}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path)
+    except OSError as error:
+        raise ConfigError(f"cannot use the run folder {path}: {error.strerror or error}") from None
+    return RunFolder(path, _lock=lock)
+
+
+def _path(run_dir: str, name: str) -> Path:
+    """Absolute, so that a message is of use wherever it is read."""
+    return Path(run_dir).expanduser().absolute() / name
+
+
+def _lock(path: Path) -> IO[str]:
+    file = (path / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"another raytrain process is using {path}; wait for it or choose another name") from None
+    return file
+
+
+def process_started_at() -> float:
+    """time.time() at which this process began, imports included."""
+    return psutil.Process().create_time()

@@ -1,0 +1,242 @@
+"""What one training rank runs: the data room and the training room meet here, under the user's loop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from raytrain.cluster.logs import frames_of, leave_error_to_the_driver
+from raytrain.config.data import Normalize
+from raytrain.config.job import Job
+from raytrain.config.own_code import OwnCode, is_own
+from raytrain.data.order import Position, StreamPlan
+from raytrain.errors import RaytrainError, TrainingError, named
+
+
+@dataclass(frozen=True)
+class RankWork:
+    """What every rank is sent.
+
+    Attributes:
+        code: first, since the loop may need it to be unpickled.
+        loop: called with a TrainContext; None for the job's own.
+        feed: handle of the Feed actor.
+        keeper: handle of the Keeper actor, on the host where the checkpoints lie.
+        resume_from: folder of the checkpoint that `--resume` found.
+        threads: torch threads of a CPU rank.
+        use_gpu: this rank has a GPU; otherwise it computes on the CPU, whatever the host has.
+    """
+
+    code: OwnCode
+    job: Job
+    loop: Callable[[Any], None] | None
+    feed: Any
+    keeper: Any
+    normalize: Normalize | None
+    fingerprint: str
+    num_train: int
+    num_classes: int
+    resume_from: str | None
+    threads: int
+    use_gpu: bool
+
+
+def run_rank(config: dict[str, Any]) -> None:
+    """The function that Ray Train runs on every rank."""
+    import numpy as np
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    work: RankWork = config["worker"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = get_device() if work.use_gpu else torch.device("cpu")
+    for name in [n for n in logging.root.manager.loggerDict if n.startswith("ray.train") or "/ray/train/" in n]:
+        logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every report and checkpoint
+    if device.type == "cpu":
+        torch.set_num_threads(work.threads)
+    else:
+        torch.cuda.set_device(device)
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(work.job.seed + rank)
+
+    attempt = None
+    try:
+        restored = _restored(work)
+        attempt, plan = _begin(work, restored, rank, world_size)
+        if not isinstance(plan, Exception):  # else an earlier attempt ended the run, and the driver knows why
+            _train(work, rank, world_size, device, restored, attempt, plan)
+    except Exception as error:
+        _explain(work, error, world_size, attempt)
+        raise
+
+
+def _train(
+    work: RankWork, rank: int, world_size: int, device: Any, restored: Any, attempt: str, plan: StreamPlan
+) -> None:
+    """One attempt of one rank, from its first batch to its result."""
+    import ray
+
+    from raytrain.device.loader import RankIngest
+    from raytrain.train.context import TrainContext
+    from raytrain.train.contract import StopTraining
+
+    stream = RankIngest(work.feed, attempt, rank, plan, device, work.normalize)
+    ctx = TrainContext(
+        work.job,
+        stream,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        fingerprint=work.fingerprint,
+        num_train=work.num_train,
+        num_classes=work.num_classes,
+        restored=restored,
+        keep=Writer(work.keeper),
+    )
+    try:
+        (work.loop or _default_loop())(ctx)
+    except StopTraining:
+        pass
+    finally:
+        stream.close()
+    result = {
+        "device": str(device),
+        "meter": stream.meter.summary(),
+        "history": ctx.history,
+        "epochs": stream.plan.num_epochs,
+        "steps": ctx.steps,
+        "counts": ctx.counts,
+    }
+    ray.get(work.feed.finish.remote(attempt, rank, result))
+
+
+class Writer:
+    """Hands checkpoints to the keeper; they are on disk when a call returns."""
+
+    def __init__(self, keeper: Any):
+        self._keeper, self._checked = keeper, False
+
+    def __call__(self, facts: Any, state: dict[str, Any], objects: list[Any]) -> None:
+        """One object after the other goes into the object store, so that this process never holds two packed ones.
+
+        Raises:
+            CheckpointError: it cannot be written, or an object's state could not be read again.
+        """
+        import ray
+
+        from raytrain.errors import CheckpointError
+        from raytrain.train.checkpoints import checkpoint, shelf
+
+        files: dict[str, Any] = {}
+        digests: dict[str, str] = {}
+        parts = [(shelf.STATE, None), *((shelf.object_file(n), thing) for n, thing in enumerate(objects))]
+        for name, thing in parts:
+            data = checkpoint.pack(state if thing is None else thing.state_dict())
+            if thing is not None and not self._checked:
+                checkpoint.check(type(thing).__name__, data)
+            files[name], digests[name] = ray.put(data), shelf.digest(data)
+            del data
+        self._checked = True
+        text = shelf.describe(facts, digests)
+        problem = ray.get(self._keeper.save.remote(text, list(files), *files.values()))
+        if problem is not None:
+            raise CheckpointError(problem)
+
+
+def _default_loop() -> Callable[[Any], None]:
+    from raytrain.train.loop import train_loop
+
+    return train_loop
+
+
+def _restored(work: RankWork) -> Any:
+    """The checkpoint to go on from: of this run's earlier attempt, or the one that `--resume` found."""
+    import ray
+
+    from raytrain.train.checkpoints import checkpoint, shelf
+    from raytrain.train.contract import Restored
+
+    path = ray.get(work.keeper.latest.remote()) or work.resume_from
+    if path is None:
+        return None
+    text, files = ray.get(work.keeper.read.remote(path))
+    facts = shelf.Facts(**json.loads(text))
+
+    def read(name: str) -> Any:
+        return checkpoint.unpack(facts, name, ray.get(files[name]))
+
+    objects = [partial(read, shelf.object_file(number)) for number in range(len(facts.sha256) - 1)]
+    return Restored(facts, read(shelf.STATE), objects)
+
+
+def _begin(work: RankWork, restored: Any, rank: int, world_size: int) -> tuple[str, StreamPlan | Exception]:
+    """Rank 0 starts the stream where the checkpoint stands; everyone learns the plan."""
+    import ray
+    import torch.distributed as dist
+
+    answer: list[Any] = [None, None]
+    if rank == 0:
+        attempt = uuid.uuid4().hex
+        position, steps = position_of(restored)
+        answer = [attempt, ray.get(work.feed.begin.remote(attempt, position, world_size, steps))]
+    if world_size > 1:
+        dist.broadcast_object_list(answer, src=0)
+    return tuple(answer)
+
+
+def position_of(restored: Any) -> tuple[Position, int]:
+    """Where a checkpoint stands in the stream, and the batches a rank had by then."""
+    if restored is None:
+        return Position(), 0
+    consumed = restored.state["consumed"]
+    mask = None if consumed is None else consumed.numpy().astype(bool)
+    return Position(restored.facts.epoch, mask), restored.facts.steps
+
+
+def _explain(work: RankWork, error: Exception, world_size: int, attempt: str | None) -> None:
+    """Tell the feed why the run cannot go on, so that it is not tried again in vain.
+
+    A lost actor, object or host, and a failed collective, which is no more than a peer's death seen from here, are
+    left to Ray Train to try again.
+    """
+    import ray
+
+    import raytrain
+
+    if isinstance(error, ray.exceptions.RayError):
+        return
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if is_own(frame.filename)]
+    if isinstance(error, RaytrainError):
+        told: RaytrainError = error
+        if own:
+            told.add_note(f"in {own[-1].filename}:{own[-1].lineno}")
+    elif world_size == 1 or not _is_of_a_collective(error):
+        frame = (own or frames)[-1]
+        told = TrainingError(f"the training loop failed in {frame.filename}:{frame.lineno}: {named(error)}")
+        hidden = [str(Path(package.__file__).parent) for package in (raytrain, ray)]
+        told.add_note(f"on the rank:\n{frames_of(error, hidden)}")
+    else:
+        return
+    ray.get(work.feed.fail.remote(attempt, told))
+    leave_error_to_the_driver()
+
+
+def _is_of_a_collective(error: Exception) -> bool:
+    """Whether a torch.distributed backend raised it: gloo raises plain RuntimeErrors that name their source file."""
+    import torch.distributed as dist
+
+    words = ("gloo", "nccl", "connection closed by peer", "connection reset")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )

@@ -1,0 +1,66 @@
+"""Who waits for whom: decided here for the end of a run and for a diagnosis alike, and how far it can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from raytrain.cost.profile import Figure
+from raytrain.record.schema import RankFigures, StageFigures
+
+COMPUTE_UP_TO = 0.10  # of the training time spent waiting: faster input would save no more than that
+INPUT_FROM = 0.30  # from here on the input path is worth more than anything on the ranks' side
+BUSY_FROM = 1.5  # times its CPU time that a stage other than `read` takes
+WIDE = 0.5  # of the median, from the lowest part of a measurement to the highest
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Attributes: `text`: one line, that begins with the kind."""
+
+    kind: Literal["compute", "balanced", "input", "unknown"]
+    text: str
+
+
+def who_waits(wait_share: float, ranks: Sequence[RankFigures], stages: Sequence[StageFigures]) -> Verdict:
+    """Judge a run by the share of the ranks' training time that they waited for data.
+
+    Up to COMPUTE_UP_TO the ranks are what limits it, from INPUT_FROM on the input path; between them, either gains.
+    """
+    own = [stage for stage in stages if stage.of_training]
+    if not own or not ranks:
+        return Verdict("unknown", "unknown: no batch was trained on")
+    waited = f"the ranks wait for data {wait_share:.0%} of the time"
+    if wait_share <= COMPUTE_UP_TO:
+        shared = ", on CPUs that the stages may share" if all(rank.device == "cpu" for rank in ranks) else ""
+        return Verdict("compute", f"compute: {waited} and are busy for the rest{shared}")
+    slowest = max(own, key=lambda stage: stage.wall_s)
+    stage = (
+        f"stage {slowest.name!r} takes longest, {slowest.wall_s_per_sample * 1e3:.2f} ms of a worker for a sample, "
+        f"{slowest.cpu_s_per_sample * 1e3:.2f} ms of them CPU time"
+    )
+    kind = "input" if wait_share >= INPUT_FROM else "balanced"
+    return Verdict(kind, f"{kind}: {waited}; {stage}")
+
+
+def busy_machine(stages: Sequence[StageFigures]) -> str | None:
+    """A warning where the workers were kept from their CPUs, so that this run was slower than it need be."""
+    own = [stage for stage in stages if stage.of_training and stage.name != "read"]
+    cpu_s, wall_s = sum(stage.cpu_s for stage in own), sum(stage.wall_s for stage in own)
+    if not cpu_s or wall_s < BUSY_FROM * cpu_s:
+        return None
+    return (
+        f"warning: the stages took {wall_s / cpu_s:.1f} times their CPU time: more was running than there are cores, "
+        "or a stage waits for something; on CPUs of their own they would be faster than measured here"
+    )
+
+
+def wide_spreads(measured: Mapping[str, Figure]) -> list[str]:
+    """A warning for each measurement whose parts differ too much to trust its median; `measured` is by its name."""
+    return [
+        f"warning: {name} went from {figure.low / figure.value:.0%} to {figure.high / figure.value:.0%} of its median "
+        f"over {figure.n} parts: something else may be using this machine; measure again, or longer (--seconds)"
+        for name, figure in measured.items()
+        if figure.value and figure.high - figure.low > WIDE * figure.value
+    ]

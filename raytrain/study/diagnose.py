@@ -1,0 +1,331 @@
+"""What holds a job up: short runs of a job that differ in what they leave out.
+
+    preprocessing alone, on one core and on all    plain processes, no Ray
+    accelerator alone                              a run whose batches come again and again from the device's own memory
+    everything                                     the run as it is
+
+What each can do says what the whole could do; what the whole does says what putting them together costs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from raytrain.cluster import hardware
+from raytrain.config.job import Job
+from raytrain.cost.instances import Catalog
+from raytrain.cost.profile import (
+    MOST_EFFICIENT,
+    Figure,
+    Profile,
+    cores_shared_with,
+    epochs_of,
+    gpu_of,
+    hardware_of,
+    shared_cores,
+)
+from raytrain.data.pipeline import OpenPipeline, Pipeline
+from raytrain.errors import ConfigError
+from raytrain.record.schema import RunRecord, StageFigures
+from raytrain.run.verdict import Verdict, busy_machine, who_waits, wide_spreads
+from raytrain.study.alone import PARTS, Alone, preprocess
+
+SECONDS = 8.0  # of each measurement
+WARM_UP_S = 3.0
+RESIDENT_BATCHES = 4
+MOST_STEPS = 20_000  # that a run is planned for
+PROCESSES_START_S, RUN_STARTS_S = 3.0, 15.0  # about, for the estimate: imports, and a cluster and its ranks
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Samples a second of the parts and of the whole, by the clock, and what the whole lacks of the ranks alone.
+
+    Attributes:
+        preprocessing_alone: one core, the others idle.
+        preprocessing: all CPUs that prepare samples in the run.
+        accelerator: all ranks, batches already on the device.
+        together: what preprocessing and ranks can do where they share this machine's cores, else None.
+        everything: the run as it is.
+        wait_share: of the run as it is: its ranks' training time that they waited for data.
+        verdict: who waits for whom in it, as `raytrain train` says it too.
+        ranks_on_cpu: there is no accelerator; it is the ranks that are meant by it above.
+        stages: what each took of the workers, all CPUs at work.
+        warnings: of what was measured.
+        lost_share: what the whole lacks of what the ranks do alone.
+        lost_for_cpus: of that, because the CPUs cannot prepare more: no more than the ranks were seen to wait.
+        lost_for_the_rest: likewise for moving, handing over and sharing cores.
+    """
+
+    preprocessing_alone: float
+    preprocessing: float
+    accelerator: float
+    together: float | None
+    everything: float
+    wait_share: float
+    verdict: Verdict
+    ranks_on_cpu: bool = False
+    stages: tuple[StageFigures, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def lost_share(self) -> float:
+        return max(1 - self.everything / self.accelerator, 0.0)
+
+    @property
+    def lost_for_cpus(self) -> float:
+        return min(max(1 - self.preprocessing / self.accelerator, 0.0), self.lost_share, self.wait_share)
+
+    @property
+    def lost_for_the_rest(self) -> float:
+        return self.lost_share - self.lost_for_cpus
+
+    @property
+    def limit(self) -> float:
+        """What the parts admit."""
+        return min(each for each in (self.preprocessing, self.accelerator, self.together) if each is not None)
+
+
+def duration_s(seconds: float) -> float:
+    """About how long a diagnosis takes: four measurements, the last two of them runs that warm up first."""
+    return 2 * (PROCESSES_START_S + seconds) + 2 * (RUN_STARTS_S + WARM_UP_S + seconds)
+
+
+def diagnose(
+    job: Job,
+    known: Catalog,
+    *,
+    nodes: str | None = None,
+    address: str | None = None,
+    seconds: float = SECONDS,
+    say: Say = lambda text: None,
+) -> tuple[Profile, Findings]:
+    """Measure a job's parts and its whole.
+
+    Args:
+        known: for the names of GPUs.
+        nodes, address: as `raytrain.run.driver.run` has them.
+        seconds: of each of the four measurements.
+
+    Raises:
+        RaytrainError: what went wrong in one of them; ConfigError if the job has no `data` or no `model`.
+    """
+    from raytrain.cluster.environment import prepare_environment
+
+    if job.data is None or job.model is None:
+        raise ConfigError("only a job with a `data` and a `model` section can be diagnosed")
+    prepare_environment()
+    pipeline = replace(Pipeline.from_config(job.data), validation=None)
+    opened = pipeline.open(job.seed)
+    if pipeline.batch_size > opened.train.num_samples:
+        raise ConfigError(
+            f"data.batch_size={pipeline.batch_size} is larger than the training set of "
+            f"{opened.train.num_samples} samples"
+        )
+    cores = sorted(os.sched_getaffinity(0))[: hardware.usable_cpus()]
+    say(
+        f"this takes about {duration_s(seconds):.0f} s: {seconds:g} s each of preprocessing on one core and on all, of "
+        f"the ranks alone and of everything, and their starts"
+    )
+    say("1/4 preprocessing alone, on one core")
+    alone = preprocess(opened, cores[:1], seconds)
+    say(f"2/4 preprocessing alone, on all {len(cores)} cores")
+    all_cores = preprocess(opened, cores, seconds)
+    with tempfile.TemporaryDirectory(prefix="raytrain-diagnose-") as folder:
+        say("3/4 the ranks alone: batches already on the device")
+        resident = _run(job, pipeline, opened, folder, nodes, address, Trial(resident=True, seconds=seconds))
+        say("4/4 everything")
+        whole = _run(job, pipeline, opened, folder, nodes, address, Trial(resident=False, seconds=seconds))
+    findings = _findings(alone, all_cores, resident, whole, len(cores))
+    return _profile(job, known, alone, all_cores, resident, whole, findings), findings
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A training loop that runs the job's own for a while and keeps the time.
+
+    What it measured goes into the record as an entry of `epochs`: seconds of a rank for one of its samples, by part.
+
+    Args:
+        resident: after a few batches give the same ones again, which are on the device already.
+    """
+
+    resident: bool
+    seconds: float
+
+    def __call__(self, ctx: Any) -> None:
+        from raytrain.train.loop import train_loop
+
+        real = ctx.batches
+        ctx.batches = lambda split="train": self._batches(ctx, real) if split == "train" else iter(())
+        train_loop(ctx)
+
+    def _batches(self, ctx: Any, real: Callable[[str], Iterator[Any]]) -> Iterator[Any]:
+        watch = _Watch(ctx, self.seconds)
+        if not self.resident:
+            for batch in real("train"):
+                yield batch
+                watch.done(len(batch.ids))
+            return  # the epoch is over; the next goes on
+        kept = []
+        for batch in real("train"):
+            kept.append(batch)
+            yield batch
+        while True:
+            for batch in kept:
+                yield batch
+                watch.done(len(batch.ids))
+
+
+class _Watch:
+    """Ends the loop once WARM_UP_S and then PARTS parts are over, at the same step on every rank.
+
+    What is known so far hangs on the context, since every epoch has a new generator.
+    """
+
+    def __init__(self, ctx: Any, seconds: float):
+        self._ctx, self._part_s = ctx, seconds / PARTS
+        if not hasattr(ctx, "trial"):
+            ctx.trial = {"parts": [], "samples": 0, "began": None}
+
+    def done(self, samples: int) -> None:
+        """A batch of this rank has been trained on."""
+        state, ctx = self._ctx.trial, self._ctx
+        now = time.perf_counter() - ctx.checkpoint_s
+        if state["began"] is None:
+            state["began"] = now
+            return
+        state["samples"] += samples
+        warm = state.get("warm", False)
+        over = now - state["began"] >= (self._part_s if warm else WARM_UP_S)
+        if ctx.world_size > 1:
+            over = ctx.sum_over_ranks(float(over))[0] > 0
+        if not over:
+            return
+        if ctx.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(ctx.device)
+            now = time.perf_counter() - ctx.checkpoint_s
+        if warm and state["samples"]:
+            state["parts"].append((now - state["began"]) / state["samples"])
+        state.update(warm=True, began=now, samples=0)
+        if len(state["parts"]) == PARTS:
+            self._end()
+
+    def _end(self) -> None:
+        from raytrain.train.contract import StopTraining
+
+        ctx, found = self._ctx, {f"part {number}": value for number, value in enumerate(self._ctx.trial["parts"])}
+        if ctx.device.type == "cuda":
+            import torch
+
+            found["accelerator_memory_bytes"] = float(torch.cuda.max_memory_allocated(ctx.device))
+        ctx.history[:] = [{"epoch": 1.0, **found}]
+        raise StopTraining
+
+
+def _run(
+    job: Job,
+    pipeline: Pipeline,
+    opened: OpenPipeline,
+    folder: str,
+    nodes: str | None,
+    address: str | None,
+    trial: Trial,
+) -> RunRecord:
+    from raytrain.run.driver import run
+
+    per_epoch = max(opened.train.num_samples // pipeline.batch_size, 1)
+    length = {"epochs": None, "steps": RESIDENT_BATCHES} if trial.resident else {"epochs": -(-MOST_STEPS // per_epoch)}
+    tree = job.model_dump(mode="json")
+    tree["training"] |= {"steps": None, **length, "max_failures": 0, "checkpoint": {}}
+    tree |= {"run_dir": folder, "name": "resident" if trial.resident else "everything"}
+    record = run(trial, pipeline, Job.from_dict(tree), nodes=nodes, address=address, started_at=time.time())
+    if not _parts(record):
+        raise ConfigError(
+            f"the run was over before {WARM_UP_S + trial.seconds:g} s of it could be measured; give --seconds less"
+        )
+    return record
+
+
+def _parts(record: RunRecord) -> list[float]:
+    entry = record.epochs[-1] if record.epochs else {}
+    return [value for name, value in entry.items() if name.startswith("part ")]
+
+
+def _findings(alone: Alone, all_cores: Alone, resident: RunRecord, whole: RunRecord, cores: int) -> Findings:
+    on_cpu = all(rank.device == "cpu" for rank in whole.ranks)
+    measured = {
+        "preprocessing on one core": Figure.of(alone.wall_s),
+        "preprocessing on all": Figure.of(all_cores.wall_s),
+        f"{'the ranks' if on_cpu else 'the accelerators'} alone": Figure.of(_parts(resident)),
+        "the whole": Figure.of(_parts(whole)),
+    }
+    one_s, all_s, accelerator_s, whole_s = (figure.value for figure in measured.values())
+    here = not whole.cluster_attached
+    slots = min(whole.cpu_slots, cores) if here else whole.cpu_slots
+    together = shared_cores(whole, all_s, accelerator_s)
+    stages = all_cores.stage_figures
+    busy = busy_machine(stages)
+    return Findings(
+        preprocessing_alone=1 / one_s,
+        preprocessing=slots / all_s,
+        accelerator=whole.world_size / accelerator_s,
+        together=together if math.isfinite(together) else None,
+        everything=whole.world_size / whole_s,
+        wait_share=whole.totals.wait_share,
+        verdict=who_waits(whole.totals.wait_share, whole.ranks, whole.stages),
+        ranks_on_cpu=on_cpu,
+        stages=tuple(stages),
+        warnings=(*wide_spreads(measured), *([busy] if busy else [])),
+    )
+
+
+def _cpu_kind_here(record: RunRecord) -> str:
+    """Of the driver's host, where preprocessing alone was measured."""
+    types = [host.instance_type for host in record.hosts if host.is_head and host.instance_type and not host.emulated]
+    return types[0].split(".")[1] if types else record.hardware.cpu_model
+
+
+def _profile(
+    job: Job,
+    known: Catalog,
+    alone: Alone,
+    all_cores: Alone,
+    resident: RunRecord,
+    whole: RunRecord,
+    findings: Findings,
+) -> Profile:
+    training, step = job.training, job.data.batch_size * whole.world_size
+    efficiency = [min(whole.world_size / part / findings.limit, MOST_EFFICIENT) for part in _parts(whole)]
+    return Profile(
+        name=job.name,
+        job=job.model_dump(mode="json", exclude_unset=True),
+        source="raytrain diagnose",
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        hardware=hardware_of(whole),
+        cpu_s_per_sample={_cpu_kind_here(whole): Figure.of(all_cores.cpu_s)},
+        cpu_s_per_sample_alone=Figure.of(alone.cpu_s),
+        read_wait_s_per_sample=Figure.once(sum(s.wait_s_per_sample for s in findings.stages if s.name == "read")),
+        accelerator_s_per_sample={gpu_of(whole, known): Figure.of(_parts(resident))},
+        wire_bytes_per_sample=Figure.of(all_cores.wire_bytes),
+        read_bytes_per_sample=Figure.of(all_cores.read_bytes),
+        startup_s=Figure.of([run.startup.first_step_s for run in (resident, whole)]),
+        efficiency=Figure.of(efficiency),
+        worker_memory_bytes=all_cores.memory_bytes,
+        accelerator_memory_bytes=resident.epochs[-1].get("accelerator_memory_bytes"),
+        world_size=whole.world_size,
+        num_samples=whole.num_train,
+        epochs=epochs_of(training.epochs, training.steps, step, whole.num_train),
+        cores_shared_with=cores_shared_with(whole),
+    )
