@@ -261,7 +261,7 @@ def prices(width, regions=("us-east-1", "us-west-2")):
     types = command._chosen(known, list(regions), "g5,c5", False)
     marks = command._marks(known, types, list(regions))
     columns, rows = command._columns(list(regions)), command._rows(known, types, list(regions), marks)
-    return rows, shown(show_fitted, width, prices.TITLE, columns, rows, remedy="--json has them")
+    return rows, shown(show_fitted, width, command.TITLE, columns, rows, remedy="--json has them")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ _WHERE = {
         "to_uint8",
     ),
 }
-__all__ = [name for names in _WHERE.values() for name in names]  # noqa: PLE0605
+__all__ = sorted(name for names in _WHERE.values() for name in names)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:

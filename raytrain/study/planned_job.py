@@ -29,7 +29,7 @@ PROGRAM = '''"""What runs on the head of the job: python train.py job.yaml."""
 
 import sys
 
-from raytrain.cli import main
+from raytrain.cli.main import main
 
 if __name__ == "__main__":
     sys.argv.insert(1, "train")

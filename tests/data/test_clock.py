@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from raytrain.data import stage_clock
 from raytrain.data.block import Header
 from raytrain.data.stage_clock import StageClock
-from raytrain.device import clock as module
 from raytrain.device.clock import HostClock
 from raytrain.device.meter import RankMeter, StageMeter
 
@@ -33,7 +33,7 @@ class Times:
 @pytest.fixture
 def times(monkeypatch):
     made = Times()
-    monkeypatch.setattr(module, "time", made)
+    monkeypatch.setattr(stage_clock, "time", made)
     return made
 
 

@@ -13,6 +13,7 @@ from conftest import write_images
 from feeding import make_feed, take_all
 from patience import wait_for
 
+from raytrain.cluster.environment import collects_metrics
 from raytrain.cluster.topology import GROUP_LABEL
 from raytrain.data import stock
 from raytrain.data import stream as module
@@ -135,7 +136,7 @@ def test_who_collects_metrics_gets_ray_datas(monkeypatch, collects, kept):
 
     monkeypatch.setattr(stats, "get_or_create_stats_actor", rays_own)
     monkeypatch.setenv("RAY_enable_metrics_collection", collects)
-    make_ray_data_lean(False)
+    make_ray_data_lean(collects_metrics())
     assert (stats.get_or_create_stats_actor is rays_own) is kept
 
 

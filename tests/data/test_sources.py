@@ -103,7 +103,7 @@ def test_row_groups_are_read_once_while_they_fit(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: reads.append(a[1]) or real(*a, **k))
     manifest.read_many([0, 3, 1, 4, 2, 0])
     assert len(reads) == 3
-    monkeypatch.setattr("raytrain.data.sources.parquet.ROW_GROUP_CACHE_BYTES", 1)
+    monkeypatch.setattr("raytrain.data.sources.readers.ROW_GROUP_CACHE_BYTES", 1)
     manifest = pickle.loads(pickle.dumps(manifest))
     again = manifest.read_many([0, 3, 1, 4])
     assert len(reads) == 6, "one group at a time is still kept, and each is read once a batch"
