@@ -128,7 +128,7 @@ def test_a_machine_without_what_it_takes_is_told_so(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(simulated.shutil, "which", lambda tool: None)
     assert "needs util-linux (unshare, nsenter, setpriv, mount not found)" in unavailable()
-    monkeypatch.setattr(hosts.sys, "platform", "darwin")
+    monkeypatch.setattr(simulated.sys, "platform", "darwin")
     assert "this is not Linux" in unavailable()
 
 

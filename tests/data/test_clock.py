@@ -7,6 +7,7 @@ import pytest
 from raytrain.data import stage_clock
 from raytrain.data.block import Header
 from raytrain.data.stage_clock import StageClock
+from raytrain.device import clock as rank_clock
 from raytrain.device.clock import HostClock
 from raytrain.device.meter import RankMeter, StageMeter
 
@@ -33,7 +34,8 @@ class Times:
 @pytest.fixture
 def times(monkeypatch):
     made = Times()
-    monkeypatch.setattr(stage_clock, "time", made)
+    for module in (stage_clock, rank_clock):
+        monkeypatch.setattr(module, "time", made)
     return made
 
 
