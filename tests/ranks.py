@@ -159,7 +159,7 @@ class MemoryStream:
     """What `RankIngest` gives a rank, without a feed: round after round of the plan, in order."""
 
     def __init__(self, case: Case, plan: StreamPlan, rank: int, seen: Callable[..., None]):
-        self.plan, self.meter, self.figures, self.stopped = plan, RankMeter(), {}, False
+        self.plan, self.meter, self.progress, self.stopped = plan, RankMeter(), None, False
         self._case, self._rank, self._seen, self._given = case, rank, seen, 0
 
     def segment_of(self, epoch: int, split: str) -> int | None:

@@ -24,10 +24,11 @@ from raytrain.errors import ConfigError, DataError
 from raytrain.record.schema import RankFigures, StageFigures
 from raytrain.report.diagnosis import diagnosis_lines, show_diagnosis, what_helps
 from raytrain.run.verdict import who_waits
-from raytrain.study import alone
+from raytrain.study import alone, timed_loop
 from raytrain.study import diagnose as module
 from raytrain.study.alone import PARTS, preprocess
-from raytrain.study.diagnose import Findings, Trial, diagnose, duration_s
+from raytrain.study.diagnose import Findings, diagnose, duration_s
+from raytrain.study.timed_loop import TimedContext, TimedLoop
 
 
 @pytest.fixture(scope="module")
@@ -251,8 +252,9 @@ def test_a_batch_larger_than_the_data_is_refused(job_tree):
 class Context:
     """Of one rank of two, with a clock of its own."""
 
-    def __init__(self, world_size=1):
-        self.world_size, self.history, self.checkpoint_s = world_size, [], 0.0
+    def __init__(self, world_size, batches):
+        self.world_size, self.checkpoint_s, self.measured = world_size, 0.0, None
+        self.batches = lambda split: iter(batches)
         self.device = __import__("torch").device("cpu")
 
     def sum_over_ranks(self, value):
@@ -260,26 +262,27 @@ class Context:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_trial_ends_the_loop_once_it_has_its_parts(monkeypatch, world_size):
-    from raytrain.train.context import StopTraining
+def test_a_loop_ends_once_it_has_been_timed(monkeypatch, world_size):
+    from raytrain.train.contract import StopTraining
 
     now = [0.0]
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-    ctx, batch = Context(world_size), type("Batch", (), {"ids": np.arange(8)})
-    trial = Trial(resident=True, seconds=5.0)
+    monkeypatch.setattr(timed_loop.time, "perf_counter", lambda: now[0])
+    batch = type("Batch", (), {"ids": np.arange(8)})
+    ctx = Context(world_size, [batch, batch])
+    timed = TimedContext(ctx, resident=True, part_s=1.0)
+    assert list(timed.batches("validation")) == []
     seen = 0
     with pytest.raises(StopTraining):
-        for _ in trial._batches(ctx, lambda split: iter([batch, batch])):
+        for _ in timed.batches():
             seen += 1
             now[0] += 0.25
-    assert seen >= (module.WARM_UP_S + 5.0) / 0.25
-    parts = [value for name, value in ctx.history[0].items() if name.startswith("part ")]
-    assert parts == [pytest.approx(0.25 / 8)] * PARTS
+    assert seen >= (timed_loop.WARM_UP_S + 5.0) / 0.25
+    assert ctx.measured == {"parts": [pytest.approx(0.25 / 8)] * PARTS, "memory_bytes": None}
 
 
 def test_a_run_that_ends_too_soon_is_said(monkeypatch, job_tree, record):
-    monkeypatch.setattr("raytrain.run.driver.run", lambda *_, **__: record.model_copy(update={"epochs": []}))
+    monkeypatch.setattr("raytrain.run.driver.run", lambda *_, **__: record)
     job = Job.from_dict(job_tree)
     opened = Pipeline.from_config(job.data).open(0)
     with pytest.raises(ConfigError, match="the run was over before 11 s of it could be measured"):
-        module._run(job, opened.pipeline, opened, "f", None, None, Trial(resident=False, seconds=8.0))
+        module._run(job, opened.pipeline, opened, "f", None, None, TimedLoop(resident=False, seconds=8.0))

@@ -90,18 +90,15 @@ def test_a_run_that_did_not_get_far_leaves_nothing(ml):
     assert not (ml / "output/data").exists()
 
 
-def test_what_cannot_be_left_does_not_hide_the_runs_own_end(ml, record, capsys, monkeypatch):
-    from types import SimpleNamespace
-
+def test_what_cannot_be_left_does_not_hide_the_runs_own_end(ml, capsys, monkeypatch):
     from raytrain.run import driver
 
-    this = SimpleNamespace(folder=RunFolder(ml / "checkpoints/a"))
-    monkeypatch.setattr(driver, "_close", lambda *_: record)
+    folder = RunFolder(ml / "checkpoints/a")
     monkeypatch.setattr(driver, "deliver", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    assert driver._end(this, ConfigError("mine"), job_folders()) is record
+    driver._leave(folder, job_folders(), ConfigError("mine"))
     assert "record and model could not be left for SageMaker: [Errno 28] No space left" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="record and model could not be left for SageMaker"):
-        driver._end(this, None, job_folders())
+        driver._leave(folder, job_folders(), None)
 
 
 def write(folder, number, score, weight):

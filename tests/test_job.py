@@ -28,9 +28,10 @@ from patience import patient, wait_for
 from raytrain.cluster.topology import Topology
 from raytrain.errors import Stopped, TrainingError
 from raytrain.record.schema import RunRecord, read_record
-from raytrain.run import driver
-from raytrain.run.actors import _here
-from raytrain.run.load import Samplers
+from raytrain.run.course import STOP_GRACE_S
+from raytrain.run.folder import RunFolder
+from raytrain.run.load import Samplers, here, machines
+from raytrain.run.plan import Request
 from raytrain.run.signals import signals
 from raytrain.train.checkpoints import checkpoint, shelf
 from raytrain.train.trainer import _translate
@@ -286,7 +287,7 @@ def test_ctrl_c_does_not_wait_for_a_step_that_never_ends(images, tmp_path, times
     wait_for((tmp_path / "in_step").exists, 120, "a step begins")
     for number in range(times):
         if number:
-            time.sleep(min(patient(0.7), driver.STOP_GRACE_S / 2))  # or the two would be one
+            time.sleep(min(patient(0.7), STOP_GRACE_S / 2))  # or the two would be one
         os.killpg(driver.pid, signal.SIGINT)
     _, errors = driver.communicate(timeout=patient(30))
     assert driver.returncode != 0
@@ -298,9 +299,9 @@ def test_ctrl_c_does_not_wait_for_a_step_that_never_ends(images, tmp_path, times
 
 @pytest.mark.parametrize(("word", "told"), [("--resume", "--resume"), ("resume=True", "fit(..., resume=True)")])
 def test_a_stop_says_how_to_go_on_to_whoever_started_the_run(word, told):
-    folder = SimpleNamespace(checkpoints=Path("/runs/a/checkpoints"))
-    this = SimpleNamespace(last_checkpoint=Path("/x"), folder=folder, resume_word=word)
-    assert driver._stopped_message(this) == f"stopped; go on with {told} (checkpoints in /runs/a/checkpoints)"
+    request = Request(job=None, started_at=0.0, environment={}, folder=RunFolder(Path("/runs/a")), resume_word=word)
+    said = f"stopped; go on with {told} (checkpoints in /runs/a/checkpoints)"
+    assert request.stopped_message(Path("/x")) == said
 
 
 def test_a_module_that_a_rank_lacks_is_to_be_installed():
@@ -318,12 +319,11 @@ def test_a_notebook_shows_a_message_and_its_notes():
 
 
 def test_a_stop_that_is_passed_on_twice_is_one_stop_and_ctrl_c_is_another():
-    this = SimpleNamespace(signal_number=None)
-    with signals(this) as (going, _):
-        going.set()
+    with signals() as heard:
+        heard.training.set()
         for _ in range(2):  # the launcher's and the shell's
             os.kill(os.getpid(), signal.SIGTERM)
-        assert this.signal_number == signal.SIGTERM
+        assert heard.number == signal.SIGTERM
         with pytest.raises(Stopped, match="stopped at once, without waiting for a checkpoint"):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
@@ -420,15 +420,18 @@ def check_samplers(topology):
 
     hosts = [replace(host, emulated=False, address=f"10.0.0.{n}") for n, host in enumerate(topology.hosts)]
     gone = replace(hosts[0], name="gone", address="10.0.0.9", node_id="f" * 56)
-    this = SimpleNamespace(status={}, topology=Topology((*hosts, gone)), cluster=SimpleNamespace(attached=True))
-    samplers = Samplers()
-    samplers.look(this)
+    samplers = Samplers(machines(Topology((*hosts, gone)), attached=True))
+    samplers.look(training_began=False)
     assert samplers.timelines == {}, "nobody trains yet"
-    this.status = {"attempts": 1}
     began = time.monotonic()
-    samplers.look(this)
+    samplers.look(training_began=True)
     assert time.monotonic() - began < patient(1), "nobody waits for them"
-    wait_for(lambda: samplers.look(this) or len(samplers._heard) == 2, 60, "both answer", lambda: samplers._heard)
+    wait_for(
+        lambda: samplers.look(training_began=True) or len(samplers._heard) == 2,
+        60,
+        "both answer",
+        lambda: samplers._heard,
+    )
 
     def rows() -> list[int]:
         began = time.monotonic()
@@ -441,7 +444,7 @@ def check_samplers(topology):
     counts = {name: len(samplers.timelines[machine].rows) for name, machine in found.items()}
     assert counts.pop("gone") == 0
     assert set(counts) == {host.name for host in hosts} and min(counts.values()) >= 2
-    ask = [samplers._actors[found[name]].__ray_call__.remote(lambda _: _here()["ray.io/node-id"]) for name in counts]
+    ask = [samplers._actors[found[name]].__ray_call__.remote(lambda _: here()["ray.io/node-id"]) for name in counts]
     nodes = dict(zip(counts, ray.get(ask, timeout=patient(30)), strict=True))
     assert nodes == {host.name: host.node_id for host in hosts}
     ray.kill(samplers._actors[found[hosts[1].name]])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from raytrain.record.status import RankProgress, RankTimes, Status
 from raytrain.report import live
 from raytrain.report.live import Display, step_line
 
@@ -23,29 +26,26 @@ def entry(epoch: int) -> dict[str, float]:
     return {"epoch": epoch, "loss": 0.5, "seconds": 2.0, "samples_per_s": 700.0}
 
 
-def at(epoch: int, step: int, finished: int, **changes) -> dict:
-    """A status of the feed in a run of three epochs of 20 steps, `finished` of which are over."""
-    figures = {
-        "epoch": epoch,
-        "epochs": 3,
-        "step": step,
-        "total_steps": 60,
-        "samples_per_s": 800.0,
-        "wait_share": 0.25,
-        "history": [entry(number + 1) for number in range(finished)],
-    }
-    return {
-        "progress": {0: {**figures, **changes}},
-        "results": {},
-        "num_ready": 1,
-        "failures": [],
-        "attempts": 1,
-    }
+def at(epoch: int, step: int, finished: int, **changes) -> Status:
+    """Of a run of three epochs of 20 steps, `finished` of which are over."""
+    progress = RankProgress(
+        epoch=epoch,
+        epochs=3,
+        step=step,
+        total_steps=60,
+        history=[entry(number + 1) for number in range(finished)],
+        counts={},
+        times=RankTimes(0.0, 1.0, 8, 0.25, 1.0),
+        samples_per_s=800.0,
+        wait_share=0.25,
+    )
+    return Status(progress={0: replace(progress, **changes)}, num_ready=1, attempts=1)
 
 
-def ended(status: dict, finished: int = 3) -> dict:
+def ended(status: Status, finished: int = 3) -> Status:
     """The same once rank 0 has reported its result, which is newer than its progress."""
-    return {**status, "results": {0: {"epochs": 3, "history": [entry(number + 1) for number in range(finished)]}}}
+    result = SimpleNamespace(epochs=3, history=[entry(number + 1) for number in range(finished)])
+    return replace(status, results={0: result})
 
 
 def begun(display: Display) -> list[str]:
@@ -72,7 +72,7 @@ def test_a_run_whose_end_comes_before_any_progress_of_its_last_epochs(display):
 
 
 def test_a_run_that_is_over_before_it_says_how_it_gets_on(display):
-    display.update({**ended(at(1, 1, 0)), "progress": {}})
+    display.update(replace(ended(at(1, 1, 0)), progress={}))
     assert begun(display) == [f"epoch {number}/3  loss 0.5000" for number in (1, 2, 3)]
 
 
@@ -114,9 +114,7 @@ def test_the_panel_stays_as_it_was_when_the_result_is_there():
     assert "epoch 3/3  step 54/60" in console.file.getvalue()
 
 
-@pytest.mark.parametrize("unknown", [{"samples_per_s": None}, {}])
-def test_a_rate_is_shown_once_it_has_been_measured(unknown):
-    figures = at(1, 1, 0)["progress"][0]
-    del figures["samples_per_s"]
-    assert step_line({**figures, **unknown}, None) == "epoch 1/3  step 1/60  waiting 25.0%"
-    assert step_line({**figures, "samples_per_s": 0.04}, None) == "epoch 1/3  step 1/60  0.0 samples/s  waiting 25.0%"
+def test_a_rate_is_shown_once_it_has_been_measured():
+    unknown, slow = (at(1, 1, 0, samples_per_s=rate).progress[0] for rate in (None, 0.04))
+    assert step_line(unknown, None) == "epoch 1/3  step 1/60  waiting 25.0%"
+    assert step_line(slow, None) == "epoch 1/3  step 1/60  0.0 samples/s  waiting 25.0%"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -78,11 +79,12 @@ def test_a_wide_spread_is_a_warning():
 
 
 def test_the_ranks_figures_of_a_stage_are_added_up():
-    one = {"num_samples": 10, "num_batches": 2, "cpu_s": 1.0, "wall_s": 2.0}
+    one = {"name": "read", "num_samples": 10, "num_batches": 2, "cpu_s": 1.0, "wall_s": 2.0}
     quantiles = {"batch_wall_p90_s": 0.5, "batch_wall_p99_s": 0.75}
-    other = {"num_samples": 30, "num_batches": 3, "cpu_s": 7.0, "wall_s": 10.0}
+    other = {"name": "read", "num_samples": 30, "num_batches": 3, "cpu_s": 7.0, "wall_s": 10.0}
     higher = {"batch_wall_p90_s": 0.25, "batch_wall_p99_s": 4.0}
-    [both] = _stages({0: {"stages": {"read": {**one, **quantiles}}}, 1: {"stages": {"read": {**other, **higher}}}})
+    ranks = [StageFigures(**one, **quantiles), StageFigures(**other, **higher)]
+    [both] = _stages([SimpleNamespace(stages=[each]) for each in ranks])
     assert both == StageFigures(
         name="read",
         num_samples=40,

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raytrain.cluster.topology import Host, Topology
 from raytrain.record.schema import POINTS, HostLoad
-from raytrain.record.timeline import COLUMNS, ProgressLog, host_load, host_timeline
-from raytrain.run.load import THIS_MACHINE, Machine, machines
+from raytrain.record.status import RankTimes, Status
+from raytrain.record.timeline import COLUMNS, Machine, ProgressLog, host_load, host_timeline
+from raytrain.run.load import THIS_MACHINE, machines
 
 
 def figures(at, samples, wait_s=0.0, train_s=0.0, began_at=0.0):
-    return {
-        "began_at": began_at,
-        "last_step_at": at,
-        "num_samples": samples,
-        "wait_s": wait_s,
-        "train_s": train_s,
-    }
+    return RankTimes(began_at, at, samples, wait_s, train_s)
 
 
 def status(*ranks, **results):
-    return {
-        "progress": dict(enumerate(ranks)),
-        "results": {int(rank[-1]): {"meter": meter} for rank, meter in results.items()},
-    }
+    """Of ranks at work and, by name, of those that are done."""
+    return Status(
+        progress={rank: SimpleNamespace(times=times) for rank, times in enumerate(ranks)},
+        results={int(rank[-1]): SimpleNamespace(times=times) for rank, times in results.items()},
+    )
 
 
 def samples_of(progress) -> float:
@@ -38,8 +36,7 @@ def samples_of(progress) -> float:
 def test_points_are_rates_of_all_ranks_and_shares_of_their_time():
     log = ProgressLog()
     assert log.progress(100.0) is None and log.began_at is None
-    log.note({})
-    log.note(status({"epoch": 1}))
+    log.note(Status())
     log.note(status(figures(None, 0)))
     assert log.progress(100.0) is None
     log.note(status(figures(110.0, 8, 1.0, 1.0), figures(110.2, 8, 1.0, 1.0)))

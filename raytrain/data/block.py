@@ -15,18 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raytrain.record.status import Failure
+
 PIECE_BYTES = 128 << 10  # samples from here on are worth a piece each
 ALIGNED = 64  # bytes: how Ray lays out buffers; pieces of whole multiples lie side by side
 NO_SAMPLE = np.empty((0, 0, 0), np.uint8)  # in the place of a sample, of a batch whose samples' shape nobody knows
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A sample that could not be prepared."""
-
-    id: int
-    where: str
-    reason: str
 
 
 @dataclass(frozen=True)

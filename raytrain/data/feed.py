@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from raytrain.cluster.environment import collects_metrics
-from raytrain.data.block import Failure
 from raytrain.data.order import Position, Split, StreamPlan, StreamSpec
 from raytrain.data.stream import FeedOptions, Stored, Stream, most_corrupt
 from raytrain.errors import DataError, TrainingError
 from raytrain.ray_internals.data import make_ray_data_lean
+from raytrain.record.status import Failure, RankProgress, RankResult, Status
 
 TAKE_TIMEOUT_S = 5.0
 
@@ -45,9 +45,9 @@ class Feed:
         self._stop_requested = False
         self._fatal: Exception | None = None
         self._failures: dict[tuple[Split, int], Failure] = {}
-        self._progress: dict[int, dict[str, Any]] = {}
+        self._progress: dict[int, RankProgress] = {}
         self._positions: dict[int, tuple[int, bool]] = {}
-        self._results: dict[int, dict[str, Any]] = {}
+        self._results: dict[int, RankResult] = {}
         self._attempts = 0
         self._first_ready: float | None = None
 
@@ -141,19 +141,20 @@ class Feed:
             self._stop_requested = True
             self._changed.notify_all()
 
-    def progress(self, rank: int, figures: dict[str, Any], position: int, exact: bool) -> int | None:
-        """Note a rank's figures for the live panel, and where it stands.
+    def progress(self, rank: int, told: RankProgress | None, position: int, exact: bool) -> int | None:
+        """Note how a rank gets on, once it has done a step, and where it stands.
 
         `position` counts the batches that it has done; `exact` promises that it says so before each, and waits. The
         answer is after how many batches to stop, once a stop has been requested.
         """
         with self._changed:
-            self._progress[rank] = figures
+            if told is not None:
+                self._progress[rank] = told
             self._positions[rank] = (position, exact)
             self._decide_stop()
             return self._stop_at
 
-    def finish(self, attempt: str, rank: int, result: dict[str, Any]) -> None:
+    def finish(self, attempt: str, rank: int, result: RankResult) -> None:
         with self._changed:
             if attempt == self._attempt:
                 self._results[rank] = result
@@ -164,19 +165,19 @@ class Feed:
             self._first_ready = self._stream.first_ready_at
         return self._first_ready
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """What the driver shows and, at the end, records."""
         with self._changed:
             stream = self._stream
-            return {
-                "progress": dict(self._progress),
-                "results": dict(self._results),
-                "num_ready": stream.num_ready if stream else 0,
-                "first_ready_at": self._first_ready_at(),
-                "attempts": self._attempts,
-                "failures": [(split, failure) for (split, _), failure in self._failures.items()],
-                "fatal": self._fatal,
-            }
+            return Status(
+                progress=dict(self._progress),
+                results=dict(self._results),
+                num_ready=stream.num_ready if stream else 0,
+                first_ready_at=self._first_ready_at(),
+                attempts=self._attempts,
+                failures=[(split, failure) for (split, _), failure in self._failures.items()],
+                fatal=self._fatal,
+            )
 
 
 def _same_start(one: StreamPlan, other: StreamPlan) -> bool:

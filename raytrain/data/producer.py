@@ -16,12 +16,13 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 
-from raytrain.data.block import NO_SAMPLE, Failure, Header, Prepared, encode
+from raytrain.data.block import NO_SAMPLE, Header, Prepared, encode
 from raytrain.data.order import SampleRng, Segment, Split, StreamPlan
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stage_clock import StageClock
 from raytrain.data.stages.stage import Stage
 from raytrain.errors import ConfigError, DataError, one_line
+from raytrain.record.status import Failure
 
 CACHED_SEGMENTS = 3
 TEMPLATE_TRIES = 64

@@ -25,6 +25,7 @@ from raytrain.device.clock import DeviceClock, HostClock
 from raytrain.device.copier import _Copier, _Staged
 from raytrain.device.meter import RankMeter
 from raytrain.errors import DataError
+from raytrain.record.status import RankProgress
 
 AHEAD = 2  # batches staged for the loop
 PULLED_AHEAD = 4  # batches that are on their way from other hosts, beside those
@@ -44,7 +45,7 @@ class RankIngest:
 
     Attributes:
         meter: where this rank's time went.
-        figures: what the feed is told for the live panel, at most every PROGRESS_EVERY_S.
+        progress: what the feed is told for the live panel, at most every PROGRESS_EVERY_S.
         stopped: whether the run has been asked to stop; no more batches come then.
     """
 
@@ -52,7 +53,7 @@ class RankIngest:
         self, feed: Any, attempt: str, rank: int, plan: StreamPlan, device: torch.device, normalize: Normalize | None
     ):
         self.plan, self.meter, self.device = plan, RankMeter(), device
-        self.figures: dict[str, Any] = {}
+        self.progress: RankProgress | None = None
         self.stopped = False
         self._feed, self._attempt, self._rank = feed, attempt, rank
         self._affine = _affine(normalize, device)
@@ -126,10 +127,10 @@ class RankIngest:
                 self._answer = None
         now = time.monotonic()
         if self._slow and not self.stopped:
-            self._heed(ray.get(self._feed.progress.remote(self._rank, self.figures, self._position, True)))
+            self._heed(ray.get(self._feed.progress.remote(self._rank, self.progress, self._position, True)))
         elif now - self._told_at >= PROGRESS_EVERY_S:
             self._told_at = now
-            self._answer = self._feed.progress.remote(self._rank, self.figures, self._position, False)
+            self._answer = self._feed.progress.remote(self._rank, self.progress, self._position, False)
 
     def _heed(self, stop_at: int | None) -> None:
         if stop_at is not None and (self.plan.world_size == 1 or (self._slow and self._position >= stop_at)):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from raytrain.data.block import Header
+from raytrain.record.schema import RankFigures, StageFigures
+from raytrain.record.status import RankTimes
 
 
 @dataclass
@@ -24,17 +25,17 @@ class StageMeter:
         self.cpu_s += other.cpu_s
         self.batch_wall_s += other.batch_wall_s
 
-    def summary(self) -> dict[str, Any]:
-        """As record.StageFigures has it, but for the name."""
+    def figures(self, name: str) -> StageFigures:
         walls = np.asarray(self.batch_wall_s or [0.0])
-        return {
-            "num_samples": self.num_samples,
-            "num_batches": len(self.batch_wall_s),
-            "cpu_s": self.cpu_s,
-            "wall_s": float(walls.sum()),
-            "batch_wall_p90_s": float(np.percentile(walls, 90)),
-            "batch_wall_p99_s": float(np.percentile(walls, 99)),
-        }
+        return StageFigures(
+            name=name,
+            num_samples=self.num_samples,
+            num_batches=len(self.batch_wall_s),
+            cpu_s=self.cpu_s,
+            wall_s=float(walls.sum()),
+            batch_wall_p90_s=float(np.percentile(walls, 90)),
+            batch_wall_p99_s=float(np.percentile(walls, 99)),
+        )
 
 
 @dataclass
@@ -98,20 +99,15 @@ class RankMeter:
         self.num_batches += 1
         self.num_samples += num_samples
 
-    def so_far(self) -> dict[str, Any]:
-        """What changes with every step, for the timeline of the run; named as in `summary`."""
-        return {
-            "began_at": self.began_at,
-            "last_step_at": self.last_step_at,
-            "num_samples": self.num_samples,
-            "wait_s": self.wait_s,
-            "train_s": self.train_s,
-        }
+    def so_far(self) -> RankTimes:
+        """What changes with every step, for the timeline of the run."""
+        return RankTimes(self.began_at, self.last_step_at, self.num_samples, self.wait_s, self.train_s)
 
-    def summary(self) -> dict[str, Any]:
-        plain = {k: v for k, v in self.__dict__.items() if k != "stages"}
-        return {
-            **plain,
-            "train_s": self.train_s,
-            "stages": {name: meter.summary() for name, meter in self.stages.items()},
-        }
+    def figures(self, rank: int, device: str) -> RankFigures:
+        """For the record."""
+        own = {name: getattr(self, name) for name in RankFigures.model_fields if name not in ("rank", "device")}
+        return RankFigures(rank=rank, device=device, **own)
+
+    def stage_figures(self) -> list[StageFigures]:
+        """Of each stage, for the record."""
+        return [meter.figures(name) for name, meter in self.stages.items()]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from raytrain.record.schema import POINTS, HostLoad, HostTimeline, Progress, Utilization
+from raytrain.record.status import Status
 
 POINT_EVERY_S = 1.0
 
@@ -53,20 +54,15 @@ class ProgressLog:
         """time.time() at the end of the first step that is known of; None before."""
         return self._points[0].at if self._points else None
 
-    def note(self, status: Mapping[str, Any]) -> None:
-        """Take the feed's status into account: `RankMeter.so_far` of the ranks at work, the results of the others."""
-        heard = list(status.get("progress", {}).items())
-        heard += [(rank, result["meter"]) for rank, result in status.get("results", {}).items()]
-        for rank, figures in heard:
-            if figures.get("last_step_at") is not None:
-                self._hear(rank, figures)
+    def note(self, status: Status) -> None:
+        """Take into account what the ranks have told."""
+        for rank, times in status.times:
+            if times.last_step_at is not None:
+                reading = Reading(times.last_step_at, times.num_samples, times.wait_s, times.train_s)
+                known = self._said.get((rank, times.began_at), reading)
+                self._said[rank, times.began_at] = max(known, reading)
         if self._said:
             self._add(self._total())
-
-    def _hear(self, rank: int, figures: Mapping[str, Any]) -> None:
-        reading = Reading(*(figures[name] for name in ("last_step_at", "num_samples", "wait_s", "train_s")))
-        known = self._said.get((rank, figures["began_at"]), reading)
-        self._said[rank, figures["began_at"]] = max(known, reading)
 
     def _total(self) -> Reading:
         """All ranks together, at the mean of the times at which they said so: each has a clock of its own."""

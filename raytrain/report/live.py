@@ -15,6 +15,7 @@ from rich.table import Table
 from raytrain.config.job import Job
 from raytrain.errors import RaytrainError, show_uncaught_errors_briefly
 from raytrain.record.schema import RunRecord
+from raytrain.record.status import RankProgress, Status
 from raytrain.report.tables import print_summary
 from raytrain.report.terminal import terminal
 from raytrain.run import driver as _job
@@ -51,7 +52,7 @@ def fit(
 
 
 class Display:
-    """Shows the feed's status."""
+    """Shows how a run stands."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -71,61 +72,61 @@ class Display:
         if self._live is not None:
             self._live.stop()
 
-    def update(self, status: dict[str, Any]) -> None:
-        """Called with the figures of the moment."""
-        if "phase" in status:
-            self._console.print(status["phase"], highlight=False, soft_wrap=True)  # a path stays whole
+    def update(self, told: str | Status) -> None:
+        """Called with what is being done, or with how the run stands."""
+        if isinstance(told, str):
+            self._console.print(told, highlight=False, soft_wrap=True)  # a path stays whole
             return
-        figures = status.get("progress", {}).get(0, {})
-        result = status.get("results", {}).get(0)
-        if not result and "step" not in figures:
+        progress, result = told.progress.get(0), told.results.get(0)
+        latest = result or progress
+        if latest is None:
             return
-        finished = (result or figures)["history"]
-        for epoch in finished:
+        for epoch in latest.history:
             if epoch["epoch"] > self._epochs_shown:
                 self._epochs_shown = epoch["epoch"]
-                self._console.print(epoch_line(epoch, (result or figures)["epochs"]), highlight=False)
-        if result or (finished and finished[-1]["epoch"] >= figures["epoch"]):
-            return  # the last line printed is newer than these figures
-        left = self._time_left(figures)
+                self._console.print(epoch_line(epoch, latest.epochs), highlight=False)
+        if result or progress is None or (latest.history and latest.history[-1]["epoch"] >= progress.epoch):
+            return  # the last line printed is newer than this progress
+        left = self._time_left(progress)
         if self._live is not None:
-            self._live.update(self._panel(status, figures, left), refresh=True)
-        elif time.monotonic() - self._line_at >= LINE_EVERY_S and figures["step"] != self._step_shown:
-            self._line_at, self._step_shown = time.monotonic(), figures["step"]
-            self._console.print(step_line(figures, left), highlight=False)
+            self._live.update(_panel(told, progress, left), refresh=True)
+        elif time.monotonic() - self._line_at >= LINE_EVERY_S and progress.step != self._step_shown:
+            self._line_at, self._step_shown = time.monotonic(), progress.step
+            self._console.print(step_line(progress, left), highlight=False)
 
-    def _time_left(self, figures: dict[str, Any]) -> float | None:
+    def _time_left(self, progress: RankProgress) -> float | None:
         now = time.monotonic()
         if self._started is None:
-            self._started = (now, figures["step"])
+            self._started = (now, progress.step)
         began, first = self._started
-        done = figures["step"] - first
-        return (now - began) / done * (figures["total_steps"] - figures["step"]) if done > 0 else None
-
-    def _panel(self, status: dict[str, Any], figures: dict[str, Any], left: float | None) -> Panel:
-        grid = Table.grid(padding=(0, 2), expand=True)
-        grid.add_row(step_line(figures, left))
-        grid.add_row(ProgressBar(total=figures["total_steps"], completed=figures["step"]))
-        notes = [f"{status['num_ready']} batches ready"]
-        if status["failures"]:
-            notes.append(f"{len(status['failures'])} samples left out")
-        if status["attempts"] > 1:
-            notes.append(f"attempt {status['attempts']}")
-        if status.get("stopping"):
-            notes.append("stopping: writing a checkpoint")
-        grid.add_row("  ".join(notes))
-        return Panel(grid, title="raytrain", title_align="left")
+        done = progress.step - first
+        return (now - began) / done * (progress.total_steps - progress.step) if done > 0 else None
 
 
-def step_line(figures: dict[str, Any], left_s: float | None) -> str:
+def _panel(status: Status, progress: RankProgress, left_s: float | None) -> Panel:
+    grid = Table.grid(padding=(0, 2), expand=True)
+    grid.add_row(step_line(progress, left_s))
+    grid.add_row(ProgressBar(total=progress.total_steps, completed=progress.step))
+    notes = [f"{status.num_ready} batches ready"]
+    if status.failures:
+        notes.append(f"{len(status.failures)} samples left out")
+    if status.attempts > 1:
+        notes.append(f"attempt {status.attempts}")
+    if status.stopping:
+        notes.append("stopping: writing a checkpoint")
+    grid.add_row("  ".join(notes))
+    return Panel(grid, title="raytrain", title_align="left")
+
+
+def step_line(progress: RankProgress, left_s: float | None) -> str:
     """`epoch 3/30  step 52/690  812.4 samples/s  loss 0.4101  waiting 1.2%  0:21 left`"""
-    loss, rate = figures.get("loss"), figures.get("samples_per_s")
+    loss, rate = progress.loss, progress.samples_per_s
     parts = [
-        f"epoch {figures['epoch']}/{figures['epochs']}",
-        f"step {figures['step']}/{figures['total_steps']}",
+        f"epoch {progress.epoch}/{progress.epochs}",
+        f"step {progress.step}/{progress.total_steps}",
         f"{rate:.1f} samples/s" if rate is not None else "",
         f"loss {loss:.4f}" if loss is not None else "",
-        f"waiting {figures.get('wait_share', 0.0):.1%}",
+        f"waiting {progress.wait_share:.1%}",
         f"{clock(left_s)} left" if left_s is not None else "",
     ]
     return "  ".join(part for part in parts if part)

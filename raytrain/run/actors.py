@@ -1,16 +1,14 @@
-"""The actors of a run: two on the driver's host, and a sampler on every host."""
+"""The actors of a run on the driver's host."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from raytrain.data.order import StreamSpec
-    from raytrain.data.pipeline import Pipeline
-    from raytrain.run.driver import Run
+from raytrain.run.load import here
+from raytrain.run.plan import RunPlan
 
 
-def start_feed(this: Run, pipeline: Pipeline, spec: StreamSpec) -> Any:
+def start_feed(plan: RunPlan) -> Any:
     """Feeds the ranks."""
     import ray
 
@@ -18,30 +16,23 @@ def start_feed(this: Run, pipeline: Pipeline, spec: StreamSpec) -> Any:
     from raytrain.data.stream import FeedOptions, Stored
 
     options = FeedOptions(
-        slots=this.placed.slots,
-        task_args=this.placed.task_args,
-        batches_per_task=pipeline.batches_per_task,
-        max_corrupt_share=pipeline.max_corrupt_share,
+        slots=plan.placed.slots,
+        task_args=plan.placed.task_args,
+        batches_per_task=plan.pipeline.batches_per_task,
+        max_corrupt_share=plan.pipeline.max_corrupt_share,
     )
-    actor = ray.remote(num_cpus=0, max_restarts=3, max_concurrency=2 * this.topology.world_size + 8)(Feed)
-    splits = Stored.put(this.opened.pickled_splits())
-    return actor.options(label_selector=_here()).remote(spec, splits, options)
+    actor = ray.remote(num_cpus=0, max_restarts=3, max_concurrency=2 * plan.topology.world_size + 8)(Feed)
+    splits = Stored.put(plan.data.opened.pickled_splits())
+    return actor.options(label_selector=here()).remote(plan.data.spec, splits, options)
 
 
-def start_keeper(this: Run, attempt: str) -> Any:
+def start_keeper(plan: RunPlan, attempt: str) -> Any:
     """Keeps the checkpoints."""
     import ray
 
     from raytrain.train.checkpoints.keeper import Keeper
 
     actor = ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)(Keeper)
-    folder = str(this.folder.checkpoints.absolute())
-    keep, world_size = this.job.training.checkpoint.keep, this.topology.world_size
-    return actor.options(label_selector=_here()).remote(folder, attempt, keep, world_size)
-
-
-def _here() -> dict[str, str]:
-    """The driver's own node, as a label selector."""
-    import ray
-
-    return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    folder = str(plan.request.folder.checkpoints.absolute())
+    keep, world_size = plan.job.training.checkpoint.keep, plan.topology.world_size
+    return actor.options(label_selector=here()).remote(folder, attempt, keep, world_size)

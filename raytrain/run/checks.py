@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from raytrain.cluster.placement import check_free_gpus
+from raytrain.cluster.topology import Topology
 from raytrain.config.job import Job
 from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.errors import ConfigError
@@ -37,7 +39,7 @@ def checked(train_loop: Callable[[Any], None] | None, pipeline: Pipeline | None,
     return pipeline or Pipeline.from_config(job.data)
 
 
-def check_data(opened: OpenPipeline, batch_size: int, train_loop: Callable[[Any], None] | None, job: Job) -> None:
+def check_data(opened: OpenPipeline, batch_size: int, default_loop: bool, job: Job) -> None:
     """Compare the data with what is to be trained on it.
 
     Raises:
@@ -46,6 +48,27 @@ def check_data(opened: OpenPipeline, batch_size: int, train_loop: Callable[[Any]
     total = opened.train.num_samples
     if batch_size > total:
         raise ConfigError(f"data.batch_size={batch_size} is larger than the training set of {total} samples")
-    if train_loop is None:
+    if default_loop:
         num_validation = opened.validation.num_classes if opened.validation else 0
         check_classes(job.model, opened.train.num_classes, num_validation)
+
+
+def check_placed(job: Job, batch_size: int, num_train: int, topology: Topology, attached: bool) -> None:
+    """Compare the cluster with what is to run on it.
+
+    Raises:
+        ConfigError: a step of all ranks is larger than the training set, or a setting needs GPUs.
+        ClusterError: others have the GPUs of a cluster that was attached to.
+    """
+    world_size = topology.world_size
+    if batch_size * world_size > num_train:
+        raise ConfigError(
+            f"a step of {world_size} ranks x data.batch_size={batch_size} is larger than the training set of "
+            f"{num_train} samples"
+        )
+    if attached:
+        import ray
+
+        check_free_gpus(topology, ray.available_resources().get(topology.gpu_resource, 0))
+    if job.training.sync_batchnorm and world_size > 1 and not topology.has_real_gpus:
+        raise ConfigError("training.sync_batchnorm needs GPUs: torch has none for the ranks of a CPU")

@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from raytrain.cluster.load import Sampler
 from raytrain.cluster.topology import Topology
 from raytrain.record.schema import POINTS
 from raytrain.record.timeline import Machine, Timeline
 
-if TYPE_CHECKING:
-    from raytrain.run.driver import Run
-from raytrain.run.actors import _here
-
 THIS_MACHINE = "this machine"
+ASK_EVERY_S = 10.0  # so much of a lost host's last words may be lost with it
 
 
 def machines(topology: Topology, attached: bool) -> list[Machine]:
@@ -35,9 +33,6 @@ def machines(topology: Topology, attached: bool) -> list[Machine]:
     return list(found.values())
 
 
-ASK_EVERY_S = 10.0  # so much of a lost host's last words may be lost with it
-
-
 class Samplers:
     """How busy the machines of a run are. Nobody waits for a sampler, and one that is lost is not missed: what it had
     said remains.
@@ -49,17 +44,18 @@ class Samplers:
         timelines: of each machine, as far as it is known here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, machines: Sequence[Machine]) -> None:
+        self._machines = machines
         self.timelines: dict[Machine, Timeline] = {}
         self._actors: dict[Machine, Any] = {}
         self._asked: dict[Machine, Any] = {}
         self._heard: set[Machine] = set()
         self._ask_at = 0.0
 
-    def look(self, this: Run) -> None:
+    def look(self, *, training_began: bool) -> None:
         """Start them when it is time, take what they have answered, ask now and then. Never waits."""
-        if not self.timelines and this.status.get("attempts"):
-            self._actors = start_samplers(this)
+        if not self.timelines and training_began:
+            self._actors = start_samplers(self._machines)
             self.timelines = {machine: Timeline(2 * POINTS) for machine in self._actors}
         if self._actors and time.monotonic() >= self._ask_at:
             self._ask()
@@ -99,13 +95,20 @@ class Samplers:
                 del self._actors[machine]  # it, or its host, is gone
 
 
-def start_samplers(this: Run) -> dict[Machine, Any]:
-    """One for each machine of the cluster."""
+def start_samplers(machines: Sequence[Machine]) -> dict[Machine, Any]:
+    """One for each."""
     import ray
 
     actor = ray.remote(num_cpus=0, max_restarts=0, enable_task_events=False)(Sampler)
     found = {}
-    for machine in machines(this.topology, this.cluster.attached):
-        where = {"ray.io/node-id": machine.node_id} if machine.node_id else _here()
+    for machine in machines:
+        where = {"ray.io/node-id": machine.node_id} if machine.node_id else here()
         found[machine] = actor.options(label_selector=where).remote(2 * POINTS)
     return found
+
+
+def here() -> dict[str, str]:
+    """The driver's own node, as a label selector."""
+    import ray
+
+    return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}

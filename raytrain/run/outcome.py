@@ -3,48 +3,46 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from raytrain.cluster import hardware
+from raytrain.cluster.topology import Topology
 from raytrain.errors import RaytrainError, Stopped
 from raytrain.record.schema import (
     Corrupt,
     Hardware,
     HostFacts,
-    RankFigures,
     RunRecord,
     StageFigures,
     Startup,
     Totals,
     Unusual,
 )
+from raytrain.record.status import RankResult, Status
 from raytrain.record.timeline import host_load, host_timeline
+from raytrain.run.course import Seen
+from raytrain.run.plan import RunPlan
 from raytrain.run.verdict import who_waits
-
-if TYPE_CHECKING:
-    from raytrain.run.driver import Run
 
 LISTED_FAILURES = 100
 
 
-def build_record(
-    this: Run, error: RaytrainError | None, *, checkpoint: str | None, best: str | None, command: list[str]
-) -> RunRecord:
-    """Everything the run's pieces know, in the record's shape."""
-    results: dict[int, dict[str, Any]] = this.status.get("results", {})
-    meters = {rank: result["meter"] for rank, result in sorted(results.items())}
-    failures = this.status.get("failures", [])
-    stages = _stages(meters)
-    ranks = [_rank(rank, results[rank]) for rank in meters]
-    history = results[0]["history"] if 0 in results else _last_history(this)
+def build_record(plan: RunPlan, seen: Seen, error: RaytrainError | None, *, command: list[str]) -> RunRecord:
+    """What was planned and what was seen, in the record's shape."""
+    status, topology, data = seen.status, plan.topology, plan.data
+    results = [status.results[rank] for rank in sorted(status.results)]
+    before = data.restored.facts if data.restored else None
+    stages, ranks = _stages(results), [result.figures for result in results]
     return RunRecord(
-        name=this.job.name,
+        name=plan.job.name,
         status="finished" if error is None else "stopped" if isinstance(error, Stopped) else "failed",
         error=str(error) if error else None,
-        started_at=datetime.fromtimestamp(this.started_at, UTC).isoformat(timespec="milliseconds"),
+        started_at=datetime.fromtimestamp(plan.request.started_at, UTC).isoformat(timespec="milliseconds"),
         command=command,
-        job=this.job.model_dump(mode="json"),
+        job=plan.job.model_dump(mode="json"),
         versions=hardware.versions(),
         hardware=Hardware(
             cpu_model=hardware.cpu_model(),
@@ -53,44 +51,44 @@ def build_record(
             platform=hardware.platform_name(),
             gpus=hardware.gpu_names(),
         ),
-        environment=this.environment,
-        cluster_attached=this.cluster.attached,
-        emulated_gpus=this.topology.emulated_gpus,
-        world_size=this.topology.world_size,
-        cpu_slots=this.placed.slots,
-        hosts=_hosts(this, meters),
-        num_train=this.opened.train.num_samples,
-        num_validation=this.opened.num_validation,
-        startup=_startup(this, meters),
-        totals=_totals(this, meters, ranks, stages),
+        environment=plan.request.environment,
+        cluster_attached=plan.cluster.attached,
+        emulated_gpus=topology.emulated_gpus,
+        world_size=topology.world_size,
+        cpu_slots=plan.placed.slots,
+        hosts=_hosts(topology, results),
+        num_train=data.opened.train.num_samples,
+        num_validation=data.opened.num_validation,
+        startup=_startup(plan, seen, results),
+        totals=_totals(plan.request.started_at, status, results, stages),
         ranks=ranks,
         stages=stages,
-        epochs=history,
-        corrupt=Corrupt(
-            **{split: sum(where == split for where, _ in failures) for split in ("train", "validation")},
-            listed=[f"{split}: {f.where}: {f.reason}" for split, f in failures[:LISTED_FAILURES]],
-        ),
-        torch_in_preprocessing_workers=any(meter["torch_in_workers"] for meter in meters.values()),
-        resumed_from=this.resumed_from,
-        unusual=_unusual(this),
-        checkpoint=checkpoint,
-        best_checkpoint=best,
-        progress=this.progress.progress(this.started_at),
-        **_machines(this),
+        epochs=_history(status, before.history if before else []),
+        corrupt=_corrupt(status),
+        torch_in_preprocessing_workers=any(result.torch_in_workers for result in results),
+        resumed_from=data.resumed_from,
+        unusual=_unusual(status, before.counts if before else {}),
+        checkpoint=_text(seen.checkpoints.last),
+        best_checkpoint=_text(seen.checkpoints.best),
+        progress=seen.progress.progress(plan.request.started_at),
+        **_machines(seen, plan.request.started_at),
     )
 
 
-def _machines(this: Run) -> dict[str, list[Any]]:
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _machines(seen: Seen, started_at: float) -> dict[str, list[Any]]:
     """How busy they were while the ranks trained, and all along."""
-    watched = {machine: timeline.rows for machine, timeline in this.samplers.timelines.items()}
-    timelines = [host_timeline(machine, rows, this.started_at) for machine, rows in watched.items()]
+    timelines = [host_timeline(machine, rows, started_at) for machine, rows in seen.machines.items()]
     return {
-        "loads": [host_load(machine, rows, this.progress.began_at) for machine, rows in watched.items()],
+        "loads": [host_load(machine, rows, seen.progress.began_at) for machine, rows in seen.machines.items()],
         "timelines": [timeline for timeline in timelines if timeline is not None],
     }
 
 
-def _hosts(this: Run, meters: dict[int, dict[str, Any]]) -> list[HostFacts]:
+def _hosts(topology: Topology, results: Sequence[RankResult]) -> list[HostFacts]:
     return [
         HostFacts(
             name=host.name,
@@ -100,83 +98,80 @@ def _hosts(this: Run, meters: dict[int, dict[str, Any]]) -> list[HostFacts]:
             instance_type=host.instance_type,
             emulated=host.emulated,
             is_head=host.is_head,
-            samples_prepared=sum(meter["nodes"].get(host.node_id, 0) for meter in meters.values()),
+            samples_prepared=sum(result.nodes.get(host.node_id, 0) for result in results),
         )
-        for host in this.topology.hosts
+        for host in topology.hosts
     ]
 
 
-def _startup(this: Run, meters: dict[int, dict[str, Any]]) -> Startup:
+def _startup(plan: RunPlan, seen: Seen, results: Sequence[RankResult]) -> Startup:
     def since(moment: float | None) -> float | None:
-        return None if moment is None else round(moment - this.started_at, 3)
+        return None if moment is None else round(moment - plan.request.started_at, 3)
 
-    def first(name: str) -> float | None:
-        return min((meter[name] for meter in meters.values() if meter[name] is not None), default=None)
+    def first(moments: list[float | None]) -> float | None:
+        return min((moment for moment in moments if moment is not None), default=None)
 
     return Startup(
-        manifest_s=since(this.marks["manifest"]),
-        cluster_s=since(this.marks["cluster"]),
-        trainer_s=since(this.marks["trainer"]),
-        first_batch_ready_s=since(this.status.get("first_ready_at")),
-        first_batch_s=since(first("first_batch_at")),
-        first_step_s=since(first("first_step_at")),
+        manifest_s=since(plan.data.listed_at),
+        cluster_s=since(plan.connected_at),
+        trainer_s=since(seen.began_at),
+        first_batch_ready_s=since(seen.status.first_ready_at),
+        first_batch_s=since(first([result.first_batch_at for result in results])),
+        first_step_s=since(first([result.first_step_at for result in results])),
     )
 
 
-def _totals(
-    this: Run, meters: dict[int, dict[str, Any]], ranks: list[RankFigures], stages: list[StageFigures]
-) -> Totals:
-    samples = sum(meter["num_samples"] for meter in meters.values())
-    waited = sum(meter["wait_s"] for meter in meters.values())
-    trained = sum(meter["train_s"] for meter in meters.values())
+def _totals(started_at: float, status: Status, results: Sequence[RankResult], stages: Sequence[StageFigures]) -> Totals:
+    samples = sum(result.times.num_samples for result in results)
+    waited = sum(result.times.wait_s for result in results)
+    trained = sum(result.times.train_s for result in results)
     share = waited / trained if trained else 0.0
     return Totals(
-        wall_s=time.time() - this.started_at,
+        wall_s=time.time() - started_at,
         samples=samples,
-        samples_per_s=samples / (trained / len(meters)) if trained else 0.0,
+        samples_per_s=samples / (trained / len(results)) if trained else 0.0,
         wait_share=share,
-        bottleneck=who_waits(share, ranks, stages).text,
-        attempts=this.status.get("attempts", 0),
+        bottleneck=who_waits(share, [result.figures for result in results], stages).text,
+        attempts=status.attempts,
     )
 
 
-def _rank(rank: int, result: dict[str, Any]) -> RankFigures:
-    names = [name for name in RankFigures.model_fields if name not in ("rank", "device")]
-    return RankFigures(rank=rank, device=result["device"], **{name: result["meter"][name] for name in names})
-
-
-def _stages(meters: dict[int, dict[str, Any]]) -> list[StageFigures]:
+def _stages(results: Sequence[RankResult]) -> list[StageFigures]:
     """The ranks' figures of each stage, together; percentiles are the worst rank's."""
     merged: dict[str, StageFigures] = {}
-    for meter in meters.values():
-        for name, own in meter["stages"].items():
-            if name not in merged:
-                merged[name] = StageFigures(name=name, **own)
-                continue
-            sofar = merged[name]
-            merged[name] = StageFigures(
-                name=name,
-                num_samples=sofar.num_samples + own["num_samples"],
-                num_batches=sofar.num_batches + own["num_batches"],
-                cpu_s=sofar.cpu_s + own["cpu_s"],
-                wall_s=sofar.wall_s + own["wall_s"],
-                batch_wall_p90_s=max(sofar.batch_wall_p90_s, own["batch_wall_p90_s"]),
-                batch_wall_p99_s=max(sofar.batch_wall_p99_s, own["batch_wall_p99_s"]),
+    for own in (stage for result in results for stage in result.stages):
+        sofar = merged.get(own.name)
+        merged[own.name] = (
+            own
+            if sofar is None
+            else StageFigures(
+                name=own.name,
+                num_samples=sofar.num_samples + own.num_samples,
+                num_batches=sofar.num_batches + own.num_batches,
+                cpu_s=sofar.cpu_s + own.cpu_s,
+                wall_s=sofar.wall_s + own.wall_s,
+                batch_wall_p90_s=max(sofar.batch_wall_p90_s, own.batch_wall_p90_s),
+                batch_wall_p99_s=max(sofar.batch_wall_p99_s, own.batch_wall_p99_s),
             )
+        )
     return list(merged.values())
 
 
-def _last_history(this: Run) -> list[dict[str, float]]:
-    """What the last progress report of rank 0 knew, when the ranks did not get to report their results; or what was
-    known before they began."""
-    before = this.restored.facts.history if this.restored else []
-    return this.status.get("progress", {}).get(0, {}).get("history", before)
+def _corrupt(status: Status) -> Corrupt:
+    return Corrupt(
+        **{split: sum(where == split for where, _ in status.failures) for split in ("train", "validation")},
+        listed=[f"{split}: {f.where}: {f.reason}" for split, f in status.failures[:LISTED_FAILURES]],
+    )
 
 
-def _unusual(this: Run) -> Unusual:
-    """All ranks together, as far as each has said."""
-    said = {rank: figures.get("counts", {}) for rank, figures in this.status.get("progress", {}).items()}
-    said |= {rank: result["counts"] for rank, result in this.status.get("results", {}).items()}
-    if not said and this.restored:
-        said = {0: this.restored.facts.counts}
-    return Unusual(**{name: sum(each.get(name, 0) for each in said.values()) for name in Unusual.model_fields})
+def _history(status: Status, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of rank 0's result; of its last progress, when the ranks did not get to results; or what was known before they
+    began."""
+    told = status.results.get(0) or status.progress.get(0)
+    return told.history if told else before
+
+
+def _unusual(status: Status, before: dict[str, int]) -> Unusual:
+    """All ranks together, as far as each has said; or what was known before they began."""
+    said = [each.counts for each in {**status.progress, **status.results}.values()] or [before]
+    return Unusual(**{name: sum(each.get(name, 0) for each in said) for name in Unusual.model_fields})

@@ -19,6 +19,7 @@ from raytrain.config.job import Job
 from raytrain.config.own_code import OwnCode, is_own
 from raytrain.data.order import Position, StreamPlan
 from raytrain.errors import RaytrainError, TrainingError, named
+from raytrain.record.status import RankResult
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,21 @@ def _train(
         pass
     finally:
         stream.close()
-    result = {
-        "device": str(device),
-        "meter": stream.meter.summary(),
-        "history": ctx.history,
-        "epochs": stream.plan.num_epochs,
-        "steps": ctx.steps,
-        "counts": ctx.counts,
-    }
+    meter = stream.meter
+    result = RankResult(
+        figures=meter.figures(rank, str(device)),
+        stages=meter.stage_figures(),
+        times=meter.so_far(),
+        nodes=meter.nodes,
+        torch_in_workers=meter.torch_in_workers,
+        first_batch_at=meter.first_batch_at,
+        first_step_at=meter.first_step_at,
+        history=ctx.history,
+        epochs=stream.plan.num_epochs,
+        steps=ctx.steps,
+        counts=ctx.counts,
+        measured=ctx.measured,
+    )
     ray.get(work.feed.finish.remote(attempt, rank, result))
 
 

@@ -6,51 +6,55 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 from raytrain.errors import Stopped
 
 SAME_SIGNAL_S = 1.0  # a launcher and a shell's trap may both pass the same SIGTERM on
 
 
-class Signalled(Protocol):
-    """What is told of a signal."""
+class Signals:
+    """What has been heard.
 
-    signal_number: int | None
+    Attributes:
+        number: of the last signal; None so far.
+        training: set by whoever begins to train.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.training = threading.Event()
+        self._first_at: float | None = None
+
+    def listen(self) -> None:
+        """Put the handlers in place (again), where Python allows it: in the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._hear)
+
+    def _hear(self, number: int, _frame: Any) -> None:
+        now = time.monotonic()
+        before, self._first_at = self._first_at, self._first_at or now
+        self.number = number
+        if not self.training.is_set():
+            raise Stopped("stopped before training began", number)
+        if before is not None and (number == signal.SIGINT or now - before > SAME_SIGNAL_S):
+            raise Stopped("stopped at once, without waiting for a checkpoint", number)
 
 
 @contextlib.contextmanager
-def signals(this: Signalled) -> Iterator[tuple[threading.Event, Callable[[], None]]]:
-    """Ctrl-C and SIGTERM: before training they end the start-up at once, later they ask for a checkpoint first.
-
-    Yields the event that says that training goes on, and a function that puts the handlers in place (again).
-    """
-    going = threading.Event()
-
-    first: list[float] = []
-
-    def handle(number: int, _frame: Any) -> None:
-        first.append(time.monotonic())
-        again = len(first) > 1 and (number == signal.SIGINT or first[-1] - first[0] > SAME_SIGNAL_S)
-        this.signal_number = number
-        if not going.is_set():
-            raise Stopped("stopped before training began", number)
-        if again:
-            raise Stopped("stopped at once, without waiting for a checkpoint", number)
-
+def signals() -> Iterator[Signals]:
+    """Listen to Ctrl-C and SIGTERM: before training they end the start-up at once, later they ask for a checkpoint
+    first. Only in the main thread."""
+    heard = Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield going, lambda: None
+        yield heard
         return
-
-    def listen() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, handle)
-
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    listen()
+    heard.listen()
     try:
-        yield going, listen
+        yield heard
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

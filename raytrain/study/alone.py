@@ -52,7 +52,7 @@ class Alone:
 
     @property
     def stage_figures(self) -> list[StageFigures]:
-        return [StageFigures(name=name, **meter.summary()) for name, meter in self.stages.items()]
+        return [meter.figures(name) for name, meter in self.stages.items()]
 
 
 def preprocess(opened: OpenPipeline, cores: list[int], seconds: float) -> Alone:

@@ -13,7 +13,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -34,11 +34,12 @@ from raytrain.cost.profile import (
 from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.errors import ConfigError
 from raytrain.record.schema import RunRecord, StageFigures
+from raytrain.record.status import Status
 from raytrain.run.verdict import Verdict, busy_machine, who_waits, wide_spreads
-from raytrain.study.alone import PARTS, Alone, preprocess
+from raytrain.study.alone import Alone, preprocess
+from raytrain.study.timed_loop import WARM_UP_S, TimedLoop
 
 SECONDS = 8.0  # of each measurement
-WARM_UP_S = 3.0
 RESIDENT_BATCHES = 4
 MOST_STEPS = 20_000  # that a run is planned for
 PROCESSES_START_S, RUN_STARTS_S = 3.0, 15.0  # about, for the estimate: imports, and a cluster and its ranks
@@ -142,96 +143,20 @@ def diagnose(
     all_cores = preprocess(opened, cores, seconds)
     with tempfile.TemporaryDirectory(prefix="raytrain-diagnose-") as folder:
         say("3/4 the ranks alone: batches already on the device")
-        resident = _run(job, pipeline, opened, folder, nodes, address, Trial(resident=True, seconds=seconds))
+        resident = _run(job, pipeline, opened, folder, nodes, address, TimedLoop(True, seconds))
         say("4/4 everything")
-        whole = _run(job, pipeline, opened, folder, nodes, address, Trial(resident=False, seconds=seconds))
+        whole = _run(job, pipeline, opened, folder, nodes, address, TimedLoop(False, seconds))
     findings = _findings(alone, all_cores, resident, whole, len(cores))
     return _profile(job, known, alone, all_cores, resident, whole, findings), findings
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A training loop that runs the job's own for a while and keeps the time.
+class TimedRun:
+    """A run of a TimedLoop, and what that measured."""
 
-    What it measured goes into the record as an entry of `epochs`: seconds of a rank for one of its samples, by part.
-
-    Args:
-        resident: after a few batches give the same ones again, which are on the device already.
-    """
-
-    resident: bool
-    seconds: float
-
-    def __call__(self, ctx: Any) -> None:
-        from raytrain.train.loop import train_loop
-
-        real = ctx.batches
-        ctx.batches = lambda split="train": self._batches(ctx, real) if split == "train" else iter(())
-        train_loop(ctx)
-
-    def _batches(self, ctx: Any, real: Callable[[str], Iterator[Any]]) -> Iterator[Any]:
-        watch = _Watch(ctx, self.seconds)
-        if not self.resident:
-            for batch in real("train"):
-                yield batch
-                watch.done(len(batch.ids))
-            return  # the epoch is over; the next goes on
-        kept = []
-        for batch in real("train"):
-            kept.append(batch)
-            yield batch
-        while True:
-            for batch in kept:
-                yield batch
-                watch.done(len(batch.ids))
-
-
-class _Watch:
-    """Ends the loop once WARM_UP_S and then PARTS parts are over, at the same step on every rank.
-
-    What is known so far hangs on the context, since every epoch has a new generator.
-    """
-
-    def __init__(self, ctx: Any, seconds: float):
-        self._ctx, self._part_s = ctx, seconds / PARTS
-        if not hasattr(ctx, "trial"):
-            ctx.trial = {"parts": [], "samples": 0, "began": None}
-
-    def done(self, samples: int) -> None:
-        """A batch of this rank has been trained on."""
-        state, ctx = self._ctx.trial, self._ctx
-        now = time.perf_counter() - ctx.checkpoint_s
-        if state["began"] is None:
-            state["began"] = now
-            return
-        state["samples"] += samples
-        warm = state.get("warm", False)
-        over = now - state["began"] >= (self._part_s if warm else WARM_UP_S)
-        if ctx.world_size > 1:
-            over = ctx.sum_over_ranks(float(over))[0] > 0
-        if not over:
-            return
-        if ctx.device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize(ctx.device)
-            now = time.perf_counter() - ctx.checkpoint_s
-        if warm and state["samples"]:
-            state["parts"].append((now - state["began"]) / state["samples"])
-        state.update(warm=True, began=now, samples=0)
-        if len(state["parts"]) == PARTS:
-            self._end()
-
-    def _end(self) -> None:
-        from raytrain.train.contract import StopTraining
-
-        ctx, found = self._ctx, {f"part {number}": value for number, value in enumerate(self._ctx.trial["parts"])}
-        if ctx.device.type == "cuda":
-            import torch
-
-            found["accelerator_memory_bytes"] = float(torch.cuda.max_memory_allocated(ctx.device))
-        ctx.history[:] = [{"epoch": 1.0, **found}]
-        raise StopTraining
+    record: RunRecord
+    parts: list[float]
+    memory_bytes: float | None
 
 
 def _run(
@@ -241,50 +166,52 @@ def _run(
     folder: str,
     nodes: str | None,
     address: str | None,
-    trial: Trial,
-) -> RunRecord:
+    loop: TimedLoop,
+) -> TimedRun:
     from raytrain.run.driver import run
 
     per_epoch = max(opened.train.num_samples // pipeline.batch_size, 1)
-    length = {"epochs": None, "steps": RESIDENT_BATCHES} if trial.resident else {"epochs": -(-MOST_STEPS // per_epoch)}
+    length = {"epochs": None, "steps": RESIDENT_BATCHES} if loop.resident else {"epochs": -(-MOST_STEPS // per_epoch)}
     tree = job.model_dump(mode="json")
     tree["training"] |= {"steps": None, **length, "max_failures": 0, "checkpoint": {}}
-    tree |= {"run_dir": folder, "name": "resident" if trial.resident else "everything"}
-    record = run(trial, pipeline, Job.from_dict(tree), nodes=nodes, address=address, started_at=time.time())
-    if not _parts(record):
+    tree |= {"run_dir": folder, "name": "resident" if loop.resident else "everything"}
+    measured: list[dict[str, Any] | None] = []
+
+    def watch(told: str | Status) -> None:
+        if isinstance(told, Status) and 0 in told.results:
+            measured.append(told.results[0].measured)
+
+    job = Job.from_dict(tree)
+    record = run(loop, pipeline, job, nodes=nodes, address=address, started_at=time.time(), watch=watch)
+    if not measured or measured[-1] is None:
         raise ConfigError(
-            f"the run was over before {WARM_UP_S + trial.seconds:g} s of it could be measured; give --seconds less"
+            f"the run was over before {WARM_UP_S + loop.seconds:g} s of it could be measured; give --seconds less"
         )
-    return record
+    return TimedRun(record, **measured[-1])
 
 
-def _parts(record: RunRecord) -> list[float]:
-    entry = record.epochs[-1] if record.epochs else {}
-    return [value for name, value in entry.items() if name.startswith("part ")]
-
-
-def _findings(alone: Alone, all_cores: Alone, resident: RunRecord, whole: RunRecord, cores: int) -> Findings:
-    on_cpu = all(rank.device == "cpu" for rank in whole.ranks)
+def _findings(alone: Alone, all_cores: Alone, resident: TimedRun, whole: TimedRun, cores: int) -> Findings:
+    on_cpu = all(rank.device == "cpu" for rank in whole.record.ranks)
     measured = {
         "preprocessing on one core": Figure.of(alone.wall_s),
         "preprocessing on all": Figure.of(all_cores.wall_s),
-        f"{'the ranks' if on_cpu else 'the accelerators'} alone": Figure.of(_parts(resident)),
-        "the whole": Figure.of(_parts(whole)),
+        f"{'the ranks' if on_cpu else 'the accelerators'} alone": Figure.of(resident.parts),
+        "the whole": Figure.of(whole.parts),
     }
     one_s, all_s, accelerator_s, whole_s = (figure.value for figure in measured.values())
-    here = not whole.cluster_attached
-    slots = min(whole.cpu_slots, cores) if here else whole.cpu_slots
-    together = shared_cores(whole, all_s, accelerator_s)
+    here = not whole.record.cluster_attached
+    slots = min(whole.record.cpu_slots, cores) if here else whole.record.cpu_slots
+    together = shared_cores(whole.record, all_s, accelerator_s)
     stages = all_cores.stage_figures
     busy = busy_machine(stages)
     return Findings(
         preprocessing_alone=1 / one_s,
         preprocessing=slots / all_s,
-        accelerator=whole.world_size / accelerator_s,
+        accelerator=whole.record.world_size / accelerator_s,
         together=together if math.isfinite(together) else None,
-        everything=whole.world_size / whole_s,
-        wait_share=whole.totals.wait_share,
-        verdict=who_waits(whole.totals.wait_share, whole.ranks, whole.stages),
+        everything=whole.record.world_size / whole_s,
+        wait_share=whole.record.totals.wait_share,
+        verdict=who_waits(whole.record.totals.wait_share, whole.record.ranks, whole.record.stages),
         ranks_on_cpu=on_cpu,
         stages=tuple(stages),
         warnings=(*wide_spreads(measured), *([busy] if busy else [])),
@@ -302,30 +229,30 @@ def _profile(
     known: Catalog,
     alone: Alone,
     all_cores: Alone,
-    resident: RunRecord,
-    whole: RunRecord,
+    resident: TimedRun,
+    whole: TimedRun,
     findings: Findings,
 ) -> Profile:
-    training, step = job.training, job.data.batch_size * whole.world_size
-    efficiency = [min(whole.world_size / part / findings.limit, MOST_EFFICIENT) for part in _parts(whole)]
+    training, step = job.training, job.data.batch_size * whole.record.world_size
+    efficiency = [min(whole.record.world_size / part / findings.limit, MOST_EFFICIENT) for part in whole.parts]
     return Profile(
         name=job.name,
         job=job.model_dump(mode="json", exclude_unset=True),
         source="raytrain diagnose",
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        hardware=hardware_of(whole),
-        cpu_s_per_sample={_cpu_kind_here(whole): Figure.of(all_cores.cpu_s)},
+        hardware=hardware_of(whole.record),
+        cpu_s_per_sample={_cpu_kind_here(whole.record): Figure.of(all_cores.cpu_s)},
         cpu_s_per_sample_alone=Figure.of(alone.cpu_s),
         read_wait_s_per_sample=Figure.once(sum(s.wait_s_per_sample for s in findings.stages if s.name == "read")),
-        accelerator_s_per_sample={gpu_of(whole, known): Figure.of(_parts(resident))},
+        accelerator_s_per_sample={gpu_of(whole.record, known): Figure.of(resident.parts)},
         wire_bytes_per_sample=Figure.of(all_cores.wire_bytes),
         read_bytes_per_sample=Figure.of(all_cores.read_bytes),
-        startup_s=Figure.of([run.startup.first_step_s for run in (resident, whole)]),
+        startup_s=Figure.of([run.record.startup.first_step_s for run in (resident, whole)]),
         efficiency=Figure.of(efficiency),
         worker_memory_bytes=all_cores.memory_bytes,
-        accelerator_memory_bytes=resident.epochs[-1].get("accelerator_memory_bytes"),
-        world_size=whole.world_size,
-        num_samples=whole.num_train,
-        epochs=epochs_of(training.epochs, training.steps, step, whole.num_train),
-        cores_shared_with=cores_shared_with(whole),
+        accelerator_memory_bytes=resident.memory_bytes,
+        world_size=whole.record.world_size,
+        num_samples=whole.record.num_train,
+        epochs=epochs_of(training.epochs, training.steps, step, whole.record.num_train),
+        cores_shared_with=cores_shared_with(whole.record),
     )

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from raytrain.config.job import Job
 from raytrain.errors import TrainingError
+from raytrain.record.status import RankProgress
 from raytrain.train import modules
 from raytrain.train.checkpoints import checkpoint
 from raytrain.train.checkpoints.shelf import Facts
@@ -39,6 +40,7 @@ class TrainContext:
         counts: over the whole run, this rank's share of: samples `dropped`, `repeated` and `carried` by `data.tail`;
             `stand_ins`, steps on which a rank had no sample; `skipped_steps` without an update, and their
             `skipped_samples`. What an earlier attempt had counted, and what concerns all ranks, the first rank has.
+        measured: what the loop wants to tell whoever started the run, in plain values; see Status.results.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class TrainContext:
     ):
         self.job, self.device, self.rank, self.world_size = job, device, rank, world_size
         self.num_classes, self.accumulates = num_classes, False
+        self.measured: dict[str, Any] | None = None
         self._stream, self._fingerprint, self._num_train = stream, fingerprint, num_train
         self._restored, self._keep, self._objects = restored, keep, []
         facts = restored.facts if restored else None
@@ -376,13 +379,13 @@ class TrainContext:
             }
             self._rate_mark = (now, samples, shown)
         plan = self._stream.plan
-        self._stream.figures = {
-            "epoch": self._epoch + 1,
-            "epochs": plan.num_epochs,
-            "step": self.steps,
-            "total_steps": plan.total_steps,
-            "history": self.history[-10:],
-            "counts": dict(self.counts),
-            **self._stream.meter.so_far(),
+        self._stream.progress = RankProgress(
+            epoch=self._epoch + 1,
+            epochs=plan.num_epochs,
+            step=self.steps,
+            total_steps=plan.total_steps,
+            history=self.history[-10:],
+            counts=dict(self.counts),
+            times=self._stream.meter.so_far(),
             **shown,
-        }
+        )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from raytrain.record.status import RankProgress
 from raytrain.train.checkpoints.shelf import Facts
 
 COUNTS = ("dropped", "repeated", "carried", "stand_ins", "skipped_steps", "skipped_samples")
@@ -18,7 +19,7 @@ class Stream(Protocol):
 
     plan: Any
     meter: Any
-    figures: dict[str, Any]
+    progress: RankProgress | None
     stopped: bool
 
     def segment_of(self, epoch: int, split: str) -> int | None: ...

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raytrain.data.block import Batch, Failure, Header, Prepared, decode, encode
+from raytrain.data.block import Batch, Header, Prepared, decode, encode
+from raytrain.record.status import Failure
 
 KIB = 1024
 

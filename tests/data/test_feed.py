@@ -17,11 +17,11 @@ from raytrain.cluster.environment import collects_metrics
 from raytrain.cluster.topology import GROUP_LABEL
 from raytrain.data import stock
 from raytrain.data import stream as module
-from raytrain.data.block import Failure
 from raytrain.data.order import Position
 from raytrain.data.stock import STORE_SHARE, stock_bytes
 from raytrain.errors import DataError, TrainingError
 from raytrain.ray_internals.data import make_ray_data_lean
+from raytrain.record.status import Failure
 
 
 def test_two_epochs_arrive_whole_as_ready_batches(two_nodes, pets):
@@ -170,7 +170,7 @@ def test_all_ranks_stop_at_one_step(two_nodes, pets):
     last = feed.take("a", 0, 1)
     assert (last.batches, last.stop) == ([], True)
     assert feed.progress(0, {"step": 5}, 5, False) == 5
-    assert feed.status()["progress"] == {0: {"step": 5}}
+    assert feed.status().progress == {0: {"step": 5}}
 
 
 def test_slow_ranks_stop_after_the_step_in_flight(two_nodes, pets):
@@ -192,9 +192,9 @@ def test_an_earlier_attempts_last_words_are_not_heard(two_nodes, pets):
     feed.begin("a", Position(), 1, 0)
     feed.begin("b", Position(), 1, 0)
     feed.fail("a", TrainingError("stale"))
-    assert feed.status()["fatal"] is None
+    assert feed.status().fatal is None
     feed.fail("b", TrainingError("real"))
-    assert str(feed.status()["fatal"]) == "real"
+    assert str(feed.status().fatal) == "real"
 
 
 def test_a_batch_that_stays_away_is_made_first_and_memory_stays_bounded(two_nodes, pets, monkeypatch):
@@ -253,9 +253,9 @@ def test_failures_are_counted_once_and_end_the_run_past_the_limit(two_nodes, pet
     feed = make_feed(two_nodes, pets, max_corrupt=1)
     feed.begin("a", Position(), 1, 0)
     feed.failures("train", [Failure(1, "a.jpg", "bad"), Failure(1, "a.jpg", "bad")])
-    assert feed.status()["fatal"] is None
+    assert feed.status().fatal is None
     feed.failures("train", [Failure(2, "b.jpg", "worse")])
-    fatal = feed.status()["fatal"]
+    fatal = feed.status().fatal
     assert str(fatal) == (
         "2 of 80 train samples (2.50%) could not be prepared; data.max_corrupt_share: 0.0125 allows 1 of them: "
         "a.jpg (bad); b.jpg (worse)"
@@ -263,7 +263,7 @@ def test_failures_are_counted_once_and_end_the_run_past_the_limit(two_nodes, pet
     assert feed.take("a", 0, 1).error is fatal
     assert feed.begin("b", Position(), 1, 0) is fatal
     feed.fail(None, TrainingError("later"))
-    assert feed.status()["fatal"] is fatal
+    assert feed.status().fatal is fatal
 
 
 def test_a_lost_node_loses_no_sample(two_nodes, pets):

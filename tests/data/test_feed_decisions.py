@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from raytrain.data import feed as feeds
-from raytrain.data.block import Failure
 from raytrain.data.order import Position, StreamSpec
 from raytrain.data.router import Router
 from raytrain.data.stream import FeedOptions, most_corrupt
 from raytrain.errors import DataError, TrainingError
+from raytrain.record.status import Failure
 
 
 class ByHand:
@@ -102,11 +102,11 @@ def test_a_worker_of_an_earlier_attempt_gets_nothing(make):
     assert taken.end and "this worker belongs to an earlier attempt" in str(taken.error)
     feed.finish("a", 0, {"steps": 1})
     feed.fail("a", TrainingError("late words"))
-    assert feed.status()["results"] == {} and feed.status()["fatal"] is None
+    assert feed.status().results == {} and feed.status().fatal is None
     feed.finish("b", 0, {"steps": 2})
-    assert feed.status()["results"] == {0: {"steps": 2}}
+    assert feed.status().results == {0: {"steps": 2}}
     feed.begin("c", Position(), 1, 0)
-    assert feed.status()["results"] == {}, "of the attempt that goes on"
+    assert feed.status().results == {}, "of the attempt that goes on"
 
 
 def consumed(*ids, num=40):
@@ -120,9 +120,9 @@ def test_a_running_stream_is_adopted_where_it_stands_and_is_untouched(make):
     first = feed._stream
     feed.begin("b", Position(), 1, 0)
     assert feed._stream is first and not first.abandoned
-    assert feed.status()["attempts"] == 2
+    assert feed.status().attempts == 2
     feed.begin("", Position(), 1, 0)
-    assert feed.status()["attempts"] == 2, "what the driver starts ahead is no attempt"
+    assert feed.status().attempts == 2, "what the driver starts ahead is no attempt"
     for other in (
         (Position(1), 1, 10),
         (Position(0, consumed(3)), 1, 1),
@@ -161,7 +161,7 @@ def test_a_stop_is_after_the_same_batch_for_all(make):
     taken = feed.take("a", 1, 9)
     assert (len(taken.batches), taken.stop) == (4, True)
     assert feed.take("a", 1, 9).stop
-    assert feed.status()["progress"][0] == {"step": 9}
+    assert feed.status().progress[0] == {"step": 9}
 
 
 def test_ranks_that_do_not_say_exactly_where_they_are_stop_at_what_is_given_out(make):
@@ -216,21 +216,21 @@ def test_samples_that_fail_are_counted_once_and_end_the_run_past_the_limit(make)
     feed.failures("train", [failure(2)])
     feed.failures("validation", [failure(1)])
     status = feed.status()
-    assert status["fatal"] is None
-    assert [(split, each.id) for split, each in status["failures"]] == [("train", 1), ("train", 2), ("validation", 1)]
+    assert status.fatal is None
+    assert [(split, each.id) for split, each in status.failures] == [("train", 1), ("train", 2), ("validation", 1)]
     feed.failures("train", [failure(3)])
-    assert isinstance(feed.status()["fatal"], DataError)
-    assert str(feed.status()["fatal"]) == (
+    assert isinstance(feed.status().fatal, DataError)
+    assert str(feed.status().fatal) == (
         "3 of 40 train samples (7.50%) could not be prepared; data.max_corrupt_share: 0.05 allows 2 of them: "
         "1.jpg (ValueError: broken); 2.jpg (ValueError: broken); 3.jpg (ValueError: broken)"
     )
     feed.failures("train", [failure(4)])
-    assert str(feed.status()["fatal"]).startswith("3 of 40"), "the first word is the last"
-    assert feed.take("a", 0, 1).error is feed.status()["fatal"]
-    assert feed.begin("b", Position(), 1, 0) is feed.status()["fatal"]
+    assert str(feed.status().fatal).startswith("3 of 40"), "the first word is the last"
+    assert feed.take("a", 0, 1).error is feed.status().fatal
+    assert feed.begin("b", Position(), 1, 0) is feed.status().fatal
     other = make()
     other.failures("validation", [failure(n) for n in range(5)])
-    text = str(other.status()["fatal"])
+    text = str(other.status().fatal)
     assert text.startswith("5 of 10 validation samples (50.00%)") and "allows 1 of them" in text
     assert text.endswith("2.jpg (ValueError: broken); …")
 
@@ -242,7 +242,7 @@ def test_the_first_error_ends_the_run(make):
     assert str(feed.take("a", 0, 1).error) == "one"
     other = make()
     other.fail(None, TrainingError("before it began"))
-    assert str(other.status()["fatal"]) == "before it began"
+    assert str(other.status().fatal) == "before it began"
     third = make()
     third._stream.error = TrainingError("the stream's")
     assert str(third.take("a", 0, 1).error) == "the stream's"
@@ -250,14 +250,14 @@ def test_the_first_error_ends_the_run(make):
 
 def test_what_the_driver_is_told(make):
     feed = make(world_size=2)
-    assert (feed.status()["num_ready"], feed.status()["first_ready_at"]) == (0, None)
+    assert (feed.status().num_ready, feed.status().first_ready_at) == (0, None)
     feed._stream.fill(range(3))
-    assert (feed.status()["num_ready"], feed.status()["first_ready_at"]) == (3, 12.5)
+    assert (feed.status().num_ready, feed.status().first_ready_at) == (3, 12.5)
     feed.take("a", 0, 1)
     feed.begin("b", Position(1), 2, 10)
     feed._stream.first_ready_at = 99.0
-    assert feed.status()["first_ready_at"] == 12.5, "start-up ended with the first stream's"
-    assert feed.status()["num_ready"] == 0
+    assert feed.status().first_ready_at == 12.5, "start-up ended with the first stream's"
+    assert feed.status().num_ready == 0
     nobody = feeds.Feed(StreamSpec(40, 0, 4, 0, epochs=1), b"", FeedOptions(1, {}, None, 0.0))
-    assert nobody.status()["num_ready"] == 0
+    assert nobody.status().num_ready == 0
     assert nobody.take("", 0, 1).end

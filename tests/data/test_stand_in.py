@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from raytrain.config.data import Normalize
-from raytrain.data.block import NO_SAMPLE, Failure, Header, Prepared, decode, encode
+from raytrain.data.block import NO_SAMPLE, Header, Prepared, decode, encode
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.device.loader import RankIngest
 from raytrain.errors import DataError
+from raytrain.record.status import Failure
 
 LIKE = np.empty((6, 5, 3), np.float32)
 

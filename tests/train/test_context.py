@@ -24,7 +24,7 @@ class PlannedStream:
     """Batches of ids as the plan has them, without images."""
 
     def __init__(self, plan):
-        self.plan, self.meter, self.figures, self.stopped = plan, RankMeter(), {}, False
+        self.plan, self.meter, self.progress, self.stopped = plan, RankMeter(), None, False
 
     def segment_of(self, epoch, split):
         return next((s.number for s in self.plan.segments if (s.epoch, s.split) == (epoch, split)), None)
@@ -88,8 +88,8 @@ def test_whole_epochs_end_with_an_empty_ledger(make):
     train(ctx)
     assert written == [(1, 0), (2, 0)]
     assert (ctx.steps, ctx.updates) == (10, 10)
-    assert (ctx._stream.figures["num_samples"], ctx._stream.figures["step"]) == (40, 10)
-    assert ctx._stream.figures["began_at"] <= ctx._stream.figures["last_step_at"]
+    assert (ctx._stream.progress.times.num_samples, ctx._stream.progress.step) == (40, 10)
+    assert ctx._stream.progress.times.began_at <= ctx._stream.progress.times.last_step_at
     assert [entry["loss"] for entry in ctx.history] == [0.5, 0.5]
 
 
@@ -143,7 +143,7 @@ def test_figures_are_read_off_the_device_twice_a_second_at_most(make, monkeypatc
     for _ in ctx.epochs():
         for batch in ctx.batches():
             ctx.report(float(batch.index))
-            seen.append((ctx._stream.figures["loss"], ctx._stream.figures["samples_per_s"]))
+            seen.append((ctx._stream.progress.loss, ctx._stream.progress.samples_per_s))
     assert seen == [(0.0, None), (0.0, None), *[(2.0, pytest.approx(8 / 0.6))] * 3]
 
 

@@ -1,0 +1,116 @@
+"""How a run stands: what its ranks tell while it goes on and when they are done. Pure, and light to import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raytrain.record.schema import RankFigures, StageFigures
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample that could not be prepared."""
+
+    id: int
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RankTimes:
+    """How far an attempt of a rank has come.
+
+    Attributes:
+        began_at: time.time(); tells one attempt from another.
+        last_step_at: time.time() at the end of the last step; None before the first.
+        wait_s, train_s: seconds of the rank's training time, and those of them in which it waited for data.
+    """
+
+    began_at: float
+    last_step_at: float | None
+    num_samples: int
+    wait_s: float
+    train_s: float
+
+
+@dataclass(frozen=True)
+class RankProgress:
+    """A rank in the midst of it.
+
+    Attributes:
+        epoch, step: the one that it is in, and the batches done; `epochs` and `total_steps` are the run's.
+        history: figures of the last epochs that have ended.
+        counts: as record.schema.Unusual has them, of this rank.
+        loss: of the last batch that was looked at.
+        samples_per_s: of all ranks, if they go at this one's pace; None before two looks at the clock.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    total_steps: int
+    history: list[dict[str, Any]]
+    counts: dict[str, int]
+    times: RankTimes
+    loss: float | None = None
+    samples_per_s: float | None = None
+    wait_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """A rank that is done.
+
+    Attributes:
+        figures, stages: for the record.
+        nodes: samples that came prepared, by Ray node id.
+        first_batch_at, first_step_at: time.time(), if it came to that.
+        history: figures of every epoch.
+        measured: what the loop has put into `ctx.measured`, for whoever started the run.
+    """
+
+    figures: RankFigures
+    stages: list[StageFigures]
+    times: RankTimes
+    nodes: dict[str, int]
+    torch_in_workers: bool
+    first_batch_at: float | None
+    first_step_at: float | None
+    history: list[dict[str, Any]]
+    epochs: int
+    steps: int
+    counts: dict[str, int]
+    measured: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the feed knows of a run.
+
+    Attributes:
+        progress, results: by rank; a rank's result comes after its last progress.
+        num_ready: batches that are ready and not yet taken.
+        first_ready_at: time.time() at which the first batch was.
+        attempts: how often the ranks have begun.
+        failures: the samples that were left out, with their split.
+        fatal: why the run cannot go on.
+        stopping: it has been asked to stop.
+    """
+
+    progress: Mapping[int, RankProgress] = field(default_factory=dict)
+    results: Mapping[int, RankResult] = field(default_factory=dict)
+    num_ready: int = 0
+    first_ready_at: float | None = None
+    attempts: int = 0
+    failures: Sequence[tuple[str, Failure]] = ()
+    fatal: Exception | None = None
+    stopping: bool = False
+
+    @property
+    def times(self) -> list[tuple[int, RankTimes]]:
+        """Of the ranks at work and of those that are done."""
+        told: list[tuple[int, RankTimes]] = [(rank, each.times) for rank, each in self.progress.items()]
+        return told + [(rank, each.times) for rank, each in self.results.items()]

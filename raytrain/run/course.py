@@ -1,0 +1,110 @@
+"""What is seen of a run while it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from raytrain.record.status import Status
+from raytrain.record.timeline import Machine, ProgressLog, Row
+from raytrain.run.load import Samplers
+from raytrain.run.signals import Signals
+from raytrain.train.checkpoints import shelf
+from raytrain.train.trainer import Training
+
+STOP_GRACE_S = 7.0  # after a signal, for the step in flight and the checkpoint
+POLL_S = 0.25
+
+Watch = Callable[["str | Status"], None]
+"""Called with what is being done before the ranks begin, and then a few times a second with how the run stands."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The furthest whole one of a run, and the best."""
+
+    last: Path | None
+    best: Path | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that was, once the run has ended.
+
+    Attributes:
+        began_at: time.time() at which the training processes were started.
+        status: the feed's last.
+        machines: rows of each machine's timeline.
+    """
+
+    began_at: float
+    status: Status
+    progress: ProgressLog
+    checkpoints: Checkpoints
+    machines: dict[Machine, list[Row]] = field(default_factory=dict)
+
+
+class Course:
+    """Keeps an eye on a run.
+
+    Args:
+        folder: its checkpoints'.
+
+    Attributes:
+        began_at: time.time() at which the training processes were started; None before.
+    """
+
+    def __init__(self, folder: Path, samplers: Samplers, watch: Watch):
+        self.began_at: float | None = None
+        self._folder, self._samplers, self._watch = folder, samplers, watch
+        self._status, self._progress = Status(), ProgressLog()
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Asked for when the run has ended, since their digests take time."""
+        return Checkpoints(shelf.latest(self._folder), shelf.best(self._folder))
+
+    def begin(self) -> None:
+        self.began_at = time.time()
+
+    def note(self, status: Status) -> None:
+        self._status = status
+        self._progress.note(status)
+        self._watch(status)
+
+    def wait(self, training: Training, feed: Any, heard: Signals) -> bool:
+        """Until the training has ended; after a signal, ask it to stop and wait STOP_GRACE_S for that. Whether it did.
+
+        Raises:
+            Stopped: by a second signal.
+        """
+        import ray
+
+        deadline: float | None = None
+        asked: Any = None
+        while not training.ended(POLL_S):
+            if heard.number is not None and deadline is None:
+                feed.request_stop.remote()
+                deadline = time.monotonic() + STOP_GRACE_S
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            asked = asked or feed.status.remote()
+            ready, _ = ray.wait([asked], timeout=0)
+            if ready:
+                with contextlib.suppress(ray.exceptions.RayActorError):
+                    self.note(replace(ray.get(ready[0]), stopping=deadline is not None))
+                asked = None
+            self._samplers.look(training_began=self._status.attempts > 0)
+        return True
+
+    def close(self) -> Seen:
+        """What the samplers have not told yet is asked for."""
+        assert self.began_at is not None, "the run has begun"
+        self._samplers.collect()
+        rows = {machine: list(timeline.rows) for machine, timeline in self._samplers.timelines.items()}
+        return Seen(self.began_at, self._status, self._progress, self.checkpoints, rows)
