@@ -12,7 +12,7 @@ from raytrain.data.block import Header
 
 
 @dataclass
-class _Staged:
+class Staged:
     """A batch on its way: tensors on the host or, with `copied_between`, on the device."""
 
     segment: int
@@ -24,14 +24,14 @@ class _Staged:
     copied_between: tuple[Any, Any] | None = None  # CUDA events around the copy
 
 
-class _Copier:
+class Copier:
     """Host-to-device copies through pinned buffers on a stream of their own."""
 
     def __init__(self, device: torch.device):
         self._device, self._stream = device, torch.cuda.Stream(device)
         self._buffers: list[tuple[torch.Tensor, Any]] = []
 
-    def copy(self, staged: _Staged) -> _Staged:
+    def copy(self, staged: Staged) -> Staged:
         pinned = self._pinned(staged.image)
         pinned.copy_(staged.image)
         label = staged.label.pin_memory()

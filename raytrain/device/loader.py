@@ -22,7 +22,7 @@ from raytrain.data.block import Batch, decode
 from raytrain.data.order import Split, StreamPlan
 from raytrain.device.batch import DeviceBatch
 from raytrain.device.clock import DeviceClock, HostClock
-from raytrain.device.copier import _Copier, _Staged
+from raytrain.device.copier import Copier, Staged
 from raytrain.device.meter import RankMeter
 from raytrain.errors import DataError
 from raytrain.record.status import RankProgress
@@ -57,10 +57,10 @@ class RankIngest:
         self.stopped = False
         self._feed, self._attempt, self._rank = feed, attempt, rank
         self._affine = _affine(normalize, device)
-        self._queue: queue.Queue[_Staged | Exception | str] = queue.Queue(maxsize=AHEAD)
-        self._held: _Staged | Exception | str | None = None
+        self._queue: queue.Queue[Staged | Exception | str] = queue.Queue(maxsize=AHEAD)
+        self._held: Staged | Exception | str | None = None
         self._seen: dict[Split, tuple[torch.Size, torch.dtype]] = {}  # the last sample of each split
-        self._copier = _Copier(device) if device.type == "cuda" else None
+        self._copier = Copier(device) if device.type == "cuda" else None
         self._clock = DeviceClock(self.meter) if device.type == "cuda" else HostClock(self.meter)
         self._closed = threading.Event()
         self._told_at, self._answer = 0.0, None
@@ -136,7 +136,7 @@ class RankIngest:
         if stop_at is not None and (self.plan.world_size == 1 or (self._slow and self._position >= stop_at)):
             self.stopped = True
 
-    def _next(self, number: int) -> _Staged | None:
+    def _next(self, number: int) -> Staged | None:
         """The next batch of segment `number`, or None when the run stops."""
         while True:
             item = self._held if self._held is not None else self._queue.get()
@@ -146,11 +146,11 @@ class RankIngest:
             if item == "stop":
                 self._held = item
                 return None
-            assert isinstance(item, _Staged) and item.segment <= number, "the feed skipped a segment"
+            assert isinstance(item, Staged) and item.segment <= number, "the feed skipped a segment"
             if item.segment == number:
                 return item
 
-    def _on_device(self, staged: _Staged, index: int) -> DeviceBatch:
+    def _on_device(self, staged: Staged, index: int) -> DeviceBatch:
         carried, ids = np.zeros_like(staged.key), staged.key
         split = self.plan.segments[staged.segment].split
         if split == "train":
@@ -178,7 +178,7 @@ class RankIngest:
             left_out=np.asarray(staged.header.left_out, dtype=np.int64),
         )
 
-    def _shape_of_a_sample(self, split: Split, empty: _Staged) -> tuple[torch.Size, torch.dtype]:
+    def _shape_of_a_sample(self, split: Split, empty: Staged) -> tuple[torch.Size, torch.dtype]:
         """As the worker knew it from other samples, else as this rank has seen it.
 
         Raises:
@@ -195,7 +195,7 @@ class RankIngest:
             )
         return self._seen[split]
 
-    def _await_copy(self, staged: _Staged) -> None:
+    def _await_copy(self, staged: Staged) -> None:
         """Have the compute stream wait for the batch; the host goes on."""
         if staged.copied_between is not None:
             stream = torch.cuda.current_stream(self.device)
@@ -242,7 +242,7 @@ class RankIngest:
     def _ask(self) -> Any:
         return self._feed.take.remote(self._attempt, self._rank, TAKEN_AT_ONCE)
 
-    def _put(self, item: _Staged | Exception | str) -> None:
+    def _put(self, item: Staged | Exception | str) -> None:
         while not self._closed.is_set():
             try:
                 return self._queue.put(item, timeout=0.5)
@@ -250,10 +250,10 @@ class RankIngest:
                 continue
         return None
 
-    def _stage(self, segment: int, number: int, batch: Batch) -> _Staged:
+    def _stage(self, segment: int, number: int, batch: Batch) -> Staged:
         assert (batch.header.segment, batch.header.batch) == (segment, number), "a batch was routed as another"
         image, label = _tensor(batch.image), _tensor(batch.label)
-        staged = _Staged(segment, batch.header, image, label, batch.key, batch.image.nbytes)
+        staged = Staged(segment, batch.header, image, label, batch.key, batch.image.nbytes)
         return self._copier.copy(staged) if self._copier is not None and len(batch.key) else staged
 
 

@@ -18,7 +18,7 @@ from raytrain.record.schema import RunRecord
 from raytrain.record.status import RankProgress, Status
 from raytrain.report.tables import print_summary
 from raytrain.report.terminal import terminal
-from raytrain.run import driver as _job
+from raytrain.run import driver
 
 LINE_EVERY_S = 10.0
 NOT_IN_A_LINE = {"epoch", "loss", "seconds", "steps", "samples_per_s", "learning_rate"}  # or elsewhere in it
@@ -42,7 +42,7 @@ def fit(
     console = console or terminal()
     with Display(console) as display:
         try:
-            record = _job.run(train_loop, pipeline, job, watch=display.update, **options)
+            record = driver.run(train_loop, pipeline, job, watch=display.update, **options)
         except RaytrainError as error:
             # where a loop failed is in its notes; how this process came to hear of it helps nobody
             show_uncaught_errors_briefly()
