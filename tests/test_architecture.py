@@ -54,6 +54,13 @@ def test_folders_stay_small(folder):
     assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 12
 
 
+def test_tests_mirror_the_rooms():
+    """And no two files have one name: pytest imports them by it."""
+    found = sorted((ROOT / "tests").rglob("test_*.py"))
+    assert {path.parent.name for path in found} - {"tests"} <= set(FLOORS)
+    assert len({path.name for path in found}) == len(found)
+
+
 def imports(tree: ast.AST):
     """Every imported module with whether it is at module level, other than for a type checker."""
     typing_only = {
