@@ -48,11 +48,13 @@ TESTS = {
     "raytrain/train/checkpoints/keeper.py": DISK,
     "raytrain/train/checkpoints/checkpoint.py": DISK,
     "raytrain/train/models.py": ["tests/train/test_loop.py"],
+    "raytrain/train/ledger.py": ["tests/train/test_ledger.py", "tests/train/test_resume.py"],
     "raytrain/train/*.py": LOOP,
-    "raytrain/train/ledger.py": ["tests/test_ledger.py", "tests/train/test_resume.py"],
     "raytrain/data/order.py": ["tests/data/test_order.py", "tests/data/test_router.py", "tests/train/test_resume.py"],
-    "raytrain/data/block.py": ["tests/data/test_batch.py", "tests/data/test_produce.py"],
+    "raytrain/data/block.py": ["tests/data/test_block.py", "tests/data/test_producer.py"],
     "raytrain/data/feed.py": ["tests/data/test_feed_decisions.py"],
+    "raytrain/data/pace.py": ["tests/data/test_pace.py", "tests/data/test_router.py"],
+    "raytrain/data/router.py": ["tests/data/test_pace.py", "tests/data/test_router.py"],
     "raytrain/data/stream.py": ["tests/data/test_pace.py", "tests/data/test_router.py"],
     "raytrain/cost/*.py": ["tests/cost"],
 }
@@ -458,7 +460,7 @@ def main() -> None:
         return work(asked.worker)
     if asked.smoke:
         asked.mutants, asked.only, asked.jobs = 3, "raytrain/train/ledger.py", 1
-        TESTS[asked.only] = ["tests/test_ledger.py"]
+        TESTS[asked.only] = ["tests/train/test_ledger.py"]
     with tempfile.TemporaryDirectory() as folder:
         global TREE
         TREE = copy_tree(Path(folder) / "tree")

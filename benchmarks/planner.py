@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 from scale import Case
 
+from raytrain.cost.bounds import Bounds
 from raytrain.cost.instances import Catalog, Price, Source, catalog
-from raytrain.cost.planner import Bounds, Plan, Prediction, plan
+from raytrain.cost.planner import Plan, Prediction, plan
 from raytrain.cost.profile import Figure, Profile
 
 GPU_HOSTS = {4: "ml.g5.xlarge", 8: "ml.g5.2xlarge", 16: "ml.g5.4xlarge", 32: "ml.g5.8xlarge"}

@@ -13,7 +13,7 @@ from aws import BUCKET, REGION, ROLE, Aws
 from botocore.loaders import JSONFileLoader
 
 from raytrain.cli.main import main
-from raytrain.sagemaker import watch
+from raytrain.sagemaker import training_jobs
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,7 +75,7 @@ def cli(monkeypatch, capsys):
 @pytest.fixture
 def quick_looks(monkeypatch):
     """Whoever follows a job looks ten times a second."""
-    monkeypatch.setattr(watch, "follow", functools.partial(watch.follow, poll_s=0.1))
+    monkeypatch.setattr(training_jobs, "follow", functools.partial(training_jobs.follow, poll_s=0.1))
 
 
 @pytest.fixture
@@ -89,8 +89,8 @@ def source(tmp_path):
 
 @pytest.fixture
 def without_raytrain(monkeypatch):
-    """What is staged is small: raytrain itself is left out, for tests that do not look at it."""
-    monkeypatch.setattr("raytrain.sagemaker.stage._copy_package", lambda target: target.mkdir())
+    """What is packed is small: raytrain itself is left out, for tests that do not look at it."""
+    monkeypatch.setattr("raytrain.sagemaker.parcel._copy_package", lambda target: target.mkdir())
 
 
 @pytest.fixture

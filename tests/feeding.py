@@ -9,13 +9,12 @@ from raytrain.cluster import local
 from raytrain.cluster.environment import prepare_environment
 from raytrain.cluster.placement import place_stages
 from raytrain.config.cluster import parse_nodes
-from raytrain.data.block import decode
+from raytrain.data.block import batches_of
 from raytrain.data.feed import Feed
 from raytrain.data.order import StreamSpec
 from raytrain.data.pipeline import Pipeline
 from raytrain.data.sources.image_folder import image_folder
-from raytrain.data.stages.images import decode as decoding
-from raytrain.data.stages.images import resize
+from raytrain.data.stages.images import decode, resize
 from raytrain.data.stream import FeedOptions
 
 IN_THIS_PROCESS: list[Feed] = []
@@ -58,7 +57,7 @@ def make_feed(
     batches_per_task=None,
     **options,
 ):
-    pipeline = Pipeline(image_folder(folder), [decoding(), *stages, resize(8)], batch_size=batch_size).open(0)
+    pipeline = Pipeline(image_folder(folder), [decode(), *stages, resize(8)], batch_size=batch_size).open(0)
     placed = place_stages(two_nodes.topology, "anywhere")
     arguments = (
         StreamSpec(pipeline.train.num_samples, 0, batch_size, 0, epochs=epochs),
@@ -81,7 +80,7 @@ def take_all(feed, rank=0, attempt="a"):
     batches, taken = [], feed.take(attempt, rank, 4)
     while True:
         assert taken.error is None, taken.error
-        batches += [decode(ray.get(block))[index] for *_, (block, index) in taken.batches]
+        batches += [batches_of(ray.get(block))[index] for *_, (block, index) in taken.batches]
         if taken.end or taken.stop:
             return batches
         taken = feed.take(attempt, rank, 4)

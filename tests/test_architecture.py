@@ -9,56 +9,60 @@ import sys
 from pathlib import Path
 
 import pytest
+import rooms
 from conftest import ROOT, run_cli
+from rooms import PACKAGE
 from typer.main import get_command
 
 from raytrain.cli.main import app
 
-PACKAGE = ROOT / "raytrain"
-FILES = sorted(PACKAGE.rglob("*.py"))
-
-# A room imports only rooms of lower rows; rooms of one row never import each other.
-ROWS = [
-    {"errors", "own_code", "job_file", "config", "record", "ledger"},
-    {"cluster"},
-    {"data", "train", "infer", "cost"},
-    {
-        "checks",
-        "worker",
-        "actors",
-        "outcome",
-        "run_folder",
-        "hosted",
-        "signals",
-        "watching",
-        "job",
-        "verdict",
-        "advice",
-        "alone",
-        "diagnose",
-        "planning",
-        "planned_job",
-        "trials",
-    },
-    {"sagemaker", "report"},
-    {"cli", "cloud_cli", "cost_cli", "prices_cli", "__main__", "__init__"},
-]
-TORCH_AT_MODULE_LEVEL = {"data/ingest.py"} | {
-    f"train/{name}.py" for name in ("checkpoint", "context", "loop", "losses", "modules", "update")
+FILES = rooms.files()
+FLOORS = rooms.floors()
+AT_THE_ROOT = {"__init__.py", "__main__.py", "errors.py"}
+TORCH_AT_MODULE_LEVEL = {f"device/{name}.py" for name in ("batch", "copier", "loader")} | {
+    f"train/{name}.py" for name in ("checkpoints/checkpoint", "context", "loop", "losses", "modules", "update")
 }
 
 
-def room(path: Path) -> str:
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+def test_every_room_has_a_floor():
+    built = {rooms.room_of(path) for path in FILES}
+    assert built <= set(FLOORS)
+    assert set(FLOORS) - built <= {"infer"}, "rooms of the page that are not there, other than those to come"
 
 
-def row_of(name: str) -> int:
-    return next(number for number, rooms in enumerate(ROWS) if name in rooms)
+@pytest.mark.parametrize("room", FLOORS)
+def test_rooms_import_only_lower_rooms(room):
+    """Of the same floor neither, at the top of a file, in a function, and for a type checker."""
+    for other in rooms.doors().get(room, ()):
+        assert FLOORS[other] < FLOORS[room], f"{room} imports {other}"
+
+
+def test_modules_do_not_import_each_other_in_a_ring():
+    assert rooms.ring() == []
+
+
+def test_the_page_says_which_rooms_import_which():
+    assert rooms.DOORS.search(rooms.PAGE.read_text())[0] == rooms.doors_table(), "python tests/rooms.py --write"
+
+
+def test_the_root_holds_names_and_errors_alone():
+    assert {path.name for path in PACKAGE.glob("*.py")} == AT_THE_ROOT
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda p: str(p.relative_to(ROOT)))
+def test_folders_stay_small(folder):
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 12
+
+
+def test_tests_mirror_the_rooms():
+    """And no two files have one name: pytest imports them by it."""
+    found = sorted((ROOT / "tests").rglob("test_*.py"))
+    assert {path.parent.name for path in found} - {"tests"} <= set(FLOORS)
+    assert len({path.name for path in found}) == len(found)
 
 
 def imports(tree: ast.AST):
-    """Every imported module with whether it is at module level outside `if TYPE_CHECKING`."""
+    """Every imported module with whether it is at module level, other than for a type checker."""
     typing_only = {
         id(node)
         for block in ast.walk(tree)
@@ -72,21 +76,7 @@ def imports(tree: ast.AST):
         if isinstance(node, ast.Import):
             yield from ((alias.name, id(node) in top) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            of_root = node.module == "raytrain"
-            names = [f"raytrain.{alias.name}" for alias in node.names] if of_root else [node.module]
-            yield from ((name, id(node) in top) for name in names)
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_rooms_import_only_lower_rooms(path):
-    here = room(path)
-    for name, _ in imports(ast.parse(path.read_text())):
-        if name.startswith("raytrain."):
-            there = name.split(".")[1]
-            if there not in {here, "__version__"}:
-                same_row = row_of(there) == row_of(here) and row_of(here) in (0, 3, 5)
-                assert same_row or row_of(there) < row_of(here), f"{here} imports {there}"
+            yield node.module, id(node) in top
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -99,15 +89,15 @@ def test_heavy_imports_stay_where_they_are_needed(path):
         if package == "ray":
             assert not at_top, f"{relative} imports ray at module level"
         if package in ("boto3", "botocore", "sagemaker"):
-            assert room(path) == "sagemaker", f"only sagemaker/ imports {package}"
+            assert rooms.room_of(path) == "sagemaker", f"only sagemaker/ imports {package}"
         if package == "sagemaker_training":  # it makes folders where it is imported
-            assert relative == "cluster/environ.py" and not at_top
+            assert relative == "cluster/environment.py" and not at_top
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_the_environment_is_read_in_one_place(path):
     text = path.read_text()
-    if path.relative_to(PACKAGE) != Path("cluster/environ.py"):
+    if path.relative_to(PACKAGE) != Path("cluster/environment.py"):
         assert not re.search(r"\bos\.(environ|getenv|putenv)|/opt/ml", text)
 
 
@@ -116,7 +106,7 @@ def test_files_and_functions_stay_small(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 400
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 70, f"{path.name}: {node.name} is too long"
 
 

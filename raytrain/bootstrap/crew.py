@@ -73,7 +73,7 @@ class Crew:
         if self.mates:
             try:
                 names = frozenset(self.mates)
-                self._server = await listen(port, here.token, here.plan, names, self._attend, self._refused)
+                self._server = await listen(port, here.token, here.agreed, names, self._attend, self._refused)
             except OSError as error:
                 raise ClusterError(f"port {port} is taken on {here.name} ({error.strerror}); try another") from None
 

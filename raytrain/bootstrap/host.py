@@ -128,7 +128,7 @@ class ThisHost:
         return self.folder / "token"
 
     @property
-    def plan(self) -> str:
+    def agreed(self) -> str:
         """What every host of the job must agree about, in short."""
         names = sorted(f"{m.name}={m.group}" for m in self.roster.members)
         words = (__version__, self.roster.head.name, str(self.options.port), *names)

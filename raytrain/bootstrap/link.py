@@ -64,7 +64,7 @@ def proof(token: str, *words: str) -> str:
 async def listen(
     port: int,
     token: str,
-    plan: str,
+    agreed: str,
     expected: frozenset[str],
     joined: Callable[[Line], Awaitable[None]],
     refused: Callable[[str, str], None],
@@ -74,7 +74,7 @@ async def listen(
     Args:
         port: on every interface.
         token: the job's; empty for none.
-        plan: what the hosts must agree about.
+        agreed: what the hosts must agree about.
         expected: names of the hosts that may call.
         joined: called with each line that is trusted; the line is closed when it returns.
         refused: called with the name that a caller gave and the reason.
@@ -85,7 +85,7 @@ async def listen(
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            name = await asyncio.wait_for(_admit(reader, writer, token, plan, expected, refused), HANDSHAKE_TIMEOUT_S)
+            name = await asyncio.wait_for(_admit(reader, writer, token, agreed, expected, refused), HANDSHAKE_TIMEOUT_S)
             if name is not None:
                 await joined(Line(name, reader, writer))
         except (TimeoutError, OSError, EOFError, ValueError):
@@ -100,7 +100,7 @@ async def _admit(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
     token: str,
-    plan: str,
+    agreed: str,
     expected: frozenset[str],
     refused: Callable[[str, str], None],
 ) -> str | None:
@@ -114,7 +114,7 @@ async def _admit(
         reason = "its token is not the head's"
     elif name not in expected:
         reason = "it is not a host of this job"
-    elif hello.get("plan") != plan:
+    elif hello.get("agreed") != agreed:
         reason = "it disagrees with the head about the hosts, the head or raytrain's version"
     if reason:
         refused(name, reason)
@@ -125,7 +125,7 @@ async def _admit(
     return name
 
 
-async def call(address: str, port: int, name: str, head: str, token: str, plan: str) -> Line:
+async def call(address: str, port: int, name: str, head: str, token: str, agreed: str) -> Line:
     """Connect to the head as host `name`.
 
     Raises:
@@ -137,7 +137,7 @@ async def call(address: str, port: int, name: str, head: str, token: str, plan: 
     try:
         opened = asyncio.open_connection(address, port, limit=LINE_BYTES)
         reader, writer = await asyncio.wait_for(opened, HANDSHAKE_TIMEOUT_S)
-        answer = await asyncio.wait_for(_introduce(reader, writer, name, token, plan), HANDSHAKE_TIMEOUT_S)
+        answer = await asyncio.wait_for(_introduce(reader, writer, name, token, agreed), HANDSHAKE_TIMEOUT_S)
         trusted = answer["proven"]
     except TimeoutError:
         raise TimeoutError(f"no answer within {HANDSHAKE_TIMEOUT_S:g} s") from None
@@ -154,12 +154,12 @@ async def call(address: str, port: int, name: str, head: str, token: str, plan: 
 
 
 async def _introduce(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str, token: str, plan: str
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str, token: str, agreed: str
 ) -> dict[str, Any]:
     _keep_alive(writer)
     theirs = str((await _read(reader)).get("nonce", ""))
     ours = secrets.token_hex(16)
-    said = {"name": name, "nonce": ours, "plan": plan, "proof": proof(token, "member", theirs, ours, name)}
+    said = {"name": name, "nonce": ours, "agreed": agreed, "proof": proof(token, "member", theirs, ours, name)}
     _write(writer, said)
     answer = await _read(reader)
     wanted = proof(token, "head", theirs, ours, name)

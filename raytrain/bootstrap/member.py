@@ -48,7 +48,7 @@ async def _find_head(here: ThisHost) -> tuple[link.Line, str]:
     while time.monotonic() < deadline:
         try:
             address = await network.aside(network.resolve, head)
-            called = await link.call(address, options.port + 1, here.name, head, here.token, here.plan)
+            called = await link.call(address, options.port + 1, here.name, head, here.token, here.agreed)
             return called, address
         except OSError as error:
             cause = one_line(error, 200)

@@ -32,38 +32,40 @@ def launch(
     as_json: Json = False,
 ) -> None:
     """Run a job on SageMaker: show what it is and costs, ask, upload, create."""
-    from raytrain.report.cloud import show_plan
+    from raytrain.report.cloud import show_quote
     from raytrain.report.terminal import terminal
-    from raytrain.sagemaker import aws, submit, watch
-    from raytrain.sagemaker.stage import stage
+    from raytrain.sagemaker import aws, submit, training_jobs
+    from raytrain.sagemaker.parcel import pack
 
     job = Job.from_yaml(job_file, overrides or [])
     console = terminal(standard_output=dry_run)
     known = None if dry_run else aws.account(submit.settings(job).region)
-    planned = submit.prepare(job, known, name=name, prices=prices, priced=not no_prices)
+    prepared = submit.prepare(job, known, name=name, prices=prices, priced=not no_prices)
     with tempfile.TemporaryDirectory() as folder:
-        staged = stage(job, Path(folder) / "staged")
+        parcel = pack(job, Path(folder) / "parcel")
         if dry_run and as_json:
-            _echo_json({**planned.plan.figures, "request": planned.shown})
+            _echo_json({**prepared.quote.figures, "request": prepared.shown})
             return
-        show_plan(planned.plan, console, staged, planned.notes)
+        show_quote(prepared.quote, console, parcel, prepared.notes)
         if dry_run:
             typer.echo("dry run: nobody was asked and nothing was sent; --json prints the request")
             return
         if not yes:
             confirm("launch?", "not launched; --yes launches without asking")
-        arn = submit.submit(planned, staged, known, say=lambda text: console.print(text, markup=False, highlight=False))
-    link = known.console + planned.plan.name
+        arn = submit.submit(
+            prepared, parcel, known, say=lambda text: console.print(text, markup=False, highlight=False)
+        )
+    link = known.console + prepared.quote.name
     if as_json and not wait:
-        typer.echo(json.dumps({"name": planned.plan.name, "arn": arn, "console": link}))
+        typer.echo(json.dumps({"name": prepared.quote.name, "arn": arn, "console": link}))
     elif not as_json:
-        typer.echo(planned.plan.name)
+        typer.echo(prepared.quote.name)
     console.print(link, highlight=False, soft_wrap=True)
     if wait:
-        described = _follow(planned.plan.name, known, as_json)
+        described = _follow(prepared.quote.name, known, as_json)
         if as_json:
             typer.echo(json.dumps(described, default=lambda value: value.isoformat()))
-        raise typer.Exit(watch.EXIT_CODES[described["TrainingJobStatus"]])
+        raise typer.Exit(training_jobs.EXIT_CODES[described["TrainingJobStatus"]])
 
 
 def _show(line: Any, as_json: bool) -> None:
@@ -73,11 +75,11 @@ def _show(line: Any, as_json: bool) -> None:
 def _follow(name: str, known: Any, as_json: bool) -> dict[str, Any]:
     """Log lines on standard output, changes of state on standard error."""
     from raytrain.report.terminal import terminal
-    from raytrain.sagemaker import submit, watch
+    from raytrain.sagemaker import submit, training_jobs
 
     console = terminal()
     with submit.goes_on(name):
-        return watch.follow(
+        return training_jobs.follow(
             name,
             known,
             show=lambda line: _show(line, as_json),
@@ -118,7 +120,7 @@ def twin(
     """Run the request of a job on simulated hosts of this machine, and collect what it leaves."""
     from raytrain.report.cloud import show_status
     from raytrain.report.terminal import terminal
-    from raytrain.sagemaker import watch
+    from raytrain.sagemaker import training_jobs
     from raytrain.sagemaker.twin.job import Asked, twin_of_description, twin_of_file
     from raytrain.sagemaker.twin.twin import TwinOptions
 
@@ -144,7 +146,7 @@ def twin(
     else:
         show_status(found, console)
         typer.echo(folder / found["TrainingJobName"])
-    raise typer.Exit(watch.EXIT_CODES[found["TrainingJobStatus"]])
+    raise typer.Exit(training_jobs.EXIT_CODES[found["TrainingJobStatus"]])
 
 
 @app.command(epilog="Example: raytrain record digits-20261122130455")
@@ -195,23 +197,23 @@ def logs(
     as_json: Json = False,
 ) -> None:
     """Print a training job's log, the lines of all hosts by time."""
-    from raytrain.sagemaker import aws, submit, watch
+    from raytrain.sagemaker import aws, submit, training_jobs
 
     known = aws.account(region)
     if follow:
         described = _follow(name, known, as_json)
-        raise typer.Exit(watch.EXIT_CODES[described["TrainingJobStatus"]])
+        raise typer.Exit(training_jobs.EXIT_CODES[described["TrainingJobStatus"]])
     submit.describe(name, known)
-    for line in watch.Logs(name, known).new():
+    for line in training_jobs.Logs(name, known).new():
         _show(line, as_json)
 
 
 @app.command(epilog="Example: raytrain stop digits-20261122130455")
 def stop(name: JobName, region: Region = None, as_json: Json = False) -> None:
     """End a training job: SIGTERM to every host, and SIGKILL two minutes later."""
-    from raytrain.sagemaker import aws, watch
+    from raytrain.sagemaker import aws, training_jobs
 
-    watch.stop(name, aws.account(region))
+    training_jobs.stop(name, aws.account(region))
     typer.echo(json.dumps({"name": name, "status": "Stopping"}) if as_json else f"{name} is stopping")
 
 
@@ -225,9 +227,9 @@ def jobs(
     """List the latest training jobs, newest first."""
     from raytrain.report.cloud import show_jobs
     from raytrain.report.terminal import terminal
-    from raytrain.sagemaker import aws, watch
+    from raytrain.sagemaker import aws, training_jobs
 
-    found = watch.jobs(aws.account(region), contains, limit)
+    found = training_jobs.jobs(aws.account(region), contains, limit)
     if as_json:
         _echo_json(found)
     else:

@@ -172,8 +172,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say which cluster shape is cheapest for a job, and which are the fastest for their money."""
+    from raytrain.cost.bounds import Bounds
     from raytrain.cost.instances import catalog
-    from raytrain.cost.planner import Bounds
     from raytrain.cost.planner import plan as planned
     from raytrain.report.plans import show_plan
     from raytrain.report.terminal import terminal

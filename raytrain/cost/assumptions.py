@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from raytrain.cost.bounds import Bounds
 from raytrain.cost.instances import InstanceType
 from raytrain.cost.profile import TRAINED_ON_CPU, Profile
-
-if TYPE_CHECKING:
-    from raytrain.cost.planner import Bounds
 
 
 def startup_s(profile: Profile, bounds: Bounds) -> float | None:

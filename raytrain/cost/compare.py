@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from raytrain.cost.bounds import Bounds
 from raytrain.cost.instances import Catalog, Price
-from raytrain.cost.planner import Bounds, Prediction, plan
+from raytrain.cost.planner import Prediction, plan
 from raytrain.cost.priced import Priced, priced_hosts, region_of
 from raytrain.cost.profile import TRAINED_ON_CPU, Profile, profile_of_record
 from raytrain.cost.unlike import unlikenesses

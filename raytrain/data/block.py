@@ -102,7 +102,7 @@ class Batch:
     header: Header
 
 
-def encode(batches: Sequence[Prepared]) -> pa.Table:
+def to_table(batches: Sequence[Prepared]) -> pa.Table:
     """One row, which refers to the pieces' memory."""
     headers = []
     for batch in batches:
@@ -116,7 +116,7 @@ def encode(batches: Sequence[Prepared]) -> pa.Table:
     return pa.table(columns)
 
 
-def decode(table: pa.Table) -> list[Batch]:
+def batches_of(table: pa.Table) -> list[Batch]:
     """Views of the block's memory, read-only."""
     headers: list[dict[str, Any]] = json.loads(table.column("header")[0].as_py())
     _, offsets, data = table.column("numbers").chunk(0).buffers()

@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 
-from raytrain.data.block import NO_SAMPLE, Header, Prepared, encode
+from raytrain.data.block import NO_SAMPLE, Header, Prepared, to_table
 from raytrain.data.order import SampleRng, Segment, Split, StreamPlan
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stage_clock import StageClock
@@ -65,7 +65,7 @@ class Producer:
     def block(self, segment: int, batch: int, count: int) -> pa.Table:
         """`count` batches from `batch` on as one block."""
         numbers = range(batch, batch + count)
-        return encode([self.batch(segment, number, together=count > 1) for number in numbers])
+        return to_table([self.batch(segment, number, together=count > 1) for number in numbers])
 
     def batch(self, segment: int, number: int, *, together: bool = False) -> Prepared:
         """Prepare one batch, its samples `together` in memory of their own if others of its block come after it.

@@ -12,7 +12,7 @@ from raytrain.data.block import Header
 
 
 @dataclass
-class Staged:
+class Arriving:
     """A batch on its way: tensors on the host or, with `copied_between`, on the device."""
 
     segment: int
@@ -31,19 +31,19 @@ class Copier:
         self._device, self._stream = device, torch.cuda.Stream(device)
         self._buffers: list[tuple[torch.Tensor, Any]] = []
 
-    def copy(self, staged: Staged) -> Staged:
-        pinned = self._pinned(staged.image)
-        pinned.copy_(staged.image)
-        label = staged.label.pin_memory()
+    def copy(self, arriving: Arriving) -> Arriving:
+        pinned = self._pinned(arriving.image)
+        pinned.copy_(arriving.image)
+        label = arriving.label.pin_memory()
         began, copied = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         with torch.cuda.stream(self._stream):
             began.record()
-            staged.image = pinned.to(self._device, non_blocking=True)
-            staged.label = label.to(self._device, non_blocking=True)
+            arriving.image = pinned.to(self._device, non_blocking=True)
+            arriving.label = label.to(self._device, non_blocking=True)
             copied.record()
         self._buffers.append((pinned, copied))
-        staged.copied_between = (began, copied)
-        return staged
+        arriving.copied_between = (began, copied)
+        return arriving
 
     def _pinned(self, like: torch.Tensor) -> torch.Tensor:
         """A pinned buffer whose last copy has ended, or a new one."""

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 
 from raytrain.config.data import Normalize
-from raytrain.data.block import Batch, decode
+from raytrain.data.block import Batch, batches_of
 from raytrain.data.order import Split, StreamPlan
 from raytrain.device.batch import DeviceBatch
 from raytrain.device.clock import DeviceClock, HostClock
-from raytrain.device.copier import Copier, Staged
+from raytrain.device.copier import Arriving, Copier
 from raytrain.device.meter import RankMeter
 from raytrain.errors import DataError
 from raytrain.record.status import RankProgress
 
-AHEAD = 2  # batches staged for the loop
+AHEAD = 2  # batches arriving for the loop
 PULLED_AHEAD = 4  # batches that are on their way from other hosts, beside those
 TAKEN_AT_ONCE = 64  # references; the batches stay in the object store until their turn
 PROGRESS_EVERY_S = 0.3
@@ -57,8 +57,8 @@ class RankIngest:
         self.stopped = False
         self._feed, self._attempt, self._rank = feed, attempt, rank
         self._affine = _affine(normalize, device)
-        self._queue: queue.Queue[Staged | Exception | str] = queue.Queue(maxsize=AHEAD)
-        self._held: Staged | Exception | str | None = None
+        self._queue: queue.Queue[Arriving | Exception | str] = queue.Queue(maxsize=AHEAD)
+        self._held: Arriving | Exception | str | None = None
         self._seen: dict[Split, tuple[torch.Size, torch.dtype]] = {}  # the last sample of each split
         self._copier = Copier(device) if device.type == "cuda" else None
         self._clock = DeviceClock(self.meter) if device.type == "cuda" else HostClock(self.meter)
@@ -94,17 +94,17 @@ class RankIngest:
         for index in range(self.num_batches(number)):
             clock.waiting()
             self._tell()
-            staged = None if self.stopped else self._next(number)
-            if staged is None:
+            arriving = None if self.stopped else self._next(number)
+            if arriving is None:
                 self.stopped = True
                 return
-            self._await_copy(staged)
+            self._await_copy(arriving)
             clock.arrived()
-            self.meter.received(split, staged.header, len(staged.key), staged.wire_bytes)
-            if staged.header.failures:
-                self._feed.failures.remote(split, staged.header.failures)
-            batch = self._on_device(staged, index)
-            clock.ready(staged.copied_between)
+            self.meter.received(split, arriving.header, len(arriving.key), arriving.wire_bytes)
+            if arriving.header.failures:
+                self._feed.failures.remote(split, arriving.header.failures)
+            batch = self._on_device(arriving, index)
+            clock.ready(arriving.copied_between)
             aside = self.meter.checkpoint_s
             began = time.monotonic()
             yield batch
@@ -136,7 +136,7 @@ class RankIngest:
         if stop_at is not None and (self.plan.world_size == 1 or (self._slow and self._position >= stop_at)):
             self.stopped = True
 
-    def _next(self, number: int) -> Staged | None:
+    def _next(self, number: int) -> Arriving | None:
         """The next batch of segment `number`, or None when the run stops."""
         while True:
             item = self._held if self._held is not None else self._queue.get()
@@ -146,39 +146,39 @@ class RankIngest:
             if item == "stop":
                 self._held = item
                 return None
-            assert isinstance(item, Staged) and item.segment <= number, "the feed skipped a segment"
+            assert isinstance(item, Arriving) and item.segment <= number, "the feed skipped a segment"
             if item.segment == number:
                 return item
 
-    def _on_device(self, staged: Staged, index: int) -> DeviceBatch:
-        carried, ids = np.zeros_like(staged.key), staged.key
-        split = self.plan.segments[staged.segment].split
+    def _on_device(self, arriving: Arriving, index: int) -> DeviceBatch:
+        carried, ids = np.zeros_like(arriving.key), arriving.key
+        split = self.plan.segments[arriving.segment].split
         if split == "train":
-            carried, ids = np.divmod(staged.key, self.plan.spec.num_train)
+            carried, ids = np.divmod(arriving.key, self.plan.spec.num_train)
         stand_in = len(ids) == 0
         if stand_in:  # every rank steps, whatever was undecodable
-            shape, dtype = self._shape_of_a_sample(split, staged)
-            staged.image = torch.zeros((1, *shape), dtype=dtype, device=self.device)
-            staged.label = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self._seen[split] = staged.image.shape[1:], staged.image.dtype
-        image = staged.image.permute(0, 3, 1, 2) if staged.image.ndim == 4 else staged.image
+            shape, dtype = self._shape_of_a_sample(split, arriving)
+            arriving.image = torch.zeros((1, *shape), dtype=dtype, device=self.device)
+            arriving.label = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._seen[split] = arriving.image.shape[1:], arriving.image.dtype
+        image = arriving.image.permute(0, 3, 1, 2) if arriving.image.ndim == 4 else arriving.image
         image = image.to(torch.float32)
         if self._affine is not None:
             scale, shift = self._affine
             image = image * scale + shift
         return DeviceBatch(
             image,
-            staged.label,
+            arriving.label,
             ids,
             index,
             weight=0.0 if stand_in else 1.0,
             stand_in=stand_in,
             carried=carried.astype(bool),
-            repeated=staged.header.repeated,
-            left_out=np.asarray(staged.header.left_out, dtype=np.int64),
+            repeated=arriving.header.repeated,
+            left_out=np.asarray(arriving.header.left_out, dtype=np.int64),
         )
 
-    def _shape_of_a_sample(self, split: Split, empty: Staged) -> tuple[torch.Size, torch.dtype]:
+    def _shape_of_a_sample(self, split: Split, empty: Arriving) -> tuple[torch.Size, torch.dtype]:
         """As the worker knew it from other samples, else as this rank has seen it.
 
         Raises:
@@ -195,13 +195,13 @@ class RankIngest:
             )
         return self._seen[split]
 
-    def _await_copy(self, staged: Staged) -> None:
+    def _await_copy(self, arriving: Arriving) -> None:
         """Have the compute stream wait for the batch; the host goes on."""
-        if staged.copied_between is not None:
+        if arriving.copied_between is not None:
             stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(staged.copied_between[1])
-            staged.image.record_stream(stream)
-            staged.label.record_stream(stream)
+            stream.wait_event(arriving.copied_between[1])
+            arriving.image.record_stream(stream)
+            arriving.label.record_stream(stream)
 
     # --- on the thread ---
 
@@ -214,8 +214,8 @@ class RankIngest:
             block, batches = None, []
             for segment, number, (reference, index) in self._references():
                 if reference != block:
-                    block, batches = reference, decode(ray.get(reference))
-                self._put(self._stage(segment, number, batches[index]))
+                    block, batches = reference, batches_of(ray.get(reference))
+                self._put(self._arriving(segment, number, batches[index]))
         except Exception as error:  # noqa: BLE001 - raised again by the training thread
             self._put(error)
 
@@ -242,7 +242,7 @@ class RankIngest:
     def _ask(self) -> Any:
         return self._feed.take.remote(self._attempt, self._rank, TAKEN_AT_ONCE)
 
-    def _put(self, item: Staged | Exception | str) -> None:
+    def _put(self, item: Arriving | Exception | str) -> None:
         while not self._closed.is_set():
             try:
                 return self._queue.put(item, timeout=0.5)
@@ -250,11 +250,11 @@ class RankIngest:
                 continue
         return None
 
-    def _stage(self, segment: int, number: int, batch: Batch) -> Staged:
+    def _arriving(self, segment: int, number: int, batch: Batch) -> Arriving:
         assert (batch.header.segment, batch.header.batch) == (segment, number), "a batch was routed as another"
         image, label = _tensor(batch.image), _tensor(batch.label)
-        staged = Staged(segment, batch.header, image, label, batch.key, batch.image.nbytes)
-        return self._copier.copy(staged) if self._copier is not None and len(batch.key) else staged
+        arriving = Arriving(segment, batch.header, image, label, batch.key, batch.image.nbytes)
+        return self._copier.copy(arriving) if self._copier is not None and len(batch.key) else arriving
 
 
 def pull(references: Iterable[Any]) -> None:

@@ -8,58 +8,60 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from raytrain.sagemaker.plan import Plan
+from raytrain.sagemaker.parcel import Parcel
+from raytrain.sagemaker.quote import Quote
 from raytrain.sagemaker.request import MANAGED_CHANNELS, groups_of
-from raytrain.sagemaker.stage import Staged
-from raytrain.sagemaker.watch import billable_s, state_of
+from raytrain.sagemaker.training_jobs import billable_s, state_of
 
 
-def show_plan(plan: Plan, console: Console, staged: Staged | None = None, notes: tuple[str, ...] = ()) -> None:
+def show_quote(quote: Quote, console: Console, parcel: Parcel | None = None, notes: tuple[str, ...] = ()) -> None:
     """What it comes to in a line, then groups, money and what is sent. Nothing is cut, however narrow the terminal."""
-    for line in (_in_a_line(plan), f"job: {plan.name}"):
+    for line in (_in_a_line(quote), f"job: {quote.name}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     table = Table(show_edge=False, pad_edge=False)
     for name in ("group", "instance type"):
         table.add_column(name, overflow="fold")
     for name in ("hosts", "vCPUs", "GPUs", "USD/h"):
         table.add_column(name, justify="right", no_wrap=True)
-    for planned in plan.groups:
-        hosts, kind = planned.group.hosts, planned.type
+    for group in quote.groups:
+        hosts, kind = group.group.hosts, group.type
         gpus = f"{hosts * kind.gpus} {kind.gpu}" if kind.gpus else "-"
-        cells = (planned.group.name, kind.name, str(hosts), str(hosts * kind.vcpus), gpus, money(planned.usd_per_hour))
+        cells = (group.group.name, kind.name, str(hosts), str(hosts * kind.vcpus), gpus, money(group.usd_per_hour))
         table.add_row(*cells)
-    if len(plan.groups) > 1:
+    if len(quote.groups) > 1:
         table.add_section()
-        table.add_row("", "", str(plan.num_hosts), str(plan.vcpus), str(plan.gpus or "-"), money(plan.usd_per_hour))
+        table.add_row("", "", str(quote.num_hosts), str(quote.vcpus), str(quote.gpus or "-"), money(quote.usd_per_hour))
     console.print(table)
-    for line in (*_money_lines(plan), *_request_lines(plan), *_staged_lines(staged), *(f"note: {n}" for n in notes)):
+    for line in (*_money_lines(quote), *_request_lines(quote), *_parcel_lines(parcel), *(f"note: {n}" for n in notes)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _in_a_line(plan: Plan) -> str:
-    hosts = f"{plan.num_hosts} host{'s' * (plan.num_hosts > 1)} in {plan.region}"
-    if plan.usd_per_hour is None:
+def _in_a_line(quote: Quote) -> str:
+    hosts = f"{quote.num_hosts} host{'s' * (quote.num_hosts > 1)} in {quote.region}"
+    if quote.usd_per_hour is None:
         return f"{hosts}, price not asked for"
-    return f"{hosts} for {money(plan.usd_per_hour)} an hour, at most ${plan.max_usd:,.2f}"
+    return f"{hosts} for {money(quote.usd_per_hour)} an hour, at most ${quote.max_usd:,.2f}"
 
 
-def _money_lines(plan: Plan) -> list[str]:
-    if plan.usd_per_hour is None:
+def _money_lines(quote: Quote) -> list[str]:
+    if quote.usd_per_hour is None:
         return []
-    limit = f"its limit of {plan.max_run_s / 3600:g} h"
-    if plan.keep_alive_s:
-        limit += f" and the warm pool for {plan.keep_alive_s / 3600:g} h"
-    lines = [f"price cap: ${plan.max_usd:,.2f} for the instances, if it runs to {limit}" + ", less on spot" * plan.spot]
-    lines += [f"prices: on demand, {s.text}, {s.date or 'undated'}" for s in plan.sources]
-    if plan.break_even is not None:
-        single = plan.single
+    limit = f"its limit of {quote.max_run_s / 3600:g} h"
+    if quote.keep_alive_s:
+        limit += f" and the warm pool for {quote.keep_alive_s / 3600:g} h"
+    lines = [
+        f"price cap: ${quote.max_usd:,.2f} for the instances, if it runs to {limit}" + ", less on spot" * quote.spot
+    ]
+    lines += [f"prices: on demand, {s.text}, {s.date or 'undated'}" for s in quote.sources]
+    if quote.break_even is not None:
+        single = quote.single
         lines.append(
-            f"break-even: {plan.break_even:.2f} times the samples/s of {single.group.hosts} x {single.type.name} alone "
-            f"({money(single.usd_per_hour)}/h)"
+            f"break-even: {quote.break_even:.2f} times the samples/s of {single.group.hosts} x {single.type.name} "
+            f"alone ({money(single.usd_per_hour)}/h)"
         )
-    if plan.alternative is not None:
-        kind, price = plan.alternative
-        hosts = plan.single.group.hosts
+    if quote.alternative is not None:
+        kind, price = quote.alternative
+        hosts = quote.single.group.hosts
         lines.append(
             f"beside it: {hosts} x {kind.name} alone has {hosts * kind.vcpus} vCPUs for "
             f"{money(hosts * price.usd_per_hour)}/h"
@@ -67,8 +69,8 @@ def _money_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def _request_lines(plan: Plan) -> list[str]:
-    request = plan.request
+def _request_lines(quote: Quote) -> list[str]:
+    request = quote.request
     lines = [f"image: {request['AlgorithmSpecification']['TrainingImage']}", f"role: {request['RoleArn']}"]
     for channel in request["InputDataConfig"]:
         source = channel["DataSource"]["S3DataSource"]
@@ -81,12 +83,12 @@ def _request_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def _staged_lines(staged: Staged | None) -> list[str]:
-    if staged is None:
+def _parcel_lines(parcel: Parcel | None) -> list[str]:
+    if parcel is None:
         return []
-    lines = [f"code: {staged.num_files} files, {staged.num_bytes / 1e6:.1f} MB"]
-    if staged.left_out:
-        lines.append(f"requirements left to the image: {', '.join(staged.left_out)}")
+    lines = [f"code: {parcel.num_files} files, {parcel.num_bytes / 1e6:.1f} MB"]
+    if parcel.left_out:
+        lines.append(f"requirements left to the image: {', '.join(parcel.left_out)}")
     return lines
 
 

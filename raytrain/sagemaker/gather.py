@@ -18,7 +18,7 @@ from raytrain.record.schema import BilledGroup, CloudFacts, HostLoad, RunRecord,
 from raytrain.sagemaker import aws
 from raytrain.sagemaker.request import groups_of
 from raytrain.sagemaker.submit import describe
-from raytrain.sagemaker.watch import ENDED, billable_s
+from raytrain.sagemaker.training_jobs import ENDED, billable_s
 
 NAMESPACE = "/aws/sagemaker/TrainingJobs"
 METRICS = {

@@ -161,7 +161,7 @@ def metrics(asked: SageMaker) -> dict[str, str]:
 
 
 def environment(asked: SageMaker, token: str) -> dict[str, str]:
-    """The staged raytrain comes before any that the image has; the user's own variables stay."""
+    """The raytrain that was packed comes before any that the image has; the user's own variables stay."""
     path = ":".join(filter(None, (CODE_FOLDER, asked.environment.get("PYTHONPATH"))))
     own = {"RAY_AUTH_TOKEN": token} if asked.token == "environment" else {}
     quiet = {"PIP_QUIET": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}  # else a line for every package that is there

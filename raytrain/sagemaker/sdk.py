@@ -13,6 +13,7 @@ from raytrain.config.job import Job
 from raytrain.config.sagemaker import Channel
 from raytrain.sagemaker import aws, submit
 from raytrain.sagemaker.drivers import REQUIREMENTS
+from raytrain.sagemaker.parcel import pack
 from raytrain.sagemaker.request import (
     Places,
     checkpoint_path,
@@ -24,12 +25,11 @@ from raytrain.sagemaker.request import (
     settings,
     stopping,
 )
-from raytrain.sagemaker.stage import stage
 
 
 @contextlib.contextmanager
 def trainer_for(job: Job, *, known: aws.Account | None = None) -> Iterator[Any]:
-    """A sagemaker.train.ModelTrainer for the job, ready for `train()`: everything is looked at and staged as
+    """A sagemaker.train.ModelTrainer for the job, ready for `train()`: everything is looked at and packed as
     `raytrain launch` does it, and the job's token lies in S3.
 
     Raises:
@@ -43,13 +43,13 @@ def trainer_for(job: Job, *, known: aws.Account | None = None) -> Iterator[Any]:
     uploaded: list[tuple[str, str]] = []
     trainer = None
     with tempfile.TemporaryDirectory() as folder:
-        staged = stage(job, Path(folder) / "staged")
+        parcel = pack(job, Path(folder) / "parcel")
         try:
             submit.upload(launch, None, known, uploaded)
             algorithm = launch.request["AlgorithmSpecification"]
             trainer = model_trainer(
                 job,
-                staged.code,
+                parcel.code,
                 launch.places,
                 image=algorithm["TrainingImage"],
                 role=launch.request["RoleArn"],
@@ -79,7 +79,7 @@ def model_trainer(job: Job, code: Path, places: Places, *, image: str, role: str
     The token must lie at `places.token` already (`submit.upload`). `train()` uploads `code` itself.
 
     Args:
-        code: the staged folder, such as `stage.stage` makes; the SDK packs it as its `code` channel.
+        code: the packed folder, such as `parcel.pack` makes; the SDK packs it as its `code` channel.
         session: a boto3 session.
         token: of Ray's authentication, for a job that sends it in the environment.
     """

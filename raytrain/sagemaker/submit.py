@@ -1,4 +1,4 @@
-"""From a job file to a running training job: look, stage, ask, upload, create. Either the job exists at the end, or
+"""From a job file to a running training job: look, pack, ask, upload, create. Either the job exists at the end, or
 nothing of it does."""
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from raytrain.config.sagemaker import SageMaker
 from raytrain.cost.instances import catalog
 from raytrain.errors import CloudError, CloudUnreachable, ConfigError, Stopped
 from raytrain.sagemaker import aws
-from raytrain.sagemaker.plan import Plan, check_cap, plan
+from raytrain.sagemaker.parcel import Parcel
+from raytrain.sagemaker.quote import Quote, check_cap, quote
 from raytrain.sagemaker.request import (
     CODE_CHANNEL,
     DRIVERS_CHANNEL,
@@ -34,7 +35,6 @@ from raytrain.sagemaker.request import (
     timed_name,
 )
 from raytrain.sagemaker.rules import check, check_own_channels
-from raytrain.sagemaker.stage import Staged
 
 NO_ACCOUNT = "000000000000"  # stands for the account's number where nobody was asked
 UPLOADS_AT_ONCE = 8
@@ -53,14 +53,14 @@ class Launch:
     """
 
     job: Job
-    plan: Plan
+    quote: Quote
     places: Places
     token: str
     notes: tuple[str, ...] = ()
 
     @property
     def request(self) -> Request:
-        return self.plan.request
+        return self.quote.request
 
     @property
     def shown(self) -> Request:
@@ -115,10 +115,10 @@ def prepare(
         notes.append("Ray's token is in the job's environment: whoever may describe the job can read it")
     if asked.network_isolation:
         notes.append("with network_isolation the hosts cannot install requirements: the image must have them all")
-    planned = plan(request, job, region, prices, priced=priced)
+    quoted = quote(request, job, region, prices, priced=priced)
     if capped:
-        check_cap(planned, asked.max_usd_per_hour)
-    return Launch(job, planned, places, token, tuple(notes))
+        check_cap(quoted, asked.max_usd_per_hour)
+    return Launch(job, quoted, places, token, tuple(notes))
 
 
 def check_name_free(name: str, known: aws.Account) -> None:
@@ -152,7 +152,7 @@ def describe(name: str, known: aws.Account, *, missing_ok: bool = False) -> dict
     return found
 
 
-def submit(launch: Launch, staged: Staged, known: aws.Account, say: Say = lambda text: None) -> str:
+def submit(launch: Launch, parcel: Parcel, known: aws.Account, say: Say = lambda text: None) -> str:
     """Upload and create; returns the job's ARN.
 
     Raises:
@@ -163,8 +163,8 @@ def submit(launch: Launch, staged: Staged, known: aws.Account, say: Say = lambda
     asked = False
     with _stopped_by_sigterm():
         try:
-            say(f"uploading {staged.num_files} files, {staged.num_bytes / 1e6:.1f} MB")
-            upload(launch, staged, known, uploaded)
+            say(f"uploading {parcel.num_files} files, {parcel.num_bytes / 1e6:.1f} MB")
+            upload(launch, parcel, known, uploaded)
             asked = True
             return _create(launch, known)
         except (CloudUnreachable, KeyboardInterrupt, Stopped) as error:
@@ -178,7 +178,7 @@ def submit(launch: Launch, staged: Staged, known: aws.Account, say: Say = lambda
         except BaseException:
             found = None
             with contextlib.suppress(CloudError):
-                found = describe(launch.plan.name, known, missing_ok=True)
+                found = describe(launch.quote.name, known, missing_ok=True)
             take_back(_not_of_a_job(launch, found, uploaded), known, say)
             raise
 
@@ -187,7 +187,7 @@ def _after_doubt(
     launch: Launch, known: aws.Account, uploaded: list[tuple[str, str]], say: Say, error: BaseException, number: int
 ) -> str:
     """The request may have arrived or not: look, and only delete what no job points to."""
-    name = launch.plan.name
+    name = launch.quote.name
     try:
         found = describe(name, known, missing_ok=True)
     except CloudError:
@@ -234,14 +234,14 @@ def _not_of_a_job(launch: Launch, found: Request | None, uploaded: list[tuple[st
     return uploaded
 
 
-def upload(launch: Launch, staged: Staged | None, known: aws.Account, uploaded: list[tuple[str, str]]) -> None:
+def upload(launch: Launch, parcel: Parcel | None, known: aws.Account, uploaded: list[tuple[str, str]]) -> None:
     """Put the code, the drivers and the token where the request says.
 
     Args:
-        staged: None for the token alone; the SDK uploads the rest itself.
+        parcel: None for the token alone; the SDK uploads the rest itself.
         uploaded: filled with (bucket, key), also when it fails on the way.
     """
-    folders = {} if staged is None else {CODE_CHANNEL: staged.code, DRIVERS_CHANNEL: staged.drivers}
+    folders = {} if parcel is None else {CODE_CHANNEL: parcel.code, DRIVERS_CHANNEL: parcel.drivers}
     key = settings(launch.job).kms.output
     more = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
@@ -275,16 +275,16 @@ def _sends_token(request: Request) -> bool:
 def _create(launch: Launch, known: aws.Account) -> str:
     from botocore.exceptions import ClientError
 
-    with aws.explained(f"creating the training job {launch.plan.name}"):
+    with aws.explained(f"creating the training job {launch.quote.name}"):
         try:
             return known.sagemaker.create_training_job(**launch.request)["TrainingJobArn"]
         except ClientError as error:
             if aws.code_of(error) != "ResourceInUse":
                 raise
-    found = describe(launch.plan.name, known)
+    found = describe(launch.quote.name, known)
     if _is_ours(found, launch):
         return found["TrainingJobArn"]  # the answer to an earlier try was lost
-    raise CloudError(f"there is a training job named {launch.plan.name} already; choose another by --name")
+    raise CloudError(f"there is a training job named {launch.quote.name} already; choose another by --name")
 
 
 def _uri(request: Request, channel: str) -> str | None:

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
-if TYPE_CHECKING:
-    from raytrain.train.context import TrainContext
+from raytrain.config.job import Job
 
 LossOf = Callable[[Any], torch.Tensor]
+
+
+class Steps(Protocol):
+    """What an updater needs of a training context (`raytrain.train.context.TrainContext`)."""
+
+    job: Job
+    device: torch.device
+    world_size: int
+    accumulates: bool
+
+    def window(self, index: int, batches_per_update: int) -> tuple[range, int]: ...
+
+    def autocast(self) -> contextlib.AbstractContextManager: ...
+
+    def report(self, loss: torch.Tensor, *, updated: bool = True, skipped: bool = False) -> None: ...
+
+    def sum_over_ranks(self, *values: float) -> list[float]: ...
 
 
 class Updater:
@@ -33,7 +49,7 @@ class Updater:
 
     def __init__(
         self,
-        ctx: TrainContext,
+        ctx: Steps,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         *,

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from money import prices_file, profile
 
+from raytrain.cost.bounds import Bounds
 from raytrain.cost.instances import catalog
-from raytrain.cost.planner import MAX_GROUPS, Bounds, plan
+from raytrain.cost.planner import MAX_GROUPS, plan
 from raytrain.cost.profile import Figure
 from raytrain.errors import ConfigError
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from money import prices_file, profile
 
 from raytrain.cost import planner
+from raytrain.cost.bounds import Bounds
 from raytrain.cost.instances import catalog
-from raytrain.cost.planner import LIMITS, Bounds, Prediction, Shape, plan
+from raytrain.cost.planner import LIMITS, Prediction, Shape, plan
 from raytrain.cost.profile import Figure
 from raytrain.errors import ConfigError
 from raytrain.sagemaker import rules

@@ -9,8 +9,9 @@ from money import profile
 
 from raytrain.config.training import Model
 from raytrain.cost import typical
+from raytrain.cost.bounds import Bounds
 from raytrain.cost.instances import catalog
-from raytrain.cost.planner import Bounds, plan
+from raytrain.cost.planner import plan
 from raytrain.cost.profile import Figure
 from raytrain.cost.typical import PEAKS, Peak, typical_s, with_typical
 from raytrain.errors import ConfigError

@@ -19,7 +19,7 @@ from raytrain.config.job import Job
 from raytrain.errors import CloudError, ConfigError, Stopped
 from raytrain.sagemaker import aws as door
 from raytrain.sagemaker import submit
-from raytrain.sagemaker.stage import stage
+from raytrain.sagemaker.parcel import pack
 
 
 @pytest.fixture
@@ -208,24 +208,24 @@ def ready(aws, cloud_file, tmp_path, without_raytrain):
     def make(**changes):
         job = Job.from_yaml(cloud_file(**changes))
         known = door.account(REGION)
-        return submit.prepare(job, known), stage(job, tmp_path / "staged"), known
+        return submit.prepare(job, known), pack(job, tmp_path / "parcel"), known
 
     return make
 
 
 def test_throttling_is_tried_again(aws, ready):
-    prepared, staged, known = ready()
+    prepared, parcel, known = ready()
     aws.refuse("CreateTrainingJob", "ThrottlingException", "Rate exceeded", times=2)
-    assert submit.submit(prepared, staged, known).endswith(prepared.plan.name)
+    assert submit.submit(prepared, parcel, known).endswith(prepared.quote.name)
     assert len(aws.requests("CreateTrainingJob")) == 3
 
 
 def test_throttling_that_does_not_end(aws, ready, monkeypatch):
     monkeypatch.setattr(door, "TRIES", 2)
-    prepared, staged, known = ready()
+    prepared, parcel, known = ready()
     aws.refuse("CreateTrainingJob", "ThrottlingException", "Rate exceeded", times=99)
     with pytest.raises(CloudError, match="AWS goes on throttling after 2 tries"):
-        submit.submit(prepared, staged, known)
+        submit.submit(prepared, parcel, known)
     assert aws.objects() == []
 
 
@@ -238,20 +238,20 @@ def test_a_name_that_is_taken_is_found_before_anything_is_uploaded(aws, cloud_fi
 
 
 def test_a_name_taken_meanwhile_is_found_too(aws, ready):
-    prepared, staged, known = ready()
+    prepared, parcel, known = ready()
     other = Job.from_dict({**prepared.job.model_dump(exclude_unset=True), "name": "somebody-elses"})
     elsewhere = submit.prepare(other, known)
-    known.sagemaker.create_training_job(**{**elsewhere.request, "TrainingJobName": prepared.plan.name})
+    known.sagemaker.create_training_job(**{**elsewhere.request, "TrainingJobName": prepared.quote.name})
     with pytest.raises(CloudError, match="there is a training job named .* already"):
-        submit.submit(prepared, staged, known)
+        submit.submit(prepared, parcel, known)
     assert aws.objects() == []
 
 
 def test_an_answer_that_was_lost_is_no_second_job(aws, ready):
     """The first try created the job, its answer did not come back, and the second finds the name taken: by us."""
-    prepared, staged, known = ready()
+    prepared, parcel, known = ready()
     known.sagemaker.create_training_job(**prepared.request)
-    assert submit.submit(prepared, staged, known).endswith(prepared.plan.name)
+    assert submit.submit(prepared, parcel, known).endswith(prepared.quote.name)
     assert len(aws.jobs) == 1
     assert len(aws.objects()) > 10
 
@@ -261,18 +261,18 @@ def interrupt(*_, **__):
 
 
 def test_ctrl_c_while_uploading_leaves_nothing(aws, ready, monkeypatch):
-    prepared, staged, known = ready()
+    prepared, parcel, known = ready()
     monkeypatch.setattr(known.s3, "put_object", interrupt)
     with pytest.raises(Stopped, match="stopped; nothing was started"):
-        submit.submit(prepared, staged, known)
+        submit.submit(prepared, parcel, known)
     assert aws.objects() == []
 
 
 def test_sigterm_while_uploading_leaves_nothing(aws, ready, monkeypatch):
-    prepared, staged, known = ready()
+    prepared, parcel, known = ready()
     monkeypatch.setattr(known.s3, "put_object", lambda **_: os.kill(os.getpid(), 15))
     with pytest.raises(Stopped, match="stopped; nothing was started") as caught:
-        submit.submit(prepared, staged, known)
+        submit.submit(prepared, parcel, known)
     assert caught.value.exit_code == 143
     assert aws.objects() == []
 
@@ -289,54 +289,54 @@ def created_but(known, monkeypatch, then):
 
 
 def test_ctrl_c_after_the_request_arrived_says_that_the_job_exists(aws, ready, monkeypatch):
-    prepared, staged, known = ready()
+    prepared, parcel, known = ready()
     created_but(known, monkeypatch, interrupt)
     with pytest.raises(
-        Stopped, match=f"stopped, but the job {prepared.plan.name} exists and goes on; end it: raytrain"
+        Stopped, match=f"stopped, but the job {prepared.quote.name} exists and goes on; end it: raytrain"
     ):
-        submit.submit(prepared, staged, known)
+        submit.submit(prepared, parcel, known)
     assert len(aws.objects()) > 10, "its code and token are still there"
 
 
 @pytest.mark.parametrize("token", ["channel", "environment"])
 def test_an_answer_that_never_comes_is_looked_up(aws, ready, monkeypatch, token):
-    prepared, staged, known = ready(sagemaker__token=token)
+    prepared, parcel, known = ready(sagemaker__token=token)
     created_but(known, monkeypatch, lambda: (_ for _ in ()).throw(EndpointConnectionError(endpoint_url="x")).__next__())
-    assert submit.submit(prepared, staged, known).endswith(prepared.plan.name)
+    assert submit.submit(prepared, parcel, known).endswith(prepared.quote.name)
     assert len(aws.objects()) > 10
 
 
 def test_ctrl_c_before_the_request_arrived_leaves_nothing(aws, ready, monkeypatch):
-    prepared, staged, known = ready()
+    prepared, parcel, known = ready()
     monkeypatch.setattr(known.sagemaker, "create_training_job", interrupt)
     with pytest.raises(Stopped, match="stopped; nothing was started"):
-        submit.submit(prepared, staged, known)
+        submit.submit(prepared, parcel, known)
     assert aws.objects() == []
 
 
 def test_what_cannot_be_known_is_said_and_nothing_deleted(aws, ready, monkeypatch):
-    prepared, staged, known = ready()
+    prepared, parcel, known = ready()
     created_but(known, monkeypatch, interrupt)
     aws.refuse("DescribeTrainingJob", "AccessDeniedException", "no", times=9)
     with pytest.raises(CloudError, match="whether the job .* exists is not known, so that what was uploaded stays"):
-        submit.submit(prepared, staged, known)
+        submit.submit(prepared, parcel, known)
     assert len(aws.objects()) > 10
 
 
 @pytest.mark.parametrize("token", ["channel", "environment"])
 def test_two_launches_in_the_same_second_do_not_harm_each_other(aws, ready, token):
     """The same name, and so the same place for the code: the second is refused and deletes no more than its own."""
-    prepared, staged, known = ready(sagemaker__token=token)
-    other = submit.prepare(prepared.job, known, name=prepared.plan.name)
-    submit.submit(prepared, staged, known)
+    prepared, parcel, known = ready(sagemaker__token=token)
+    other = submit.prepare(prepared.job, known, name=prepared.quote.name)
+    submit.submit(prepared, parcel, known)
     before = aws.objects()
     with pytest.raises(CloudError, match="there is a training job named .* already"):
-        submit.submit(other, staged, known)
+        submit.submit(other, parcel, known)
     assert aws.objects() == before
 
 
 def test_what_cannot_be_deleted_is_named(aws, ready, monkeypatch):
-    prepared, staged, known = ready()
+    prepared, parcel, known = ready()
     aws.refuse("CreateTrainingJob", "ValidationException", "no")
     delete = known.s3.delete_object
 
@@ -348,14 +348,14 @@ def test_what_cannot_be_deleted_is_named(aws, ready, monkeypatch):
     monkeypatch.setattr(known.s3, "delete_object", refuse)
     said = []
     with pytest.raises(CloudError, match="ValidationException: no"):
-        submit.submit(prepared, staged, known, said.append)
+        submit.submit(prepared, parcel, known, said.append)
     [left] = aws.objects()
     assert said[-1] == f"could not delete 1 objects, delete them yourself: s3://{BUCKET}/{left} …"
 
 
 def test_uploads_are_encrypted_with_the_users_key(aws, ready):
-    prepared, staged, known = ready(sagemaker__kms={"output": "alias/mine"})
-    submit.submit(prepared, staged, known)
+    prepared, parcel, known = ready(sagemaker__kms={"output": "alias/mine"})
+    submit.submit(prepared, parcel, known)
     for key in aws.objects():
         head = boto3.client("s3").head_object(Bucket=BUCKET, Key=key)
         assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "alias/mine")
@@ -417,10 +417,10 @@ def test_what_boto3_raises_is_one_line(error, message):
 
 
 def test_an_upload_that_s3_refuses(aws, ready):
-    prepared, staged, known = ready()
+    prepared, parcel, known = ready()
     boto3.client("s3").delete_bucket(Bucket=BUCKET)
     with pytest.raises(CloudError, match="uploading to s3://.*Failed to upload .*NoSuchBucket"):
-        submit.submit(prepared, staged, known)
+        submit.submit(prepared, parcel, known)
 
 
 @pytest.mark.parametrize(

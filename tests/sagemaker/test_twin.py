@@ -373,7 +373,7 @@ def test_the_store_reads_s3(aws, tmp_path):
 
 @pytest.mark.hosts
 def test_the_command_line_ends_as_the_job_does(cloud_file, source, tmp_path):
-    """A user's own program that fails: staged, run, told."""
+    """A user's own program that fails: packed, run, told."""
     (source / "train.py").write_text("import sys; print('about to fail', flush=True); sys.exit('my reason')")
     path = cloud_file(cluster__groups=[{"name": "cpu", "instance_type": "ml.c5.xlarge"}], sagemaker__role=None)
     result = run_cli("twin", path, "--name", "mine", "--folder", tmp_path / "out", timeout=100)

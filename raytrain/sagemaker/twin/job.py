@@ -13,8 +13,8 @@ from raytrain.config.job import Job
 from raytrain.cost.instances import catalog
 from raytrain.errors import ConfigError, nearest
 from raytrain.sagemaker import aws, submit
+from raytrain.sagemaker.parcel import pack
 from raytrain.sagemaker.request import CODE_CHANNEL, DRIVERS_CHANNEL, Request
-from raytrain.sagemaker.stage import stage
 from raytrain.sagemaker.twin.store import Store
 from raytrain.sagemaker.twin.twin import TwinJob, TwinOptions
 
@@ -59,22 +59,22 @@ def twin_of_file(job: Job, wanted: Asked) -> dict[str, Any]:
     asked = submit.settings(job)
     made_up = {"role": asked.role or SOMEONE, "region": asked.region or SOMEWHERE}
     job = job.model_copy(update={"sagemaker": asked.model_copy(update=made_up)})
-    planned = submit.prepare(job, None, name=wanted.name, prices=wanted.prices, priced=False, capped=False)
-    local = _given(wanted, planned.request)
+    prepared = submit.prepare(job, None, name=wanted.name, prices=wanted.prices, priced=False, capped=False)
+    local = _given(wanted, prepared.request)
     missing = [n for n, c in asked.channels.items() if c.uri not in local]
     known = aws.account(asked.region) if missing else None
     with tempfile.TemporaryDirectory(prefix="raytrain-twin-") as temporary:
-        staged = stage(job, Path(temporary) / "staged")
+        parcel = pack(job, Path(temporary) / "parcel")
         token = Path(temporary) / "token"
         token.touch(mode=0o600)
-        token.write_text(planned.token)
+        token.write_text(prepared.token)
         own = {
-            planned.places.input(CODE_CHANNEL): staged.code,
-            planned.places.input(DRIVERS_CHANNEL): staged.drivers,
-            planned.places.token: token,
+            prepared.places.input(CODE_CHANNEL): parcel.code,
+            prepared.places.input(DRIVERS_CHANNEL): parcel.drivers,
+            prepared.places.token: token,
         }
-        store = Store({**own, **local}, known, frozenset({planned.places.checkpoints}))
-        return wanted.run(planned.request, store)
+        store = Store({**own, **local}, known, frozenset({prepared.places.checkpoints}))
+        return wanted.run(prepared.request, store)
 
 
 def twin_of_description(described: str, region: str | None, wanted: Asked) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from money import prices_file, profile, run_on
 from rich.console import Console
 
 from raytrain.cli import prices as command
+from raytrain.cost.bounds import Bounds
 from raytrain.cost.compare import compare
 from raytrain.cost.instances import catalog
-from raytrain.cost.planner import Bounds, plan
+from raytrain.cost.planner import plan
 from raytrain.cost.profile import Figure
 from raytrain.record.schema import StageFigures
 from raytrain.report.costs import show_comparison

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raytrain.config.data import Normalize
-from raytrain.data.block import NO_SAMPLE, Header, Prepared, decode, encode
+from raytrain.data.block import NO_SAMPLE, Header, Prepared, batches_of, to_table
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.device.loader import RankIngest
 from raytrain.errors import DataError
@@ -40,7 +40,7 @@ def ranks_batches(*made: tuple[np.ndarray, int]):
         header = Header(0, number, {"read": 0.0}, {"read": 0.0}, failures)
         samples = [np.ones_like(like)] * count
         prepared = Prepared.of(samples, like, np.zeros(count, np.int64), np.arange(count), header, together=True)
-        rank._queue.put(rank._stage(0, number, decode(encode([prepared]))[0]), timeout=600)
+        rank._queue.put(rank._arriving(0, number, batches_of(to_table([prepared]))[0]), timeout=600)
     return list(rank.segment(0))
 
 

@@ -13,7 +13,7 @@ from raytrain.sagemaker.request import Group, Request, groups_of
 
 
 @dataclass(frozen=True)
-class PlannedGroup:
+class QuotedGroup:
     """An instance group with its type's facts.
 
     Attributes:
@@ -31,7 +31,7 @@ class PlannedGroup:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Quote:
     """What a launch would be.
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan:
 
     request: Request
     region: str
-    groups: tuple[PlannedGroup, ...]
+    groups: tuple[QuotedGroup, ...]
     sources: tuple[Source, ...]
     max_run_s: int
     keep_alive_s: int
@@ -58,19 +58,19 @@ class Plan:
 
     @property
     def num_hosts(self) -> int:
-        return sum(planned.group.hosts for planned in self.groups)
+        return sum(quoted.group.hosts for quoted in self.groups)
 
     @property
     def vcpus(self) -> int:
-        return sum(planned.group.hosts * planned.type.vcpus for planned in self.groups)
+        return sum(quoted.group.hosts * quoted.type.vcpus for quoted in self.groups)
 
     @property
     def gpus(self) -> int:
-        return sum(planned.group.hosts * planned.type.gpus for planned in self.groups)
+        return sum(quoted.group.hosts * quoted.type.gpus for quoted in self.groups)
 
     @property
     def usd_per_hour(self) -> float | None:
-        costs = [planned.usd_per_hour for planned in self.groups]
+        costs = [quoted.usd_per_hour for quoted in self.groups]
         return None if None in costs else sum(costs)
 
     @property
@@ -81,9 +81,9 @@ class Plan:
         return most_usd(self.usd_per_hour, self.max_run_s, self.keep_alive_s)
 
     @property
-    def single(self) -> PlannedGroup:
+    def single(self) -> QuotedGroup:
         """The group that a job without CPU hosts would be: the first with GPUs, else the first."""
-        return next((planned for planned in self.groups if planned.type.gpus), self.groups[0])
+        return next((quoted for quoted in self.groups if quoted.type.gpus), self.groups[0])
 
     @property
     def break_even(self) -> float | None:
@@ -109,7 +109,7 @@ class Plan:
         }
 
 
-def plan(request: Request, job: Job, region: str, prices: Path | None = None, *, priced: bool = True) -> Plan:
+def quote(request: Request, job: Job, region: str, prices: Path | None = None, *, priced: bool = True) -> Quote:
     """Look up what the request's hosts are and cost.
 
     Args:
@@ -121,7 +121,7 @@ def plan(request: Request, job: Job, region: str, prices: Path | None = None, *,
     """
     known = catalog(prices)
     groups = tuple(
-        PlannedGroup(
+        QuotedGroup(
             Group(asked.name, sent.instance_type, sent.hosts),
             known.type(sent.instance_type),
             known.price(sent.instance_type, region) if priced else None,
@@ -130,8 +130,8 @@ def plan(request: Request, job: Job, region: str, prices: Path | None = None, *,
     )
     _check_sizes(job, groups)
     _check_disks(request, groups)
-    used = list(dict.fromkeys(planned.price.source for planned in groups if planned.price))
-    planned = Plan(
+    used = list(dict.fromkeys(quoted.price.source for quoted in groups if quoted.price))
+    quoted = Quote(
         request,
         region,
         groups,
@@ -141,11 +141,11 @@ def plan(request: Request, job: Job, region: str, prices: Path | None = None, *,
         bool(request.get("EnableManagedSpotTraining")),
     )
     if priced and len(groups) > 1:
-        planned = replace(planned, alternative=_alternative(planned, known))
-    return planned
+        quoted = replace(quoted, alternative=_alternative(quoted, known))
+    return quoted
 
 
-def check_cap(planned: Plan, limit: float | None) -> None:
+def check_cap(quoted: Quote, limit: float | None) -> None:
     """Hold the price against `sagemaker.max_usd_per_hour`.
 
     Raises:
@@ -153,50 +153,50 @@ def check_cap(planned: Plan, limit: float | None) -> None:
     """
     if limit is None:
         return
-    if planned.usd_per_hour is None:
+    if quoted.usd_per_hour is None:
         raise ConfigError("sagemaker.max_usd_per_hour cannot be kept with --no-prices; drop one of them")
-    if planned.usd_per_hour > limit:
+    if quoted.usd_per_hour > limit:
         raise ConfigError(
-            f"the job costs ${planned.usd_per_hour:.3f} an hour, more than sagemaker.max_usd_per_hour: {limit:g}"
+            f"the job costs ${quoted.usd_per_hour:.3f} an hour, more than sagemaker.max_usd_per_hour: {limit:g}"
         )
 
 
-def _check_disks(request: Request, groups: tuple[PlannedGroup, ...]) -> None:
+def _check_disks(request: Request, groups: tuple[QuotedGroup, ...]) -> None:
     """
     Raises:
         ConfigError: SageMaker would refuse the volume of a type with disks of its own.
     """
     resources = request["ResourceConfig"]
-    for planned in groups:
-        own = planned.type.local_storage_gb
+    for quoted in groups:
+        own = quoted.type.local_storage_gb
         if own is not None and "VolumeKmsKeyId" in resources:
             raise ConfigError(
-                f"sagemaker.kms.volume: {planned.type.name} has disks of its own, encrypted by itself; drop the key"
+                f"sagemaker.kms.volume: {quoted.type.name} has disks of its own, encrypted by itself; drop the key"
             )
         if own is not None and resources["VolumeSizeInGB"] > own:
-            raise ConfigError(f"sagemaker.volume_gb: {planned.type.name} has disks of its own, of {own} GB and no more")
+            raise ConfigError(f"sagemaker.volume_gb: {quoted.type.name} has disks of its own, of {own} GB and no more")
 
 
-def _check_sizes(job: Job, groups: tuple[PlannedGroup, ...]) -> None:
+def _check_sizes(job: Job, groups: tuple[QuotedGroup, ...]) -> None:
     """
     Raises:
         ConfigError: `cpus` or `gpus` of the job file are not those of the instance type.
     """
-    for asked, planned in zip(job.cluster.groups, groups, strict=True):
-        for what, mine, theirs in (("cpus", asked.cpus, planned.type.vcpus), ("gpus", asked.gpus, planned.type.gpus)):
+    for asked, quoted in zip(job.cluster.groups, groups, strict=True):
+        for what, mine, theirs in (("cpus", asked.cpus, quoted.type.vcpus), ("gpus", asked.gpus, quoted.type.gpus)):
             if mine is not None and mine != theirs:
                 raise ConfigError(
-                    f"cluster.groups: group {asked.name!r} says {what}: {mine}, but {planned.type.name} has {theirs}; "
+                    f"cluster.groups: group {asked.name!r} says {what}: {mine}, but {quoted.type.name} has {theirs}; "
                     "leave it out"
                 )
 
 
-def _alternative(planned: Plan, known: Catalog) -> tuple[InstanceType, Price] | None:
+def _alternative(quoted: Quote, known: Catalog) -> tuple[InstanceType, Price] | None:
     """The biggest sibling of the GPU host that the same money buys."""
-    single, money = planned.single, planned.usd_per_hour
+    single, money = quoted.single, quoted.usd_per_hour
     found = [
-        (sibling, known.prices[planned.region, sibling.name])
+        (sibling, known.prices[quoted.region, sibling.name])
         for sibling in known.siblings(single.type.name)
-        if (planned.region, sibling.name) in known.prices and sibling.vcpus > single.type.vcpus
+        if (quoted.region, sibling.name) in known.prices and sibling.vcpus > single.type.vcpus
     ]
     return next(((t, p) for t, p in reversed(found) if p.usd_per_hour * single.group.hosts <= money), None)

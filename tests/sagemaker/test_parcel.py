@@ -18,31 +18,31 @@ from packaging.requirements import Requirement
 from raytrain.config.job import Job
 from raytrain.errors import ConfigError
 from raytrain.sagemaker.drivers import write_drivers
+from raytrain.sagemaker.parcel import IGNORE_FILE, pack, requirements
 from raytrain.sagemaker.sdk import trainer_for
-from raytrain.sagemaker.stage import IGNORE_FILE, requirements, stage
 
 KEY = "-----BEGIN " + "RSA PRIVATE KEY-----\nabc"  # in two pieces: this file is no secret itself
 AWS_KEY = "AKIA" + "ABCDEFGHIJKLMNOP"
 
 
 @pytest.fixture
-def staged(cloud_tree, tmp_path):
+def parcel(cloud_tree, tmp_path):
     """A function that stages the job; what it returns and the paths in its code folder."""
 
     def run(**changes):
         job = Job.from_dict({**cloud_tree, "sagemaker": {**cloud_tree["sagemaker"], **changes}})
-        found = stage(job, tmp_path / "staged")
+        found = pack(job, tmp_path / "parcel")
         return found, {p.relative_to(found.code).as_posix() for p in found.code.rglob("*") if p.is_file()}
 
     return run
 
 
-def test_code_raytrain_job_and_requirements_are_staged(staged, source):
+def test_code_raytrain_job_and_requirements_are_packed(parcel, source):
     (source / "lib").mkdir()
     (source / "lib" / "deep.py").write_text("x = 1")
     (source / "run.sh").write_text("#!/bin/sh")
     (source / "run.sh").chmod(0o755)
-    found, files = staged()
+    found, files = parcel()
     assert {"train.py", "lib/deep.py", "run.sh", "job.yaml", "requirements.txt"} <= files
     assert {"raytrain/cli/main.py", "raytrain/cost/instances.json"} <= files
     assert not any("__pycache__" in name for name in files)
@@ -51,8 +51,8 @@ def test_code_raytrain_job_and_requirements_are_staged(staged, source):
     assert found.num_bytes == sum(p.stat().st_size for p in found.code.parent.rglob("*") if p.is_file())
 
 
-def test_the_staged_job_is_the_job_where_it_will_run(staged, cloud_tree):
-    found, _ = staged(environment={"MY_PASSWORD": "hunter2"})
+def test_the_packed_job_is_the_job_where_it_will_run(parcel, cloud_tree):
+    found, _ = parcel(environment={"MY_PASSWORD": "hunter2"})
     job = Job.from_yaml(found.code / "job.yaml")
     assert job.run_dir == "/opt/ml/checkpoints"
     assert job.sagemaker is None
@@ -61,21 +61,21 @@ def test_the_staged_job_is_the_job_where_it_will_run(staged, cloud_tree):
 
 
 @pytest.mark.process
-def test_the_staged_folder_runs_by_itself(staged):
-    """As the container has it: the staged raytrain is imported, not an installed one."""
-    found, _ = staged()
+def test_the_packed_folder_runs_by_itself(parcel):
+    """As the container has it: the packed raytrain is imported, not an installed one."""
+    found, _ = parcel()
     code = "import raytrain, sys; print(raytrain.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(found.code)}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, cwd="/", capture_output=True, text=True)
     assert ran.stdout.strip() == str(found.code / "raytrain" / "__init__.py")
 
 
-def test_the_ignore_file_is_honoured_and_caches_always_are_ignored(staged, source):
+def test_the_ignore_file_is_honoured_and_caches_always_are_ignored(parcel, source):
     (source / IGNORE_FILE).write_text("data/\n*.log\n!keep.log\n/only_here.txt\n")
     for name in ("data/a.bin", "x.log", "keep.log", "only_here.txt", "sub/only_here.txt", ".git/config", "a.pyc"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text("x")
-    _, files = staged()
+    _, files = parcel()
     mine = {name for name in files if not name.startswith("raytrain/")}
     assert mine == {"train.py", "keep.log", "sub/only_here.txt", "job.yaml", "requirements.txt"}
 
@@ -103,32 +103,32 @@ def test_the_ignore_file_is_honoured_and_caches_always_are_ignored(staged, sourc
         ("settings.py", "hf_" + "a" * 34, "a Hugging Face token"),
     ],
 )
-def test_a_secret_is_refused_unless_ignored(staged, source, tmp_path, name, content, message):
+def test_a_secret_is_refused_unless_ignored(parcel, source, tmp_path, name, content, message):
     (source / name).parent.mkdir(parents=True, exist_ok=True)
     (source / name).write_text(content)
     with pytest.raises(ConfigError, match=f"looks like {message}.* and would be uploaded; take it out") as caught:
-        staged()
+        parcel()
     assert name in str(caught.value)
     assert len(content) < 4 or content not in str(caught.value)
     (source / IGNORE_FILE).write_text(name)
-    shutil.rmtree(tmp_path / "staged")
-    _, files = staged()
+    shutil.rmtree(tmp_path / "parcel")
+    _, files = parcel()
     assert name not in files
 
 
-def test_ordinary_names_are_no_secrets(staged, source):
+def test_ordinary_names_are_no_secrets(parcel, source):
     for name in ("keyboard.py", "environment.py", "tokenizer.json", "my_credentials_doc.md", "sample.env.py"):
         (source / name).write_text("x")
-    _, files = staged()
+    _, files = parcel()
     assert "keyboard.py" in files
 
 
-def test_links_within_are_followed_and_others_refused(staged, source, tmp_path):
+def test_links_within_are_followed_and_others_refused(parcel, source, tmp_path):
     (source / "lib").mkdir()
     (source / "lib" / "a.py").write_text("a")
     (source / "b.py").symlink_to(source / "lib" / "a.py")
     (source / "same").symlink_to("lib")
-    found, files = staged()
+    found, files = parcel()
     assert {"b.py", "same/a.py"} <= files
     assert not (found.code / "b.py").is_symlink()
 
@@ -142,63 +142,63 @@ def test_links_within_are_followed_and_others_refused(staged, source, tmp_path):
         ("nowhere", "is a link to nothing"),
     ],
 )
-def test_a_link_that_cannot_be_sent(staged, source, target, message):
+def test_a_link_that_cannot_be_sent(parcel, source, target, message):
     (source / "link").symlink_to(target)
     with pytest.raises(ConfigError, match=message):
-        staged()
+        parcel()
 
 
-def test_a_link_is_what_it_means(staged, source, tmp_path):
+def test_a_link_is_what_it_means(parcel, source, tmp_path):
     """Neither the list of names nor the ignore file is got round by another name."""
     (source / ".env").write_text("A=1")
     (source / "settings.txt").symlink_to(".env")
     with pytest.raises(ConfigError, match="looks like a secret, by its name"):
-        staged()
-    shutil.rmtree(tmp_path / "staged")
+        parcel()
+    shutil.rmtree(tmp_path / "parcel")
     (source / IGNORE_FILE).write_text(".env")
     with pytest.raises(ConfigError, match="is a link to something that .raytrainignore leaves here; name the link too"):
-        staged()
+        parcel()
 
 
 @pytest.mark.parametrize(
     ("content", "message"), [(b"!\n", "has a line that .gitignore would not know"), (b"\xff", "not know")]
 )
-def test_an_ignore_file_that_cannot_be_understood(staged, source, content, message):
+def test_an_ignore_file_that_cannot_be_understood(parcel, source, content, message):
     (source / IGNORE_FILE).write_bytes(content)
     with pytest.raises(ConfigError, match=message):
-        staged()
+        parcel()
 
 
-def test_a_name_that_is_no_text(staged, source):
+def test_a_name_that_is_no_text(parcel, source):
     (source / os.fsdecode(b"a\xff.txt")).write_text("")
     with pytest.raises(ConfigError, match="is not UTF-8; rename it"):
-        staged()
+        parcel()
 
 
 @pytest.mark.parametrize("name", ["job.yaml", "requirements.txt"])
-def test_a_folder_where_a_file_should_be(staged, source, name):
+def test_a_folder_where_a_file_should_be(parcel, source, name):
     (source / name).mkdir()
     (source / name / "x").write_text("")
-    with pytest.raises(ConfigError, match=f"cannot stage .*{name}: Is a directory"):
-        staged()
+    with pytest.raises(ConfigError, match=f"cannot pack .*{name}: Is a directory"):
+        parcel()
 
 
-def test_the_jobs_own_run_dir_is_for_other_machines(staged, cloud_tree):
+def test_the_jobs_own_run_dir_is_for_other_machines(parcel, cloud_tree):
     cloud_tree["run_dir"] = "runs"
-    found, _ = staged()
+    found, _ = parcel()
     assert Job.from_yaml(found.code / "job.yaml").run_dir == "/opt/ml/checkpoints"
 
 
-def test_without_checkpoints_sagemakers_folder_is_the_default(staged, cloud_tree):
+def test_without_checkpoints_sagemakers_folder_is_the_default(parcel, cloud_tree):
     cloud_tree["run_dir"] = "runs"
-    found, _ = staged(checkpoints=None)
+    found, _ = parcel(checkpoints=None)
     assert "run_dir" not in Job.from_yaml(found.code / "job.yaml").model_fields_set
 
 
-def test_a_pipe_is_refused(staged, source):
+def test_a_pipe_is_refused(parcel, source):
     os.mkfifo(source / "pipe")
     with pytest.raises(ConfigError, match="or no plain file"):
-        staged()
+        parcel()
 
 
 @pytest.mark.parametrize(
@@ -209,16 +209,16 @@ def test_a_pipe_is_refused(staged, source):
         ({"program": []}, "sagemaker.program is empty"),
     ],
 )
-def test_a_folder_without_its_program(staged, changes, message):
+def test_a_folder_without_its_program(parcel, changes, message):
     with pytest.raises(ConfigError, match=message):
-        staged(**changes)
+        parcel(**changes)
 
 
-def test_the_name_raytrain_is_taken(staged, source):
+def test_the_name_raytrain_is_taken(parcel, source):
     (source / "raytrain").mkdir()
     (source / "raytrain" / "x.py").write_text("")
     with pytest.raises(ConfigError, match="something named raytrain, which is where raytrain itself goes"):
-        staged()
+        parcel()
 
 
 def test_the_images_torch_is_left_alone(tmp_path):
@@ -283,7 +283,7 @@ def test_a_raytrain_that_is_not_installed_cannot_say_what_it_needs(tmp_path, mon
     def missing(_):
         raise PackageNotFoundError
 
-    monkeypatch.setattr("raytrain.sagemaker.stage.requires", missing)
+    monkeypatch.setattr("raytrain.sagemaker.parcel.requires", missing)
     with pytest.raises(ConfigError, match="raytrain is not installed as a package here"):
         requirements(None, tmp_path)
 
@@ -312,14 +312,14 @@ def test_without_the_sdk_one_line_says_what_to_install(cloud_tree, monkeypatch, 
         write_drivers(Job.from_dict(cloud_tree).sagemaker, tmp_path / "drivers")
 
 
-def test_without_pathspec_one_line_says_what_to_install(staged, monkeypatch):
+def test_without_pathspec_one_line_says_what_to_install(parcel, monkeypatch):
     monkeypatch.setitem(sys.modules, "pathspec", None)
     with pytest.raises(ConfigError, match="launching needs pathspec"):
-        staged()
+        parcel()
 
 
-def test_the_repositorys_own_source_dir_can_be_staged(tmp_path):
+def test_the_repositorys_own_source_dir_can_be_packed(tmp_path):
     tree = yaml.safe_load((ROOT / "launch" / "heterogeneous.yaml").read_text())
-    found = stage(Job.from_dict(tree), tmp_path / "staged", base=ROOT)
+    found = pack(Job.from_dict(tree), tmp_path / "parcel", base=ROOT)
     assert (found.code / "train.py").is_file()
     assert found.num_bytes < 2_000_000

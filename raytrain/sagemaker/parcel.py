@@ -51,7 +51,7 @@ LOOKED_INTO_BYTES = 4 << 20  # larger files are data, and are not searched for s
 
 
 @dataclass(frozen=True)
-class Staged:
+class Parcel:
     """A folder ready to upload.
 
     Attributes:
@@ -68,20 +68,20 @@ class Staged:
     left_out: tuple[str, ...]
 
 
-def stage(job: Job, folder: Path, base: Path = Path()) -> Staged:
-    """Like `_stage`, with what the disk refuses on one line.
+def pack(job: Job, folder: Path, base: Path = Path()) -> Parcel:
+    """Like `_pack`, with what the disk refuses on one line.
 
     Raises:
         ConfigError: there is no such source folder or program in it, it holds a secret or a link out of it, its
             requirements cannot be read, or a file cannot be.
     """
     try:
-        return _stage(job, folder, base)
+        return _pack(job, folder, base)
     except OSError as error:
-        raise ConfigError(f"cannot stage {error.filename or base}: {error.strerror}") from None
+        raise ConfigError(f"cannot pack {error.filename or base}: {error.strerror}") from None
 
 
-def _stage(job: Job, folder: Path, base: Path) -> Staged:
+def _pack(job: Job, folder: Path, base: Path) -> Parcel:
     """Fill a new folder with what the job's hosts need.
 
     Args:
@@ -111,7 +111,7 @@ def _stage(job: Job, folder: Path, base: Path) -> Staged:
     wanted.write_text("\n".join(lines) + "\n")
     write_drivers(asked, drivers)
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    return Staged(code, drivers, len(sizes), sum(sizes), tuple(left_out))
+    return Parcel(code, drivers, len(sizes), sum(sizes), tuple(left_out))
 
 
 def _as_run(job: Job) -> dict[str, Any]:

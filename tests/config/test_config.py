@@ -11,7 +11,7 @@ import yaml
 from raytrain.config.job import Job
 from raytrain.errors import ConfigError, nearest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda p: p.name)

@@ -1,4 +1,4 @@
-"""compare, plan and report on the command line; diagnose and the runs that compare starts are in test_diagnose.py."""
+"""compare, plan and report on the command line; diagnose, and the runs that compare starts, are in study/."""
 
 from __future__ import annotations
 

@@ -10,12 +10,12 @@ from rich.console import Console
 
 from raytrain.config.job import Job
 from raytrain.errors import ConfigError
-from raytrain.report.cloud import show_plan
-from raytrain.sagemaker.plan import check_cap, plan
+from raytrain.report.cloud import show_quote
+from raytrain.sagemaker.quote import check_cap, quote
 from raytrain.sagemaker.request import Places, build
 
 
-def planned(groups, region="us-east-1", prices=None, priced=True, **asked):
+def quoted(groups, region="us-east-1", prices=None, priced=True, **asked):
     tree = {
         "name": "digits",
         "training": {"epochs": 1},
@@ -24,7 +24,7 @@ def planned(groups, region="us-east-1", prices=None, priced=True, **asked):
     }
     job = Job.from_dict(tree)
     request = build(job, Places(BUCKET, "p", "b", "b-1", "t"), image="i", role=ROLE)
-    found = plan(request, job, region, prices, priced=priced)
+    found = quote(request, job, region, prices, priced=priced)
     check_cap(found, job.sagemaker.max_usd_per_hour)
     return found
 
@@ -34,7 +34,7 @@ CPU = {"name": "cpu", "instance_type": "ml.c5.4xlarge"}
 
 
 def test_the_reference_job():
-    found = planned([GPU, CPU], max_run_s=7200)
+    found = quoted([GPU, CPU], max_run_s=7200)
     assert (found.num_hosts, found.vcpus, found.gpus) == (2, 20, 1)
     assert found.usd_per_hour == pytest.approx(1.408 + 0.816)
     assert found.max_usd == pytest.approx(2 * (1.408 + 0.816))
@@ -44,7 +44,7 @@ def test_the_reference_job():
 
 
 def test_a_warm_pool_is_paid_for_too():
-    found = planned([GPU], max_run_s=600, keep_alive_s=3000)
+    found = quoted([GPU], max_run_s=600, keep_alive_s=3000)
     assert found.max_usd == pytest.approx(1.408)
     assert found.single.group.name == "gpu", "the user's name, though the request has none"
     assert "and the warm pool for 0.833333 h" in shown(found)
@@ -52,30 +52,30 @@ def test_a_warm_pool_is_paid_for_too():
 
 def test_what_the_job_says_is_no_markup():
     out = io.StringIO()
-    show_plan(planned([GPU]), Console(file=out, width=120), None, ("a [/red] note [gpu]",))
+    show_quote(quoted([GPU]), Console(file=out, width=120), None, ("a [/red] note [gpu]",))
     assert "a [/red] note [gpu]" in out.getvalue()
 
 
 def test_every_host_is_paid_for():
-    assert planned([{**GPU, "hosts": 2}, {**CPU, "hosts": 3}]).usd_per_hour == pytest.approx(2 * 1.408 + 3 * 0.816)
+    assert quoted([{**GPU, "hosts": 2}, {**CPU, "hosts": 3}]).usd_per_hour == pytest.approx(2 * 1.408 + 3 * 0.816)
 
 
 def test_the_single_variant_is_the_gpu_group_wherever_it_stands():
-    assert planned([CPU, GPU]).single.group.name == "gpu"
+    assert quoted([CPU, GPU]).single.group.name == "gpu"
 
 
 def test_one_group_has_nothing_to_break_even_with():
-    found = planned([GPU])
+    found = quoted([GPU])
     assert (found.break_even, found.alternative) == (None, None)
 
 
 def test_cpu_groups_alone_compare_with_the_first():
-    found = planned([CPU, {"name": "more", "instance_type": "ml.c5.18xlarge"}])
+    found = quoted([CPU, {"name": "more", "instance_type": "ml.c5.18xlarge"}])
     assert found.single.group.name == "cpu"
 
 
 def test_without_prices_nothing_is_guessed():
-    found = planned([GPU, {"name": "cpu", "instance_type": "ml.c6i.4xlarge"}], region="mars-1", priced=False)
+    found = quoted([GPU, {"name": "cpu", "instance_type": "ml.c6i.4xlarge"}], region="mars-1", priced=False)
     assert (found.usd_per_hour, found.max_usd, found.break_even, found.alternative) == (None,) * 4
     assert found.vcpus == 20
 
@@ -95,18 +95,18 @@ def test_without_prices_nothing_is_guessed():
 )
 def test_what_does_not_fit_is_an_error(groups, more, message):
     with pytest.raises(ConfigError, match=message):
-        planned(groups, **more)
+        quoted(groups, **more)
 
 
 def shown(found) -> str:
     out = io.StringIO()
-    show_plan(found, Console(file=out, width=120), None, ("a note",))
+    show_quote(found, Console(file=out, width=120), None, ("a note",))
     return out.getvalue()
 
 
 def test_a_person_sees_hosts_money_sources_and_places():
     text = shown(
-        planned([{**GPU, "hosts": 2}, CPU], channels={"images": {"uri": "s3://bucket/x", "groups": ["gpu", "cpu"]}})
+        quoted([{**GPU, "hosts": 2}, CPU], channels={"images": {"uri": "s3://bucket/x", "groups": ["gpu", "cpu"]}})
     )
     for piece in (
         "ml.g5.xlarge",
@@ -127,5 +127,5 @@ def test_a_person_sees_hosts_money_sources_and_places():
 
 
 def test_spot_and_no_prices_are_said():
-    assert "less on spot" in shown(planned([GPU], spot=True))
-    assert "price not asked for" in shown(planned([GPU], priced=False))
+    assert "less on spot" in shown(quoted([GPU], spot=True))
+    assert "price not asked for" in shown(quoted([GPU], priced=False))

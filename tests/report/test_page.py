@@ -11,9 +11,10 @@ from money import profile, run_on
 from patience import patient
 
 from raytrain.cli.main import main
+from raytrain.cost.bounds import Bounds
 from raytrain.cost.compare import compare
 from raytrain.cost.instances import catalog
-from raytrain.cost.planner import Bounds, plan
+from raytrain.cost.planner import plan
 from raytrain.report.fitting import number
 from raytrain.report.pages.page import write_plan, write_report
 

@@ -33,7 +33,7 @@ class Delivered:
         return self.block(segment, number, 1)[0]
 
     def block(self, segment, number, count):
-        return codec.decode(self._producer.block(segment, number, count))
+        return codec.batches_of(self._producer.block(segment, number, count))
 
 
 def producer(folder, stages, batch_size=4, epochs=2, **options) -> Delivered:
@@ -69,9 +69,9 @@ def test_batches_of_a_block_come_back_as_they_were(order, side, dtype):
         batches.append(codec.Prepared.of(samples, like, np.arange(size) + 5, np.arange(size) + 7, header))
         given.append(samples)
     for group in ([batches[0]], [batches[1]], batches):
-        table = codec.encode(group)
+        table = codec.to_table(group)
         assert table.num_rows == 1
-        for made, again in zip(group, codec.decode(table), strict=True):
+        for made, again in zip(group, codec.batches_of(table), strict=True):
             assert again.image.shape == (len(made.key), side, side + 1, 3)
             assert again.image.dtype == dtype
             expected = given[made.header.batch]
@@ -84,7 +84,7 @@ def test_batches_of_a_block_come_back_as_they_were(order, side, dtype):
 def test_large_samples_go_into_the_block_without_a_copy():
     samples = [np.random.default_rng(n).random((3, 64, 256), np.float32).transpose(1, 2, 0) for n in range(4)]
     header = codec.Header(0, 0, {}, {})
-    table = codec.encode([codec.Prepared.of(samples, samples[0], np.arange(4), np.arange(4), header)])
+    table = codec.to_table([codec.Prepared.of(samples, samples[0], np.arange(4), np.arange(4), header)])
     addresses = [table.column(str(n)).chunk(0).buffers()[1].address for n in range(4)]
     assert addresses == [sample.__array_interface__["data"][0] for sample in samples]
 

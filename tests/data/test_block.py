@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raytrain.data.block import Batch, Header, Prepared, decode, encode
+from raytrain.data.block import Batch, Header, Prepared, batches_of, to_table
 from raytrain.record.status import Failure
 
 KIB = 1024
@@ -65,7 +65,7 @@ def test_axes_are_told_from_the_slowest_in_memory(order, axes):
     made = prepared([sample])
     assert (made.axes, made.shape, made.dtype) == (axes, shape, "|u1")
     assert np.shares_memory(made.pieces[0], memory), "in the order that it lies in"
-    assert np.array_equal(decode(encode([made]))[0].image[0], sample)
+    assert np.array_equal(batches_of(to_table([made]))[0].image[0], sample)
 
 
 def test_an_image_upside_down_and_one_of_another_order_come_back():
@@ -73,7 +73,7 @@ def test_an_image_upside_down_and_one_of_another_order_come_back():
     other = np.asfortranarray(image + 1)
     made = prepared([image[::-1], other])
     assert made.axes == (0, 1, 2), "a negative stride is as long as a positive one"
-    again = decode(encode([made]))[0].image
+    again = batches_of(to_table([made]))[0].image
     assert np.array_equal(again[0], image[::-1])
     assert np.array_equal(again[1], image + 1)
     assert again.dtype == np.int16
@@ -81,7 +81,7 @@ def test_an_image_upside_down_and_one_of_another_order_come_back():
 
 def test_the_row_of_a_block():
     batches = [prepared(flat(128 * KIB)), prepared([], first=1), prepared(flat(6, 3), first=2)]
-    table = encode(batches)
+    table = to_table(batches)
     assert table.num_rows == 1
     assert table.column_names == ["header", "numbers", "0", "1", "2"]
     assert [table.column(str(n)).type.byte_width for n in range(3)] == [128 * KIB, 128 * KIB, 18]
@@ -89,7 +89,7 @@ def test_the_row_of_a_block():
     assert [(h["batch"], h["pieces"], h["num_samples"]) for h in told] == [(0, 2, 2), (1, 0, 0), (2, 1, 3)]
     numbers = np.frombuffer(table.column("numbers")[0].as_py(), np.int64)
     assert numbers.tolist() == [50, 51, 70, 71, 52, 53, 54, 72, 73, 74]
-    for batch, label in zip(decode(table), ([50, 51], [], [52, 53, 54]), strict=True):
+    for batch, label in zip(batches_of(table), ([50, 51], [], [52, 53, 54]), strict=True):
         assert batch.label.tolist() == label
         assert batch.key.tolist() == [number + 20 for number in label]
 
@@ -103,7 +103,7 @@ def test_numbers_are_int64_whatever_they_were():
         Header(0, 0, {}, {}),
         together=True,
     )
-    [again] = decode(encode([made]))
+    [again] = batches_of(to_table([made]))
     assert (again.label.dtype, again.key.dtype) == (np.int64, np.int64)
     assert (again.label.tolist(), again.key.tolist()) == ([1, -2], [9, 3])
 
@@ -124,12 +124,12 @@ def test_a_header_says_nothing_that_it_was_not_told():
         torch_imported=True,
     )
     made = Prepared.of([], np.zeros((1, 1, 1)), np.arange(0), np.arange(0), told)
-    assert decode(encode([made]))[0].header == told
+    assert batches_of(to_table([made]))[0].header == told
 
 
 def side_by_side(samples: list[np.ndarray], gap: int = 0, step: int = 1) -> tuple[pa.Table, np.ndarray]:
     """A block as the object store has it: its pieces in one stretch of memory, `gap` bytes apart."""
-    table, size = encode([prepared(samples)]), samples[0].nbytes
+    table, size = to_table([prepared(samples)]), samples[0].nbytes
     memory = np.zeros(len(samples) * (size + gap), np.uint8)
     whole = pa.py_buffer(memory)
     columns = {name: table.column(name) for name in ("header", "numbers")}
@@ -145,7 +145,7 @@ def side_by_side(samples: list[np.ndarray], gap: int = 0, step: int = 1) -> tupl
 def test_pieces_side_by_side_are_read_without_a_copy(count):
     samples = flat(128 * KIB, count)
     table, memory = side_by_side(samples)
-    [batch] = decode(table)
+    [batch] = batches_of(table)
     assert np.array_equal(batch.image, samples)
     assert np.shares_memory(batch.image, memory)
     assert not batch.image.flags.writeable
@@ -156,17 +156,17 @@ def test_pieces_side_by_side_are_read_without_a_copy(count):
 def test_pieces_that_lie_elsewhere_are_put_together(count, gap, step):
     samples = flat(128 * KIB, count)
     table, memory = side_by_side(samples, gap, step)
-    [batch] = decode(table)
+    [batch] = batches_of(table)
     assert np.array_equal(batch.image, samples)
     assert not np.shares_memory(batch.image, memory)
 
 
 def test_a_block_that_was_written_and_read_comes_back():
     stream = pa.BufferOutputStream()
-    table = encode([prepared(flat(6, 3))])
+    table = to_table([prepared(flat(6, 3))])
     with pa.ipc.new_stream(stream, table.schema) as writer:
         writer.write_table(table)
-    [again] = decode(pa.ipc.open_stream(stream.getvalue()).read_all())
+    [again] = batches_of(pa.ipc.open_stream(stream.getvalue()).read_all())
     assert np.array_equal(again.image, flat(6, 3))
     assert (again.label.tolist(), again.key.tolist()) == ([50, 51, 52], [70, 71, 72])
 
@@ -174,7 +174,7 @@ def test_a_block_that_was_written_and_read_comes_back():
 def test_a_view_keeps_the_blocks_memory_and_only_as_long_as_it_is_there():
     table, memory = side_by_side(flat(128 * KIB))
     alive = weakref.ref(memory)
-    [batch] = decode(table)
+    [batch] = batches_of(table)
     assert isinstance(batch, Batch)
     del table, memory
     gc.collect()

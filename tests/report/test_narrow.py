@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from raytrain.cli.main import app
 from raytrain.config.job import Job
-from raytrain.report.cloud import show_jobs, show_plan
-from raytrain.sagemaker.plan import plan
+from raytrain.report.cloud import show_jobs, show_quote
+from raytrain.sagemaker.quote import quote
 from raytrain.sagemaker.request import Places, build
 
 IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.9.0-gpu-py312"
@@ -29,7 +29,7 @@ URI = f"s3://{BUCKET}/a/very/long/way/to/the/images/of/the/whole/department/vers
 GROUPS = ("gpu-hosts-of-the-second-team-in-the-first-row", "cpu-hosts-of-the-second-team-in-the-first-row")
 
 
-def planned():
+def quoted():
     groups = [
         {"name": GROUPS[0], "instance_type": "ml.g5.12xlarge", "hosts": 4},
         {"name": GROUPS[1], "instance_type": "ml.c5.18xlarge", "hosts": 16},
@@ -42,7 +42,7 @@ def planned():
     }
     job = Job.from_dict(tree)
     request = build(job, Places(BUCKET, "p", "b", "job-1", "t"), image=IMAGE, role=ROLE)
-    return plan(request, job, "us-east-1", None)
+    return quote(request, job, "us-east-1", None)
 
 
 def column(text: str, number: int) -> str:
@@ -53,8 +53,8 @@ def column(text: str, number: int) -> str:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_launch_begins_with_what_it_comes_to_and_cuts_nothing(width):
-    found, out = planned(), io.StringIO()
-    show_plan(found, Console(file=out, width=width), None, ("a note",))
+    found, out = quoted(), io.StringIO()
+    show_quote(found, Console(file=out, width=width), None, ("a note",))
     text = out.getvalue()
     assert text.splitlines()[:2] == [
         f"20 hosts in us-east-1 for ${found.usd_per_hour:,.3f} an hour, at most ${found.max_usd:,.2f}",

@@ -12,7 +12,7 @@ from botocore.exceptions import EndpointConnectionError
 
 from raytrain.errors import CloudError, CloudUnreachable
 from raytrain.sagemaker import aws as door
-from raytrain.sagemaker import watch
+from raytrain.sagemaker import training_jobs
 from raytrain.sagemaker.submit import describe
 
 GROUP = "/aws/sagemaker/TrainingJobs"
@@ -56,7 +56,7 @@ def write_log(stream: str, *lines: tuple[int, str], new: bool = True) -> None:
 
 def test_the_lines_of_all_hosts_come_by_time_and_once(create):
     known = create()
-    logs = watch.Logs("mine", known)
+    logs = training_jobs.Logs("mine", known)
     assert logs.new() == []  # before the first job of an account there is no group of logs
     write_log("mine/algo-1-170", (0, "a"), (20, "c"))
     write_log("mine/algo-2-171", (10, "b"))
@@ -70,14 +70,14 @@ def test_the_lines_of_all_hosts_come_by_time_and_once(create):
 def test_a_long_log_is_read_to_its_end(create):
     known = create()
     write_log("mine/algo-1-170", *[(n, f"line {n}") for n in range(9000)])
-    assert len(watch.Logs("mine", known).new()) == 9000
+    assert len(training_jobs.Logs("mine", known).new()) == 9000
 
 
 def test_what_was_read_before_an_error_is_not_lost(create, monkeypatch):
     known = create()
     write_log("mine/algo-1-170", (0, "a"))
     write_log("mine/algo-2-171", (10, "b"))
-    logs = watch.Logs("mine", known)
+    logs = training_jobs.Logs("mine", known)
     read = logs._client.get_log_events
     broken = [True]
 
@@ -94,7 +94,7 @@ def test_what_was_read_before_an_error_is_not_lost(create, monkeypatch):
 
 
 def test_an_empty_page_is_not_the_end(create, monkeypatch):
-    logs = watch.Logs("mine", create())
+    logs = training_jobs.Logs("mine", create())
     write_log("mine/algo-1-170", (0, "moto's"))
     pages = iter(
         [
@@ -117,7 +117,7 @@ def test_lines_that_arrive_after_the_end_are_shown(aws, create):
         if len(shown) == 1:
             write_log("mine/algo-1-170", (0, "the last words"), new=False)
 
-    watch.follow("mine", known, show, poll_s=0.01)
+    training_jobs.follow("mine", known, show, poll_s=0.01)
     assert shown == ["begun", "the last words"]
 
 
@@ -125,7 +125,7 @@ def test_throttling_does_not_end_the_following(aws, create, monkeypatch):
     monkeypatch.setattr(door, "TRIES", 1)
     create(TrainingJobStatus="Completed")
     aws.refuse("DescribeTrainingJob", "ThrottlingException", "slow down", times=1)
-    assert watch.follow("mine", door.account(REGION), print, poll_s=0.01)["TrainingJobStatus"] == "Completed"
+    assert training_jobs.follow("mine", door.account(REGION), print, poll_s=0.01)["TrainingJobStatus"] == "Completed"
 
 
 def test_following_shows_states_and_ends_with_the_job(aws, create):
@@ -139,7 +139,7 @@ def test_following_shows_states_and_ends_with_the_job(aws, create):
             write_log("mine/algo-1-170", (0, "ended"), new=False)
             aws.states["mine"] = {"TrainingJobStatus": "Completed"}
 
-    described = watch.follow("mine", known, show, said.append, poll_s=0.1)
+    described = training_jobs.follow("mine", known, show, said.append, poll_s=0.1)
     assert described["TrainingJobStatus"] == "Completed"
     assert [text.split(" (")[0] for text in said] == ["InProgress: Downloading", "Completed"]
     assert shown == ["begun", "ended"]
@@ -157,20 +157,20 @@ def test_following_lives_through_a_lost_connection(aws, create, monkeypatch):
             aws.states["mine"] = {"TrainingJobStatus": "Completed"}
         return describe(name, known, **more)
 
-    monkeypatch.setattr(watch, "describe", flaky)
-    assert watch.follow("mine", known, print, poll_s=0.01)["TrainingJobStatus"] == "Completed"
-    monkeypatch.setattr(watch, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(training_jobs, "describe", flaky)
+    assert training_jobs.follow("mine", known, print, poll_s=0.01)["TrainingJobStatus"] == "Completed"
+    monkeypatch.setattr(training_jobs, "PATIENCE_S", 0.0)
     calls.clear()
     aws.states["mine"] = {"TrainingJobStatus": "InProgress"}
     with pytest.raises(CloudError, match="AWS cannot be reached: gone; the job may go on: raytrain logs mine --follow"):
-        watch.follow("mine", known, print, poll_s=0.01)
+        training_jobs.follow("mine", known, print, poll_s=0.01)
 
 
 def test_other_refusals_end_the_following(aws, create):
     known = create(TrainingJobStatus="InProgress")
     aws.refuse("DescribeTrainingJob", "AccessDeniedException", "no", times=9)
     with pytest.raises(CloudError, match="looking up the training job mine: not allowed: no"):
-        watch.follow("mine", known, print)
+        training_jobs.follow("mine", known, print)
 
 
 def test_stop_asks_once_and_refuses_what_has_ended(aws, create, cli):
@@ -180,7 +180,7 @@ def test_stop_asks_once_and_refuses_what_has_ended(aws, create, cli):
     assert len(aws.requests("StopTrainingJob")) == 1
     aws.states["mine"] = {"TrainingJobStatus": "Stopped"}
     with pytest.raises(CloudError, match="the job mine has ended already: Stopped"):
-        watch.stop("mine", known)
+        training_jobs.stop("mine", known)
     again = cli("stop", "mine")
     assert (again.returncode, again.stderr) == (2, "raytrain: the job mine has ended already: Stopped\n")
 
@@ -190,7 +190,7 @@ def test_a_stop_that_comes_too_late_is_one_line(aws, create):
     known = create(TrainingJobStatus="InProgress")
     aws.refuse("StopTrainingJob", "ValidationException", "The request was rejected because it is in status Completed.")
     with pytest.raises(CloudError, match="stopping mine: ValidationException: The request was rejected"):
-        watch.stop("mine", known)
+        training_jobs.stop("mine", known)
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "stop", "record"])
@@ -219,7 +219,7 @@ def test_the_services_own_words_are_shown():
         "SecondaryStatus": "Pending",
         "SecondaryStatusTransitions": steps,
     }
-    assert watch.state_of(described) == f"InProgress: Pending ({steps[0]['StatusMessage']})"
+    assert training_jobs.state_of(described) == f"InProgress: Pending ({steps[0]['StatusMessage']})"
 
 
 def test_jobs_lists_the_latest_first(aws, create, cli):
@@ -245,4 +245,4 @@ def test_logs_prints_what_there_is(aws, create, cli, quick_looks):
 
 
 def test_the_exit_code_is_the_jobs():
-    assert watch.EXIT_CODES == {"Completed": 0, "Failed": 1, "Stopped": 143}
+    assert training_jobs.EXIT_CODES == {"Completed": 0, "Failed": 1, "Stopped": 143}

@@ -16,7 +16,7 @@ from raytrain.data.feed import Feed
 from raytrain.data.order import Position, StreamSpec
 from raytrain.data.pipeline import Pipeline
 from raytrain.data.sources.image_folder import image_folder
-from raytrain.data.stages.images import decode as decoding
+from raytrain.data.stages.images import decode
 from raytrain.data.stream import FeedOptions
 from raytrain.device.loader import RankIngest, pull
 
@@ -27,7 +27,7 @@ def test_a_rank_computes_on_the_object_stores_own_memory(two_nodes, pets):
     def widen(image):
         return np.ascontiguousarray(np.broadcast_to(image.mean(), (128, 128, 4)), dtype=np.float32)
 
-    pipeline = Pipeline(image_folder(pets), [decoding(), widen], batch_size=8).open(0)
+    pipeline = Pipeline(image_folder(pets), [decode(), widen], batch_size=8).open(0)
     feed = ray.remote(num_cpus=0, max_concurrency=8)(Feed).remote(
         StreamSpec(80, 0, 8, 0, epochs=1), pipeline.pickled_splits(), FeedOptions(2, {}, None, 0.0)
     )

@@ -29,7 +29,7 @@ def talk(scenario, token: str = TOKEN):
                 joined.append(message)
 
         expected = frozenset({"algo-2"})
-        server = await listen(port, token, "plan", expected, serve, lambda *why: refused.append(why))
+        server = await listen(port, token, "agreed", expected, serve, lambda *why: refused.append(why))
         async with server:
             await asyncio.wait_for(scenario(port, joined, refused), patient(20))
 
@@ -38,7 +38,7 @@ def talk(scenario, token: str = TOKEN):
 
 def test_both_ends_prove_the_token_and_then_talk():
     async def scenario(port, joined, refused):
-        line = await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "plan")
+        line = await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "agreed")
         messages = line.messages()
         assert await anext(messages) == {"hello": "algo-2"}
         line.send(joined="x" * 1000)
@@ -53,18 +53,18 @@ def test_both_ends_prove_the_token_and_then_talk():
 
 
 @pytest.mark.parametrize(
-    ("name", "token", "plan", "reason"),
+    ("name", "token", "agreed", "reason"),
     [
-        ("algo-2", "u" * 32, "plan", "its token is not the head's"),
-        ("algo-2", "", "plan", "its token is not the head's"),
-        ("algo-9", TOKEN, "plan", "it is not a host of this job"),
+        ("algo-2", "u" * 32, "agreed", "its token is not the head's"),
+        ("algo-2", "", "agreed", "its token is not the head's"),
+        ("algo-9", TOKEN, "agreed", "it is not a host of this job"),
         ("algo-2", TOKEN, "other", "it disagrees with the head about the hosts, the head or raytrain's version"),
     ],
 )
-def test_strangers_are_refused_with_the_reason(name, token, plan, reason):
+def test_strangers_are_refused_with_the_reason(name, token, agreed, reason):
     async def scenario(port, joined, refused):
         with pytest.raises(ClusterError, match=f"the head algo-1 refuses {name}: {reason}"):
-            await call("127.0.0.1", port, name, "algo-1", token, plan)
+            await call("127.0.0.1", port, name, "algo-1", token, agreed)
         assert joined == [] and refused == [(name, reason)]
 
     talk(scenario)
@@ -80,7 +80,7 @@ def test_a_head_that_does_not_hold_the_token_is_not_followed():
         port = free_port()
         async with await asyncio.start_server(impostor, "127.0.0.1", port):
             with pytest.raises(ClusterError, match="does not hold the token of algo-2"):
-                await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "plan")
+                await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "agreed")
 
     asyncio.run(whole())
 
@@ -105,7 +105,7 @@ def test_noise_neither_enters_nor_harms(noise):
         heard = await reader.read()
         assert b"proof" not in heard
         writer.close()
-        line = await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "plan")
+        line = await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "agreed")
         assert await anext(line.messages()) == {"hello": "algo-2"}
         assert joined == ["algo-2"]
 
@@ -123,7 +123,7 @@ def test_a_head_that_says_nothing_is_given_up(monkeypatch):
         port = free_port()
         async with await asyncio.start_server(silent, "127.0.0.1", port):
             with pytest.raises(TimeoutError, match="no answer within 0.3 s"):
-                await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "plan")
+                await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "agreed")
 
     asyncio.run(whole())
 
@@ -140,7 +140,7 @@ def test_the_token_itself_never_travels():
         port = free_port()
         async with await asyncio.start_server(listener, "127.0.0.1", port):
             with pytest.raises(ConnectionError, match="the head closed the line"):
-                await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "plan")
+                await call("127.0.0.1", port, "algo-2", "algo-1", TOKEN, "agreed")
         assert b"proof" in heard[0] and TOKEN.encode() not in heard[0]
 
     asyncio.run(whole())
