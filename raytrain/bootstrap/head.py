@@ -6,6 +6,7 @@ import asyncio
 import signal
 import time
 
+from raytrain.bootstrap import prometheus
 from raytrain.bootstrap.crew import Crew
 from raytrain.bootstrap.host import Outcome, ThisHost
 from raytrain.bootstrap.program import Program, exit_status
@@ -21,12 +22,12 @@ STRAYS_S = 3.0
 async def lead(here: ThisHost) -> Outcome:
     """Returns how the job ended, when all other hosts have been told."""
     crew = Crew(here)
-    prometheus = None
+    collecting = None
     try:
         await crew.open()
         await here.unless_stopped(asyncio.to_thread(prometheus.check, here.options))
         address = await here.unless_stopped(_start_ray(here, crew))
-        prometheus = await prometheus.start(here)
+        collecting = await prometheus.start(here)
         outcome = await _run(here, crew, address)
         await _linger(here, outcome)
     except RaytrainError as error:
@@ -35,7 +36,7 @@ async def lead(here: ThisHost) -> Outcome:
         outcome = Outcome(1, f"{type(error).__name__}: {one_line(error, 500)}")
     if outcome.failure:
         here.say(outcome.failure, status=outcome.status)
-    await asyncio.gather(crew.dismiss(outcome), prometheus.stop(prometheus))
+    await asyncio.gather(crew.dismiss(outcome), prometheus.stop(collecting))
     return outcome
 
 
