@@ -1,0 +1,139 @@
+"""The plan of the stream as plain lists of samples, each an (epoch, id): what every test of the plan compares with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+import numpy as np
+from hypothesis import strategies as st
+
+from raytrain.data.order import Position, Segment, StreamPlan, StreamSpec, epoch_order
+
+TAILS = ("share", "drop_last", "pad", "carry")
+
+
+@dataclass
+class Pass:
+    """One pass over a split: the samples of every batch in order, and what became of the others."""
+
+    epoch: int
+    split: str
+    batches: list[list[tuple[int, int]]]
+    whole: bool = True
+    dropped: int = 0
+    repeated: int = 0
+    left_over: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def samples(self) -> list[tuple[int, int]]:
+        return [sample for batch in self.batches for sample in batch]
+
+
+def own_samples(spec: StreamSpec, epoch: int) -> list[tuple[int, int]]:
+    return [(epoch, i) for i in epoch_order(spec.num_train, spec.seed, epoch, spec.group_starts).tolist()]
+
+
+def shared_out(samples: list, batch_size: int, world: int) -> list[list]:
+    """Full rounds; what is left, with the last of them, in as many batches as can have two samples each."""
+    rounds, rest = divmod(len(samples), batch_size * world)
+    full = rounds * world if rest == 0 else max(rounds - 1, 0) * world
+    slots = 0 if rest == 0 else world * min(rounds + 1, 2)
+    left = len(samples) - full * batch_size
+    enough = [k for k in range(1, slots + 1) if k * batch_size >= left]
+    used = max((k for k in enough if left >= 2 * k), default=min(enough, default=1))
+    sizes = [batch_size] * full + [len(range(k, left, used)) if k < used else 0 for k in range(slots)]
+    order = iter(samples)
+    return [list(islice(order, size)) for size in sizes]
+
+
+def passes(spec: StreamSpec, world: int, epoch: int = 0, done: set | None = None, steps: int = 0) -> list[Pass]:
+    """Every pass still to come; `done` are the samples that `epoch` has consumed, or that were not carried into it."""
+    found: list[Pass] = []
+    brought: tuple = ()
+    a_round = spec.batch_size * world
+    while steps < spec.steps if spec.epochs is None else epoch < spec.epochs:
+        own = own_samples(spec, epoch)
+        samples, fresh = [*brought, *own], len(own)
+        if done is not None:
+            before = own_samples(spec, epoch - 1) if epoch else []
+            samples, fresh = [s for s in before + own if s not in done], sum(s not in done for s in own)
+            done = None
+        this, rest = Pass(epoch, "train", []), len(samples) % a_round
+        if spec.tail == "pad" and rest:
+            this.repeated = a_round - rest
+            samples += islice(cycle(own), this.repeated)
+        elif spec.tail == "drop_last":
+            this.dropped, samples = rest, samples[: len(samples) - rest]
+        elif spec.tail == "carry" and rest <= fresh and epoch + 1 != spec.epochs:
+            this.left_over, samples = tuple(samples[len(samples) - rest :]), samples[: len(samples) - rest]
+        this.batches = shared_out(samples, spec.batch_size, world)
+        if spec.steps is not None and len(this.batches) > (spec.steps - steps) * world:
+            this = Pass(epoch, "train", this.batches[: (spec.steps - steps) * world], whole=False)
+        steps, brought = steps + len(this.batches) // world, this.left_over
+        found.append(this)
+        if spec.num_validation:
+            ids = [(epoch, i) for i in range(spec.num_validation)]
+            found.append(Pass(epoch, "validation", shared_out(ids, spec.batch_size, world)))
+        epoch += 1
+    return found
+
+
+def samples_of(plan: StreamPlan, part: Segment, keys: np.ndarray | None = None) -> list[tuple[int, int]]:
+    """A segment's keys, or some of them, as (epoch, id)."""
+    keys = plan.segment_keys(part.number) if keys is None else keys
+    if part.split == "validation":
+        return [(part.epoch, int(key)) for key in keys]
+    return [(part.epoch - int(key) // plan.spec.num_train, int(key) % plan.spec.num_train) for key in keys]
+
+
+def mask_of(spec: StreamSpec, epoch: int, done: set[tuple[int, int]]) -> np.ndarray:
+    """`done` as Position has it."""
+    return np.array(
+        [(epoch, i) in done for i in range(spec.num_train)] + [(epoch - 1, i) in done for i in range(spec.num_train)]
+    )
+
+
+@st.composite
+def specs(draw, tails=TAILS, worlds=4, most=60, validation=20) -> StreamSpec:
+    """Of as many samples as a step on `worlds` ranks needs."""
+    batch = draw(st.integers(1, 6))
+    train = draw(st.integers(batch * worlds, batch * worlds + most))
+    length = draw(st.sampled_from([{"epochs": e} for e in (1, 2, 3)] + [{"steps": s} for s in (1, 4, 9, 17)]))
+    groups = np.arange(0, train, draw(st.integers(1, 9))) if draw(st.booleans()) else None
+    held_out = draw(st.integers(0, validation))
+    return StreamSpec(
+        train,
+        held_out,
+        batch,
+        draw(st.integers(0, 3)),
+        **length,
+        tail=draw(st.sampled_from(tails)),
+        group_starts=groups,
+    )
+
+
+@st.composite
+def positions(draw, spec: StreamSpec) -> tuple[int, set[tuple[int, int]] | None]:
+    """Any epoch, with nothing of it done or any set of samples, of those that could have been carried over too."""
+    epoch = draw(st.integers(0, (spec.epochs or 3) - 1))
+    if draw(st.booleans()):
+        return epoch, None
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    share = draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
+    done = {sample for sample in own_samples(spec, epoch) if rng.random() < share}
+    earlier = own_samples(spec, epoch - 1) if epoch else [(-1, i) for i in range(spec.num_train)]
+    may_be_owed = earlier[len(earlier) - draw(st.integers(0, spec.num_train)) :] if epoch else []
+    return epoch, done | {sample for sample in earlier if sample not in may_be_owed or rng.random() < share}
+
+
+def planned(spec: StreamSpec, world: int, epoch: int = 0, done: set | None = None, steps: int = 0) -> StreamPlan:
+    position = Position(epoch, None if done is None else mask_of(spec, epoch, done))
+    return StreamPlan(spec, position, world, steps)
+
+
+@st.composite
+def plans(draw, tails=TAILS, most=60) -> StreamPlan:
+    """From anywhere, on one to four ranks."""
+    spec = draw(specs(tails=tails, most=most))
+    return planned(spec, draw(st.integers(1, 4)), *draw(positions(spec)))
