@@ -141,13 +141,17 @@ class Feed:
             self._stop_requested = True
             self._changed.notify_all()
 
-    def progress(self, rank: int, told: RankProgress | None, position: int, exact: bool) -> int | None:
-        """Note how a rank gets on, once it has done a step, and where it stands.
+    def progress(
+        self, attempt: str, rank: int, told: RankProgress | None, position: int, exact: bool
+    ) -> int | None:
+        """Note how a rank gets on, once it has done a step, and where it stands; an earlier attempt's are not heard.
 
         `position` counts the batches that it has done; `exact` promises that it says so before each, and waits. The
         answer is after how many batches to stop, once a stop has been requested.
         """
         with self._changed:
+            if attempt != self._attempt:
+                return None  # its next `take` ends it
             if told is not None:
                 self._progress[rank] = told
             self._positions[rank] = (position, exact)

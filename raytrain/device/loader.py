@@ -127,10 +127,13 @@ class RankIngest:
                 self._answer = None
         now = time.monotonic()
         if self._slow and not self.stopped:
-            self._heed(ray.get(self._feed.progress.remote(self._rank, self.progress, self._position, True)))
+            self._heed(ray.get(self._progress(exact=True)))
         elif now - self._told_at >= PROGRESS_EVERY_S:
             self._told_at = now
-            self._answer = self._feed.progress.remote(self._rank, self.progress, self._position, False)
+            self._answer = self._progress(exact=False)
+
+    def _progress(self, *, exact: bool) -> Any:
+        return self._feed.progress.remote(self._attempt, self._rank, self.progress, self._position, exact)
 
     def _heed(self, stop_at: int | None) -> None:
         if stop_at is not None and (self.plan.world_size == 1 or (self._slow and self._position >= stop_at)):

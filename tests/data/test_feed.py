@@ -169,7 +169,7 @@ def test_all_ranks_stop_at_one_step(two_nodes, pets):
     assert len(take_all(feed, 1)) == 5
     last = feed.take("a", 0, 1)
     assert (last.batches, last.stop) == ([], True)
-    assert feed.progress(0, {"step": 5}, 5, False) == 5
+    assert feed.progress("a", 0, {"step": 5}, 5, False) == 5
     assert feed.status().progress == {0: {"step": 5}}
 
 
@@ -180,11 +180,11 @@ def test_slow_ranks_stop_after_the_step_in_flight(two_nodes, pets):
         for _ in range(6):
             while not feed.take("a", rank, 1).batches:
                 pass
-    assert feed.progress(0, {}, 3, True) is None
-    assert feed.progress(1, {}, 2, True) is None
+    assert feed.progress("a", 0, {}, 3, True) is None
+    assert feed.progress("a", 1, {}, 2, True) is None
     feed.request_stop()
-    assert feed.progress(1, {}, 3, True) == 4, "the step that rank 0 is in, not what has been fetched ahead"
-    assert feed.progress(0, {}, 4, True) == 4
+    assert feed.progress("a", 1, {}, 3, True) == 4, "the step that rank 0 is in, not what has been fetched ahead"
+    assert feed.progress("a", 0, {}, 4, True) == 4
 
 
 def test_an_earlier_attempts_last_words_are_not_heard(two_nodes, pets):

@@ -8,31 +8,13 @@ import time
 
 import numpy as np
 import pytest
+from feed_by_hand import ByHand
 
 from raytrain.data import feed as feeds
 from raytrain.data.order import Position, StreamSpec
-from raytrain.data.router import Router
 from raytrain.data.stream import FeedOptions, most_corrupt
 from raytrain.errors import DataError, TrainingError
 from raytrain.record.status import Failure
-
-
-class ByHand:
-    """In the place of `Stream`: a real router, and batches when the test says so."""
-
-    def __init__(self, plan, splits_pickle, options, changed, after=None):
-        self.plan, self.router, self.after = plan, Router(plan), after
-        self.taken = [0] * plan.world_size
-        self.error, self.abandoned, self.first_ready_at = None, False, None
-
-    @property
-    def num_ready(self):
-        return sum(map(len, self.router.queues))
-
-    def fill(self, batches, segment=0):
-        self.first_ready_at = self.first_ready_at or 12.5
-        for batch in batches:
-            self.router.arrive(segment, batch, (f"block {batch}", 0))
 
 
 @pytest.fixture
@@ -150,12 +132,12 @@ def test_a_running_stream_is_adopted_where_it_stands_and_is_untouched(make):
 def test_a_stop_is_after_the_same_batch_for_all(make):
     feed = make(world_size=2)
     feed._stream.fill(range(8))
-    assert feed.progress(0, {"step": 1}, 2, True) is None
+    assert feed.progress("a", 0, {"step": 1}, 2, True) is None
     feed.take("a", 0, 3)
-    assert feed.progress(1, {"step": 2}, 1, True) is None, "nobody asks for a stop"
+    assert feed.progress("a", 1, {"step": 2}, 1, True) is None, "nobody asks for a stop"
     feed.request_stop()
-    assert feed.progress(1, {"step": 2}, 3, True) == 4, "the furthest finishes the step that it is in"
-    assert feed.progress(0, {"step": 9}, 9, True) == 4, "and that stands"
+    assert feed.progress("a", 1, {"step": 2}, 3, True) == 4, "the furthest finishes the step that it is in"
+    assert feed.progress("a", 0, {"step": 9}, 9, True) == 4, "and that stands"
     taken = feed.take("a", 0, 9)
     assert (len(taken.batches), taken.stop) == (1, True)
     taken = feed.take("a", 1, 9)
@@ -168,7 +150,7 @@ def test_ranks_that_do_not_say_exactly_where_they_are_stop_at_what_is_given_out(
     feed = make(world_size=2)
     feed._stream.fill(range(8))
     for rank in (0, 1):
-        feed.progress(rank, {}, 1, rank == 0)
+        feed.progress("a", rank, {}, 1, rank == 0)
     feed.take("a", 0, 3)
     assert not feed.take("a", 1, 1).stop
     feed.request_stop()
@@ -176,13 +158,15 @@ def test_ranks_that_do_not_say_exactly_where_they_are_stop_at_what_is_given_out(
     assert feed.take("a", 0, 9).stop
     feed.begin("b", Position(1), 2, 10)
     assert feed._stop_at is None, "of a new attempt nobody knows yet"
-    assert feed.progress(0, {}, 0, False) == 0, "it stops where it stands: nothing was given out"
+    assert feed.progress("b", 0, {}, 0, False) == 0, "it stops where it stands: nothing was given out"
 
 
 def test_where_the_ranks_of_an_earlier_attempt_were_does_not_matter(make):
     feed = make()
-    feed.progress(0, {}, 5, True)
+    feed.progress("a", 0, {}, 5, True)
     feed.begin("b", Position(1), 1, 10)
+    assert feed.progress("a", 0, {"step": 7}, 7, True) is None, "late words"
+    assert feed.status()["progress"] == {0: {}}
     feed.request_stop()
     taken = feed.take("b", 0, 9)
     assert (taken.batches, taken.stop) == ([], True)
