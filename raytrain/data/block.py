@@ -82,14 +82,16 @@ class Prepared:
     ) -> Prepared:
         """Large samples stay where they are, unless they shall be put `together`; small ones always are.
 
-        `samples` have the shape and dtype of `like`, in any order of their axes in memory; there may be none.
+        `samples` have the shape and dtype of `like`, in any order of their axes in memory; there may be none. They
+        travel in the machine's own byte order, which is the only one that torch takes.
         """
         axes = tuple(int(axis) for axis in np.argsort([-abs(stride) for stride in like.strides], kind="stable"))
-        pieces = [np.ascontiguousarray(sample.transpose(axes)) for sample in samples]
+        dtype = like.dtype.newbyteorder("=")
+        pieces = [np.ascontiguousarray(sample.transpose(axes), dtype) for sample in samples]
         apart = len(pieces) == 1 or (pieces and pieces[0].nbytes >= PIECE_BYTES and pieces[0].nbytes % ALIGNED == 0)
         if pieces and (together or not apart):
             pieces = [np.stack(pieces)]
-        return cls(pieces, like.dtype.str, like.shape, axes, label, keys, header)
+        return cls(pieces, dtype.str, like.shape, axes, label, keys, header)
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,9 @@ def to_table(batches: Sequence[Prepared]) -> pa.Table:
 
 
 def batches_of(table: pa.Table) -> list[Batch]:
-    """Views of the block's memory, read-only."""
+    """Views of the block's memory, read-only; the row may be a slice of a longer table."""
     headers: list[dict[str, Any]] = json.loads(table.column("header")[0].as_py())
-    _, offsets, data = table.column("numbers").chunk(0).buffers()
-    start, stop = np.frombuffer(offsets, dtype=np.int64)[:2]
-    numbers = np.frombuffer(data, dtype=np.uint8)[start:stop].view(np.int64)
+    numbers = np.frombuffer(_value(table.column("numbers")), dtype=np.int64)
     pieces = iter(range(2, table.num_columns))
     batches = []
     for header in headers:
@@ -141,9 +141,20 @@ def _cell(array: np.ndarray) -> pa.Array:
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(array)])
 
 
+def _value(column: pa.ChunkedArray) -> pa.Buffer:
+    """The memory of a column's one value, in whichever chunk and wherever in it; `as_buffer` of the scalar copies."""
+    chunk = next(each for each in column.chunks if len(each))
+    buffers, start = chunk.buffers(), chunk.offset
+    if pa.types.is_large_binary(chunk.type):
+        first, stop = np.frombuffer(buffers[1], dtype=np.int64)[start : start + 2].tolist()
+        return buffers[2].slice(first, stop - first)
+    width = chunk.type.byte_width
+    return buffers[1].slice(start * width, width)
+
+
 def _stretch(table: pa.Table, pieces: list[int]) -> np.ndarray:
     """The pieces' memory as one uint8 array: a view where they lie side by side, as they do in the object store."""
-    buffers = [table.column(number).chunk(0).buffers()[1] for number in pieces]
+    buffers = [_value(table.column(number)) for number in pieces]
     if not buffers:
         return np.empty(0, dtype=np.uint8)
     ends = [buffer.address + buffer.size for buffer in buffers[:-1]]

@@ -316,7 +316,7 @@ def parse_record(text: str, path: str) -> RunRecord:
         return RunRecord.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = " ".join(".".join(str(part) for part in first["loc"]).split())
         raise ConfigError(f"{path} is not a run record: {where}: {first['msg']}") from None
     except ValueError:
         raise ConfigError(f"{path} is not JSON, or was cut off") from None

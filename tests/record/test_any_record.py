@@ -71,7 +71,7 @@ def at(tree, place):
 
 
 @few
-@given(any_record(), words, anything, st.data())
+@given(any_record(), words | st.just("two\nlines"), anything, st.data())
 def test_an_unknown_key_is_named_wherever_it_is(record, key, value, data):
     place = data.draw(st.sampled_from(list(sections(record))))
     if key in type(at_model(record, place)).model_fields:

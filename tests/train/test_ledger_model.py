@@ -29,7 +29,7 @@ class Run:
         return self.saved[0].epoch >= self.spec.epochs
 
     def attempt(self, world: int, steps: int | None, every: int, random) -> None:
-        """So many steps from the last save on, saved after every so many and at the end of an epoch; then it crashes."""
+        """So many steps from the last save on, saved after every so many and at the end of an epoch; then a crash."""
         position, times, dropped, repeated = self.saved
         times = Counter(times)
         plan = StreamPlan(self.spec, position, world)
