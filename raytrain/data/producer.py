@@ -109,6 +109,9 @@ class Producer:
                 return self.batch(segment, number, together=together)
             images.append(image.copy() if self._copies else image)
             kept.append(place)
+        if len(images) == 1 and kept[0] + 1 < len(keys) and not self._copies:
+            self._copies = True  # a stage that reuses its memory may have put there what failed after it
+            return self.batch(segment, number, together=together)
         clock.settle(stages)
         if images:
             self._templates[part.split] = np.empty_like(images[0])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_model import mask_of, own_samples, samples_of, specs
+from plan_model import TAILS, mask_of, num_ranks, own_samples, samples_of, specs
 
 from raytrain.data.order import Position, StreamPlan
 from raytrain.data.router import Router
@@ -86,11 +87,13 @@ class Run:
         self.saved = (Position(epoch, unions[0]), Counter(times), dropped, repeated)
 
 
-@few
-@given(specs(most=30, validation=6), st.randoms(use_true_random=False), st.data())
-def test_each_sample_is_trained_on_once_however_often_the_run_is_interrupted(spec, random, data):
+@pytest.mark.parametrize("tail", TAILS)
+@settings(few, max_examples=50)
+@given(random=st.randoms(use_true_random=False), data=st.data())
+def test_each_sample_is_trained_on_once_however_often_the_run_is_interrupted(tail, random, data):
+    spec = data.draw(specs(tails=(tail,), most=30, validation=6))
     if spec.epochs is None:
-        spec = type(spec)(**{**vars(spec), "steps": None, "epochs": 2})
+        spec = replace(spec, steps=None, epochs=3)
     run = Run(spec)
     for _ in range(data.draw(st.integers(0, 5))):
         if not run.over:
@@ -98,7 +101,7 @@ def test_each_sample_is_trained_on_once_however_often_the_run_is_interrupted(spe
                 data.draw(st.integers(1, 4)), data.draw(st.integers(0, 7)), data.draw(st.integers(1, 4)), random
             )
     if not run.over:
-        run.attempt(data.draw(st.integers(1, 4)), None, 3, random)
+        run.attempt(data.draw(num_ranks), None, 3, random)
     position, times, dropped, repeated = run.saved
     assert run.over and position.epoch == spec.epochs
     due = {sample for epoch in range(spec.epochs) for sample in own_samples(spec, epoch)}

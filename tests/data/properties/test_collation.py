@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from plan_model import planned, plans, positions, samples_of, specs
+from plan_model import TAILS, num_ranks, planned, plans, positions, samples_of, specs
 
 from raytrain.data.block import decode
 from raytrain.data.producer import Producer, SplitWork, StreamWork
@@ -18,7 +18,7 @@ from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stages.stage import Stage
 from raytrain.errors import DataError
 
-few = settings(deadline=None, max_examples=60)
+few = settings(deadline=None, max_examples=100)
 SHAPE = (2, 3, 1)
 SHARED = np.zeros(SHAPE, np.int64)
 
@@ -84,9 +84,11 @@ ids = st.frozensets(st.integers(0, 60), max_size=12)
 holes = st.tuples(ids, ids, ids) | st.just((frozenset(range(61)), frozenset(), frozenset()))
 
 
-@few
-@given(plans(most=20), holes, holes, st.booleans(), st.data())
-def test_a_batch_is_the_stack_of_what_can_be_prepared(plan, broken, held_out_broken, reuse, data):
+@pytest.mark.parametrize("tail", TAILS)
+@settings(few, max_examples=40)
+@given(broken=holes, held_out_broken=holes, reuse=st.booleans(), data=st.data())
+def test_a_batch_is_the_stack_of_what_can_be_prepared(tail, broken, held_out_broken, reuse, data):
+    plan = data.draw(plans(tails=(tail,), most=20))
     spec = plan.spec
     splits = {
         "train": split(spec.num_train, broken, reuse),
@@ -124,10 +126,12 @@ def test_a_batch_is_the_stack_of_what_can_be_prepared(plan, broken, held_out_bro
         assert (header.segment, header.batch) == (segment, number)
 
 
-@few
-@given(specs(most=20), st.integers(1, 4), st.integers(1, 4), holes, st.data())
-def test_a_sample_is_the_same_whatever_the_shape_of_the_cluster(spec, world, other, broken, data):
+@pytest.mark.parametrize("tail", ["share", "carry"])
+@settings(few, max_examples=40)
+@given(world=num_ranks, other=num_ranks, broken=holes, data=st.data())
+def test_a_sample_is_the_same_whatever_the_shape_of_the_cluster(tail, world, other, broken, data):
     """Its random numbers too: on other ranks, in batches of another size, carried over or not, alone or in a block."""
+    spec = data.draw(specs(tails=(tail,), most=20))
     epoch, done = data.draw(positions(spec))
     work = {"train": split(spec.num_train, broken), "validation": split(spec.num_validation, broken)}
     one = planned(spec, world, epoch, done)

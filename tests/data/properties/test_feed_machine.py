@@ -60,9 +60,13 @@ class Rank:
 
 class FeedMachine(RuleBasedStateMachine):
     @initialize(
-        world=st.integers(1, 3), train=st.integers(6, 30), validation=st.integers(0, 6), epochs=st.integers(1, 2)
+        world=st.sampled_from([2, 3, 1]),
+        train=st.integers(6, 30),
+        validation=st.integers(0, 6),
+        epochs=st.integers(1, 2),
+        slow=st.booleans(),
     )
-    def start(self, world, train, validation, epochs):
+    def start(self, world, train, validation, epochs, slow):
         self.changed = pytest.MonkeyPatch()
         self.changed.setattr(feeds, "Stream", ByHand)
         self.changed.setattr(feeds, "make_ray_data_lean", lambda _: None)
@@ -72,9 +76,9 @@ class FeedMachine(RuleBasedStateMachine):
         self.stale: list[Rank] = []
         self.ranks: list[Rank] = []
         self.attempts, self.stop, self.fatal = 0, False, None
-        self.begin(world, 0)
+        self.begin(world, 0, slow)
 
-    def begin(self, world, epoch):
+    def begin(self, world, epoch, slow=False):
         before = self.feed._stream
         if self.fatal is not None:
             assert self.feed.begin("too late", Position(epoch), world, epoch) is self.fatal
@@ -95,13 +99,16 @@ class FeedMachine(RuleBasedStateMachine):
         self.given: set[tuple[int, int]] = set()
         self.results: dict[int, dict] = {}
         self.ranks = [Rank(self.feed, attempt, number, world) for number in range(world)]
+        for rank in self.ranks:
+            rank.slow = slow
 
-    @rule(world=st.integers(1, 3), later=st.booleans())
-    def a_new_attempt_begins(self, world, later):
-        self.begin(world, min(later, self.spec.epochs - 1))
+    @rule(world=st.sampled_from([2, 3, 1]), later=st.booleans(), slow=st.booleans(), sure=st.integers(0, 3))
+    def a_new_attempt_begins(self, world, later, slow, sure):
+        if sure == 3:  # most do not fail so soon
+            self.begin(world, min(later, self.spec.epochs - 1), slow)
 
     @precondition(lambda self: self.coming)
-    @rule(data=st.data(), count=st.integers(1, 6))
+    @rule(data=st.data(), count=st.integers(1, 20))
     def batches_arrive(self, data, count):
         for _ in range(min(count, len(self.coming))):
             segment, batch = self.coming.pop(data.draw(st.integers(0, min(4, len(self.coming) - 1))))
@@ -120,9 +127,13 @@ class FeedMachine(RuleBasedStateMachine):
         self.given.update(batches)
 
     @precondition(lambda self: self.ranks and self.fatal is None)
-    @rule(data=st.data(), tells=st.booleans())
-    def a_rank_goes_on(self, data, tells):
-        self.go_on(data.draw(st.sampled_from(self.ranks)), tells)
+    @rule(data=st.data(), tells=st.booleans(), most=st.integers(1, 9))
+    def ranks_go_on(self, data, tells, most):
+        """In any order, each to its next step as far as the others let it."""
+        for rank in data.draw(st.lists(st.sampled_from(self.ranks), min_size=1, max_size=12)):
+            if not rank.buffer:
+                self.fetch(rank, most)
+            self.go_on(rank, tells)
 
     def go_on(self, rank, tells=False):
         if rank.in_step or rank.ended:
@@ -144,10 +155,11 @@ class FeedMachine(RuleBasedStateMachine):
     def steps_become_slow(self, data):
         data.draw(st.sampled_from(self.ranks)).slow = True
 
-    @rule()
-    def the_driver_asks_for_a_stop(self):
-        self.stop = True
-        self.feed.request_stop()
+    @rule(sure=st.integers(0, 3))
+    def the_driver_asks_for_a_stop(self, sure):
+        if sure == 3:
+            self.stop = True
+            self.feed.request_stop()
 
     @precondition(lambda self: self.stale)
     @rule(data=st.data(), exact=st.booleans(), position=st.integers(0, 9))

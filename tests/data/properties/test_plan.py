@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_model import own_samples, passes, planned, positions, samples_of, shared_out, specs
+from plan_model import TAILS, num_ranks, own_samples, passes, planned, positions, samples_of, shared_out, specs
 
 from raytrain.data.order import SampleRng, batch_sizes, remaining
 
 few = settings(deadline=None, max_examples=80)
-worlds = st.integers(1, 4)
 
 
-@few
-@given(specs(), worlds, st.data())
-def test_a_plan_is_the_models_batch_by_batch(spec, world, data):
+@pytest.mark.parametrize("tail", TAILS)
+@settings(few, max_examples=60)
+@given(world=num_ranks, data=st.data())
+def test_a_plan_is_the_models_batch_by_batch(tail, world, data):
+    spec = data.draw(specs(tails=(tail,)))
     epoch, done = data.draw(positions(spec))
     steps = data.draw(st.integers(0, spec.steps - 1)) if spec.steps else 0
     plan, model = planned(spec, world, epoch, done, steps), passes(spec, world, epoch, done, steps)
@@ -41,10 +43,12 @@ def test_a_plan_is_the_models_batch_by_batch(spec, world, data):
     assert plan.total_batches == len(places)
 
 
-@few
-@given(specs(), worlds, st.data())
-def test_what_follows_an_epoch_is_what_it_left_over(spec, world, data):
+@pytest.mark.parametrize("tail", TAILS)
+@settings(few, max_examples=60)
+@given(world=num_ranks, data=st.data())
+def test_what_follows_an_epoch_is_what_it_left_over(tail, world, data):
     """Whoever starts at the next epoch with `after` has the rest of the plan that went through."""
+    spec = data.draw(specs(tails=(tail,)))
     epoch, done = data.draw(positions(spec))
     plan, model = planned(spec, world, epoch, done), passes(spec, world, epoch, done)
     steps = 0
@@ -65,9 +69,11 @@ def test_what_follows_an_epoch_is_what_it_left_over(spec, world, data):
         assert [samples_of(rest, p) for p in rest.segments] == [samples_of(plan, p) for p in later]
 
 
-@few
-@given(specs(), worlds, st.data())
-def test_every_id_comes_exactly_once_but_for_what_the_tail_says(spec, world, data):
+@pytest.mark.parametrize("tail", TAILS)
+@settings(few, max_examples=60)
+@given(world=num_ranks, data=st.data())
+def test_every_id_comes_exactly_once_but_for_what_the_tail_says(tail, world, data):
+    spec = data.draw(specs(tails=(tail,)))
     epoch, done = data.draw(positions(spec))
     plan = planned(spec, world, epoch, done)
     train = [part for part in plan.segments if part.split == "train"]
@@ -90,7 +96,7 @@ def test_every_id_comes_exactly_once_but_for_what_the_tail_says(spec, world, dat
 
 
 @few
-@given(st.integers(0, 300), st.integers(1, 12), worlds)
+@given(st.integers(0, 300), st.integers(1, 12), num_ranks)
 def test_batch_sizes_are_the_models(count, batch_size, world):
     assert batch_sizes(count, batch_size, world).tolist() == [
         len(batch) for batch in shared_out(list(range(count)), batch_size, world)
@@ -98,7 +104,7 @@ def test_batch_sizes_are_the_models(count, batch_size, world):
 
 
 @few
-@given(specs(tails=("share",)), worlds, worlds, st.data())
+@given(specs(tails=("share",)), num_ranks, num_ranks, st.data())
 def test_the_order_and_its_seeds_are_those_of_no_shape(spec, world, other, data):
     """Of a run of whole epochs, whatever the ranks: the same samples in the same order, and each one's own numbers."""
     epoch, done = data.draw(positions(spec))

@@ -12,7 +12,7 @@ from raytrain.data.order import StreamPlan
 from raytrain.data.pace import Pace, cut_blocks, deal_tasks, num_batches
 from raytrain.data.router import Router
 
-few = settings(deadline=None, max_examples=60)
+few = settings(deadline=None, max_examples=100)
 small_plans = plans(most=20)
 
 

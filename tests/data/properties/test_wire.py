@@ -95,6 +95,10 @@ def other_row(table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
+def by_name(table: pa.Table):
+    return zip(table.column_names, table.columns, strict=True)
+
+
 TRAVELS = {
     "as it is": lambda table: table,
     "written and read": written_and_read,
@@ -105,7 +109,9 @@ TRAVELS = {
     "a slice that was written": lambda table: written_and_read(
         pa.concat_tables([other_row(table), table]).combine_chunks().slice(1, 1)
     ),
-    "after an empty chunk": lambda table: pa.concat_tables([table.slice(0, 0), table]),
+    "after an empty chunk": lambda table: pa.table(
+        {name: pa.chunked_array([column.chunk(0).slice(0, 0), column.chunk(0)]) for name, column in by_name(table)}
+    ),
     "one chunk of several": lambda table: pa.concat_tables([other_row(table), table]).slice(1),
 }
 
