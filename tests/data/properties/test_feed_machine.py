@@ -65,8 +65,11 @@ class FeedMachine(RuleBasedStateMachine):
         validation=st.integers(0, 6),
         epochs=st.integers(1, 2),
         slow=st.booleans(),
+        last_acts=st.lists(st.integers(0, 8), min_size=1, max_size=30),
+        stops_at_last=st.booleans(),
     )
-    def start(self, world, train, validation, epochs, slow):
+    def start(self, world, train, validation, epochs, slow, last_acts, stops_at_last):
+        self.last_acts, self.stops_at_last = last_acts, stops_at_last
         self.changed = pytest.MonkeyPatch()
         self.changed.setattr(feeds, "Stream", ByHand)
         self.changed.setattr(feeds, "make_ray_data_lean", lambda _: None)
@@ -178,7 +181,7 @@ class FeedMachine(RuleBasedStateMachine):
         assert self.feed.status() == before, "it is not heard"
 
     @precondition(lambda self: self.ranks)
-    @rule(data=st.data(), begun=st.booleans(), sure=st.sampled_from([False] * 9 + [True]))
+    @rule(data=st.data(), begun=st.booleans(), sure=st.lists(st.booleans(), min_size=4, max_size=4).map(all))
     def a_rank_fails(self, data, begun, sure):
         if sure:
             error = TrainingError("broken")
@@ -194,6 +197,20 @@ class FeedMachine(RuleBasedStateMachine):
         assert (status["fatal"], status["attempts"]) == (self.fatal, self.attempts)
         assert self.fatal is not None or status["results"] == self.results
 
+    def act_and_stop(self):
+        """The last acts, some ahead of others as drawn; then perhaps a stop, of which a fetch may be the first to hear."""
+        for act in self.last_acts:
+            rank = self.ranks[act % len(self.ranks)]
+            if act < 3:
+                self.fetch(rank, 1 + act)
+            else:
+                self.go_on(rank)
+        if self.stops_at_last:
+            self.stop = True
+            self.feed.request_stop()
+            if self.last_acts[0] % 2:
+                self.fetch(self.ranks[self.last_acts[-1] % len(self.ranks)], 1)
+
     def teardown(self):
         """All that is still to come comes; then everyone is at the same step."""
         if not hasattr(self, "feed"):
@@ -203,6 +220,8 @@ class FeedMachine(RuleBasedStateMachine):
         while self.coming:
             segment, batch = self.coming.pop()
             self.feed._stream.fill([batch], segment)
+        if self.fatal is None:
+            self.act_and_stop()
         for _ in range(200):
             for rank in self.ranks:
                 self.fetch(rank, 64)
