@@ -198,7 +198,7 @@ class FeedMachine(RuleBasedStateMachine):
         assert self.fatal is not None or status["results"] == self.results
 
     def act_and_stop(self):
-        """The last acts, some ahead of others as drawn; then perhaps a stop, of which a fetch may be the first to hear."""
+        """The last acts, some ahead of others; then perhaps a stop, of which a fetch may be the first to hear."""
         for act in self.last_acts:
             rank = self.ranks[act % len(self.ranks)]
             if act < 3:
