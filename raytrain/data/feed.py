@@ -141,9 +141,7 @@ class Feed:
             self._stop_requested = True
             self._changed.notify_all()
 
-    def progress(
-        self, attempt: str, rank: int, told: RankProgress | None, position: int, exact: bool
-    ) -> int | None:
+    def progress(self, attempt: str, rank: int, told: RankProgress | None, position: int, exact: bool) -> int | None:
         """Note how a rank gets on, once it has done a step, and where it stands; an earlier attempt's are not heard.
 
         `position` counts the batches that it has done; `exact` promises that it says so before each, and waits. The

@@ -166,7 +166,7 @@ def test_where_the_ranks_of_an_earlier_attempt_were_does_not_matter(make):
     feed.progress("a", 0, {}, 5, True)
     feed.begin("b", Position(1), 1, 10)
     assert feed.progress("a", 0, {"step": 7}, 7, True) is None, "late words"
-    assert feed.status()["progress"] == {0: {}}
+    assert feed.status().progress == {0: {}}
     feed.request_stop()
     taken = feed.take("b", 0, 9)
     assert (taken.batches, taken.stop) == ([], True)

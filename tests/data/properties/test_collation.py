@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from plan_model import TAILS, num_ranks, planned, plans, positions, samples_of, specs
 
-from raytrain.data.block import decode
+from raytrain.data.block import batches_of
 from raytrain.data.producer import Producer, SplitWork, StreamWork
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stages.stage import Stage
@@ -107,7 +107,7 @@ def test_a_batch_is_the_stack_of_what_can_be_prepared(tail, broken, held_out_bro
         kept = [place for place, (_, index) in enumerate(samples) if index not in bad]
         drawn = [(0 if part.split == "validation" else epoch, index) for epoch, index in samples]
         images = [prepared(spec.seed, *drawn[place]) for place in kept]
-        [batch] = decode(made.block(segment, number, 1))
+        [batch] = batches_of(made.block(segment, number, 1))
         some_work = any(i not in bad for i in range(spec.num_train if part.split == "train" else spec.num_validation))
         shape = SHAPE if some_work else (0, 0, 0)
         assert batch.image.shape == (len(kept), *shape)
@@ -141,7 +141,7 @@ def test_a_sample_is_the_same_whatever_the_shape_of_the_cluster(tail, world, oth
         made, images = producer(plan, work), {}
         for part in [part for part in plan.segments if part.split == "train"][:2]:
             for number in range(0, part.num_batches - count + 1, count):
-                for batch in decode(made.block(part.number, number, count)):
+                for batch in batches_of(made.block(part.number, number, count)):
                     images |= zip(samples_of(plan, part, batch.key), batch.image.copy(), strict=True)
         found.append(images)
     for sample in found[0].keys() & found[1].keys():

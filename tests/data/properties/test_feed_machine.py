@@ -194,8 +194,8 @@ class FeedMachine(RuleBasedStateMachine):
         if not hasattr(self, "feed"):
             return
         status = self.feed.status()
-        assert (status["fatal"], status["attempts"]) == (self.fatal, self.attempts)
-        assert self.fatal is not None or status["results"] == self.results
+        assert (status.fatal, status.attempts) == (self.fatal, self.attempts)
+        assert self.fatal is not None or status.results == self.results
 
     def act_and_stop(self):
         """The last acts, some ahead of others; then perhaps a stop, of which a fetch may be the first to hear."""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raytrain.data import block
-from raytrain.data.block import Failure, Header, Prepared, decode, encode
+from raytrain.data.block import Failure, Header, Prepared, batches_of, to_table
 
 few = settings(deadline=None, max_examples=80)
 DTYPES = ("|u1", "|i1", "|b1", "<i2", ">i2", "<u4", "<i8", "<f2", "<f4", ">f4", "<f8", "<c8")
@@ -132,9 +132,9 @@ def check(again, given_batches) -> None:
 @settings(few, max_examples=40)
 @given(given_batches=st.lists(batches(), min_size=1, max_size=3), together=st.booleans())
 def test_what_went_into_a_block_comes_out(travels, given_batches, together):
-    table = encode(prepared(given_batches, together))
+    table = to_table(prepared(given_batches, together))
     assert table.num_rows == 1
-    check(decode(TRAVELS[travels](table)), given_batches)
+    check(batches_of(TRAVELS[travels](table)), given_batches)
 
 
 @few
@@ -142,7 +142,7 @@ def test_what_went_into_a_block_comes_out(travels, given_batches, together):
 def test_only_what_must_be_is_copied_into_a_block(batch, together):
     samples, *_, like = batch
     [made] = prepared([batch], together)
-    table = encode([made])
+    table = to_table([made])
     memory = [
         np.frombuffer(table.column(n).chunk(0).buffers()[1] or b"", np.uint8) for n in range(2, table.num_columns)
     ]
@@ -162,12 +162,12 @@ def test_only_what_must_be_is_copied_into_a_block(batch, together):
 def test_a_block_in_one_stretch_of_memory_is_read_in_place(given_batches, together):
     """Written as Ray writes it: pieces of whole cache lines lie side by side, and no batch is copied."""
     stream = pa.BufferOutputStream()
-    table = encode(prepared(given_batches, together))
+    table = to_table(prepared(given_batches, together))
     with pa.ipc.new_stream(stream, table.schema, options=pa.ipc.IpcWriteOptions()) as writer:
         writer.write_table(table)
     whole = stream.getvalue()
     memory = np.frombuffer(whole, np.uint8)
-    for batch in decode(pa.ipc.open_stream(whole).read_all()):
+    for batch in batches_of(pa.ipc.open_stream(whole).read_all()):
         assert not batch.image.flags.writeable or not batch.image.size
         assert not batch.label.flags.writeable and not batch.key.flags.writeable
         for array in (batch.image, batch.label, batch.key):
@@ -180,5 +180,5 @@ def test_batches_of_one_block_are_independent(batch, count):
     """A block of several holds what blocks of one would."""
     samples, label, keys, header, like = batch
     several = [(samples, label + 0, keys + 0, replace(header, batch=number), like) for number in range(count)]
-    for number, again in enumerate(decode(encode(prepared(several, True)))):
+    for number, again in enumerate(batches_of(to_table(prepared(several, True)))):
         check([again], several[number : number + 1])
