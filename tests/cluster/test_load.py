@@ -70,7 +70,8 @@ def test_a_core_that_is_kept_busy_is_seen():
     assert own - 10 < mean(busy["cpu_percent"]) < 100 * psutil.cpu_count() + 5
     assert mean(busy["cpu_percent"]) == pytest.approx(reference, abs=30)
     gaps = [later - earlier for earlier, later in zip(busy["at"], busy["at"][1:], strict=False)]
-    assert 4 <= len(busy["at"]) <= 10 and 0.2 < median(gaps) < patient(0.35), "a row every 0.25 s"
+    assert 2 <= len(busy["at"]) <= 10 and min(gaps) > 0.2, "a row every 0.25 s, and no two at once when late"
+    assert median(gaps) < 0.35 * max(factor(), 2), "nor much later"
     assert all(0 < percent < 100 for percent in busy["memory_percent"])
     assert all(value >= 0 for name in ("received_mbit_per_s", "sent_mbit_per_s") for value in busy[name])
 

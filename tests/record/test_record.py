@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from raytrain.errors import CheckpointError, ConfigError
 from raytrain.record.schema import HostLoad, RunRecord, Unusual, Utilization, read_record
+from raytrain.record.status import Failure, RankProgress, RankTimes, Status
 from raytrain.report.live import Display, clock, epoch_line, step_line
 from raytrain.report.tables import print_summary
 from raytrain.run.folder import open_run_folder, process_started_at
@@ -193,34 +196,26 @@ def test_the_start_of_the_process_is_in_the_past():
     assert 0 < time.time() - process_started_at() < 86_400
 
 
-STATUS = {
-    "progress": {
-        0: {
-            "epoch": 2,
-            "epochs": 3,
-            "step": 30,
-            "total_steps": 69,
-            "loss": 0.25,
-            "samples_per_s": 812.44,
-            "wait_share": 0.012,
-            "history": [{"epoch": 1, "loss": 0.5, "validation_accuracy": 0.9, "seconds": 2.0, "samples_per_s": 700.0}],
-        }
-    },
-    "results": {},
-    "num_ready": 3,
-    "failures": ["one"],
-    "attempts": 2,
-}
+FIRST = {"epoch": 1, "loss": 0.5, "validation_accuracy": 0.9, "seconds": 2.0, "samples_per_s": 700.0}
+PROGRESS = RankProgress(
+    epoch=2,
+    epochs=3,
+    step=30,
+    total_steps=69,
+    history=[FIRST],
+    counts={},
+    times=RankTimes(0.0, 1.0, 8, 0.5, 1.0),
+    loss=0.25,
+    samples_per_s=812.44,
+    wait_share=0.012,
+)
+STATUS = Status({0: PROGRESS}, num_ready=3, attempts=2, failures=[("train", Failure(1, "a.jpg", "cut off"))])
 
 
 def test_lines_and_times():
-    assert step_line(STATUS["progress"][0], 21.9) == (
-        "epoch 2/3  step 30/69  812.4 samples/s  loss 0.2500  waiting 1.2%  0:21 left"
-    )
-    assert epoch_line(STATUS["progress"][0]["history"][0], 3) == (
-        "epoch 1/3  loss 0.5000  validation accuracy 0.9000  2.0 s  700.0 samples/s"
-    )
-    with_rate = {**STATUS["progress"][0]["history"][0], "steps": 23, "learning_rate": 1e-5}
+    assert step_line(PROGRESS, 21.9) == ("epoch 2/3  step 30/69  812.4 samples/s  loss 0.2500  waiting 1.2%  0:21 left")
+    assert epoch_line(FIRST, 3) == ("epoch 1/3  loss 0.5000  validation accuracy 0.9000  2.0 s  700.0 samples/s")
+    with_rate = {**FIRST, "steps": 23, "learning_rate": 1e-5}
     assert "rate" not in epoch_line(with_rate, 3), "it is for the record and the page"
     assert clock(3723) == "1:02:03"
 
@@ -228,13 +223,13 @@ def test_lines_and_times():
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_display_shows_each_epoch_once(terminal):
     console = Console(width=120, force_terminal=terminal, file=io.StringIO())
-    last = {"epochs": 3, "history": [{"epoch": 3, "loss": 0.1, "seconds": 1, "samples_per_s": 1}]}
+    last = SimpleNamespace(epochs=3, history=[{"epoch": 3, "loss": 0.1, "seconds": 1, "samples_per_s": 1}])
     with Display(console) as display:
-        display.update({"phase": "2 nodes are up"})
-        display.update({"progress": {}})
+        display.update("2 nodes are up")
+        display.update(Status())
         for _ in range(3):
-            display.update({**STATUS, "stopping": True})
-        display.update({**STATUS, "results": {0: last}})
+            display.update(replace(STATUS, stopping=True))
+        display.update(replace(STATUS, results={0: last}))
     text = console.file.getvalue()
     assert text.count("2 nodes are up") == 1
     assert text.count("epoch 1/3  loss 0.5000") == 1
