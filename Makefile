@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_NODES ?= train=1x1,cpu=1x1
 
-.PHONY: demo test quick lint install-demo install-test freeze clean
+.PHONY: demo test quick lint hooks install-demo install-test freeze clean
 
 demo: install-demo
 	$(BIN)/raytrain sample-data digits data/digits
@@ -32,6 +32,10 @@ $(BIN)/chromium $(BIN)/tmux: | install-test
 lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+hooks: install-test  # before every commit
+	$(BIN)/pre-commit install
 
 install-demo: $(VENV)/.installed-demo
 install-test: $(VENV)/.installed-test

@@ -1,29 +1,39 @@
 """raytrain: train PyTorch models on Ray with the preprocessing spread over every CPU of the cluster.
 
-`Job` describes, `Pipeline` says what happens to a sample, `fit` runs. Names are loaded on first use, so that a
-preprocessing process that imports one room does not pay for the others.
+`Job` describes, `Pipeline` says what happens to a sample, `fit` runs. The names stand in `__init__.pyi` and are loaded on
+first use, so that a preprocessing process that imports one room does not pay for the others.
 """
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
 
-_WHERE = {
-    "Job": "raytrain.config.job",
-    "Pipeline": "raytrain.data.pipeline",
-    "fit": "raytrain.report.live",
-}
-__all__ = ["Job", "Pipeline", "fit"]
+
+def loaded_on_use(package: str, init: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """`__getattr__`, `__dir__` and `__all__` of a package whose public names are what its stub imports.
+
+    Args:
+        init: the package's `__init__.py`, beside its stub, which type checkers read too.
+    """
+    body = ast.parse(Path(init).with_suffix(".pyi").read_text()).body
+    imports = [each for each in body if isinstance(each, ast.ImportFrom) and each.module.startswith("raytrain.")]
+    where = {alias.name: each.module for each in imports for alias in each.names}
+
+    def load(name: str) -> Any:
+        if name not in where:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(where[name]), name)
+
+    def shown() -> list[str]:
+        return sorted({*where, "__all__", "__doc__", "__file__", "__name__", "__path__"})
+
+    return load, shown, list(where)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        return getattr(import_module(_WHERE[name]), name)
-    raise AttributeError(f"module 'raytrain' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+__getattr__, __dir__, __all__ = loaded_on_use(__name__, __file__)

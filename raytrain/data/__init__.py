@@ -1,43 +1,11 @@
 """What goes in: manifest -> epoch order -> CPU stages -> ready batches -> rank.
 
-Names are loaded on first use: a preprocessing worker imports `raytrain.data.producer` and nothing that it does not
-need.
+The public names stand in `__init__.pyi` and are loaded on first use: a preprocessing worker imports
+`raytrain.data.producer` and nothing that it does not need.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from raytrain import loaded_on_use
 
-_WHERE = {
-    "raytrain.data.sources.image_folder": ("image_folder",),
-    "raytrain.data.sources.parquet": ("parquet",),
-    "raytrain.data.sources.synthetic": ("synthetic",),
-    "raytrain.data.sources.webdataset": ("webdataset",),
-    "raytrain.data.stages.stage": ("stage",),
-    "raytrain.data.stages.torchvision": ("torchvision",),
-    "raytrain.data.stages.images": (
-        "cast",
-        "center_crop",
-        "color_jitter",
-        "decode",
-        "flip",
-        "gaussian_blur",
-        "random_resized_crop",
-        "random_shift",
-        "resize",
-        "to_uint8",
-    ),
-}
-__all__ = sorted(name for names in _WHERE.values() for name in names)  # noqa: PLE0605
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _WHERE.items():
-        if name in names:
-            return getattr(import_module(module), name)
-    raise AttributeError(f"module 'raytrain.data' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+__getattr__, __dir__, __all__ = loaded_on_use(__name__, __file__)

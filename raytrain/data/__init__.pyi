@@ -1,0 +1,16 @@
+from raytrain.data.sources.image_folder import image_folder as image_folder
+from raytrain.data.sources.parquet import parquet as parquet
+from raytrain.data.sources.synthetic import synthetic as synthetic
+from raytrain.data.sources.webdataset import webdataset as webdataset
+from raytrain.data.stages.images import cast as cast
+from raytrain.data.stages.images import center_crop as center_crop
+from raytrain.data.stages.images import color_jitter as color_jitter
+from raytrain.data.stages.images import decode as decode
+from raytrain.data.stages.images import flip as flip
+from raytrain.data.stages.images import gaussian_blur as gaussian_blur
+from raytrain.data.stages.images import random_resized_crop as random_resized_crop
+from raytrain.data.stages.images import random_shift as random_shift
+from raytrain.data.stages.images import resize as resize
+from raytrain.data.stages.images import to_uint8 as to_uint8
+from raytrain.data.stages.stage import stage as stage
+from raytrain.data.stages.torchvision import torchvision as torchvision
