@@ -1,7 +1,7 @@
 """raytrain: train PyTorch models on Ray with the preprocessing spread over every CPU of the cluster.
 
-`Job` describes, `Pipeline` says what happens to a sample, `fit` runs. The names stand in `__init__.pyi` and are loaded on
-first use, so that a preprocessing process that imports one room does not pay for the others.
+`Job` describes, `Pipeline` says what happens to a sample, `fit` runs. The names stand in `__init__.pyi` and are loaded
+on first use, so that a preprocessing process that imports one room does not pay for the others.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 MOST_IDS = 16  # that a message lists
 DESCRIBED = 3
@@ -69,7 +70,7 @@ class LossError(TrainingError):
         super().__init__(message)
         self.ids = tuple(ids)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.args[0], self.ids))
 
     @classmethod
@@ -95,7 +96,7 @@ class Stopped(RaytrainError):
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.args[0], self.exit_code - 128))
 
 
@@ -118,7 +119,7 @@ def show_uncaught_errors_briefly() -> None:
             found.stack = traceback.StackSummary.from_list(shown)
             sys.stderr.write("".join(found.format()))
 
-    show.brief = True
+    show.brief = True  # type: ignore[attr-defined]
     sys.excepthook = show
 
 

@@ -47,7 +47,7 @@ def parse_nodes(text: str) -> tuple[Group, ...]:
     Raises:
         ConfigError: another form, a group named twice, no host or no CPU at all.
     """
-    groups = []
+    groups: list[Group] = []
     for part in text.split(","):
         match = _NODES.match(part.strip())
         if not match:

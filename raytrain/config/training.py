@@ -48,7 +48,7 @@ class CheckpointPolicy(Section):
 
     @property
     def _smaller(self) -> bool:
-        return self.best_is == "min" or (self.best_is is None and self.best.endswith("loss"))
+        return self.best_is == "min" or (self.best_is is None and (self.best or "").endswith("loss"))
 
 
 class Training(Section):

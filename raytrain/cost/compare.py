@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from raytrain.cost.bounds import Bounds
 from raytrain.cost.instances import Catalog, Price
@@ -107,7 +107,7 @@ def compare(
         notes.append(f"no single instance is predicted: {about}")
     else:
         columns.append(predicted_column(single, records[0], known.type(single.shape.gpu_type).gpus))
-        found = known.prices[region_of(records[0], region), single.shape.gpu_type]
+        found = known.price(single.shape.gpu_type, cast(str, region_of(records[0], region)))
         prices[found.region, found.type] = found
         notes.append(about)
     first = columns[0]
@@ -165,7 +165,16 @@ def measured(name: str, record: RunRecord, priced: Priced, known: Catalog) -> Co
     )
 
 
-def _money(hourly: float | None, rate: float, num_train: int, startup_s: float | None) -> dict[str, float | None]:
+class Money(TypedDict, total=False):
+    """What a column has of it."""
+
+    usd_per_hour: float
+    usd_per_million_samples: float
+    usd_per_epoch: float
+    startup_usd: float | None
+
+
+def _money(hourly: float | None, rate: float, num_train: int, startup_s: float | None) -> Money:
     if hourly is None:
         return {}
     sample = hourly / 3600 / rate
@@ -221,11 +230,11 @@ def best_single(record: RunRecord, priced: Priced, known: Catalog, region: str |
     profile, stood_in = profile_for(record, known.type(family).gpu, known)
     note = f"the single instance is predicted from {record.name}: CPU and accelerator seconds a sample as there"
     note += f"; {stood_in}" if stood_in else ""
-    bounds = Bounds(where, families=(known.type(family).family,), max_gpu_hosts=1, max_cpu_hosts=0)
+    bounds = Bounds(cast(str, where), families=(known.type(family).family,), max_gpu_hosts=1, max_cpu_hosts=0)
     return plan(profile, known, bounds)[0], note
 
 
-def profile_for(record: RunRecord, gpu: str, known: Catalog) -> tuple[Profile, str]:
+def profile_for(record: RunRecord, gpu: str | None, known: Catalog) -> tuple[Profile, str]:
     """A record's profile with a figure for a GPU: where another trained, that one's, and a line that says so."""
     profile = profile_of_record(record, known)
     if gpu in profile.accelerator_s_per_sample:
@@ -261,7 +270,8 @@ def curve_of(
     others = [name for column in measured for name in column.hosts if name != gpu_type]
     profile, _ = profile_for(record, known.type(gpu_type).gpu, known)
     most = max([hosts for column in measured for name, hosts in column.hosts.items() if name != gpu_type], default=0)
-    found = plan(profile, known, Bounds(comparison.region, max_gpu_hosts=gpu_hosts, max_cpu_hosts=most + CURVE_HOSTS))
+    where = cast(str, comparison.region)  # there are prices
+    found = plan(profile, known, Bounds(where, max_gpu_hosts=gpu_hosts, max_cpu_hosts=most + CURVE_HOSTS))
     others = [name for name in others if name in {each.name for each in found.cpus.types}]
     if not others and found.best_with_cpu_hosts is not None:
         others = [found.best_with_cpu_hosts.shape.cpu_hosts[0][0]]

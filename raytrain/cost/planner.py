@@ -13,6 +13,7 @@ the efficiency, as far as it holds on GPU hosts:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -352,7 +353,7 @@ def _ladder(profile: Profile, priced: list[tuple[InstanceType, Price]], bounds: 
         types,
         np.array([price.usd_per_hour for _, price in priced]),
         np.array([n / profile.worker_s(t.family) for n, t in zip(slots, types, strict=True)]),
-        np.array([t.gpus / accelerator[t.gpu].value if trains else 0.0 for t in types]),
+        np.array([t.gpus / accelerator[cast(str, t.gpu)].value if trains else 0.0 for t in types]),
         np.array([t.network_gbps * 1e9 / 8 if t.network_gbps else np.inf for t in types]),
     )
 

@@ -105,7 +105,7 @@ def _nodes_of(command: Sequence[str]) -> dict[str, float]:
         option, equals, value = word.partition("=")
         if option == "--nodes":
             try:
-                return {group.name: group.cpus for group in parse_nodes(value if equals else following)}
+                return {group.name: group.cpus or 0 for group in parse_nodes(value if equals else following)}
             except ConfigError:
                 return {}
     return {}

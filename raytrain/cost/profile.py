@@ -6,7 +6,7 @@ A profile comes out of `raytrain diagnose`, or out of the record of a run.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,7 +14,7 @@ from raytrain.cost.instances import Catalog
 from raytrain.errors import ConfigError
 from raytrain.record.schema import RunRecord
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MOST_EFFICIENT = 1.5  # of what the pieces alone admit: above it one of the measurements is wrong
@@ -223,7 +223,7 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
 
 def epochs_of(epochs: float | None, steps: int | None, samples_per_step: float, num_train: int) -> float:
     """Of a job that is given in epochs or in steps."""
-    return epochs or max(steps * samples_per_step / num_train, 1e-9)
+    return epochs or max((steps or 0) * samples_per_step / num_train, 1e-9)
 
 
 def shared_cores(record: RunRecord, cpu_s: float, accelerator_s: float) -> float:
@@ -251,8 +251,9 @@ def gpu_of(record: RunRecord, known: Catalog) -> str:
     if record.ranks and all(rank.device == "cpu" for rank in record.ranks):
         return TRAINED_ON_CPU
     for host in record.hosts:
-        if host.gpus and host.instance_type in known.types and known.types[host.instance_type].gpu:
-            return known.types[host.instance_type].gpu
+        kind = known.types.get(host.instance_type or "")
+        if host.gpus and kind is not None and kind.gpu:
+            return kind.gpu
     if not record.hardware.gpus:
         return "unknown GPU"  # of another host than the driver's
     words = set(record.hardware.gpus[0].replace("-", " ").split())
@@ -263,10 +264,10 @@ def gpu_of(record: RunRecord, known: Catalog) -> str:
 
 def cpu_kind_of(record: RunRecord) -> str:
     """The family of the CPU hosts, or the CPU's name where no host says its instance type."""
-    typed = [host for host in record.hosts if host.instance_type and host.cpus]
+    typed = [(host.samples_prepared, host.instance_type) for host in record.hosts if host.instance_type and host.cpus]
     if typed:
-        most = max(typed, key=lambda host: host.samples_prepared)
-        return most.instance_type.split(".")[1]
+        _, kind = max(typed, key=lambda each: each[0])
+        return kind.split(".")[1]
     return record.hardware.cpu_model
 
 

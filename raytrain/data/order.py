@@ -72,7 +72,7 @@ class SampleRng:
     def of(self, epoch: int, index: int) -> np.random.Generator:
         """The generator at the start of the sample's numbers; valid until the next call."""
         if epoch != self._epoch:
-            key = np.random.SeedSequence((self._seed, epoch)).generate_state(2, np.uint64)
+            key = np.asarray(np.random.SeedSequence((self._seed, epoch)).generate_state(2, np.uint64), np.uint64)
             self._state["state"], self._epoch = {"counter": np.zeros(4, np.uint64), "key": key}, epoch
         self._state["state"]["counter"][1] = index  # 2 ** 64 blocks away from the next sample's
         self._bits.state = self._state
@@ -172,7 +172,8 @@ class StreamPlan:
 
     def _train(self, epoch: int, own: int, brought: int, most_steps: int | None) -> Segment:
         """The training segment of an epoch that has `own` samples and what was `brought` over from the one before."""
-        spec, total, account = self.spec, own + brought, {}
+        spec, total = self.spec, own + brought
+        account: dict[str, int] = {}
         a_round = spec.batch_size * self.world_size
         rest = total % a_round
         sizes = np.full(total // a_round * self.world_size, spec.batch_size, dtype=np.int64)
@@ -187,10 +188,10 @@ class StreamPlan:
             sizes = batch_sizes(total, spec.batch_size, self.world_size)
         if most_steps is not None and len(sizes) > most_steps * self.world_size:
             return self._segment(epoch, sizes[: most_steps * self.world_size], whole=False)
-        return self._segment(epoch, sizes, **account)
+        return self._segment(epoch, sizes, True, **account)
 
-    def _segment(self, epoch: int, sizes: np.ndarray, **account: int) -> Segment:
-        return Segment(len(self.segments), epoch, "train", int(sizes.sum()), sizes, **account)
+    def _segment(self, epoch: int, sizes: np.ndarray, whole: bool = True, **account: int) -> Segment:
+        return Segment(len(self.segments), epoch, "train", int(sizes.sum()), sizes, whole, **account)
 
     @property
     def total_batches(self) -> int:
@@ -204,7 +205,7 @@ class StreamPlan:
         return np.column_stack([segments, np.concatenate([np.arange(0), *map(np.arange, counts)])])
 
     def _goes_on(self, epoch: int, steps: int) -> bool:
-        return epoch < self.spec.epochs if self.spec.epochs is not None else steps < self.spec.steps
+        return epoch < self.spec.epochs if self.spec.epochs is not None else steps < (self.spec.steps or 0)
 
     def bounds(self, segment: int, batch: int) -> tuple[int, int]:
         """Start and stop of a batch within the segment's samples."""
@@ -252,4 +253,5 @@ class StreamPlan:
 
 def remaining(order: np.ndarray, consumed: np.ndarray) -> np.ndarray:
     """The ids of `order` (int64) that are still to come, in that order; `consumed` is bool by id."""
-    return order[~consumed[order]]
+    left: np.ndarray = order[~consumed[order]]
+    return left

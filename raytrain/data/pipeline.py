@@ -97,7 +97,7 @@ class Pipeline:
 
 
 def _check_source(name: str, value: Any) -> None:
-    if isinstance(value, Source.__origin__):
+    if isinstance(value, Source.__origin__):  # type: ignore[attr-defined]
         return
     if isinstance(value, str | os.PathLike):
         raise ConfigError(
@@ -134,8 +134,8 @@ class OpenPipeline:
         with them."""
         splits: dict[Split, SplitWork] = {"train": SplitWork(self.train, self._stages(self.pipeline.stages))}
         if self.validation is not None:
-            splits["validation"] = SplitWork(self.validation, self._stages(self.pipeline.validation_stages))
-        return cloudpickle.dumps((own_code(), splits), protocol=pickle.HIGHEST_PROTOCOL)
+            splits["validation"] = SplitWork(self.validation, self._stages(self.pipeline.validation_stages or ()))
+        return bytes(cloudpickle.dumps((own_code(), splits), protocol=pickle.HIGHEST_PROTOCOL))
 
     @staticmethod
     def _stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:

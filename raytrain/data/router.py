@@ -18,7 +18,7 @@ class Router:
 
     def __init__(self, plan: StreamPlan):
         self._plan = plan
-        self.queues: list[deque] = [deque() for _ in range(plan.world_size)]
+        self.queues: list[deque[tuple[int, int, Any]]] = [deque() for _ in range(plan.world_size)]
         self._waiting: dict[int, list[tuple[int, Any]]] = {}
         self._open = 0
         self._given = 0

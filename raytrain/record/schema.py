@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raytrain.errors import ConfigError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION: Final = 4
 POINTS = 600  # of a timeline
 
 

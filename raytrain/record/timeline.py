@@ -113,10 +113,10 @@ def _between(one: Reading, other: Reading) -> tuple[float, float]:
 
 def host_load(machine: Machine, rows: Sequence[Row], since: float | None) -> HostLoad:
     """Over the rows from `since` (time.time()) on; a maximum is that of a row."""
-    rows = [row for row in rows if since is None or row[0] >= since]
+    rows = [row for row in rows if since is None or (row[0] or 0.0) >= since]
     busy = {}
     for number, name in enumerate(COLUMNS, start=1):
-        values = [row[number] for row in rows if row[number] is not None]
+        values = [value for row in rows if (value := row[number]) is not None]
         if values:
             busy[name] = Utilization(mean=round(sum(values) / len(values), 2), max=round(max(values), 2))
     return HostLoad(host=machine.name, group=machine.group, **busy)
@@ -159,7 +159,8 @@ class Timeline:
         assert most > 1 and most % 2 == 0, "rows are halved in pairs"
         self.rows: list[Row] = []
         self.readings_a_row = 1
-        self._most, self._unfinished = most, []
+        self._most = most
+        self._unfinished: list[Row] = []
 
     def add(self, row: Row) -> None:
         self._unfinished.append(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -20,29 +20,41 @@ from raytrain.report.tables import print_summary
 from raytrain.report.terminal import terminal
 from raytrain.run import driver
 
+if TYPE_CHECKING:
+    from raytrain.data.pipeline import Pipeline
+    from raytrain.train.context import TrainContext
+
 LINE_EVERY_S = 10.0
 NOT_IN_A_LINE = {"epoch", "loss", "seconds", "steps", "samples_per_s", "learning_rate"}  # or elsewhere in it
 
 
 def fit(
-    train_loop: Callable[[Any], None] | None = None,
-    pipeline: Any = None,
+    train_loop: Callable[[TrainContext], None] | None = None,
+    pipeline: Pipeline | None = None,
     job: Job | None = None,
     *,
+    nodes: str | None = None,
+    address: str | None = None,
+    resume: bool = False,
     console: Console | None = None,
-    **options: Any,
+    started_at: float | None = None,
+    resume_word: str = "resume=True",
 ) -> RunRecord:
-    """`raytrain.run.driver.run` with a live display and, at the end, the tables.
+    """Run a job to its end, with a live display and, at the end, the tables.
 
     Args:
-        train_loop, pipeline, job: as in `raytrain.run.driver.run`.
+        train_loop, pipeline, job, nodes, address, resume, started_at, resume_word: as in `raytrain.run.driver.run`.
         console: where to show; standard error by default.
-        options: `nodes`, `address`, `resume`, `started_at`, `resume_word` of `raytrain.run.driver.run`.
+
+    Raises:
+        RaytrainError: what went wrong, or Stopped after Ctrl-C or SIGTERM.
     """
+    options: dict[str, Any] = {"nodes": nodes, "address": address, "resume": resume}
+    options |= {"started_at": started_at, "resume_word": resume_word}
     console = console or terminal()
     with Display(console) as display:
         try:
-            record = driver.run(train_loop, pipeline, job, watch=display.update, **options)
+            record = driver.run(train_loop, pipeline, cast(Job, job), watch=display.update, **options)
         except RaytrainError as error:
             # where a loop failed is in its notes; how this process came to hear of it helps nobody
             show_uncaught_errors_briefly()

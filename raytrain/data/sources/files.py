@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs
 
 from raytrain.config.file import section_of
+from raytrain.config.section import Section
 from raytrain.errors import DataError, one_line
+
+Described = TypeVar("Described", bound=Section)
 
 
 def path_of(path: Any) -> Any:
     return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
-def described(source: Any, kind: str, **options: Any) -> Any:
+def described(source: type[Described], kind: str, **options: Any) -> Described:
     """Raises ConfigError as of a job file."""
     return section_of(source, {"kind": kind, **options}, kind)
 
@@ -25,7 +28,8 @@ def described(source: Any, kind: str, **options: Any) -> Any:
 def filesystem_of(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
     try:
         if "://" in path:
-            return pyarrow.fs.FileSystem.from_uri(path)
+            filesystem, root = pyarrow.fs.FileSystem.from_uri(path)
+            return filesystem, root
         return pyarrow.fs.LocalFileSystem(), os.path.abspath(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot open {path}: {one_line(error)}") from None

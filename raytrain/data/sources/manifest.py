@@ -22,7 +22,8 @@ from raytrain.errors import DataError, one_line
 class Reader(Protocol):
     """Turns a row of the manifest into an array: encoded bytes (uint8, one dimension) or the sample itself."""
 
-    remote: bool
+    @property
+    def remote(self) -> bool: ...
 
     def read(self, rows: pa.Table, index: int) -> np.ndarray: ...
 
@@ -48,12 +49,12 @@ class Manifest:
 
     @property
     def num_samples(self) -> int:
-        return self.rows.num_rows
+        return int(self.rows.num_rows)
 
     @cached_property
     def labels(self) -> np.ndarray:
         """int64, by id."""
-        return self.rows.column("label").combine_chunks().to_numpy(zero_copy_only=False)
+        return np.asarray(self.rows.column("label").combine_chunks().to_numpy(zero_copy_only=False))
 
     @property
     def num_classes(self) -> int:

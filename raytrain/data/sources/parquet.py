@@ -57,7 +57,9 @@ def open_parquet(source: ParquetSource, classes: tuple[str, ...]) -> Manifest:
     return Manifest(rows, reader, classes, np.asarray(starts, dtype=np.int64))
 
 
-def _number(labels: pa.ChunkedArray, classes: tuple[str, ...], source: ParquetSource) -> tuple[np.ndarray, tuple]:
+def _number(
+    labels: pa.ChunkedArray, classes: tuple[str, ...], source: ParquetSource
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Integer labels as they are; text labels numbered in sorted order."""
     if labels.null_count:
         raise DataError(f"{source.path}: {labels.null_count} labels in column {source.label_column!r} are null")

@@ -101,7 +101,7 @@ class ParquetReader:
                 raise OSError("the image is null")
             return np.frombuffer(value.as_buffer(), dtype=np.uint8)
         if hasattr(value, "to_numpy"):  # a fixed-shape tensor
-            return value.to_numpy()
+            return np.asarray(value.to_numpy())
         if value.as_py() is None:
             raise OSError("the array is null")
         array = _flat(value.values)
@@ -132,7 +132,7 @@ def _flat(values: pa.Array) -> np.ndarray:
         length = len(values)
         inner = _flat(values.flatten())
         return inner.reshape(length, -1, *inner.shape[1:])
-    return values.to_numpy(zero_copy_only=False)
+    return np.asarray(values.to_numpy(zero_copy_only=False))
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from typing import IO, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ def open_webdataset(source: WebDatasetSource) -> Manifest:
     shards = [f"{root}/{name}" for name in names if name.endswith(".tar")]
     if not shards:
         raise DataError(f"{source.path} holds no tar shards (*.tar)")
-    columns: dict[str, list] = {"label": [], "shard": [], "key": [], "offset": [], "size": []}
+    columns: dict[str, list[Any]] = {"label": [], "shard": [], "key": [], "offset": [], "size": []}
     for number, path in enumerate(shards):
         try:
             with filesystem.open_input_file(path) as handle, tarfile.open(fileobj=handle) as tar:
@@ -44,8 +45,8 @@ def open_webdataset(source: WebDatasetSource) -> Manifest:
     return Manifest(rows, ShardReader(filesystem, tuple(shards)))
 
 
-def _samples_of(tar: tarfile.TarFile, label_extension: str) -> dict[str, dict]:
-    samples: dict[str, dict] = {}
+def _samples_of(tar: tarfile.TarFile, label_extension: str) -> dict[str, dict[str, Any]]:
+    samples: dict[str, dict[str, Any]] = {}
     for member in tar:
         if not member.isfile():
             continue
@@ -53,7 +54,7 @@ def _samples_of(tar: tarfile.TarFile, label_extension: str) -> dict[str, dict]:
         stem, _, extension = base.partition(".")
         parts = samples.setdefault(f"{folder}/{stem}".lstrip("/"), {})
         if extension == label_extension:
-            parts["label"] = _label(tar.extractfile(member).read(), member.name)
+            parts["label"] = _label(cast(IO[bytes], tar.extractfile(member)).read(), member.name)
         elif f".{extension.lower()}" in IMAGE_SUFFIXES:
             parts["image"] = (member.offset_data, member.size)
     return samples

@@ -47,4 +47,4 @@ def _linear(image: np.ndarray, factor: float, shift: float) -> np.ndarray:
     if image.dtype == np.uint8:
         table = np.clip(np.arange(256) * factor + shift, 0, 255).astype(np.uint8)
         return cv2.LUT(image, table).reshape(image.shape)
-    return np.clip(image * image.dtype.type(factor) + image.dtype.type(shift), 0, 1)
+    return np.asarray(np.clip(image * image.dtype.type(factor) + image.dtype.type(shift), 0, 1))

@@ -167,7 +167,7 @@ def gaussian_blur_image(
     return _with_channels(image)
 
 
-def blur_taps(kernel: int, sigmas: Sequence[float]) -> np.ndarray:
+def blur_taps(kernel: int, sigmas: Sequence[float] | np.ndarray) -> np.ndarray:
     """One-dimensional kernel of Gaussian blurs in a row: float64, odd length, sum 1."""
     taps = np.ones(1)
     for value in sigmas:
@@ -175,7 +175,7 @@ def blur_taps(kernel: int, sigmas: Sequence[float]) -> np.ndarray:
     outside = np.cumsum(taps[: len(taps) // 2])
     cut = int(np.searchsorted(outside, BLUR_TOLERANCE / 2))
     taps = taps[cut : len(taps) - cut]
-    return taps / taps.sum()
+    return np.asarray(taps / taps.sum())
 
 
 def color_jitter(brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0) -> Stage:

@@ -46,7 +46,7 @@ def stage(function: Callable[..., np.ndarray], *, name: str | None = None, **opt
     Raises:
         ConfigError: `options` do not fit the function's signature.
     """
-    label = name or getattr(function, "__name__", type(function).__name__)
+    label = name or str(getattr(function, "__name__", type(function).__name__))
     try:
         parameters = inspect.signature(function).parameters
     except ValueError:  # a builtin without a signature

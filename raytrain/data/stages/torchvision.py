@@ -60,7 +60,7 @@ def apply_named(
 
 
 @cache
-def _torchvision_transform(name: str, arguments_pickle: bytes) -> Callable:
+def _torchvision_transform(name: str, arguments_pickle: bytes) -> Callable[..., Any]:
     """Made where it is used, since the driver would wait a second for torchvision.
 
     Raises:
@@ -73,13 +73,16 @@ def _torchvision_transform(name: str, arguments_pickle: bytes) -> Callable:
         raise ConfigError(f"torchvision has no transform {name!r}{nearest(name, known)}")
     arguments = pickle.loads(arguments_pickle)
     try:
-        return getattr(v2, name)(**arguments)
+        made: Callable[..., Any] = getattr(v2, name)(**arguments)
     except Exception as error:  # noqa: BLE001 - each checks its arguments in its own way
         said = one_line(error, 200)
         raise ConfigError(f"torchvision's {name} does not take {arguments!r}: {said}") from None
+    return made
 
 
-def apply_transform(image: np.ndarray, transform: Callable, rng: np.random.Generator | None = None) -> np.ndarray:
+def apply_transform(
+    image: np.ndarray, transform: Callable[..., Any], rng: np.random.Generator | None = None
+) -> np.ndarray:
     import torch
 
     if rng is not None:
