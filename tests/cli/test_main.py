@@ -112,31 +112,6 @@ def test_the_version():
     assert run_cli("--version").stdout == f"raytrain {__version__}\n"
 
 
-NAMES_OF_DATA = [
-    *("image_folder", "parquet", "synthetic", "webdataset"),
-    *("cast", "center_crop", "color_jitter", "decode", "flip", "gaussian_blur", "random_resized_crop", "random_shift"),
-    *("resize", "stage", "to_uint8", "torchvision"),
-]
-
-
-def test_names_of_the_package_are_found_where_they_are():
-    import raytrain
-    import raytrain.data
-
-    assert raytrain.Job.__name__ == "Job"
-    assert callable(raytrain.data.resize)
-    assert raytrain.__all__ == ["Job", "Pipeline", "fit"]
-    assert raytrain.data.__all__ == sorted(NAMES_OF_DATA)
-    for module in (raytrain, raytrain.data):
-        shown = [name for name in dir(module) if not name.startswith("__")]
-        assert shown == sorted(module.__all__), "and nothing of how they are loaded"
-        for name in module.__all__:
-            assert getattr(module, name).__module__.startswith("raytrain.")
-    for module in (raytrain, raytrain.data):
-        with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-            _ = module.nothing
-
-
 def bootstrap_lines(stderr: str) -> list[dict]:
     return [json.loads(line) for line in stderr.splitlines() if line.startswith("{")]
 

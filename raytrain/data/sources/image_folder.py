@@ -18,7 +18,7 @@ from raytrain.errors import DataError
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 
 
-def image_folder(path: str) -> ImageFolderSource:
+def image_folder(path: str | os.PathLike[str]) -> ImageFolderSource:
     """Images in class folders: `path/<class name>/<image>`."""
     return described(ImageFolderSource, "image_folder", path=path_of(path))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs
@@ -15,7 +17,11 @@ from raytrain.errors import DataError, one_line
 
 
 def parquet(
-    path: str, *, image_column: str = "image", label_column: str = "label", shape: tuple[int, ...] | None = None
+    path: str | os.PathLike[str],
+    *,
+    image_column: str = "image",
+    label_column: str = "label",
+    shape: tuple[int, ...] | None = None,
 ) -> ParquetSource:
     """Parquet files with encoded images (binary) or arrays (lists, with `shape` where they are flat)."""
     return described(

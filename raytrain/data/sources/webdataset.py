@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from typing import IO, Any, cast
 
@@ -18,7 +19,7 @@ from raytrain.data.sources.readers import ShardReader
 from raytrain.errors import DataError, one_line
 
 
-def webdataset(path: str, *, label_extension: str = "cls") -> WebDatasetSource:
+def webdataset(path: str | os.PathLike[str], *, label_extension: str = "cls") -> WebDatasetSource:
     """Tar shards in a folder (or one tar file)."""
     return described(WebDatasetSource, "webdataset", path=path_of(path), label_extension=label_extension)
 
