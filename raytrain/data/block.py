@@ -29,7 +29,7 @@ class Header:
     Attributes:
         segment, batch: its place in the stream plan.
         stage_wall_s: seconds that a worker spent in each stage, over the whole batch; `read` comes first.
-        stage_cpu_s: likewise, seconds of a CPU (see clock.StageClock).
+        stage_cpu_s: likewise, seconds of a CPU (see stage_clock.StageClock).
         failures: the samples that were left out.
         left_out: keys of those of them that are not in an earlier batch of the epoch.
         repeated: of the batch's samples, the last so many that the epoch has had already.
