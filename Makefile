@@ -5,7 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_NODES ?= train=1x1,cpu=1x1
 
-.PHONY: demo test quick lint install-demo install-test freeze clean
+RAY ?= 2.59
+OTHER := .venv-ray-$(RAY)
+# What of the tests depends on Ray: the contracts, the feed, and whole runs, single ones and one on simulated hosts.
+RAY_TESTS := tests/ray_internals tests/data/test_feed.py tests/cluster/test_finding.py
+
+.PHONY: demo test test-ray quick lint install-demo install-test freeze clean
 
 demo: install-demo
 	$(BIN)/raytrain sample-data digits data/digits
@@ -29,6 +34,16 @@ $(BIN)/chromium $(BIN)/tmux: | install-test
 	  --no-install-recommends $(@F); } >/dev/null 2>&1; \
 	  ln -s "$$(command -v $(@F))" $@ || echo "no $(@F): Debian's package could not be installed"
 
+test-ray: $(OTHER)/.installed  # the same with another release of Ray, in both ways: make test-ray RAY=2.59
+	PATH="$(CURDIR)/$(OTHER)/bin:$$PATH" $(OTHER)/bin/python -m pytest $(RAY_TESTS)
+
+$(OTHER)/.installed: pyproject.toml constraints.txt | install-test
+	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	grep -v '^ray==' constraints.txt > $(OTHER)/constraints.txt
+	$(BIN)/uv pip install --python $(OTHER)/bin/python --constraint $(OTHER)/constraints.txt 'ray~=$(RAY).0' --editable '.[test]'
+	$(OTHER)/bin/python -m compileall -q -j 0 $(OTHER)/lib >/dev/null 2>&1 || true
+	touch $@
+
 lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,4 +64,4 @@ freeze:  # rewrite constraints.txt from what this environment resolved
 	$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable > constraints.txt
 
 clean:
-	rm -rf $(VENV) data runs
+	rm -rf $(VENV) .venv-ray-* data runs

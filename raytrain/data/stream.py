@@ -155,18 +155,18 @@ class Stream:
                 )
 
     def _run_leg(self, tasks: list[np.ndarray], work_ref: Any) -> list[np.ndarray]:
-        """One Ray Data execution. Returns the tasks, or ends of tasks, whose batches did not come.
+        """One Ray Data execution. Returns what did not come, as tasks.
 
         It is broken off when a batch of the open segment stays away while later segments pile up: what is missing is
         then prepared first, and memory stays bounded.
         """
-        yielded = [0] * len(tasks)
+        missing = [np.ones(len(task), dtype=bool) for task in tasks]
         longest = max(int(task[:, 2].sum()) for task in tasks)
         most_waiting = self.router.num_waiting + 4 * self._options.slots * longest + 64
         blocks = [pa.table(dict(zip(("segment", "batch", "count"), task.T, strict=True))) for task in tasks]
         for block in run_tasks(self._task_work(work_ref), blocks, self._options.public_ray):
             segment, batch, count = map(int, tasks[block.task][block.number])
-            yielded[block.task] = block.number + 1
+            missing[block.task][block.number] = False
             # What a batch costs: the cheapest seen, since a worker's first also pays for its imports.
             self._cost = min(self._cost[0], block.wall_s / count), block.num_bytes / count
             with self._changed:
@@ -177,7 +177,7 @@ class Stream:
                 self._changed.wait_for(lambda: self.abandoned or self._has_room())
             if self.abandoned or self.router.num_waiting > most_waiting:
                 break
-        return [task[came:] for task, came in zip(tasks, yielded, strict=True) if came < len(task)]
+        return [task[left] for task, left in zip(tasks, missing, strict=True) if left.any()]
 
     def _task_work(self, work_ref: Any) -> TaskWork:
         import ray

@@ -145,6 +145,7 @@ def test_a_run_leaves_the_machines_current_cluster_alone(job_file, folder):
     assert [path.name for path in current.parent.glob("session_2*")], "Ray ran in this folder"
 
 
+@pytest.mark.both_ways
 @pytest.mark.ray
 def test_a_users_own_cluster_is_entered_with_the_users_token(job_file, folder, tmp_path):
     """A plain `ray.init()` makes a token, and lets nobody in without it."""
