@@ -38,7 +38,7 @@ class TaskWork:
         function: called in a worker with a plan block (an Arrow table of places) and `arguments`; yields a block, a
             table of one row, for each place, in order.
         lanes: CPUs that run it.
-        task_args: Ray task options that say where.
+        task_args: Ray task options that say where, and Ray Data's `concurrency`.
         blocks_ahead: that a task may be ahead of whoever collects.
         stock: how much may lie ready; None where nobody knows the stores' sizes.
     """
@@ -268,7 +268,9 @@ def _by_ray(work: TaskWork, tasks: Sequence[Any]) -> Iterator[Block]:
     before anybody looks fits into the stock. When nobody takes, no piece is started."""
     import ray
 
-    remote = ray.remote(_told).options(num_returns="streaming", num_cpus=1, **work.task_args)
+    options = {"scheduling_strategy": "SPREAD", **work.task_args}  # as Ray Data's are
+    lanes = options.pop("concurrency", work.lanes)
+    remote = ray.remote(_told).options(num_returns="streaming", num_cpus=1, **options)
     waiting = [(task, 0) for task in range(len(tasks))][::-1]
     running: dict[Any, list[int]] = {}  # generator -> task, next place, and the piece's end
     wall_s, num_bytes = float("inf"), 0
@@ -278,13 +280,13 @@ def _by_ray(work: TaskWork, tasks: Sequence[Any]) -> Iterator[Block]:
         piece = 1
         if num_bytes:
             most = work.stock.most_bytes if work.stock else DEFAULT_STOCK_BYTES
-            fits = most / work.lanes / num_bytes
+            fits = most / lanes / num_bytes
             piece = max(int(min(PIECE_S / max(wall_s, 1e-6), fits)), 1)
         places = tasks[task].slice(first, piece)
         running[remote.remote(work.function, places, work.arguments)] = [task, first, first + len(places)]
 
     while waiting or running:
-        while waiting and len(running) < work.lanes:
+        while waiting and len(running) < lanes:
             start()
         ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_EVERY_S, fetch_local=False)
         for generator in ready:

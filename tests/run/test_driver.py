@@ -92,6 +92,7 @@ def test_emulated_gpus_make_ranks_that_train_together(job_file, tmp_path):
     assert len(state["rng"]) == 2
 
 
+@pytest.mark.both_ways
 @pytest.mark.ray
 def test_steps_fp16_and_a_placement(job_file, tmp_path):
     job = job_file(training={"steps": 11, "precision": "fp16"}, cluster={"placement": "cpu-groups-only"})
