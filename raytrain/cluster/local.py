@@ -18,6 +18,7 @@ from raytrain.cluster.topology import EMULATED_GPU, EMULATED_LABEL, GROUP_LABEL,
 from raytrain.config.cluster import Group, reserved_cpus
 from raytrain.errors import ClusterError, one_line
 from raytrain.ray_internals.devices import usable_gpus
+from raytrain.ray_internals.logs import leave_output_to_ray
 from raytrain.ray_internals.node import LocalNodes
 
 OBJECT_STORE_SHARE = 0.3  # of the memory that is there, over all nodes, as Ray itself takes
@@ -38,6 +39,7 @@ class RunningCluster:
         import ray
 
         ray.shutdown()
+        leave_output_to_ray()
         if self._nodes is not None:
             _end_nodes(self._nodes)
             guardian.dismiss(self._guardian)

@@ -21,7 +21,7 @@ from raytrain.data.producer import StreamWork, produce
 from raytrain.data.router import Router
 from raytrain.data.stock import Stock, stock_bytes
 from raytrain.errors import RaytrainError, TrainingError
-from raytrain.ray_internals.data import TaskWork, cause, run_tasks
+from raytrain.ray_internals.data import Block, TaskWork, cause, run_tasks
 
 TASKS_A_LEG = 16_384  # of one Ray Data execution; a task costs the executor about 0.3 ms to plan
 FIRST_BLOCKS = 2  # a task of the first, short leg, which shows what a batch costs
@@ -167,8 +167,7 @@ class Stream:
         for block in run_tasks(self._task_work(work_ref), blocks, self._options.public_ray):
             segment, batch, count = map(int, tasks[block.task][block.number])
             missing[block.task][block.number] = False
-            # What a batch costs: the cheapest seen, since a worker's first also pays for its imports.
-            self._cost = min(self._cost[0], block.wall_s / count), block.num_bytes / count
+            self._learn(block, count)
             with self._changed:
                 self.first_ready_at = self.first_ready_at or time.time()
                 for index in range(count):
@@ -178,6 +177,10 @@ class Stream:
             if self.abandoned or self.router.num_waiting > most_waiting:
                 break
         return [task[left] for task, left in zip(tasks, missing, strict=True) if left.any()]
+
+    def _learn(self, block: Block, count: int) -> None:
+        """What a batch costs: the cheapest seen, since a worker's first also pays for its imports."""
+        self._cost = min(self._cost[0], block.wall_s / count), block.num_bytes / count
 
     def _task_work(self, work_ref: Any) -> TaskWork:
         import ray

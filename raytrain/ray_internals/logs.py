@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -35,3 +36,11 @@ def show_worker_output(show: Callable[[dict[str, Any]], None], public: bool) -> 
     dispatcher.remove_handler(RAYS_PRINTER)
     dispatcher.remove_handler("raytrain")
     dispatcher.add_handler("raytrain", show)
+
+
+def leave_output_to_ray() -> None:
+    """As before `show_worker_output`, for the next Ray of this process."""
+    if "ray._private.ray_logging" in sys.modules and not WORKER_OUTPUT.broken():
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+        dispatcher.remove_handler("raytrain")

@@ -135,6 +135,7 @@ def test_a_host_without_nvml_has_no_gpu_figures(monkeypatch):
 
 def test_a_driver_that_does_not_answer(monkeypatch):
     from ray._private import thirdparty
+    from ray._private.thirdparty import pynvml  # noqa: F401 - an import would put the real one back
 
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: None)
     dead = Nvml()

@@ -109,3 +109,20 @@ def test_nothing_of_rays_stays_changed_in_the_users_process():
     assert RuntimeContext.current_actor is before
     assert WorkerGroup._init_train_context_on_workers is method
     assert method.__globals__["ray"] is ray
+
+
+def test_rays_printing_is_its_own_again(monkeypatch):
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    from raytrain.ray_internals.logs import RAYS_PRINTER, leave_output_to_ray, show_worker_output
+
+    shown = []
+    monkeypatch.setattr(dispatcher, "handlers", [(RAYS_PRINTER, print)])  # as ray.init leaves it
+    show_worker_output(shown.append, public=True)
+    assert dispatcher.handlers == [(RAYS_PRINTER, print)]
+    for _ in range(2):
+        show_worker_output(shown.append, public=False)
+    dispatcher.emit({"lines": ["x"]})
+    assert shown == [{"lines": ["x"]}], "once, and by nobody else"
+    leave_output_to_ray()
+    assert dispatcher.handlers == []
