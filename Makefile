@@ -7,9 +7,6 @@ DEMO_NODES ?= train=1x1,cpu=1x1
 
 RAY ?= 2.59
 OTHER := .venv-ray-$(RAY)
-# What of the tests depends on Ray: the contracts, the feed, and whole runs, single ones and one on simulated hosts.
-RAY_TESTS := tests/ray_internals tests/data/test_feed.py tests/cluster/test_finding.py
-
 .PHONY: demo test test-ray quick lint install-demo install-test freeze clean
 
 demo: install-demo
@@ -34,8 +31,11 @@ $(BIN)/chromium $(BIN)/tmux: | install-test
 	  --no-install-recommends $(@F); } >/dev/null 2>&1; \
 	  ln -s "$$(command -v $(@F))" $@ || echo "no $(@F): Debian's package could not be installed"
 
-test-ray: $(OTHER)/.installed  # the same with another release of Ray, in both ways: make test-ray RAY=2.59
-	PATH="$(CURDIR)/$(OTHER)/bin:$$PATH" $(OTHER)/bin/python -m pytest $(RAY_TESTS)
+# Another release of Ray, in an environment of its own: what raytrain knows of Ray's own parts, the feed, and the main
+# path in both ways (`both_ways`): whole runs, kills, stops, a cluster that is there, and simulated hosts.
+test-ray: $(OTHER)/.installed
+	PATH="$(CURDIR)/$(OTHER)/bin:$$PATH" $(OTHER)/bin/python -m pytest tests/ray_internals tests/data/test_feed.py
+	PATH="$(CURDIR)/$(OTHER)/bin:$$PATH" $(OTHER)/bin/python -m pytest -m both_ways tests
 
 $(OTHER)/.installed: pyproject.toml constraints.txt | install-test
 	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)

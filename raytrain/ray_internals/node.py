@@ -276,11 +276,10 @@ class LocalNodes:
     """
 
     def __init__(self, public: bool):
-        import psutil
         from ray.cluster_utils import Cluster
 
         self._light = LIGHT_NODES.holds(public)
-        self._before = {child.pid for child in psutil.Process().children()}
+        self._children: list[int] = []
         self.cluster = Cluster(shutdown_at_exit=True)
 
     @property
@@ -290,7 +289,11 @@ class LocalNodes:
     def add(self, **resources: Any) -> None:
         """A node with what Cluster.add_node takes: num_cpus, num_gpus, resources, labels, object_store_memory."""
         if not self._light:
-            self.cluster.add_node(wait=False, include_dashboard=False, **resources)
+            before = _children()
+            try:
+                self.cluster.add_node(wait=False, include_dashboard=False, **resources)
+            finally:
+                self._children += _children() - before
             return
         with _without_dashboard():
             self.cluster.add_node(
@@ -306,9 +309,7 @@ class LocalNodes:
         if self._light:
             infos = [info for node in self._nodes() for infos in node.all_processes.values() for info in infos]
             return [info.process.pid for info in infos]
-        import psutil
-
-        return [child.pid for child in psutil.Process().children() if child.pid not in self._before]
+        return list(self._children)
 
     def forget(self) -> None:
         """Their processes have been killed."""
@@ -318,6 +319,12 @@ class LocalNodes:
 
     def _nodes(self) -> list[Any]:
         return [node for node in (*self.cluster.worker_nodes, self.cluster.head_node) if node is not None]
+
+
+def _children() -> set[int]:
+    import psutil
+
+    return {child.pid for child in psutil.Process().children()}
 
 
 @contextlib.contextmanager
