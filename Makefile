@@ -5,7 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_NODES ?= train=1x1,cpu=1x1
 
-.PHONY: demo test quick lint hooks install-demo install-test freeze clean
+RAY ?= 2.59
+OTHER := .venv-ray-$(RAY)
+
+.PHONY: demo test test-ray quick lint hooks install-demo install-test freeze clean
 
 demo: install-demo
 	$(BIN)/raytrain sample-data digits data/digits
@@ -28,6 +31,19 @@ $(BIN)/chromium $(BIN)/tmux: | install-test
 	command -v $(@F) >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update && apt-get install -y \
 	  --no-install-recommends $(@F); } >/dev/null 2>&1; \
 	  ln -s "$$(command -v $(@F))" $@ || echo "no $(@F): Debian's package could not be installed"
+
+# Another release of Ray, in an environment of its own: what raytrain knows of Ray's own parts, the feed, and the main
+# path in both ways (`both_ways`): whole runs, kills, stops, a cluster that is there, and simulated hosts.
+test-ray: $(OTHER)/.installed
+	PATH="$(CURDIR)/$(OTHER)/bin:$$PATH" $(OTHER)/bin/python -m pytest tests/ray_internals tests/data/test_feed.py
+	PATH="$(CURDIR)/$(OTHER)/bin:$$PATH" $(OTHER)/bin/python -m pytest -m both_ways tests
+
+$(OTHER)/.installed: pyproject.toml constraints.txt | install-test
+	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	grep -v '^ray==' constraints.txt > $(OTHER)/constraints.txt
+	$(BIN)/uv pip install --python $(OTHER)/bin/python --constraint $(OTHER)/constraints.txt 'ray~=$(RAY).0' --editable '.[test]'
+	$(OTHER)/bin/python -m compileall -q -j 0 $(OTHER)/lib >/dev/null 2>&1 || true
+	touch $@
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -53,4 +69,4 @@ freeze:  # rewrite constraints.txt from what this environment resolved
 	$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable > constraints.txt
 
 clean:
-	rm -rf $(VENV) data runs
+	rm -rf $(VENV) .venv-ray-* data runs

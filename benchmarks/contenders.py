@@ -240,6 +240,7 @@ def start_feed(workload: Workload, epochs: int, most: int | None = None) -> Any:
     """The actor that owns the stream; up long before the rank, as in a run."""
     import ray
 
+    from raytrain.cluster.environment import public_ray
     from raytrain.data import stage
     from raytrain.data.feed import Feed
     from raytrain.data.order import StreamSpec
@@ -249,7 +250,7 @@ def start_feed(workload: Workload, epochs: int, most: int | None = None) -> Any:
     opened = Pipeline(workload.source(), [stage(workload.transform)], batch_size=workload.batch_size).open(0)
     num_samples = min(most or workload.num_samples, opened.train.num_samples)
     spec = StreamSpec(num_samples, 0, workload.batch_size, 0, epochs=epochs)
-    options = FeedOptions(CORES, {}, None, 0.0)
+    options = FeedOptions(CORES, {}, None, 0.0, public_ray=public_ray())
     feed = ray.remote(num_cpus=0, max_concurrency=8)(Feed).remote(spec, opened.pickled_splits(), options)
     ray.get(feed.status.remote())
     return feed

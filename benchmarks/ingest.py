@@ -1,6 +1,7 @@
 """From sample ids to batches in the training loop: how close to what the CPUs can do, and against what else there is.
 
-    python benchmarks/ingest.py [--workloads blur photographs ...] [--rounds 5] [--photographs FOLDER] [--smoke]
+    python benchmarks/ingest.py [--workloads blur photographs ...] [--rounds 5] [--photographs FOLDER] [--public]
+                                [--smoke]
 
 Every contender prepares the same samples with the same function (workloads.py), in a process tree of its own, one
 after the other, round by round:
@@ -11,6 +12,7 @@ after the other, round by round:
     dataloader_tuned
     ray_data       range -> map_batches -> map_batches -> iter_torch_batches, defaults, workers warm
     raytrain       feed and rank as in a run, workers warm
+    raytrain_public  the same through Ray's public API alone (with --public)
 
 Samples a second are those of the steady state (without the first fifth and the last tenth of the batches). Plain Ray
 Data has none in runs of this length: its few tasks hand over what they have made when they end, in one burst. So it is
@@ -34,28 +36,31 @@ from harness import interleave, ratio, spread, write
 from workloads import WORKLOADS
 
 from raytrain.cluster import hardware
-from raytrain.cluster.environment import ALLOCATOR, child_environment
+from raytrain.cluster.environment import ALLOCATOR, PUBLIC_RAY, child_environment
 
 CONTENDERS = Path(__file__).with_name("contenders.py")
 TUNED = {"raw_tuned": "raw", "dataloader_tuned": "dataloader"}
+PUBLIC = "raytrain_public"
 ORDER = ("raw", "raw_tuned", "dataloader", "dataloader_tuned", "ray_data", "raytrain")
 RATE, WHOLE_RATE = "samples_per_s", "whole_samples_per_s"
 TIMEOUT_S = 600
 SMOKE = {"epochs": 1, "batch_size": 2, "num_samples": 20}
 
 
-def contenders_of(workload: str) -> tuple[str, ...]:
-    return ("raw", "raw_tuned", "raytrain") if workload == "own_blur" else ORDER
+def contenders_of(workload: str, public: bool) -> tuple[str, ...]:
+    known = ("raw", "raw_tuned", "raytrain") if workload == "own_blur" else ORDER
+    return (*known, PUBLIC) if public else known
 
 
 def run(contender: str, workload: str, options: dict[str, Any]) -> dict[str, float]:
     """One contender in a new process; `raytrain` sets its allocator itself, as in a run."""
-    environment = child_environment(ALLOCATOR if contender in TUNED else {})
+    own = {PUBLIC_RAY: str(int(contender == PUBLIC))}
+    environment = child_environment({**own, **(ALLOCATOR if contender in TUNED else {})})
     finished = subprocess.run(
         [
             sys.executable,
             str(CONTENDERS),
-            TUNED.get(contender, contender),
+            {**TUNED, PUBLIC: "raytrain"}.get(contender, contender),
             json.dumps({"workload": workload, **options}),
         ],
         capture_output=True,
@@ -97,7 +102,8 @@ def rate_of(contender: str) -> tuple[str, str]:
 def ratios_of(rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
     others = [name for name in ("dataloader", "dataloader_tuned", "ray_data") if name in rows]
     found = {}
-    for name in (*others, "raytrain"):
+    ours = ("raytrain", *((PUBLIC,) if PUBLIC in rows else ()))
+    for name in (*others, *ours):
         rate, words = rate_of(name)
         found[f"{name} / limit, {words}"] = ratio(rows, rate, name, "limit")
     for name in others:
@@ -105,7 +111,9 @@ def ratios_of(rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, fl
         found[f"raytrain / {name}, {words}"] = ratio(rows, rate, "raytrain", name)
     if "ray_data" in rows:
         found["ray_data / raytrain, seconds to the first batch"] = ratio(rows, "first_batch_s", "ray_data", "raytrain")
-    for name in (*others, "raytrain"):
+    if PUBLIC in rows:
+        found[f"{PUBLIC} / raytrain, samples/s"] = ratio(rows, RATE, PUBLIC, "raytrain")
+    for name in (*others, *ours):
         for figure in ("first_batch_s", "peak_memory_bytes", "cpu_s_per_sample_outside", "bytes_per_sample"):
             found[f"{name}, {figure}"] = spread([row[figure] for row in rows[name]])
     return found
@@ -127,6 +135,7 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--photographs", help="a folder of class folders, in place of generated photographs")
+    parser.add_argument("--public", action="store_true", help="also raytrain through Ray's public API alone")
     parser.add_argument("--smoke", action="store_true", help="one short round of digits, nothing written")
     arguments = parser.parse_args()
     workloads = arguments.workloads or (["digits"] if arguments.smoke else list(WORKLOADS))
@@ -134,13 +143,13 @@ def main() -> None:
     variants = {}
     for workload in workloads:
         own = {**options, "folder": arguments.photographs if workload == "photographs" else None}
-        compares = "dataloader" in contenders_of(workload)
+        compares = "dataloader" in contenders_of(workload, arguments.public)
         workers = best_worker_count(workload, own) if compares and not arguments.smoke else 2
-        for name in contenders_of(workload):
+        for name in contenders_of(workload, arguments.public):
             chosen = (name, workload, {**own, "workers": workers})
             variants[f"{workload}: {name}"] = lambda chosen=chosen: run(*chosen)
     flat = interleave(variants, 1 if arguments.smoke else arguments.rounds)
-    rows = {w: {name: flat[f"{w}: {name}"] for name in contenders_of(w)} for w in workloads}
+    rows = {w: {name: flat[f"{w}: {name}"] for name in contenders_of(w, arguments.public)} for w in workloads}
     ratios: dict[str, Any] = {}
     for workload in workloads:
         with_limit(rows[workload])

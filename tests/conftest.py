@@ -54,6 +54,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.
             item.add_marker(pytest.mark.timeout(seconds * factor()), append=False)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that is marked so runs through what raytrain knows of Ray's own parts, and through its public API."""
+    if metafunc.definition.get_closest_marker("both_ways"):
+        metafunc.fixturenames.append("way")
+        metafunc.parametrize("way", ["private", "public"], indirect=True)
+
+
+@pytest.fixture
+def way(request, monkeypatch) -> str:
+    monkeypatch.setenv("RAYTRAIN_PUBLIC_RAY", "1" if request.param == "public" else "0")
+    return request.param
+
+
 class PureTest:
     """What a pure test starts while it runs, told by Python's audit events."""
 

@@ -101,6 +101,73 @@ def test_the_environment_is_read_in_one_place(path):
         assert not re.search(r"\bos\.(environ|getenv|putenv)|/opt/ml", text)
 
 
+PRIVATE_MODULE = re.compile(r"^ray(\.\w+)*\._\w+")
+PRIVATE_WORDS = {  # of Ray's public classes too, and without an underscore
+    "iter_internal_ref_bundles",
+    "exec_stats",
+    "task_idx",
+    "current_actor",
+    "enable_auto_connect",
+    "worker_group_cls",
+    "set_external_consumer_bytes",
+    "global_worker_stdstream_dispatcher",
+    "GcsClient",
+    "RayParams",
+    "Cluster",
+}
+
+
+def private_names_of_ray(tree: ast.AST) -> list[str]:
+    """What a file uses of Ray that Ray does not document: modules and attributes with an underscore, some words, and
+    whatever it puts in the place of an attribute of Ray's."""
+    found, rays = [], {"ray"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "ray":
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+            rays |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+            rays |= {alias.asname for alias in node.names if alias.name.split(".")[0] == "ray" and alias.asname}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += [node.value] if node.value.startswith("ray.") else []
+    private = [name for name in found if PRIVATE_MODULE.match(name) or name.split(".")[-1] in PRIVATE_WORDS]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            whole = ast.unparse(node)
+            of_ray = whole.split(".")[0] in rays
+            if node.attr in PRIVATE_WORDS or (of_ray and (PRIVATE_MODULE.match(whole) or node.attr.startswith("_"))):
+                private.append(whole)
+            if of_ray and not isinstance(node.ctx, ast.Load):
+                private.append(f"{whole} = ...")
+    return private
+
+
+def test_what_ray_does_not_document_is_behind_one_door():
+    for path in FILES:
+        if rooms.room_of(path) != "ray_internals":
+            assert private_names_of_ray(ast.parse(path.read_text())) == [], f"{path}; see docs/architecture.md"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ray._private.node",
+        "from ray._private import services",
+        "from ray.data._internal.execution import streaming_executor",
+        "from ray._raylet import GcsClient",
+        "import_module('ray._private.node')",
+        "import ray\nray._private.worker",
+        "import ray\nray.init = None",
+        "from ray.runtime_context import RuntimeContext\nRuntimeContext.current_actor = None",
+        "from ray.data import DataContext as Context\nContext.x = 1",
+        "for bundle in dataset.iter_internal_ref_bundles(): pass",
+        "entry.metadata.exec_stats.task_idx",
+    ],
+)
+def test_a_second_door_to_ray_is_noticed(code):
+    assert private_names_of_ray(ast.parse(code))
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_and_functions_stay_small(path):
     text = path.read_text()

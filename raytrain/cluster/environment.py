@@ -34,6 +34,8 @@ RAY = {
 
 OWN_CLUSTER = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
+PUBLIC_RAY = "RAYTRAIN_PUBLIC_RAY"
+PUBLIC = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}  # else a rank's lines come twice
 COLLECTS_METRICS = "RAY_enable_metrics_collection"
 
 ML_FOLDER = "/opt/ml"
@@ -53,8 +55,11 @@ def prepare_environment() -> dict[str, str]:
     """Set what every process of a run should start with, and return it.
 
     What the user has set stays. Must run before Ray is imported.
+
+    Raises:
+        ConfigError: RAYTRAIN_PUBLIC_RAY is neither 0 nor 1.
     """
-    wanted = {**ALLOCATOR, **RAY}
+    wanted = {**ALLOCATOR, **RAY, **(PUBLIC if public_ray() else {})}
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
     return {name: os.environ[name] for name in wanted}
@@ -92,6 +97,18 @@ def native_log_of_crashes() -> Iterator[None]:
 def without_own(settings: Mapping[str, str]) -> dict[str, str]:
     """Ray's `settings` but for raytrain's own, which its clusters have anyway: what the user has set."""
     return {name: value for name, value in settings.items() if value not in (RAY.get(name), OWN_CLUSTER.get(name))}
+
+
+def public_ray() -> bool:
+    """Whether the user wants Ray's public API alone, which is slower.
+
+    Raises:
+        ConfigError: the variable holds neither 0 nor 1.
+    """
+    text = os.environ.get(PUBLIC_RAY) or "0"
+    if text not in ("0", "1"):
+        raise ConfigError(f"{PUBLIC_RAY} must be 0 or 1, not {text!r}: whether to use Ray's public API alone")
+    return text == "1"
 
 
 def collects_metrics() -> bool:

@@ -6,14 +6,14 @@ Ray itself goes on trying for half a minute and more, and its C++ logs every tim
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
 
-from raytrain.cluster.environment import ray_address, token_mode, uses_tls
+from raytrain.cluster.environment import public_ray, ray_address, token_mode, uses_tls
 from raytrain.errors import ClusterError, one_line
+from raytrain.ray_internals.entry import address_of_this_machine, knock
 
 ANSWER_S = 4.0  # for a server to answer, in tries of
 TRY_S = 2.0
@@ -33,7 +33,11 @@ def find(address: str) -> str:
         address = ray_address() or address
     automatic = address == "auto"
     if automatic:
-        address = _of_this_machine()
+        if (known := address_of_this_machine(public_ray())) is None:
+            raise _none()
+        if known == "auto":
+            return known  # Ray looks for it when it is attached to
+        address = known
     host, colon, port = address.rpartition(":")
     if not colon or "/" in host or not port.isdigit():
         raise ClusterError(f"--address {address!r} must be auto or HOST:PORT, as `ray start --head` prints it")
@@ -45,15 +49,6 @@ def find(address: str) -> str:
         raise ClusterError(f"cannot attach to the Ray cluster at {address}: {error}") from None
     _check_token(address, found=automatic)
     return address
-
-
-def _of_this_machine() -> str:
-    from ray._private.services import canonicalize_bootstrap_address
-
-    with contextlib.suppress(ConnectionError):
-        if address := canonicalize_bootstrap_address("auto"):
-            return address
-    raise _none()
 
 
 def _none() -> ClusterError:
@@ -87,24 +82,16 @@ def _speaks_http2(connection: socket.socket) -> bool:
 
 
 def _check_token(address: str, found: bool) -> None:
-    """That the cluster lets us in.
-
-    Clusters that `ray.init()` starts want the token that it leaves in the user's home. As Ray does, it is shown to a
-    cluster that was `found` on this machine, not to any that was named.
+    """That the cluster lets us in; of Ray's tokens, the one in the user's home is shown if it was `found`.
 
     Raises:
         ClusterError: it wants a token, or another.
     """
     import ray
-    from ray._private.authentication import authentication_token_setup as tokens
-    from ray._raylet import GcsClient
 
-    if found:
-        logging.getLogger(tokens.__name__).setLevel(logging.ERROR)  # that there is a token is no news
-        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         with no_native_log():
-            GcsClient(address=address)
+            knock(address, found, public_ray())
     except ray.exceptions.AuthenticationError:
         if token_mode():
             what = "does not accept this token; give the cluster's in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"

@@ -11,6 +11,7 @@ import time
 
 import psutil
 
+from raytrain.cluster.environment import public_ray
 from raytrain.ray_internals.devices import find_gpus
 from raytrain.record.timeline import Answer, Row, Timeline
 
@@ -51,7 +52,7 @@ class HostMeter:
 
     def __init__(self) -> None:
         self._at, self._busy_s, self._moved = time.monotonic(), _busy_s(), _bytes_moved()
-        self._gpus = find_gpus()
+        self._gpus = find_gpus(public_ray())
 
     def read(self) -> Row:
         now, busy_s, moved = time.monotonic(), _busy_s(), _bytes_moved()

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 
 from raytrain.cluster import guardian, hardware
-from raytrain.cluster.environment import native_log_of_crashes, prepare_emulated_cluster
+from raytrain.cluster.environment import native_log_of_crashes, prepare_emulated_cluster, public_ray
 from raytrain.cluster.finding import no_native_log
 from raytrain.cluster.logs import forward_worker_output
 from raytrain.cluster.topology import EMULATED_GPU, EMULATED_LABEL, GROUP_LABEL, INSTANCE_TYPE_LABEL, Topology, from_ray
 from raytrain.config.cluster import Group, reserved_cpus
 from raytrain.errors import ClusterError, one_line
 from raytrain.ray_internals.devices import usable_gpus
+from raytrain.ray_internals.logs import leave_output_to_ray
+from raytrain.ray_internals.node import LocalNodes
 
 OBJECT_STORE_SHARE = 0.3  # of the memory that is there, over all nodes, as Ray itself takes
 LOCAL_GROUP = "local"
@@ -31,36 +32,27 @@ class RunningCluster:
     topology: Topology
     address: str
     attached: bool
-    _cluster: Any = field(default=None, repr=False)
+    _nodes: LocalNodes | None = field(default=None, repr=False)
     _guardian: Any = field(default=None, repr=False)
 
     def close(self) -> None:
         import ray
 
         ray.shutdown()
-        if self._cluster is not None:
-            _end_nodes(self._cluster)
+        leave_output_to_ray()
+        if self._nodes is not None:
+            _end_nodes(self._nodes)
             guardian.dismiss(self._guardian)
-            self._cluster = None
+            self._nodes = None
 
 
-def _end_nodes(cluster: Any) -> None:
-    """Kill every process of the cluster's nodes, by process id, and wait for them.
+def _end_nodes(nodes: LocalNodes) -> None:
+    """Kill every process of the nodes, by process id, and wait for them.
 
     A graceful end drains for seconds and nothing is left to drain; agents outlive a raylet that is killed alone.
     """
-    guardian.kill(guardian.family(_pids(cluster)), wait_s=10)
-    for node in _nodes(cluster):
-        node.kill_all_processes(check_alive=False, allow_graceful=False, wait=False)
-
-
-def _nodes(cluster: Any) -> list[Any]:
-    return [node for node in (*cluster.worker_nodes, cluster.head_node) if node is not None]
-
-
-def _pids(cluster: Any) -> list[int]:
-    infos = [info for node in _nodes(cluster) for infos in node.all_processes.values() for info in infos]
-    return [info.process.pid for info in infos]
+    guardian.kill(guardian.family(nodes.pids()), wait_s=10)
+    nodes.forget()
 
 
 def attach(address: str) -> RunningCluster:
@@ -95,49 +87,26 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
         ClusterError: Ray did not start.
     """
     import ray
-    from ray.cluster_utils import Cluster
 
     prepare_emulated_cluster()
     logging.getLogger("ray").setLevel(logging.WARNING)
     groups = _head_first(groups)
     plan = [(group, group.gpus > 0 or group is groups[0]) for group in groups for _ in range(group.hosts)]
-    cluster = Cluster(shutdown_at_exit=True)
+    nodes = LocalNodes(public_ray())
     try:
-        with _light_nodes():
-            for group, trains in plan or [(None, True)]:
-                cluster.add_node(wait=False, **_node(group, trains, wanted_reserve, max(len(plan), 1)))
-        guarded = guardian.start(_pids(cluster))
-        _connect(cluster.address)
+        for group, trains in plan or [(None, True)]:
+            nodes.add(**_node(group, trains, wanted_reserve, max(len(plan), 1)))
+        guarded = guardian.start(nodes.pids())
+        _connect(nodes.address)
         if len(plan) > 1:
-            cluster.wait_for_nodes(timeout=60)
+            nodes.cluster.wait_for_nodes(timeout=60)
     except BaseException as error:  # Ctrl-C too
-        _end_nodes(cluster)
+        _end_nodes(nodes)
         if isinstance(error, ConnectionError | RuntimeError | TimeoutError | OSError | ValueError):
             raise ClusterError(f"Ray did not start on this machine: {one_line(error, 300)}") from None
         raise
     forward_worker_output()
-    return RunningCluster(from_ray(ray.nodes()), cluster.address, attached=False, _cluster=cluster, _guardian=guarded)
-
-
-@contextlib.contextmanager
-def _light_nodes() -> Iterator[None]:
-    """Nodes as where Ray is installed without its dashboard, for nobody asks it anything here.
-
-    Otherwise Ray starts an API server, waits a second for it, and gives every node an agent that serves its pages. And
-    it would name this cluster as the machine's current one, though it is only ours and soon gone: the user's own
-    `ray.init()` and `ray status` would look for it.
-    """
-    from ray._private import utils
-    from ray._private.node import Node
-
-    kept = Node.start_api_server, utils.get_dashboard_dependency_error, utils.write_ray_address
-    Node.start_api_server = lambda node, **_: setattr(node, "_webui_url", "")
-    utils.get_dashboard_dependency_error = lambda: ImportError("left out")
-    utils.write_ray_address = lambda *_: None
-    try:
-        yield
-    finally:
-        Node.start_api_server, utils.get_dashboard_dependency_error, utils.write_ray_address = kept
+    return RunningCluster(from_ray(ray.nodes()), nodes.address, attached=False, _nodes=nodes, _guardian=guarded)
 
 
 def _head_first(groups: Sequence[Group]) -> tuple[Group, ...]:
@@ -148,14 +117,9 @@ def _node(group: Group | None, trains: bool, wanted_reserve: int | None, num_nod
     """Arguments of one Ray node. Without a group: all of this machine, its GPUs included."""
     store = int(hardware.memory_bytes() * OBJECT_STORE_SHARE / num_nodes)
     shared = psutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else store
-    arguments = {
-        "include_dashboard": False,
-        "no_monitor": True,  # there is nothing to scale
-        "dashboard_agent_listen_port": 0,  # its fixed port is another node's on this machine: 3.5 s of retries
-        "object_store_memory": max(min(store, int(shared * 0.8 / num_nodes)), 100 << 20),
-    }
+    arguments: dict[str, Any] = {"object_store_memory": max(min(store, int(shared * 0.8 / num_nodes)), 100 << 20)}
     if group is None:
-        cpus, gpus = hardware.usable_cpus(), usable_gpus()
+        cpus, gpus = hardware.usable_cpus(), usable_gpus(public_ray())
         arguments |= {"num_gpus": gpus, "labels": {GROUP_LABEL: LOCAL_GROUP}}
     else:
         cpus, gpus = group.cpus, group.gpus

@@ -14,18 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from raytrain.cluster.environment import public_ray
+from raytrain.ray_internals.logs import show_worker_output
+from raytrain.ray_internals.train import RANK_CLASSES, quieten
+
 PRINTED_WITHIN_S = 1.0  # Ray looks for new lines ten times a second, for new files twice, and is late on a busy host
-_OURS = ("RayTrainWorker", "_RayTrainWorker")
 _RAYS_OWN = re.compile(r"^\[\d{4}-\d\d-\d\d [\d:,]+ [IWE] \d+ \d+\]|^Setting up process group for: ")
 
 
 def forward_worker_output() -> None:
     """Replace Ray's own printing of worker output. Call it after `ray.init(log_to_driver=True)`."""
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
-
-    dispatcher.remove_handler("ray_print_logs")
-    dispatcher.remove_handler("raytrain")
-    dispatcher.add_handler("raytrain", _show)
+    show_worker_output(_show, public_ray())
 
 
 def _show(batch: dict[str, Any]) -> None:
@@ -35,12 +34,13 @@ def _show(batch: dict[str, Any]) -> None:
 
 
 def visible_lines(batch: dict[str, Any]) -> list[str]:
-    """The lines of one batch of worker output that a user should see: of ranks, of CPU stages, and of the raylets."""
+    """The lines of one batch of worker output that a user should see: of ranks, of CPU stages, of the raylets, and what
+    raytrain itself has to say in an actor."""
     actor, task, pid = batch.get("actor_name"), batch.get("task_name"), batch.get("pid")
     if pid == "raylet":
         prefix = "ray: "
-    elif actor and not actor.startswith(_OURS):
-        return []
+    elif actor and not actor.startswith(RANK_CLASSES):
+        return [line for line in batch.get("lines", []) if line.startswith("raytrain: ")]
     elif actor:
         prefix = f"rank (pid {pid}): "
     elif task:
@@ -65,9 +65,5 @@ def frames_of(error: BaseException, hidden: Sequence[str]) -> str:
 def leave_error_to_the_driver() -> None:
     """On a rank whose error the driver has been told, before it ends: Ray Train's own report of it goes to its files
     alone, and what the loop printed last has the time to get to the terminal."""
-    from ray._private.log import PlainRayHandler
-
-    for handler in logging.getLogger("ray.train").handlers:
-        if isinstance(handler, PlainRayHandler):  # the others write to files of the Ray session
-            handler.setLevel(logging.CRITICAL)
+    quieten(logging.CRITICAL)
     time.sleep(PRINTED_WITHIN_S)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raytrain.errors import ClusterError
+from raytrain.ray_internals.node import HEAD_RESOURCE
 
 GROUP_LABEL = "raytrain-group"
 INSTANCE_TYPE_LABEL = "raytrain-instance-type"
@@ -105,7 +106,7 @@ def from_ray(nodes: Sequence[dict[str, Any]], head_node_id: str = "") -> Topolog
                 node_id=node["NodeID"],
                 instance_type=labels.get(INSTANCE_TYPE_LABEL),
                 emulated=labels.get(EMULATED_LABEL) == "true",
-                is_head="node:__internal_head__" in resources or node["NodeID"] == head_node_id,
+                is_head=HEAD_RESOURCE in resources or node["NodeID"] == head_node_id,
             )
         )
     if not hosts:

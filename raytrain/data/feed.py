@@ -12,7 +12,7 @@ from raytrain.cluster.environment import collects_metrics
 from raytrain.data.order import Position, Split, StreamPlan, StreamSpec
 from raytrain.data.stream import FeedOptions, Stored, Stream, most_corrupt
 from raytrain.errors import DataError, TrainingError
-from raytrain.ray_internals.data import make_ray_data_lean
+from raytrain.ray_internals.data import prepare_tasks
 from raytrain.record.status import Failure, RankProgress, RankResult, Status
 
 TAKE_TIMEOUT_S = 5.0
@@ -36,7 +36,8 @@ class Feed:
     """
 
     def __init__(self, spec: StreamSpec, splits_pickle: bytes | Stored, options: FeedOptions):
-        make_ray_data_lean(collects_metrics())  # a second's import, spent while the rest of the run is still starting
+        # a second's import, spent while the rest of the run is still starting
+        prepare_tasks(collects_metrics(), options.public_ray)
         self._spec, self._splits_pickle, self._options = spec, splits_pickle, options
         self._changed = threading.Condition()
         self._stream: Stream | None = None

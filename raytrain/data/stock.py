@@ -20,7 +20,6 @@ AHEAD_OF_RANKS_S = 30.0  # at the rate at which they have taken batches so far: 
 RATE_AFTER_S = 2.0  # of taking, the rate is believed
 AT_FIRST = 16  # times the least, until then
 LEAST_TASKS_A_BLOCK = 4  # one of them may hand over a block in each of Ray Data's ten rounds a second, at least
-FULL_PAUSE_S = 0.05
 
 
 def stock_bytes(nodes: Sequence[dict[str, Any]], selector: dict[str, str] | None = None) -> int | None:
@@ -43,8 +42,8 @@ def stock_bytes(nodes: Sequence[dict[str, Any]], selector: dict[str, str] | None
 
 
 @dataclass(frozen=True)
-class BoundedStock:
-    """Makes Ray Data a backpressure policy: nothing more is taken off the tasks while enough lies ready.
+class Stock:
+    """How much may lie ready: bounded by the stores, and by what the ranks will soon take.
 
     Args:
         most_bytes: in all of the cluster.
@@ -54,39 +53,27 @@ class BoundedStock:
     most_bytes: int
     blocks_ahead: int
 
-    def __call__(self, _context: Any, topology: Any, resource_manager: Any) -> _Policy:
-        resource_manager.set_external_consumer_bytes(
-            0
-        )  # else Ray Data thinks that nobody takes, and holds nothing back
-        return _Policy(topology, self)
+    def watch(self) -> StockWatch:
+        """For one execution."""
+        return StockWatch(self)
 
 
-class _Policy:
-    """What Ray Data asks of a policy (ray.data._internal.execution.backpressure_policy.BackpressurePolicy)."""
+class StockWatch:
+    """Follows one execution, and says how much more may be collected from its tasks."""
 
-    name = "raytrain's stock"
-
-    def __init__(self, topology: Any, stock: BoundedStock):
-        self._topology, self._stock = topology, stock
+    def __init__(self, stock: Stock):
+        self._stock = stock
         self._first: tuple[float, float] | None = None  # when the first block was taken, and how many bytes by then
 
-    def can_add_input(self, _operator: Any) -> bool:
-        return True
-
-    def max_task_output_bytes_to_read(self, operator: Any) -> int | None:
-        if operator.output_dependencies:  # not the last operator: the plan's places, which are small
-            return None
-        tasks, block_bytes = operator.num_active_tasks(), operator.metrics.average_bytes_per_output or 0
-        ready = self._topology[operator].output_queue_bytes()
+    def room(self, tasks: int, block_bytes: float, ready: float, made: float) -> int:
+        """Bytes, by how many tasks run, what a block has on average (0 where nobody knows), the bytes that lie ready,
+        and those that have been made so far."""
         most = self._stock.most_bytes - tasks * self._stock.blocks_ahead * block_bytes
         least = (tasks / LEAST_TASKS_A_BLOCK + 1) * block_bytes
-        wanted = self._wanted(operator.metrics.bytes_task_outputs_generated - ready)
+        wanted = self._wanted(made - ready)
         if block_bytes:
             most = min(most, AT_FIRST * least if wanted is None else wanted)
-        room = max(int(max(most, least, 1)) - ready, 0)
-        if not room:
-            time.sleep(FULL_PAUSE_S)  # Ray Data would look again at once, and keep a core busy by it
-        return room
+        return max(int(max(most, least, 1)) - int(ready), 0)
 
     def _wanted(self, taken: float) -> float | None:
         """Bytes that the ranks take in AHEAD_OF_RANKS_S, by what they have taken so far; None at first."""

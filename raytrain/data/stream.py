@@ -6,7 +6,6 @@ between them), so that workers stay warm and the next epoch is being prepared wh
 
 from __future__ import annotations
 
-import logging
 import pickle
 import threading
 import time
@@ -20,8 +19,9 @@ from raytrain.data.order import StreamPlan
 from raytrain.data.pace import Pace, cut_blocks, deal_tasks, num_batches
 from raytrain.data.producer import StreamWork, produce
 from raytrain.data.router import Router
-from raytrain.data.stock import BoundedStock, stock_bytes
+from raytrain.data.stock import Stock, stock_bytes
 from raytrain.errors import RaytrainError, TrainingError
+from raytrain.ray_internals.data import Block, TaskWork, cause, run_tasks
 
 TASKS_A_LEG = 16_384  # of one Ray Data execution; a task costs the executor about 0.3 ms to plan
 FIRST_BLOCKS = 2  # a task of the first, short leg, which shows what a batch costs
@@ -40,6 +40,7 @@ class FeedOptions:
         batches_per_task: None to choose.
         ready_per_rank: batches kept ready for each rank beside what Ray Data buffers.
         max_corrupt_share: of a split's samples that may fail (see `most_corrupt`).
+        public_ray: through Ray's public API alone, which is slower.
     """
 
     slots: int
@@ -47,6 +48,7 @@ class FeedOptions:
     batches_per_task: int | None
     max_corrupt_share: float
     ready_per_rank: int = 2
+    public_ray: bool = False
 
 
 def most_corrupt(share: float, num_samples: int) -> int:
@@ -153,74 +155,54 @@ class Stream:
                 )
 
     def _run_leg(self, tasks: list[np.ndarray], work_ref: Any) -> list[np.ndarray]:
-        """One Ray Data execution. Returns the tasks, or ends of tasks, whose batches did not come.
+        """One Ray Data execution. Returns what did not come, as tasks.
 
         It is broken off when a batch of the open segment stays away while later segments pile up: what is missing is
         then prepared first, and memory stays bounded.
         """
-        yielded = [0] * len(tasks)
+        missing = [np.ones(len(task), dtype=bool) for task in tasks]
         longest = max(int(task[:, 2].sum()) for task in tasks)
         most_waiting = self.router.num_waiting + 4 * self._options.slots * longest + 64
-        dataset = _dataset(tasks, work_ref, self._options.task_args, self._pace.blocks_ahead)
-        for bundle in dataset.iter_internal_ref_bundles():
-            for entry in bundle.blocks:
-                # Task i of the execution runs plan block i, and its blocks come in the order of its places.
-                task = entry.metadata.exec_stats.task_idx
-                segment, batch, count = map(int, tasks[task][yielded[task]])
-                yielded[task] += 1
-                self._learn(entry.metadata, count)
-                with self._changed:
-                    self.first_ready_at = self.first_ready_at or time.time()
-                    for index in range(count):
-                        self.router.arrive(segment, batch + index, (entry.ref, index))
-                    self._changed.notify_all()
+        blocks = [pa.table(dict(zip(("segment", "batch", "count"), task.T, strict=True))) for task in tasks]
+        for block in run_tasks(self._task_work(work_ref), blocks, self._options.public_ray):
+            segment, batch, count = map(int, tasks[block.task][block.number])
+            missing[block.task][block.number] = False
+            self._learn(block, count)
             with self._changed:
+                self.first_ready_at = self.first_ready_at or time.time()
+                for index in range(count):
+                    self.router.arrive(segment, batch + index, (block.reference, index))
+                self._changed.notify_all()
                 self._changed.wait_for(lambda: self.abandoned or self._has_room())
             if self.abandoned or self.router.num_waiting > most_waiting:
                 break
-        return [task[came:] for task, came in zip(tasks, yielded, strict=True) if came < len(task)]
+        return [task[left] for task, left in zip(tasks, missing, strict=True) if left.any()]
 
-    def _learn(self, metadata: Any, count: int) -> None:
+    def _learn(self, block: Block, count: int) -> None:
         """What a batch costs: the cheapest seen, since a worker's first also pays for its imports."""
-        seconds = (metadata.exec_stats.block_transform_time_s or 0.0) / count
-        self._cost = (min(self._cost[0], seconds), metadata.size_bytes / count)
+        self._cost = min(self._cost[0], block.wall_s / count), block.num_bytes / count
+
+    def _task_work(self, work_ref: Any) -> TaskWork:
+        import ray
+
+        options, ahead = self._options, self._pace.blocks_ahead
+        most = stock_bytes(ray.nodes(), options.task_args.get("label_selector"))
+        return TaskWork(
+            produce,
+            {"work_ref": [work_ref]},
+            lanes=options.slots,
+            task_args=options.task_args,
+            blocks_ahead=ahead,
+            stock=None if most is None else Stock(most, ahead),
+        )
 
     def _has_room(self) -> bool:
         return min(len(queue) for queue in self.router.queues) < self._options.ready_per_rank
 
 
-def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any], blocks_ahead: int) -> Any:
-    """The Ray Data pipeline: places in, blocks of ready batches out."""
-    import ray.data
-    from ray.data._internal.execution import backpressure_policy as policies
-
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    context = ray.data.DataContext.get_current().copy()
-    context.target_max_block_size = 1  # a block has one row; this makes every row a block of its own, at once
-    context._max_num_blocks_in_streaming_gen_buffer = blocks_ahead
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = False
-    if (most := stock_bytes(ray.nodes(), task_args.get("label_selector"))) is not None:
-        enabled = [*policies.ENABLED_BACKPRESSURE_POLICIES, BoundedStock(most, blocks_ahead)]
-        context.set_config(policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, enabled)
-    with ray.data.DataContext.current(context):
-        blocks = [pa.table(dict(zip(("segment", "batch", "count"), task.T, strict=True))) for task in tasks]
-        return ray.data.from_blocks(blocks).map_batches(  # from_arrow would ask tasks what it knows
-            produce,
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            num_cpus=1,
-            fn_kwargs={"work_ref": [work_ref]},
-            **task_args,
-        )
-
-
 def _cause(error: BaseException) -> Exception:
     """The error of ours below Ray's wrappers, or one line about the innermost."""
-    inner = error
-    while (below := getattr(inner, "cause", None) or inner.__cause__) is not None:
-        inner = below
+    inner = cause(error)
     if isinstance(inner, RaytrainError):
         return type(inner)(str(inner).splitlines()[0])  # Ray Data adds lines of its own
     lines = [line for line in str(inner).splitlines() if line.strip() and not line.startswith(RAYS_ADVICE)] or [""]

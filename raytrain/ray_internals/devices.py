@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+from raytrain.ray_internals.contract import Contract
+
 
 class Gpus:
     """All NVIDIA GPUs of this host, by NVML (https://docs.nvidia.com/deploy/nvml-api), ready for use."""
@@ -34,18 +36,38 @@ class Gpus:
         return 100 * memory.used / memory.total
 
 
-def find_gpus() -> Gpus | None:
-    """None where there is no driver, or it does not answer.
+NVML = Contract(
+    does="GPU figures",
+    needs=("ray._private.thirdparty.pynvml:nvmlInit", "ray._private.thirdparty.pynvml:nvmlDeviceGetUtilizationRates"),
+    buys="figures of the GPUs without a package more: what is staged for SageMaker leaves packages of that name to the "
+    "image, which need not have this one",
+    instead="the package nvidia-ml-py, where it is installed",
+)
+COUNT = Contract(
+    does="counting this machine's GPUs",
+    needs=(
+        "ray._private.accelerators:get_accelerator_manager_for_resource",
+        "ray._private.accelerators:NvidiaGPUAcceleratorManager.get_current_process_visible_accelerator_ids",
+        "ray._private.accelerators:NvidiaGPUAcceleratorManager.get_current_node_num_accelerators",
+    ),
+    buys="a number in a hundredth of a second",
+    instead="torch counts them, which takes seconds to import",
+)
 
-    Through the copy of nvidia-ml-py that is part of Ray: what is staged for SageMaker leaves packages of that name to
-    the image, which need not have this one.
-    """
+
+def find_gpus(public: bool) -> Gpus | None:
+    """None where there is no driver, or it does not answer, or nothing to ask it with."""
     try:
         ctypes.CDLL("libnvidia-ml.so.1")  # the driver's; looked for first, since the package is large
     except OSError:
         return None
-    from ray._private.thirdparty import pynvml
-
+    if NVML.holds(public):
+        from ray._private.thirdparty import pynvml
+    else:
+        try:
+            import pynvml
+        except ImportError:
+            return None
     try:
         pynvml.nvmlInit()
         return Gpus(pynvml)
@@ -53,8 +75,12 @@ def find_gpus() -> Gpus | None:
         return None
 
 
-def usable_gpus() -> int:
+def usable_gpus(public: bool) -> int:
     """GPUs of this machine that Ray may hand out: no more than CUDA_VISIBLE_DEVICES names, where it is set."""
+    if not COUNT.holds(public):
+        import torch
+
+        return torch.cuda.device_count()
     from ray._private.accelerators import get_accelerator_manager_for_resource
 
     manager = get_accelerator_manager_for_resource("GPU")

@@ -12,6 +12,7 @@ def start_feed(plan: RunPlan) -> Any:
     """Feeds the ranks."""
     import ray
 
+    from raytrain.cluster.environment import public_ray
     from raytrain.data.feed import Feed
     from raytrain.data.stream import FeedOptions, Stored
 
@@ -20,6 +21,7 @@ def start_feed(plan: RunPlan) -> Any:
         task_args=plan.placed.task_args,
         batches_per_task=plan.pipeline.batches_per_task,
         max_corrupt_share=plan.pipeline.max_corrupt_share,
+        public_ray=public_ray(),
     )
     actor = ray.remote(num_cpus=0, max_restarts=3, max_concurrency=2 * plan.topology.world_size + 8)(Feed)
     splits = Stored.put(plan.data.opened.pickled_splits())

@@ -20,6 +20,7 @@ FIVE = {
 }
 
 
+@pytest.mark.both_ways
 @pytest.mark.parametrize(
     ("groups", "head"), [(ONE, "algo-1"), (TWO, "algo-1"), (THREE, "algo-2"), (FIVE, "algo-2")], ids=[1, 2, 3, 5]
 )
@@ -44,6 +45,7 @@ def test_hosts_of_any_number_and_order_become_one_cluster(job, groups, head):
     assert TOKEN not in "".join(host.output for host in started.hosts.hosts.values())
 
 
+@pytest.mark.both_ways
 def test_a_coordinator_and_one_worker_are_one_cluster(job):
     coordinator = {"head": ("ml.t3.large", ["algo-2"]), "work": ("ml.g5.xlarge", ["algo-1"])}
     started = job(coordinator)

@@ -175,3 +175,16 @@ def test_what_ray_may_delete_is_told_by_its_path():
     cache = "/tmp/ray/session_x/runtime_resources/working_dir_files/_ray_pkg_0123/runs/a"
     assert environment.may_be_deleted(Path(cache))
     assert not environment.may_be_deleted(Path("/home/me/working/runs/a"))
+
+
+@pytest.mark.parametrize(("text", "public"), [(None, False), ("", False), ("0", False), ("1", True)])
+def test_the_public_way_is_the_users_choice(monkeypatch, text, public):
+    monkeypatch.setattr(os, "environ", {} if text is None else {"RAYTRAIN_PUBLIC_RAY": text})
+    assert environment.public_ray() is public
+    assert ("RAY_TRAIN_ENABLE_PRINT_PATCH" in prepare_environment()) is public, "else a rank's lines come twice"
+
+
+def test_another_word_for_the_public_way_is_refused(monkeypatch):
+    monkeypatch.setenv("RAYTRAIN_PUBLIC_RAY", "yes")
+    with pytest.raises(ConfigError, match="RAYTRAIN_PUBLIC_RAY must be 0 or 1, not 'yes'"):
+        prepare_environment()

@@ -145,8 +145,9 @@ def test_a_run_leaves_the_machines_current_cluster_alone(job_file, folder):
     assert [path.name for path in current.parent.glob("session_2*")], "Ray ran in this folder"
 
 
+@pytest.mark.both_ways
 @pytest.mark.ray
-def test_a_users_own_cluster_is_entered_with_the_users_token(job_file, folder, tmp_path):
+def test_a_users_own_cluster_is_entered_with_the_users_token(job_file, folder, tmp_path, way):
     """A plain `ray.init()` makes a token, and lets nobody in without it."""
     home = {"RAY_TMPDIR": str(folder), "HOME": str(folder)}
     users_own = subprocess.Popen(
@@ -159,15 +160,8 @@ def test_a_users_own_cluster_is_entered_with_the_users_token(job_file, folder, t
     try:
         address = users_own.stdout.readline().strip()
         assert wait_for((folder / ".ray" / "auth_token").exists, 10, "there is a token")
-        named = run_cli("train", job_file(), "--address", address, **home)
-        assert named.returncode == 2
-        assert f"raytrain: the Ray cluster at {address} wants a token; set RAY_AUTH_MODE=token" in named.stderr
-        other = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32}
-        wrong = run_cli("train", job_file(), "--address", address, **home, **other)
-        assert wrong.returncode == 2
-        assert f"raytrain: the Ray cluster at {address} does not accept this token" in wrong.stderr
-        for refused in (named, wrong):
-            assert len(refused.stderr.splitlines()) == 2, "what it starts with, and the error"
+        if way == "private":
+            _check_refused(job_file, address, home)
         (folder / "ray" / "ray_current_cluster").write_text(address)
         found = run_cli("train", job_file(training__epochs=1), "--address", "auto", **home)
         assert found.returncode == 0, found.stderr
@@ -176,3 +170,16 @@ def test_a_users_own_cluster_is_entered_with_the_users_token(job_file, folder, t
         assert users_own.poll() is None
     finally:
         users_own.communicate(timeout=patient(60))
+
+
+def _check_refused(job_file, address, home):
+    """Without the token, and with another: one line, at once."""
+    named = run_cli("train", job_file(), "--address", address, **home)
+    assert named.returncode == 2
+    assert f"raytrain: the Ray cluster at {address} wants a token; set RAY_AUTH_MODE=token" in named.stderr
+    other = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32}
+    wrong = run_cli("train", job_file(), "--address", address, **home, **other)
+    assert wrong.returncode == 2
+    assert f"raytrain: the Ray cluster at {address} does not accept this token" in wrong.stderr
+    for refused in (named, wrong):
+        assert len(refused.stderr.splitlines()) == 2, "what it starts with, and the error"

@@ -131,4 +131,4 @@ def test_no_more_gpus_are_declared_than_this_process_may_see(monkeypatch, visibl
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert usable_gpus() == expected
+    assert usable_gpus(public=False) == expected

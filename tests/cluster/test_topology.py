@@ -150,6 +150,7 @@ def test_a_reserve_that_leaves_nothing_is_refused():
         ({"task_name": "MapBatches(produce)", "pid": 8}, "hello", ["stage (pid 8): hello"]),
         ({"pid": "raylet"}, "out of memory", ["ray: out of memory"]),
         ({"actor_name": "TrainController", "pid": 7}, "hello", []),
+        ({"actor_name": "Feed", "pid": 7}, "raytrain: Ray 3 lacks x", ["raytrain: Ray 3 lacks x"]),
         ({"pid": 9}, "hello", []),
         ({"actor_name": "RayTrainWorker", "pid": 7}, "[2026-11-21 22:08:27,534 E 55 56] core_worker.cc:2: x", []),
         ({"actor_name": "RayTrainWorker", "pid": 7}, "Setting up process group for: env:// [rank=0]", []),

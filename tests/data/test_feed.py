@@ -20,12 +20,16 @@ from raytrain.data import stream as module
 from raytrain.data.order import Position
 from raytrain.data.stock import STORE_SHARE, stock_bytes
 from raytrain.errors import DataError, TrainingError
-from raytrain.ray_internals.data import make_ray_data_lean
+from raytrain.ray_internals import data as tasks_of_ray
+from raytrain.ray_internals.data import prepare_tasks
 from raytrain.record.status import Failure
 
+BOTH_WAYS = pytest.mark.parametrize("public_ray", [False, True], ids=["private", "public"])
 
-def test_two_epochs_arrive_whole_as_ready_batches(two_nodes, pets):
-    feed = make_feed(two_nodes, pets)
+
+@BOTH_WAYS
+def test_two_epochs_arrive_whole_as_ready_batches(two_nodes, public_ray, pets):
+    feed = make_feed(two_nodes, pets, public_ray=public_ray)
     plan = feed.begin("a", Position(), 1, 0)
     assert plan.total_steps == 20
     batches = take_all(feed)
@@ -39,8 +43,9 @@ def test_two_epochs_arrive_whole_as_ready_batches(two_nodes, pets):
     assert not any(batch.image.flags.writeable for batch in batches), "views of the object store"
 
 
-def test_small_batches_share_a_block(two_nodes, pets):
-    feed = make_feed(two_nodes, pets, epochs=20)
+@BOTH_WAYS
+def test_small_batches_share_a_block(two_nodes, public_ray, pets):
+    feed = make_feed(two_nodes, pets, public_ray=public_ray, epochs=20)
     feed.begin("a", Position(), 1, 0)
     blocks, taken = [], feed.take("a", 0, 9)
     while not taken.end:
@@ -51,7 +56,8 @@ def test_small_batches_share_a_block(two_nodes, pets):
     assert 10 < len(set(blocks)) < 150
 
 
-def test_the_first_batch_takes_one_batchs_work_not_the_epochs(two_nodes, pets, tmp_path):
+@BOTH_WAYS
+def test_the_first_batch_takes_one_batchs_work_not_the_epochs(two_nodes, public_ray, pets, tmp_path):
     counter = tmp_path / "count"
 
     def count(image):
@@ -60,7 +66,7 @@ def test_the_first_batch_takes_one_batchs_work_not_the_epochs(two_nodes, pets, t
         time.sleep(0.1)  # many times what taking a batch takes
         return image
 
-    feed = make_feed(two_nodes, pets, [count], epochs=50)
+    feed = make_feed(two_nodes, pets, [count], public_ray=public_ray, epochs=50)
     feed.begin("a", Position(), 1, 0)
     taken = feed.take("a", 0, 1)
     while not taken.batches:
@@ -90,26 +96,21 @@ def test_the_running_stream_is_adopted_only_from_the_same_place(two_nodes, pets)
     assert [sum(len(b.key) for b in batches) for batches in ranks] == [20, 20]
 
 
-class Lossy:
-    """A Ray Data execution that ends before its last bundle."""
-
-    def __init__(self, dataset):
-        self._dataset = dataset
-
-    def iter_internal_ref_bundles(self):
-        bundles = list(self._dataset.iter_internal_ref_bundles())
-        return iter(bundles[:-1])
+def lossy(blocks):
+    """An execution that ends before its last block."""
+    return iter(list(blocks)[:-1])
 
 
-def test_batches_that_go_missing_are_prepared_again(two_nodes, pets, monkeypatch):
-    real, calls = module._dataset, []
+@BOTH_WAYS
+def test_batches_that_go_missing_are_prepared_again(two_nodes, public_ray, pets, monkeypatch):
+    real, calls = module.run_tasks, []
 
     def twice_lossy(*arguments):
         calls.append(arguments)
-        return Lossy(real(*arguments)) if len(calls) < 3 else real(*arguments)
+        return lossy(real(*arguments)) if len(calls) < 3 else real(*arguments)
 
-    monkeypatch.setattr(module, "_dataset", twice_lossy)
-    feed = make_feed(two_nodes, pets, epochs=1, ready_per_rank=99, batches_per_task=5)
+    monkeypatch.setattr(module, "run_tasks", twice_lossy)
+    feed = make_feed(two_nodes, pets, public_ray=public_ray, epochs=1, ready_per_rank=99, batches_per_task=5)
     feed.begin("a", Position(), 1, 0)
     assert sorted(np.concatenate([b.key for b in take_all(feed)])) == list(range(80))
     assert len(calls) == 3
@@ -136,31 +137,33 @@ def test_who_collects_metrics_gets_ray_datas(monkeypatch, collects, kept):
 
     monkeypatch.setattr(stats, "get_or_create_stats_actor", rays_own)
     monkeypatch.setenv("RAY_enable_metrics_collection", collects)
-    make_ray_data_lean(collects_metrics())
+    prepare_tasks(collects_metrics(), public=False)
     assert (stats.get_or_create_stats_actor is rays_own) is kept
 
 
-def test_a_long_run_is_cut_into_legs(two_nodes, pets, monkeypatch):
-    real, legs = module._dataset, []
+@BOTH_WAYS
+def test_a_long_run_is_cut_into_legs(two_nodes, public_ray, pets, monkeypatch):
+    real, legs = module.run_tasks, []
     monkeypatch.setattr(module, "TASKS_A_LEG", 2)
-    monkeypatch.setattr(module, "_dataset", lambda tasks, *more: legs.append(tasks) or real(tasks, *more))
-    feed = make_feed(two_nodes, pets, epochs=1, batches_per_task=2)
+    monkeypatch.setattr(module, "run_tasks", lambda work, tasks, *more: legs.append(tasks) or real(work, tasks, *more))
+    feed = make_feed(two_nodes, pets, public_ray=public_ray, epochs=1, batches_per_task=2)
     feed.begin("a", Position(), 1, 0)
     assert sorted(np.concatenate([b.key for b in take_all(feed)])) == list(range(80))
-    assert [module.num_batches(tasks) for tasks in legs] == [4, 4, 2]
+    assert [sum(map(len, tasks)) for tasks in legs] == [4, 4, 2]
 
 
 def test_batches_that_never_come_end_the_run(two_nodes, pets, monkeypatch):
-    real = module._dataset
-    monkeypatch.setattr(module, "_dataset", lambda *arguments: Lossy(real(*arguments)))
+    real = module.run_tasks
+    monkeypatch.setattr(module, "run_tasks", lambda *arguments: lossy(real(*arguments)))
     feed = make_feed(two_nodes, pets, epochs=1, ready_per_rank=99)
     feed.begin("a", Position(), 1, 0)
     with pytest.raises(AssertionError, match="Ray Data lost the same batches 3 times"):
         take_all(feed)
 
 
-def test_all_ranks_stop_at_one_step(two_nodes, pets):
-    feed = make_feed(two_nodes, pets, epochs=20)
+@BOTH_WAYS
+def test_all_ranks_stop_at_one_step(two_nodes, public_ray, pets):
+    feed = make_feed(two_nodes, pets, public_ray=public_ray, epochs=20)
     feed.begin("a", Position(), 2, 0)
     for _ in range(5):
         while not feed.take("a", 0, 1).batches:
@@ -197,27 +200,23 @@ def test_an_earlier_attempts_last_words_are_not_heard(two_nodes, pets):
     assert str(feed.status().fatal) == "real"
 
 
-def test_a_batch_that_stays_away_is_made_first_and_memory_stays_bounded(two_nodes, pets, monkeypatch):
-    real, calls = module._dataset, []
+@BOTH_WAYS
+def test_a_batch_that_stays_away_is_made_first_and_memory_stays_bounded(two_nodes, public_ray, pets, monkeypatch):
+    real, calls = module.run_tasks, []
 
-    class FirstComesLast:
-        """The first bundle of an execution is held back to its end, as by a slow host."""
+    def first_comes_last(blocks):
+        """The first block of an execution is held back to its end, as by a slow host."""
+        first = next(blocks)
+        yield from blocks
+        yield first
 
-        def __init__(self, dataset):
-            self._dataset = dataset
-
-        def iter_internal_ref_bundles(self):
-            bundles = self._dataset.iter_internal_ref_bundles()
-            first = next(bundles)
-            yield from bundles
-            yield first
-
-    def late(tasks, *more):
+    def late(work, tasks, *more):
         calls.append(sum(map(len, tasks)))
-        return FirstComesLast(real(tasks, *more)) if len(calls) == 1 else real(tasks, *more)
+        blocks = real(work, tasks, *more)
+        return first_comes_last(blocks) if len(calls) == 1 else blocks
 
-    monkeypatch.setattr(module, "_dataset", late)
-    feed = make_feed(two_nodes, pets, epochs=60, batches_per_task=2)
+    monkeypatch.setattr(module, "run_tasks", late)
+    feed = make_feed(two_nodes, pets, public_ray=public_ray, epochs=60, batches_per_task=2)
     plan = feed.begin("a", Position(), 1, 0)
     batches = take_all(feed)
     assert [b.header.segment for b in batches] == sorted(b.header.segment for b in batches)
@@ -225,9 +224,10 @@ def test_a_batch_that_stays_away_is_made_first_and_memory_stays_bounded(two_node
     assert len(calls) >= 2, "the first execution was broken off"
 
 
-def test_an_error_in_a_worker_reaches_whoever_takes(two_nodes, tmp_path):
+@BOTH_WAYS
+def test_an_error_in_a_worker_reaches_whoever_takes(two_nodes, public_ray, tmp_path):
     folder = write_images(tmp_path / "images", {"cat": 20})
-    feed = make_feed(two_nodes, folder)
+    feed = make_feed(two_nodes, folder, public_ray=public_ray)
     (folder / "cat" / "003.jpg").unlink()
     feed.begin("a", Position(), 1, 0)
     for _ in range(20):
@@ -238,8 +238,9 @@ def test_an_error_in_a_worker_reaches_whoever_takes(two_nodes, tmp_path):
     assert str(taken.error) == f"cannot read {folder}/cat/003.jpg: No such file or directory"
 
 
-def test_a_worker_that_breaks_in_an_unknown_way_says_what_it_was(two_nodes, pets):
-    feed = make_feed(two_nodes, pets)
+@BOTH_WAYS
+def test_a_worker_that_breaks_in_an_unknown_way_says_what_it_was(two_nodes, public_ray, pets):
+    feed = make_feed(two_nodes, pets, public_ray=public_ray)
     feed._splits_pickle = b"no pickle"
     feed.begin("a", Position(), 1, 0)
     for _ in range(20):
@@ -268,7 +269,7 @@ def test_failures_are_counted_once_and_end_the_run_past_the_limit(two_nodes, pet
 
 def test_a_lost_node_loses_no_sample(two_nodes, pets):
     """A CPU node is killed while it works; its tasks run elsewhere."""
-    extra = two_nodes._cluster.add_node(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)
+    extra = two_nodes._nodes.cluster.add_node(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)
 
     def slow(image):
         time.sleep(0.02)
@@ -278,7 +279,7 @@ def test_a_lost_node_loses_no_sample(two_nodes, pets):
     feed.begin("a", Position(), 1, 0)
     while not feed.take("a", 0, 1).batches:
         pass
-    two_nodes._cluster.remove_node(extra, allow_graceful=False)
+    two_nodes._nodes.cluster.remove_node(extra, allow_graceful=False)
     rest = take_all(feed)
     second = np.concatenate([b.key for b in rest if b.header.segment == 1])
     assert sorted(second) == list(range(80))
@@ -305,14 +306,14 @@ def test_no_more_lies_ready_than_the_stock(two_nodes, pets, monkeypatch):
     monkeypatch.setattr(module, "stock_bytes", lambda *_: 60_000)
     seen = []
 
-    class Watched(stock._Policy):
+    class Watched(tasks_of_ray._Policy):
         def __init__(self, topology, bounds):
             super().__init__(topology, bounds)
             operators = list(topology)
             assert self.max_task_output_bytes_to_read(operators[0]) is None, "the plan is not held back"
             seen.append(topology[operators[-1]])
 
-    monkeypatch.setattr(stock, "_Policy", Watched)
+    monkeypatch.setattr(tasks_of_ray, "_Policy", Watched)
     monkeypatch.setattr(stock, "AT_FIRST", 1000)
     feed = make_feed(two_nodes, pets, epochs=100, batches_per_task=20)
     feed.begin("a", Position(), 1, 0)
@@ -333,7 +334,7 @@ def test_no_more_lies_ready_than_the_stock(two_nodes, pets, monkeypatch):
 
 
 class Operator:
-    """The last one of an execution, with two tasks and blocks of 10 bytes."""
+    """The last one of an execution, with two tasks and blocks of 10 bytes, as Ray Data shows it to a policy."""
 
     output_dependencies = ()
 
@@ -347,13 +348,17 @@ class Operator:
     def output_queue_bytes(self):
         return self.ready
 
+    def set_external_consumer_bytes(self, num_bytes):
+        assert num_bytes == 0
+
 
 def test_what_slow_ranks_will_not_take_soon_is_not_prepared(monkeypatch):
     now, slept = [0.0], []
     monkeypatch.setattr(stock.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(stock.time, "sleep", slept.append)
+    monkeypatch.setattr(tasks_of_ray.time, "sleep", slept.append)
     last = Operator()
-    policy = stock._Policy({last: last}, stock.BoundedStock(most_bytes=100_000, blocks_ahead=2))
+    bounded = tasks_of_ray._Bounded(stock.Stock(most_bytes=100_000, blocks_ahead=2))
+    policy = bounded(None, {last: last}, last)
     last.average_bytes_per_output = None
     assert policy.max_task_output_bytes_to_read(last) == 100_000, "nothing is known yet"
     last.average_bytes_per_output = 10
@@ -362,7 +367,7 @@ def test_what_slow_ranks_will_not_take_soon_is_not_prepared(monkeypatch):
     assert policy.max_task_output_bytes_to_read(last) == 0
     last.ready = 0
     assert policy.max_task_output_bytes_to_read(last) == stock.AT_FIRST * 15
-    policy, slept[:], last.ready = stock._Policy({last: last}, policy._stock), [], 500
+    policy, slept[:], last.ready = bounded(None, {last: last}, last), [], 500
     last.ready = 400  # ten blocks were taken, and two a second from now on
     policy.max_task_output_bytes_to_read(last)
     now[0], last.ready, last.bytes_task_outputs_generated = 10.0, 500, 500 + 300
@@ -370,7 +375,7 @@ def test_what_slow_ranks_will_not_take_soon_is_not_prepared(monkeypatch):
     last.ready = 700
     last.bytes_task_outputs_generated += 200
     assert policy.max_task_output_bytes_to_read(last) == 0
-    assert set(slept) == {stock.FULL_PAUSE_S}
+    assert set(slept) == {tasks_of_ray.FULL_PAUSE_S}
     now[0], last.ready = 1e6, 0  # nobody takes for days: the next blocks may come all the same
     last.bytes_task_outputs_generated = 300
     assert policy.max_task_output_bytes_to_read(last) == int((2 / stock.LEAST_TASKS_A_BLOCK + 1) * 10)

@@ -20,7 +20,7 @@ from raytrain.record.status import Failure
 @pytest.fixture
 def make(monkeypatch):
     monkeypatch.setattr(feeds, "Stream", ByHand)
-    monkeypatch.setattr(feeds, "make_ray_data_lean", lambda _: None)
+    monkeypatch.setattr(feeds, "prepare_tasks", lambda *_: None)
     monkeypatch.setattr(feeds, "TAKE_TIMEOUT_S", 0.05)
 
     def feed(world_size=1, num_train=40, max_corrupt=2, **spec):

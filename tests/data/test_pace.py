@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pace import Pace, cut_blocks, deal_tasks, num_batches
 from raytrain.data.stream import FeedOptions, Stream
 from raytrain.errors import TrainingError
+from raytrain.ray_internals.data import Block
 
 MIB = 1 << 20
 
@@ -103,7 +103,7 @@ def test_a_later_leg_has_the_pace_of_what_was_seen():
     stream = still(num_train=800)
     stream._learn(entry(seconds=0.4, num_bytes=800), 4)
     stream._learn(entry(seconds=0.06, num_bytes=900), 3)
-    stream._learn(entry(seconds=None, num_bytes=100), 1)
+    stream._learn(entry(seconds=0.0, num_bytes=100), 1)
     assert stream._cost == (0.0, 100.0)
     stream = still(num_train=800)
     stream._learn(entry(seconds=0.4, num_bytes=800), 4)
@@ -124,8 +124,8 @@ def test_a_later_leg_has_the_pace_of_what_was_seen():
     assert ([task[:, 2].tolist() for task in tasks], taken) == ([[1, 1], [1]], 3)
 
 
-def entry(seconds: float | None, num_bytes: int):
-    return SimpleNamespace(exec_stats=SimpleNamespace(block_transform_time_s=seconds), size_bytes=num_bytes)
+def entry(seconds: float, num_bytes: int) -> Block:
+    return Block(task=0, number=0, reference=None, wall_s=seconds, num_bytes=num_bytes)
 
 
 def test_a_leg_ends_at_so_many_tasks():

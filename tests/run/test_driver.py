@@ -46,6 +46,7 @@ def no_ray_process_is_left():
     wait_for(lambda: not ray_processes() - before, 30, "all of Ray has ended", ray_processes, every_s=0.2)
 
 
+@pytest.mark.both_ways
 @pytest.mark.ray
 def test_a_job_trains_on_several_nodes_and_leaves_a_record(job_file, tmp_path):
     result = run_cli("train", job_file(training__epochs=4), "--nodes", "train=1x1,cpu=2x1", "--json")
@@ -76,6 +77,7 @@ def test_a_job_trains_on_several_nodes_and_leaves_a_record(job_file, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.both_ways
 @pytest.mark.ray
 def test_emulated_gpus_make_ranks_that_train_together(job_file, tmp_path):
     job = job_file(training__accumulate=2, training__precision="bf16", training__clip_norm=1.0)
@@ -90,6 +92,7 @@ def test_emulated_gpus_make_ranks_that_train_together(job_file, tmp_path):
     assert len(state["rng"]) == 2
 
 
+@pytest.mark.both_ways
 @pytest.mark.ray
 def test_steps_fp16_and_a_placement(job_file, tmp_path):
     job = job_file(training={"steps": 11, "precision": "fp16"}, cluster={"placement": "cpu-groups-only"})
@@ -156,6 +159,7 @@ def descendants(driver, name) -> list[psutil.Process]:
 EVERY_ID_ONCE = Counter(range(120))
 
 
+@pytest.mark.both_ways
 @pytest.mark.ray
 def test_a_killed_driver_loses_and_doubles_no_sample_on_another_cluster_shape(images, tmp_path):
     """kill -9 with two ranks in mid-epoch, resumed with one."""
@@ -187,6 +191,7 @@ def test_a_killed_driver_loses_and_doubles_no_sample_on_another_cluster_shape(im
     assert {line["rank"] for line in second} == {0}
 
 
+@pytest.mark.both_ways
 @pytest.mark.ray
 def test_a_killed_rank_comes_back_and_every_sample_counts_once(images, tmp_path):
     (tmp_path / "die").touch()
@@ -214,6 +219,7 @@ def test_a_killed_rank_comes_back_and_every_sample_counts_once(images, tmp_path)
     assert "How busy the hosts were" in result.stderr
 
 
+@pytest.mark.both_ways
 @pytest.mark.ray
 def test_ctrl_c_ends_soon_and_the_run_can_go_on(images, tmp_path):
     command = counting(images, tmp_path, "train=1x1,cpu=1x1")
@@ -269,6 +275,7 @@ def test_ctrl_c_while_ray_starts_ends_at_once(job_file):
     assert "Traceback" not in errors
 
 
+@pytest.mark.both_ways
 @pytest.mark.ray
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_does_not_wait_for_a_step_that_never_ends(images, tmp_path, times):
@@ -345,6 +352,7 @@ def test_the_readmes_own_loop_runs_as_it_stands(images, tmp_path):
     assert "speckle" in [stage.name for stage in record.stages]
 
 
+@pytest.mark.both_ways
 @pytest.mark.ray
 def test_corrupt_images_are_skipped_counted_and_listed(job_file, images, tmp_path):
     folder = tmp_path / "images"
@@ -377,6 +385,7 @@ def test_too_many_corrupt_images_stop_the_run_and_are_named(job_file, images, tm
     assert read_record(tmp_path / "runs" / "small" / "record.json").status == "failed"
 
 
+@pytest.mark.both_ways
 @pytest.mark.ray
 def test_an_error_in_the_users_loop_is_told_once_and_not_tried_again(images, tmp_path):
     script = tmp_path / "bug.py"
@@ -394,6 +403,7 @@ def test_an_error_in_the_users_loop_is_told_once_and_not_tried_again(images, tmp
     assert re.match(r"the training loop failed in .*bug.py:6: NameError: name 'undefined_name' is not", record.error)
 
 
+@pytest.mark.both_ways
 @pytest.mark.ray
 def test_attaching_to_a_running_cluster_leaves_it_running(job_file, tmp_path):
     from raytrain.cluster import local

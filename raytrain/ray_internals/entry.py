@@ -1,0 +1,54 @@
+"""How one gets into a Ray cluster that is there already: its address on this machine, and its token."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from raytrain.ray_internals.contract import Contract
+
+ENTRY = Contract(
+    does="looking for a cluster before attaching to it",
+    needs=(
+        "ray._private.services:canonicalize_bootstrap_address",
+        "ray._private.authentication.authentication_token_setup:maybe_enable_token_auth_if_token_available with "
+        "warn_if_disabled",
+        "ray._raylet:GcsClient",
+    ),
+    buys="a wrong or missing token is one line at once, where Ray goes on trying and logs; `auto` shows the token in "
+    "the user's home",
+    instead="ray.init tries by itself",
+)
+
+
+def address_of_this_machine(public: bool) -> str | None:
+    """HOST:PORT of the cluster that Ray takes for this machine's current one, running or not; None for none. `auto`
+    where only Ray's own ray.init knows."""
+    if not ENTRY.holds(public):
+        return "auto"
+    from ray._private.services import canonicalize_bootstrap_address
+
+    with contextlib.suppress(ConnectionError):
+        return canonicalize_bootstrap_address("auto") or None
+    return None
+
+
+def knock(address: str, found: bool, public: bool) -> None:
+    """That the cluster lets us in.
+
+    Clusters that `ray.init()` starts want the token that it leaves in the user's home. As Ray does, it is shown to a
+    cluster that was `found` on this machine, not to any that was named.
+
+    Raises:
+        ray.exceptions.AuthenticationError: it wants a token, or another.
+        ray.exceptions.RayError: anything else.
+    """
+    if not ENTRY.holds(public):
+        return
+    from ray._private.authentication import authentication_token_setup as tokens
+    from ray._raylet import GcsClient
+
+    if found:
+        logging.getLogger(tokens.__name__).setLevel(logging.ERROR)  # that there is a token is no news
+        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    GcsClient(address=address)
