@@ -9,26 +9,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_WHERE = {
-    "raytrain.data.sources.image_folder": ("image_folder",),
-    "raytrain.data.sources.parquet": ("parquet",),
-    "raytrain.data.sources.synthetic": ("synthetic",),
-    "raytrain.data.sources.webdataset": ("webdataset",),
-    "raytrain.data.stages.stage": ("stage",),
-    "raytrain.data.stages.torchvision": ("torchvision",),
-    "raytrain.data.stages.images": (
-        "cast",
-        "center_crop",
-        "color_jitter",
-        "decode",
-        "flip",
-        "gaussian_blur",
-        "random_resized_crop",
-        "random_shift",
-        "resize",
-        "to_uint8",
-    ),
-}
+from raytrain.data.sources import SOURCE_MODULES
+from raytrain.data.stages import STAGE_MODULES
+
+_WHERE = {**SOURCE_MODULES, **STAGE_MODULES, "raytrain.data.stages.stage": ("stage",)}
 __all__ = sorted(name for names in _WHERE.values() for name in names)  # noqa: PLE0605
 
 
