@@ -208,11 +208,8 @@ def _time_limit(asked: dict[str, Any], planned: Prediction) -> list[str]:
 def _own_code(job: Job) -> list[str]:
     """Modules of the user's own that the job imports, and data that only they know of."""
     own = sorted(filter(is_own_module, job.imports))
-    left = (
-        [f"{', '.join(own)} must lie beside the job file or in its source folder, or come with its requirements"]
-        if own
-        else []
-    )
+    where = "beside the job file or in its source folder, or come with its requirements"
+    left = [f"{', '.join(own)} must lie {where}"] if own else []
     sources = (job.data.train, job.data.validation) if job.data else ()
     for kind in dict.fromkeys(s.kind for s in sources if isinstance(s, OwnSource) and "path" not in s.options):
         left.append(f"{kind} finds its data by itself: see that it does on the job's hosts")
