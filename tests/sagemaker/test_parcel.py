@@ -62,7 +62,7 @@ def test_the_packed_job_is_the_job_where_it_will_run(parcel, cloud_tree):
 
 @pytest.fixture
 def beside(tmp_path, monkeypatch):
-    """A folder of modules that are importable here, and how to stage a job that names them."""
+    """A folder of modules that are importable here."""
     folder = tmp_path / "beside"
     (folder / "photos/deep").mkdir(parents=True)
     (folder / "photos/__init__.py").write_text("from helpers import x\n")
@@ -87,7 +87,7 @@ NAMES = {
 def test_modules_that_the_job_names_go_with_it(cloud_tree, source, tmp_path, beside):
     """With what they import; what the source folder has itself stays as it is there."""
     (source / "loops.py").write_text("# the folder's own")
-    found = stage(Job.from_dict({**cloud_tree, **NAMES}), tmp_path / "staged")
+    found = pack(Job.from_dict({**cloud_tree, **NAMES}), tmp_path / "staged")
     files = {p.relative_to(found.code).as_posix() for p in found.code.rglob("*.py")}
     assert {name for name in files if not name.startswith("raytrain/")} == {
         "train.py",
@@ -104,15 +104,15 @@ def test_modules_that_the_job_names_go_with_it(cloud_tree, source, tmp_path, bes
 def test_a_module_that_is_nowhere_is_missed_before_the_launch(cloud_tree, source, tmp_path, beside):
     job = Job.from_dict({**cloud_tree, **NAMES, "training": {"epochs": 1, "loop": "nowhere.loops:train"}})
     with pytest.raises(ConfigError, match="the job names 'nowhere.loops:train', and nothing of that name would be up"):
-        stage(job, tmp_path / "staged")
+        pack(job, tmp_path / "staged")
     (source / "requirements.txt").write_text("nowhere==1.0\n")
-    stage(job, tmp_path / "again")
+    pack(job, tmp_path / "again")
 
 
 def test_a_module_beside_the_job_that_holds_a_secret_stays_here(cloud_tree, tmp_path, beside):
     (beside / "helpers.py").write_text(f"x = '{AWS_KEY}'")
     with pytest.raises(ConfigError, match="beside/helpers.py looks like an AWS access key and would be uploaded"):
-        stage(Job.from_dict({**cloud_tree, **NAMES}), tmp_path / "staged")
+        pack(Job.from_dict({**cloud_tree, **NAMES}), tmp_path / "staged")
 
 
 @pytest.mark.process
