@@ -39,6 +39,7 @@ class FeedOptions:
         task_args: Ray task options that say where (see cluster.placement).
         batches_per_task: None to choose.
         ready_per_rank: batches kept ready for each rank beside what Ray Data buffers.
+        groups: whose hosts they are for (see cluster.placement); none for every host.
         max_corrupt_share: of a split's samples that may fail (see `most_corrupt`).
     """
 
@@ -47,6 +48,7 @@ class FeedOptions:
     batches_per_task: int | None
     max_corrupt_share: float
     ready_per_rank: int = 2
+    groups: tuple[str, ...] = ()
 
 
 def most_corrupt(share: float, num_samples: int) -> int:
@@ -161,7 +163,7 @@ class Stream:
         yielded = [0] * len(tasks)
         longest = max(int(task[:, 2].sum()) for task in tasks)
         most_waiting = self.router.num_waiting + 4 * self._options.slots * longest + 64
-        dataset = _dataset(tasks, work_ref, self._options.task_args, self._pace.blocks_ahead)
+        dataset = _dataset(tasks, work_ref, self._options, self._pace.blocks_ahead)
         for bundle in dataset.iter_internal_ref_bundles():
             for entry in bundle.blocks:
                 # Task i of the execution runs plan block i, and its blocks come in the order of its places.
@@ -189,7 +191,7 @@ class Stream:
         return min(len(queue) for queue in self.router.queues) < self._options.ready_per_rank
 
 
-def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any], blocks_ahead: int) -> Any:
+def _dataset(tasks: list[np.ndarray], work_ref: Any, options: FeedOptions, blocks_ahead: int) -> Any:
     """The Ray Data pipeline: places in, blocks of ready batches out."""
     import ray.data
     from ray.data._internal.execution import backpressure_policy as policies
@@ -200,7 +202,7 @@ def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any], 
     context._max_num_blocks_in_streaming_gen_buffer = blocks_ahead
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
-    if (most := stock_bytes(ray.nodes(), task_args.get("label_selector"))) is not None:
+    if (most := stock_bytes(ray.nodes(), options.groups)) is not None:
         enabled = [*policies.ENABLED_BACKPRESSURE_POLICIES, BoundedStock(most, blocks_ahead)]
         context.set_config(policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, enabled)
     with ray.data.DataContext.current(context):
@@ -212,7 +214,7 @@ def _dataset(tasks: list[np.ndarray], work_ref: Any, task_args: dict[str, Any], 
             zero_copy_batch=True,
             num_cpus=1,
             fn_kwargs={"work_ref": [work_ref]},
-            **task_args,
+            **options.task_args,
         )
 
 
