@@ -116,7 +116,17 @@ def test_a_data_set_by_its_name_is_the_one_made_in_python():
     assert told.describe(3) == "photo 3.jpg"
 
 
+class Columns(Photos):
+    """Asked for as Hugging Face's data sets are."""
+
+    column_names = ("image", "label")
+
+    def __getitem__(self, index):
+        return iter(LABELS) if index == "label" else super().__getitem__(index)
+
+
 def test_labels_that_it_has_are_not_read_sample_by_sample(monkeypatch):
+    assert open_manifest(Columns("mapping", broken=range(1, 6))).labels.tolist() == LABELS
     monkeypatch.setattr(own, "MOST_READ", 5)
     for name, labels in (("labels", LABELS), ("targets", tuple(LABELS)), ("labels", np.array(LABELS, np.int16))):
         manifest = open_manifest(Photos(broken=range(1, 6), **{name: labels}))
@@ -130,7 +140,7 @@ def test_samples_that_cannot_be_read_are_left_out_and_listed():
     opened = Pipeline(Photos(broken=[4], labels=LABELS), [resize(2)], batch_size=3).open(0)
     plan = StreamPlan(StreamSpec(opened.train.num_samples, 0, 3, 0, epochs=1), Position(), 1)
     producer = Producer(StreamWork(plan, opened.pickled_splits()))
-    batches = [block.decode(producer.block(0, number, 1))[0] for number in range(2)]
+    batches = [block.batches_of(producer.block(0, number, 1))[0] for number in range(2)]
     assert sorted(np.concatenate([batch.key for batch in batches]).tolist()) == [0, 1, 2, 3, 5]
     assert all(batch.label.tolist() == [LABELS[key] for key in batch.key] for batch in batches)
     [failure] = [failure for batch in batches for failure in batch.header.failures]

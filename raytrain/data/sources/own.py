@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from raytrain.config.data import OwnSource
 
 LABELS = ("labels", "targets")  # where a data set may have them; torchvision's are called so
+LABEL_COLUMN = "label"  # Hugging Face's data sets are asked for a column by its name
 MOST_READ = 10_000  # samples of one that has not are read for their labels
 
 
@@ -33,7 +34,8 @@ class Samples(Protocol):
     """What a source of one's own is. More that it may have:
 
     Attributes:
-        labels (or targets): of all samples, whole numbers from 0; without, each sample is read for its own.
+        labels (or targets): of all samples, whole numbers from 0. Without, and without `column_names` among which
+            `label` is, each sample is read for its own.
         classes: names by label.
         describe: what sample `i` is called in messages.
     """
@@ -148,6 +150,8 @@ class OwnReader:
 def _labels(samples: Samples, name: str, count: int) -> np.ndarray:
     """int64, by id."""
     found = next((value for each in LABELS if (value := getattr(samples, each, None)) is not None), None)
+    if found is None and LABEL_COLUMN in (getattr(samples, "column_names", None) or ()):
+        found = list(samples[LABEL_COLUMN])
     if found is None:
         if count > MOST_READ:
             raise DataError(
