@@ -206,6 +206,10 @@ def test_a_validation_split_numbers_its_classes_as_the_training_split_does():
             "data.train: source '{0}:Options' needs its option 'root' (its options: root, l",
         ),
         ({"kind": "builtins:divmod"}, "data.train: source 'builtins:divmod' needs its option 'x'"),
+        (
+            {"kind": "builtins:divmod", "x": 1, "y": 2},
+            "data.train: source 'builtins:divmod' is called with its options: ",
+        ),
         ({"kind": "builtins:int", "x": 1}, None),
     ],
 )
