@@ -88,7 +88,7 @@ TRAINING = {"name": "a", "training": {"epochs": 1}}
 
 
 @pytest.mark.parametrize(
-    ("loop", "pipeline", "job", "message"),
+    ("loop", "pipeline", "its_job", "message"),
     [
         (
             print,
@@ -147,12 +147,12 @@ TRAINING = {"name": "a", "training": {"epochs": 1}}
         (None, Pipeline(SOURCE), Job.from_dict(TRAINING), "the job has no `model` section, and no training loop was"),
     ],
 )
-def test_what_makes_no_run_is_one_clear_line(loop, pipeline, job, message):
+def test_what_makes_no_run_is_one_clear_line(loop, pipeline, its_job, message):
     if message is None:
-        assert checked(loop, pipeline, job) is pipeline
+        assert checked(loop, pipeline, its_job) is pipeline
         return
     with pytest.raises(ConfigError) as caught:
-        checked(loop, pipeline, job)
+        checked(loop, pipeline, its_job)
     assert message in str(caught.value)
 
 
