@@ -15,15 +15,20 @@ from typing import Any
 __version__ = "0.1.0"
 
 
-def loaded_on_use(package: str, init: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package whose public names are what its stub imports.
+def public_names(init: str) -> dict[str, str]:
+    """The names that a package's stub imports, with the module that has each.
 
     Args:
         init: the package's `__init__.py`, beside its stub, which type checkers read too.
     """
     body = ast.parse(Path(init).with_suffix(".pyi").read_text()).body
     imports = [each for each in body if isinstance(each, ast.ImportFrom) and each.module.startswith("raytrain.")]
-    where = {alias.name: each.module for each in imports for alias in each.names}
+    return {alias.name: each.module for each in imports for alias in each.names}
+
+
+def loaded_on_use(package: str, init: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """`__getattr__`, `__dir__` and `__all__` of a package that imports its `public_names` when they are first used."""
+    where = public_names(init)
 
     def load(name: str) -> Any:
         if name not in where:

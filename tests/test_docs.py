@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import typer
@@ -79,6 +80,72 @@ def test_the_reference_has_every_member_of_a_context_and_of_a_batch():
     assert set(re.findall(r"ctx\.([a-z_]+)", REFERENCE)) - {"py"} == members(TrainContext, given)
     fields = {field.name for field in dataclasses.fields(DeviceBatch)}
     assert set(re.findall(r"batch\.([a-z_]+)", REFERENCE)) == fields
+
+
+def table_of(page, heading):
+    """First cells of the table below a heading, without their marks."""
+    text = (ROOT / "docs" / page).read_text().partition(f"\n{heading}\n")[2].partition("\n#")[0]
+    return re.findall(r"^\| `([^`]+)` \|", text, re.M)
+
+
+def test_the_guide_has_every_stage_with_its_options_and_so_has_the_package():
+    from raytrain import data
+    from raytrain.data.stages.registry import STAGES
+
+    *built_in, own = table_of("guide.md", "## Stages")
+    said = {name: options.strip("{} ") for name, _, options in (each.partition(": ") for each in built_in)}
+    assert own == "package.module:function"
+    assert set(said) == set(STAGES) < set(data.__all__)
+    for name, factory in STAGES.items():
+        parameters = [each for each in inspect.signature(factory).parameters.values() if each.kind != each.VAR_KEYWORD]
+        assert said[name] == ", ".join(each.name for each in parameters), name
+        assert getattr(data, name) is factory
+
+
+def test_the_guide_has_every_source_and_so_has_the_package():
+    from raytrain import data
+    from raytrain.config.data import BuiltInSource
+    from raytrain.data.stages.registry import STAGES
+
+    *built_in, own = table_of("guide.md", "## Sources")
+    kinds = [kind for source in get_args(BuiltInSource) for kind in get_args(source.model_fields["kind"].annotation)]
+    assert own == "package.module:name"
+    assert built_in == kinds
+    assert set(data.__all__) == {*kinds, *STAGES, "stage"}
+
+
+def test_the_guide_has_what_a_source_of_ones_own_may_have():
+    from raytrain.data.sources import own
+
+    text = (ROOT / "docs" / "guide.md").read_text().partition("### A source of your own")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", text, re.M)
+    said = {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
+    source = inspect.getsource(own)
+    asked = set(re.findall(r'getattr\((?:self\.)?samples, "(\w+)"', source))
+    assert said == {"__len__", "__getitem__", *own.LABELS, *asked} - {"column_names"} and asked == {
+        "classes",
+        "describe",
+        "column_names",
+    }
+
+
+@pytest.mark.ray
+def test_the_own_source_is_the_same_run_by_its_name_and_in_python(tmp_path):
+    """As they stand in examples/, in a folder without them."""
+    for command in (
+        [sys.executable, str(ROOT / "examples/own_source.py")],
+        [sys.executable, "-m", "raytrain", "train", str(ROOT / "examples/own_source.yaml")],
+    ):
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=patient(300))
+        assert ended.returncode == 0, ended.stderr
+    named = read_record(tmp_path / "runs/own-source/record.json")
+    [before] = (tmp_path / "runs").glob("own-source~*/record.json")
+    scripted = read_record(before)
+    assert named.job["data"]["train"] == {"kind": "own_source:Digits"}
+    for record in (named, scripted):
+        assert (record.num_train, record.num_validation, record.totals.samples) == (1437, 360, 3 * 1437)
+        assert record.epochs[-1]["validation_accuracy"] > 0.85
+    assert named.epochs[0]["loss"] == pytest.approx(scripted.epochs[0]["loss"], rel=0.2)
 
 
 @pytest.mark.ray

@@ -14,10 +14,15 @@ RANK_MEMORY_BYTES = 1 << 20  # a training rank without a GPU must ask for someth
 
 @dataclass(frozen=True)
 class PlacedStages:
-    """Ray task options for the CPU stages, and how many CPUs they can fill. Ray Data spreads tasks by itself."""
+    """Ray task options for the CPU stages, and how many CPUs they can fill. Ray Data spreads tasks by itself.
+
+    Attributes:
+        groups: whose hosts the options ask for, at first or at all; none for those of every group.
+    """
 
     task_args: dict[str, Any]
     slots: int
+    groups: tuple[str, ...] = ()
 
 
 def place_stages(topology: Topology, placement: Placement, reserved: int | None = 0) -> PlacedStages:
@@ -47,9 +52,9 @@ def place_stages(topology: Topology, placement: Placement, reserved: int | None 
         )
     selector = {GROUP_LABEL: f"in({','.join(groups)})"}
     if placement == "cpu-groups-only":
-        return PlacedStages({"label_selector": selector}, topology.cpu_slots(groups))
+        return PlacedStages({"label_selector": selector}, topology.cpu_slots(groups), groups)
     rest = {"label_selector": {GROUP_LABEL: topology.training_group}}
-    return PlacedStages({"label_selector": selector, "fallback_strategy": [rest], **cap}, everywhere)
+    return PlacedStages({"label_selector": selector, "fallback_strategy": [rest], **cap}, everywhere, groups)
 
 
 def check_free_gpus(topology: Topology, free: float) -> None:

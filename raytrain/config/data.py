@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from raytrain.config.section import PositiveInt, Section, Share
+from raytrain.config.section import ObjectPath, PositiveInt, Section, Share
 
 
 def _is_a_stage(value: Any) -> Any:
@@ -53,7 +53,29 @@ class SyntheticSource(Section):
     num_classes: PositiveInt = 1000
 
 
-Source = Annotated[ImageFolderSource | ParquetSource | WebDatasetSource | SyntheticSource, Field(discriminator="kind")]
+class OwnSource(Section):
+    """A class or function of the user's own, called with the other keys: a map-style data set."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: ObjectPath
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def _whose(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return "own" if isinstance(kind, str) and ":" in kind else "built-in"
+
+
+BuiltInSource = ImageFolderSource | ParquetSource | WebDatasetSource | SyntheticSource
+AnySource = BuiltInSource | OwnSource
+Source = Annotated[
+    Annotated[BuiltInSource, Field(discriminator="kind"), Tag("built-in")] | Annotated[OwnSource, Tag("own")],
+    Discriminator(_whose),
+]
 
 
 class Normalize(Section):

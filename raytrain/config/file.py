@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import types
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,7 +13,6 @@ from pydantic import BaseModel, ValidationError
 from raytrain.errors import ConfigError, nearest, one_line
 
 Section = TypeVar("Section", bound=BaseModel)
-SOURCE_KINDS = ("image_folder", "parquet", "webdataset", "synthetic")
 UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 MOST_CHARACTERS_SHOWN = 80
 RULES = {  # by how pydantic's name for a problem begins
@@ -105,16 +104,17 @@ def _problem(found: Any, place: tuple[Any, ...], root: type[BaseModel]) -> str:
     key, kind, ctx = ".".join(str(part) for part in place) or "the job", found["type"], found.get("ctx", {})
     if kind in UNKNOWN_KEY:
         _, here = _walk(root, found["loc"][:-1])
-        fields = [name for section in _models_in(here) for name in section.model_fields]
+        fields = {name for section in _models_in(here) for name in section.model_fields}
         hint = nearest(str(place[-1]), fields)
         return f"unknown key {key!r}{hint}" + ("" if hint else f" (known here: {', '.join(sorted(fields))})")
     if kind == "missing":
         return f"{key!r} is missing"
-    if kind == "union_tag_not_found":
-        return f"{key}: 'kind' is missing; it is one of {', '.join(SOURCE_KINDS)}"
-    if kind == "union_tag_invalid":
-        hint = nearest(ctx["tag"], SOURCE_KINDS)
-        return f"{key}: unknown kind {ctx['tag']!r}{hint} (known: {', '.join(SOURCE_KINDS)})"
+    if kind.startswith("union_tag_"):
+        kinds = list(_kinds(_walk(root, found["loc"])[1]))
+        known = f"{', '.join(kinds)}, or package.module:name for your own"
+        if "tag" not in ctx:
+            return f"{key}: 'kind' is missing; it is one of {known}"
+        return f"{key}: unknown kind {ctx['tag']!r}{nearest(ctx['tag'], kinds)} (known: {known})"
     if kind == "value_error":
         return f"{key}: {ctx['error']}"
     if kind == "literal_error":
@@ -157,12 +157,21 @@ def _walk(root: type[BaseModel], loc: tuple[Any, ...]) -> tuple[tuple[Any, ...],
         elif get_origin(current) is dict:
             kept.append(part)
             current = get_args(current)[1]
-        elif part in SOURCE_KINDS:
-            current = next(c for c in sections if part in get_args(c.model_fields["kind"].annotation))
+        elif part in (kinds := _kinds(current)):
+            current = kinds[part]
         elif owner := next((c for c in sections if part in c.model_fields), None):
             kept.append(part)
             current = owner.model_fields[part].annotation
     return tuple(kept), current
+
+
+def _kinds(annotation: Any) -> dict[str, type[BaseModel]]:
+    """By what its key `kind` says, a section that may stand there."""
+    fields: list[tuple[type[BaseModel], Any]] = [
+        (c, c.model_fields["kind"].annotation) for c in _models_in(annotation) if "kind" in c.model_fields
+    ]
+    said = [(section, get_args(kind)) for section, kind in fields if get_origin(kind) is Literal]
+    return {name: section for section, names in said for name in names}
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -40,6 +40,19 @@ class Job(Section):
         look_in(Path(path).parent, Path())
         return cls.from_dict(read_tree(path, overrides), where=str(path))
 
+    @property
+    def imports(self) -> tuple[str, ...]:
+        """Every `package.module:name` that it names: its loop, model, sources and stages."""
+        data = self.data
+        stages = (*data.stages, *(data.validation_stages or ())) if data else ()
+        names = [
+            self.training.loop,
+            self.model and self.model.name,
+            *(source and source.kind for source in ((data.train, data.validation) if data else ())),
+            *(name for spec in stages for name in ([spec] if isinstance(spec, str) else spec)),
+        ]
+        return tuple(dict.fromkeys(name for name in names if name and ":" in name))
+
     @classmethod
     def from_dict(cls, tree: dict[str, Any], where: str = "job") -> Job:
         """Validate a parsed job description; `where` opens the error message."""

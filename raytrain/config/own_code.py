@@ -39,40 +39,45 @@ def look_in(*folders: Path) -> None:
             sys.path.append(folder)
 
 
-def import_object(path: str) -> Any:
-    """What `package.module:attribute` names.
+def import_object(path: str, key: str = "") -> Any:
+    """What `package.module:attribute` names; `key` of the job file opens the message.
 
     Raises:
         ConfigError: no such module or attribute, or an error in the module.
     """
     name, _, attribute = path.partition(":")
-    check_importable(path)
+    check_importable(path, key)
+    start = f"{key}: " if key else ""
     try:
         module = importlib.import_module(name)
     except Exception as error:  # noqa: BLE001 - a user's module may raise anything
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(frame.filename)]
-        place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-        raise ConfigError(f"cannot import {path!r}: {named(error)}{place}") from None
+        raise ConfigError(f"{start}cannot import {path!r}: {named(error)}{own_place(error)}") from None
     if not hasattr(module, attribute):
         of = f" ({module.__file__})" if getattr(module, "__file__", None) else ""
-        raise ConfigError(f"module {name!r}{of} has no {attribute!r}{nearest(attribute, vars(module))}")
+        raise ConfigError(f"{start}module {name!r}{of} has no {attribute!r}{nearest(attribute, vars(module))}")
     return getattr(module, attribute)
 
 
-def check_importable(path: str) -> None:
+def own_place(error: BaseException) -> str:
+    """` (file:line)` of the user's code that an error passed last; empty where it passed none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(frame.filename)]
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+
+
+def check_importable(path: str, key: str = "") -> None:
     """Whether the module of `package.module:attribute` is there, without importing it.
 
     Raises:
         ConfigError: saying where it was looked for.
     """
     name, _, attribute = path.partition(":")
-    top = name.partition(".")[0]
+    top, start = top_of(path), f"{key}: " if key else ""
     if not attribute.isidentifier() or not all(part.isidentifier() for part in name.split(".")):
-        raise ConfigError(f"{path!r} must look like package.module:name")
+        raise ConfigError(f"{start}{path!r} must look like package.module:name")
     if top not in sys.modules and importlib.util.find_spec(top) is None:
         raise ConfigError(
-            f"cannot import {path!r}: there is no module {top!r}; put {top}.py beside the job file or into the folder "
-            f"that you start raytrain in ({Path.cwd()}), or install it"
+            f"{start}cannot import {path!r}: there is no module {top!r}; put {top}.py beside the job file or into the "
+            f"folder that you start raytrain in ({Path.cwd()}), or install it"
         )
 
 
@@ -106,8 +111,16 @@ def own_code(names: Iterable[str] = ()) -> OwnCode:
     """Of the modules that this process has imported and of `names` (as a job file has them, `package.module:name`),
     with what they import: those that are not installed."""
     installed = _installed()
-    tops = {name.partition(".")[0].partition(":")[0] for name in (*sys.modules, *names)} | _imports(_script())
-    tops -= set(INSTALLED_EVERYWHERE)
+    sources = own_sources([*sys.modules, *names, *_imports(_script())])
+    folders = [str(Path(p).absolute()) for p in sys.path if Path(p).is_dir() and not _within(p, installed)]
+    return OwnCode(tuple(dict.fromkeys(folders)), sources)
+
+
+def own_sources(names: Iterable[str]) -> dict[str, Source]:
+    """Of the modules of `names` (`package.module:name`) and all that they import, those that are not installed; none
+    where that is too much."""
+    installed = _installed()
+    tops = {top_of(name) for name in names} - set(INSTALLED_EVERYWHERE)
     sources: dict[str, Source] = {}
     seen: set[str] = set()
     size = 0
@@ -125,8 +138,12 @@ def own_code(names: Iterable[str] = ()) -> OwnCode:
             MOST_BYTES >> 20,
         )
         sources = {}
-    folders = [str(Path(p).absolute()) for p in sys.path if Path(p).is_dir() and not _within(p, installed)]
-    return OwnCode(tuple(dict.fromkeys(folders)), sources)
+    return sources
+
+
+def top_of(name: str) -> str:
+    """The module or package on the path that `package.module:name` lies in."""
+    return name.partition(":")[0].partition(".")[0]
 
 
 def _script() -> bytes:
@@ -151,7 +168,7 @@ def is_own(path: str) -> bool:
 
 def is_own_module(path: str) -> bool:
     """Whether the module of `package.module:attribute` is the user's own, or not here and so no package's that is."""
-    spec = _spec_of(path.partition(":")[0].partition(".")[0])
+    spec = _spec_of(top_of(path))
     if spec is None:
         return True
     files = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+
+
+def _is_a_path(text: str) -> str:
+    module, _, name = text.partition(":")
+    if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(f"{text!r} must look like package.module:name")
+    return text
+
+
+ObjectPath = Annotated[str, AfterValidator(_is_a_path)]
+"""`package.module:name`."""
 
 
 class Section(BaseModel):

@@ -7,12 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from raytrain.config.section import PositiveInt, Section, Share
+from raytrain.config.section import ObjectPath, PositiveInt, Section, Share
 
 
 class Model(Section):
+    """By its name alone where it has no options: `model: resnet18`."""
+
     name: str = Field(description="a timm model name, or `package.module:callable` that returns a torch module")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the model's constructor")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class Optimizer(Section):
@@ -52,6 +59,9 @@ class CheckpointPolicy(Section):
 
 
 class Training(Section):
+    loop: ObjectPath | None = Field(
+        None, description="called with a TrainContext on every rank; default: supervised image classification"
+    )
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
     optimizer: Optimizer = Optimizer()

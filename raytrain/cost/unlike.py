@@ -13,7 +13,7 @@ ABSENT = "nothing"
 
 
 def unlikenesses(first: RunRecord, other: RunRecord) -> list[str]:
-    """Each difference with its key: model, data, batch or precision. Where the data lies does not matter."""
+    """Each difference with its key: model, loop, data, batch or precision. Where the data lies does not matter."""
     found = differences("", _work(first), _work(other))
     lines = []
     for key, mine, theirs in found[:MOST]:
@@ -32,7 +32,7 @@ def _work(record: RunRecord) -> dict[str, Any]:
         train = {name: value for name, value in data["train"].items() if name != "path"}
         kept = {name: data.get(name) for name in ("stages", "normalize", "batch_size")}
         work["data"] = {"train": train, **kept}
-    return {**work, "training": {"precision": job["training"].get("precision")}}
+    return {**work, "training": {name: job["training"].get(name) for name in ("precision", "loop")}}
 
 
 def differences(key: str, mine: Any, theirs: Any) -> list[tuple[str, Any, Any]]:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, get_args
 
 import cloudpickle
 
-from raytrain.config.data import Data, Normalize, Source
+from raytrain.config.data import AnySource, BuiltInSource, Data, Normalize, OwnSource
 from raytrain.config.file import section_of
 from raytrain.config.own_code import own_code
 from raytrain.data.order import Split, Tail
 from raytrain.data.producer import SplitWork
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.open import open_manifest
+from raytrain.data.sources.own import Samples, factory_of
 from raytrain.data.stages.registry import as_stage, parse_stage
 from raytrain.data.stages.stage import Stage
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, named
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Pipeline:
     """Where samples come from and what the CPU hosts do to them.
 
     Args:
-        train: a source, such as `image_folder("s3://bucket/train")`.
+        train: a source, such as `image_folder("s3://bucket/train")`, or a map-style data set of your own
+            (`sources.own.Samples`).
         stages: in order; each a Stage, a torchvision v2 transform or a function of one array.
         batch_size: samples a rank and step.
         tail: what becomes of the samples of an epoch that do not fill a step of full batches: `share`, `drop_last`,
@@ -39,10 +42,10 @@ class Pipeline:
         batches_per_task: batches that one Ray task prepares, None to choose.
     """
 
-    train: Source
+    train: AnySource | Samples
     stages: Sequence[Any] = ()
     batch_size: int = 64
-    validation: Source | None = None
+    validation: AnySource | Samples | None = None
     validation_stages: Sequence[Any] | None = None
     normalize: Normalize | dict[str, Any] | None = None
     max_corrupt_share: float = 0.01
@@ -88,26 +91,36 @@ class Pipeline:
 
         Raises:
             DataError: as `open_manifest` says.
+            ConfigError: a data set of the user's own cannot be pickled.
         """
         train = open_manifest(self.train, seed=seed)
         validation = None
         if self.validation is not None:
             validation = open_manifest(self.validation, seed=seed + 1, classes=train.classes)
-        return OpenPipeline(self, train, validation)
+        opened = OpenPipeline(self, train, validation)
+        if not all(isinstance(each, BuiltInSource | None) for each in (self.train, self.validation)):
+            opened.pickled_splits()  # before anything is started
+        return opened
 
 
 def _check_source(name: str, value: Any) -> None:
-    if isinstance(value, Source.__origin__):  # type: ignore[attr-defined]
+    if isinstance(value, OwnSource):
+        factory_of(value, f"data.{name}")
+    if isinstance(value, AnySource):
         return
+    if isinstance(value, type):
+        raise ConfigError(f"Pipeline: {name} must be a data set, not its class: write {value.__name__}(...)")
     if isinstance(value, str | os.PathLike):
         raise ConfigError(
             f"Pipeline: {name} must be a source, not a path; write image_folder({str(value)!r}), or parquet or "
             "webdataset, from raytrain.data"
         )
+    if isinstance(value, Samples) and not isinstance(value, Mapping):
+        return
     what = "nothing" if value is None else type(value).__name__
     raise ConfigError(
-        f"Pipeline: {name} must be a source of raytrain.data (image_folder, parquet, webdataset or synthetic), which "
-        f"its workers read themselves, not {what}"
+        f"Pipeline: {name} must be a source of raytrain.data (image_folder, parquet, webdataset or synthetic), or a "
+        f"map-style data set of your own, with __len__ and __getitem__, not {what}"
     )
 
 
@@ -131,11 +144,25 @@ class OpenPipeline:
 
     def pickled_splits(self) -> bytes:
         """For the workers (StreamWork.splits); functions of a script or notebook travel by value, the user's modules
-        with them."""
+        with them.
+
+        Raises:
+            ConfigError: something of the user's cannot be pickled.
+        """
+        return self._pickled
+
+    @cached_property
+    def _pickled(self) -> bytes:
         splits: dict[Split, SplitWork] = {"train": SplitWork(self.train, self._stages(self.pipeline.stages))}
         if self.validation is not None:
             splits["validation"] = SplitWork(self.validation, self._stages(self.pipeline.validation_stages or ()))
-        return bytes(cloudpickle.dumps((own_code(), splits), protocol=pickle.HIGHEST_PROTOCOL))
+        try:
+            return bytes(cloudpickle.dumps((own_code(), splits), protocol=pickle.HIGHEST_PROTOCOL))
+        except Exception as error:  # noqa: BLE001 - a user's object may raise anything
+            raise ConfigError(
+                f"the data and its stages cannot be sent to the workers: {named(error)}; let an object open files and "
+                "connections when it first needs them"
+            ) from None
 
     @staticmethod
     def _stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:

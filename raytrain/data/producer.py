@@ -125,7 +125,7 @@ class Producer:
             failures,
             left_out=np.delete(keys[:fresh], kept_at[kept_at < fresh]).tolist(),
             repeated=int(np.count_nonzero(kept_at >= fresh)),
-            read_bytes=sum(r.nbytes for r in raw if r.ndim == 1),
+            read_bytes=sum(r.nbytes for r in raw if isinstance(r, np.ndarray) and r.ndim == 1),
             node=self._node,
             torch_imported="torch" in sys.modules,
         )
@@ -170,8 +170,10 @@ class Producer:
 
 
 def _run(
-    stages: tuple[Stage, ...], sample: np.ndarray, rng: np.random.Generator | None, clock: StageClock
+    stages: tuple[Stage, ...], sample: np.ndarray | Exception, rng: np.random.Generator | None, clock: StageClock
 ) -> np.ndarray:
+    if isinstance(sample, Exception):
+        raise sample
     clock.begin()
     for each in stages:
         sample = each(sample, rng)

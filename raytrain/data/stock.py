@@ -22,16 +22,15 @@ AT_FIRST = 16  # times the least, until then
 LEAST_TASKS_A_BLOCK = 4  # one of them may hand over a block in each of Ray Data's ten rounds a second, at least
 
 
-def stock_bytes(nodes: Sequence[dict[str, Any]], selector: dict[str, str] | None = None) -> int | None:
+def stock_bytes(nodes: Sequence[dict[str, Any]], groups: Sequence[str] = ()) -> int | None:
     """What may lie ready in all of the hosts (`ray.nodes()`) that prepare, each holding a share by its CPUs.
 
     None where no host says how large its object store is.
 
     Args:
-        selector: of the tasks (see cluster.placement); only the hosts of its groups count.
+        groups: whose hosts the tasks run on (see cluster.placement); without, those of every group.
     """
-    groups = (selector or {}).get(GROUP_LABEL, "").removeprefix("in(").removesuffix(")").split(",")
-    ours = [node for node in nodes if groups == [""] or (node.get("Labels") or {}).get(GROUP_LABEL) in groups]
+    ours = [node for node in nodes if not groups or (node.get("Labels") or {}).get(GROUP_LABEL) in groups]
     hosts = [node.get("Resources", {}) for node in ours if node.get("Alive")]
     sizes = [
         (host["object_store_memory"], host["CPU"]) for host in hosts if {"object_store_memory", "CPU"} <= set(host)

@@ -39,6 +39,7 @@ class FeedOptions:
         task_args: Ray task options that say where (see cluster.placement).
         batches_per_task: None to choose.
         ready_per_rank: batches kept ready for each rank beside what Ray Data buffers.
+        groups: whose hosts they are for (see cluster.placement); none for every host.
         max_corrupt_share: of a split's samples that may fail (see `most_corrupt`).
         public_ray: through Ray's public API alone, which is slower.
     """
@@ -49,6 +50,7 @@ class FeedOptions:
     max_corrupt_share: float
     ready_per_rank: int = 2
     public_ray: bool = False
+    groups: tuple[str, ...] = ()
 
 
 def most_corrupt(share: float, num_samples: int) -> int:
@@ -186,7 +188,7 @@ class Stream:
         import ray
 
         options, ahead = self._options, self._pace.blocks_ahead
-        most = stock_bytes(ray.nodes(), options.task_args.get("label_selector"))
+        most = stock_bytes(ray.nodes(), options.groups)
         return TaskWork(
             produce,
             {"work_ref": [work_ref]},

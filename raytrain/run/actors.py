@@ -19,6 +19,7 @@ def start_feed(plan: RunPlan) -> Any:
     options = FeedOptions(
         slots=plan.placed.slots,
         task_args=plan.placed.task_args,
+        groups=plan.placed.groups,
         batches_per_task=plan.pipeline.batches_per_task,
         max_corrupt_share=plan.pipeline.max_corrupt_share,
         public_ray=public_ray(),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from raytrain.cluster.placement import check_free_gpus
 from raytrain.cluster.topology import Topology
 from raytrain.config.job import Job
+from raytrain.config.own_code import import_object
 from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.errors import ConfigError
 from raytrain.train.models import check_classes, check_model
@@ -30,13 +32,34 @@ def checked(train_loop: Callable[[Any], None] | None, pipeline: Pipeline | None,
         raise ConfigError("the job has no `data` section, and no pipeline was given")
     if not isinstance(pipeline, Pipeline | None):
         raise ConfigError(f"the pipeline must be a Pipeline(source, stages), not {type(pipeline).__name__}")
-    if train_loop is None:
-        if job.model is None:
-            raise ConfigError("the job has no `model` section, and no training loop was given")
+    if train_loop is not None:
+        check_loop(train_loop, "the training loop")
+    elif job.training.loop is not None:
+        found = import_object(job.training.loop, "training.loop")
+        check_loop(found, f"training.loop: {job.training.loop!r}")
+    elif job.model is None:
+        raise ConfigError("the job has no `model` section, and no training loop was given")
+    else:
         check_model(job.model)
-    elif not callable(train_loop):
-        raise ConfigError(f"the training loop must be a function of one argument, not {type(train_loop).__name__}")
     return pipeline or Pipeline.from_config(job.data)
+
+
+def check_loop(loop: Any, what: str) -> None:
+    """
+    Raises:
+        ConfigError: it cannot be called with a TrainContext.
+    """
+    wanted = f"{what} must be a function of one argument, the context"
+    if not callable(loop):
+        raise ConfigError(f"{wanted}, not {type(loop).__name__}")
+    try:
+        signature = inspect.signature(loop)
+    except (TypeError, ValueError):  # a builtin without a signature
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise ConfigError(f"{wanted}; it takes {signature}") from None
 
 
 def check_data(opened: OpenPipeline, batch_size: int, default_loop: bool, job: Job) -> None:
@@ -48,7 +71,7 @@ def check_data(opened: OpenPipeline, batch_size: int, default_loop: bool, job: J
     total = opened.train.num_samples
     if batch_size > total:
         raise ConfigError(f"data.batch_size={batch_size} is larger than the training set of {total} samples")
-    if default_loop:
+    if default_loop and job.training.loop is None:
         num_validation = opened.validation.num_classes if opened.validation else 0
         check_classes(job.model, opened.train.num_classes, num_validation)
 

@@ -65,7 +65,8 @@ def run(
     """Run a job to its end and write its record.
 
     Args:
-        train_loop: called on every rank with a TrainContext; None for supervised image classification.
+        train_loop: called on every rank with a TrainContext; None for the job's own, or supervised image
+            classification.
         pipeline: None for the one that the job's `data` section describes.
         job: what to train and how.
         nodes: emulate a cluster on this machine, such as `gpu=1x2,cpu=2x1`.
@@ -185,7 +186,7 @@ def _training(plan: RunPlan, feed: Any) -> Training:
     attempt = time.strftime("%Y%m%d-%H%M%S")
     host_cpus = max(h.cpus for h in topology.hosts if h.group == topology.training_group)
     work = RankWork(
-        code=own_code([job.model.name] if job.model else []),
+        code=own_code(job.imports),
         job=job,
         loop=plan.loop,
         feed=feed,

@@ -90,6 +90,7 @@ def _train(
     from raytrain.device.loader import RankIngest
     from raytrain.train.context import TrainContext
     from raytrain.train.contract import StopTraining
+    from raytrain.train.loop import loop_of
 
     stream = RankIngest(work.feed, attempt, rank, plan, device, work.normalize)
     ctx = TrainContext(
@@ -105,7 +106,7 @@ def _train(
         keep=Writer(work.keeper),
     )
     try:
-        (work.loop or _default_loop())(ctx)
+        (work.loop or loop_of(work.job))(ctx)
     except StopTraining:
         pass
     finally:
@@ -159,12 +160,6 @@ class Writer:
         problem = ray.get(self._keeper.save.remote(text, list(files), *files.values()))
         if problem is not None:
             raise CheckpointError(problem)
-
-
-def _default_loop() -> Callable[[Any], None]:
-    from raytrain.train.loop import train_loop
-
-    return train_loop
 
 
 def _restored(work: RankWork) -> Any:

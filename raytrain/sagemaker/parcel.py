@@ -17,6 +17,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from raytrain.config.job import Job
+from raytrain.config.own_code import is_own_module, own_sources, top_of
 from raytrain.errors import ConfigError, one_line
 from raytrain.sagemaker.drivers import REQUIREMENTS, write_drivers
 from raytrain.sagemaker.request import checkpoint_path, settings
@@ -73,7 +74,7 @@ def pack(job: Job, folder: Path, base: Path = Path()) -> Parcel:
 
     Raises:
         ConfigError: there is no such source folder or program in it, it holds a secret or a link out of it, its
-            requirements cannot be read, or a file cannot be.
+            requirements cannot be read, a file cannot be, or a module that the job names is not here.
     """
     try:
         return _pack(job, folder, base)
@@ -104,6 +105,7 @@ def _pack(job: Job, folder: Path, base: Path) -> Parcel:
     _check_program(asked.program[0] if asked.program else "", code, source)
     if (code / "raytrain").exists():
         raise ConfigError(f"{source} holds something named raytrain, which is where raytrain itself goes; rename it")
+    _copy_own_modules(job, code, source)
     _copy_package(code / "raytrain")
     (code / "job.yaml").write_text(yaml.safe_dump(_as_run(job), sort_keys=False))
     wanted = code / REQUIREMENTS
@@ -278,6 +280,38 @@ def _check_program(program: str, code: Path, source: Path) -> None:
         raise ConfigError("sagemaker.program is empty; name what the head runs, such as [train.py, job.yaml]")
     if program.endswith((".py", ".sh")) and not program.startswith("/") and not (code / program).is_file():
         raise ConfigError(f"sagemaker.program: {program} is not in {source}, or is ignored there")
+
+
+def _copy_own_modules(job: Job, code: Path, source: Path) -> None:
+    """Modules of the user's own that the job names and the source folder lacks, with all of the user's that they
+    import.
+
+    Raises:
+        ConfigError: one is a secret, or is not here.
+    """
+    given = {path.name.removesuffix(".py") for path in code.iterdir()}
+    for name, module in own_sources(job.imports).items():
+        if top_of(name) in given:
+            continue
+        path = Path(module.file)
+        if module.text:
+            _refuse_secret(path.name, path, path.resolve().parent)
+        target = (
+            code.joinpath(*name.split("."), "__init__.py")
+            if module.is_package
+            else code / f"{name.replace('.', '/')}.py"
+        )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(module.text)
+    there = {path.name.removesuffix(".py") for path in code.iterdir()}
+    if REQUIREMENTS in there:  # who knows what they bring
+        return
+    for name in job.imports:
+        if is_own_module(name) and top_of(name) not in there:
+            raise ConfigError(
+                f"the job names {name!r}, and nothing of that name would be uploaded: put {top_of(name)}.py into "
+                f"{source}, or the package that has it into {source / REQUIREMENTS}"
+            )
 
 
 def _copy_package(target: Path) -> None:

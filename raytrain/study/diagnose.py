@@ -35,6 +35,7 @@ from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.errors import ConfigError
 from raytrain.record.schema import RunRecord, StageFigures
 from raytrain.record.status import Status
+from raytrain.run.checks import checked
 from raytrain.run.verdict import Verdict, busy_machine, who_waits, wide_spreads
 from raytrain.study.alone import Alone, preprocess
 from raytrain.study.timed_loop import WARM_UP_S, TimedLoop
@@ -118,14 +119,16 @@ def diagnose(
         seconds: of each of the four measurements.
 
     Raises:
-        RaytrainError: what went wrong in one of them; ConfigError if the job has no `data` or no `model`.
+        RaytrainError: what went wrong in one of them; ConfigError if the job has no `data`, or neither model nor loop.
     """
     from raytrain.cluster.environment import prepare_environment
 
-    if job.data is None or job.model is None:
-        raise ConfigError("only a job with a `data` and a `model` section can be diagnosed")
+    if job.data is None or (job.model is None and job.training.loop is None):
+        raise ConfigError(
+            "only a job with a `data` section, and a `model` section or `training.loop`, can be diagnosed"
+        )
     prepare_environment()
-    pipeline = replace(Pipeline.from_config(job.data), validation=None)
+    pipeline = replace(checked(None, None, job), validation=None)
     opened = pipeline.open(job.seed)
     if pipeline.batch_size > opened.train.num_samples:
         raise ConfigError(

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from raytrain.cluster.environment import ML_FOLDER, TOKEN_CHANNEL
+from raytrain.config.data import OwnSource
 from raytrain.config.job import Job
 from raytrain.config.own_code import is_own_module
 from raytrain.config.sagemaker import SageMaker
@@ -96,13 +97,13 @@ def job_for(
             raise ConfigError(
                 f"channel {channel!r} of the job is for group {min(gone)!r}, which {shape} has not; change the channel"
             )
-    left = [*_role(asked, role), *_channels(tree, names, data), *_time_limit(asked, planned), *_own_code(tree)]
+    left = [*_role(asked, role), *_channels(tree, names, data), *_time_limit(asked, planned)]
     world_size = shape.gpu_hosts * known.type(shape.gpu_type).gpus
     if tree["training"].get("steps") and world_size != profile.world_size:
         steps = max(round(tree["training"]["steps"] * profile.world_size / world_size), 1)
         tree["training"] = {**tree["training"], "steps": steps}
-    Job.from_dict(tree, where=f"the job of {profile.name}")
-    return tree, left
+    job = Job.from_dict(tree, where=f"the job of {profile.name}")
+    return tree, left + _own_code(job)
 
 
 def _names(tree: dict[str, Any], wanted: int) -> list[str]:
@@ -146,8 +147,8 @@ def _channels(tree: dict[str, Any], names: list[str], uri: str | None) -> list[s
     return left
 
 
-def _is_local(path: str | None) -> bool:
-    return path is not None and "://" not in path and not path.startswith(f"{CHANNELS}/")
+def _is_local(path: Any) -> bool:
+    return isinstance(path, str) and "://" not in path and not path.startswith(f"{CHANNELS}/")
 
 
 def _folders(local: dict[str, str], taken: set[str]) -> dict[str, tuple[str, str]]:
@@ -204,18 +205,15 @@ def _time_limit(asked: dict[str, Any], planned: Prediction) -> list[str]:
     return [f"sagemaker.max_run_s is {least}, {SLACK:g} times the predicted {planned.hours:.3g} hours: check it"]
 
 
-def _own_code(tree: dict[str, Any]) -> list[str]:
-    """Modules of the user's own that the job imports."""
-    data = tree.get("data") or {}
-    specs = [spec for key in ("stages", "validation_stages") for spec in data.get(key) or ()]
-    names = [(tree.get("model") or {}).get("name", ""), *(name for spec in specs for name in _spec_names(spec))]
-    own = sorted({name for name in names if ":" in name and is_own_module(name)})
-    return [f"{', '.join(own)} must lie in the job's source folder, or come with its requirements"] if own else []
-
-
-def _spec_names(spec: Any) -> list[str]:
-    """Of a stage as a job file has it."""
-    return list(spec) if isinstance(spec, dict) else [spec]
+def _own_code(job: Job) -> list[str]:
+    """Modules of the user's own that the job imports, and data that only they know of."""
+    own = sorted(filter(is_own_module, job.imports))
+    where = "beside the job file or in its source folder, or come with its requirements"
+    left = [f"{', '.join(own)} must lie {where}"] if own else []
+    sources = (job.data.train, job.data.validation) if job.data else ()
+    for kind in dict.fromkeys(s.kind for s in sources if isinstance(s, OwnSource) and "path" not in s.options):
+        left.append(f"{kind} finds its data by itself: see that it does on the job's hosts")
+    return left
 
 
 def _source_folder(asked: dict[str, Any]) -> list[str]:

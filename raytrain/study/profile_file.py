@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from raytrain.config.data import ParquetSource, SyntheticSource
 from raytrain.config.job import Job
 from raytrain.cost.instances import Catalog
 from raytrain.cost.profile import Figure, Profile, parse_profile, profile_of_record
@@ -109,7 +110,8 @@ def _image_shape(job: Job) -> tuple[int, int, int]:
     Raises:
         ConfigError: none of them says it.
     """
-    made = getattr(job.data.train, "shape", None) if job.data else None
+    source = job.data and job.data.train
+    made = source.shape if isinstance(source, ParquetSource | SyntheticSource) else None
     channels = made[2] if made and len(made) == 3 else 3
     for spec in reversed(job.data.stages if job.data else ()):
         size = _resized_to(spec)

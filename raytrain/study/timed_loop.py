@@ -26,9 +26,9 @@ class TimedLoop:
     seconds: float
 
     def __call__(self, ctx: Any) -> None:
-        from raytrain.train.loop import train_loop
+        from raytrain.train.loop import loop_of
 
-        train_loop(TimedContext(ctx, self.resident, self.seconds / PARTS))
+        loop_of(ctx.job)(TimedContext(ctx, self.resident, self.seconds / PARTS))
 
 
 class TimedContext:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raytrain.config.cluster import Group
+from raytrain.config.data import SyntheticSource
 from raytrain.config.job import Job
 from raytrain.config.sagemaker import SageMaker
 from raytrain.cost.instances import Catalog, most_usd
@@ -150,8 +151,8 @@ def _samples(job: Job, known: Catalog, num_train: int | None = None) -> int | No
     if job.training.steps:
         gpus = sum(group.hosts * _gpus(group, known) for group in job.cluster.groups)
         return job.training.steps * job.data.batch_size * max(gpus, 1) if job.data else None
-    if num_train is None and job.data is not None:
-        num_train = getattr(job.data.train, "num_samples", None)
+    if num_train is None and job.data is not None and isinstance(job.data.train, SyntheticSource):
+        num_train = job.data.train.num_samples
     return job.training.epochs * num_train if num_train else None
 
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
+from raytrain.config.own_code import import_object
 from raytrain.config.training import Optimizer, Schedule
 from raytrain.train.models import build_model, check_outputs
 
 if TYPE_CHECKING:
+    from raytrain.config.job import Job
     from raytrain.train.context import TrainContext
+
+
+def loop_of(job: Job) -> Callable[[TrainContext], None]:
+    """The one that the job names, or ours."""
+    return import_object(job.training.loop, "training.loop") if job.training.loop else train_loop
 
 
 def train_loop(ctx: TrainContext) -> None:

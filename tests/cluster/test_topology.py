@@ -92,8 +92,9 @@ def test_stages_run_where_the_placement_says():
     assert (anywhere.task_args, anywhere.slots) == ({}, 19)
     only = place_stages(topology, "cpu-groups-only")
     assert (only.task_args, only.slots) == ({"label_selector": {GROUP_LABEL: "in(cpu)"}}, 16)
+    assert (anywhere.groups, only.groups) == ((), ("cpu",))
     first = place_stages(topology, "cpu-groups-first")
-    assert first.task_args["label_selector"] == {GROUP_LABEL: "in(cpu)"}
+    assert first.task_args["label_selector"] == {GROUP_LABEL: "in(cpu)"} and first.groups == ("cpu",)
     assert first.task_args["fallback_strategy"] == [{"label_selector": {GROUP_LABEL: "gpu"}}]
     assert first.slots == 19
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from raytrain.config.job import Job
+from raytrain.config.training import Model
 from raytrain.errors import ConfigError, nearest
 
 ROOT = Path(__file__).parents[2]
@@ -63,8 +64,11 @@ def test_set_overrides_a_key_with_a_yaml_value(job_file):
         ("training.steps=5", r"training: give exactly one of `epochs` and `steps`"),
         (
             "data.train.kind=folder",
-            r"data.train: unknown kind 'folder'; did you mean 'image_folder'\? \(known: ",
+            r"data.train: unknown kind 'folder'; did you mean 'image_folder'\? \(known: image_folder, parquet, "
+            r"webdataset, synthetic, or package.module:name for your own\)",
         ),
+        ("data.train.kind=mine:3", r"data.train.kind: 'mine:3' must look like package.module:name$"),
+        ("data.train={kind: 'mine:Photos', 3: 4}", r"unknown key 'data.train.3'"),
         ("data.train={path: x}", r"data.train: 'kind' is missing; it is one of image_folder, parquet, "),
         ("data.train=folder", r"data.train must be a section of `key: value` lines \(given: 'folder'\)"),
         ("data.train={kind: synthetic}", r"'data.train.num_samples' is missing"),
@@ -77,7 +81,9 @@ def test_set_overrides_a_key_with_a_yaml_value(job_file):
         ("data.stages=[{}]", r"data.stages.0: a stage is one name, or one name with its options"),
         ("data.normalize={mean: 0.5}", r"data.normalize.mean must be a list, such as \[a, b\] \(given: 0.5\)"),
         ("data.normalize={std: [0]}", r"data.normalize.std.0 must be greater than 0 \(given: 0\)"),
-        ("model=resnet18", r"model must be a section of `key: value` lines \(given: 'resnet18'\)"),
+        ("model=18", r"model must be a section of `key: value` lines \(given: 18\)"),
+        ("training.loop=mine", r"training.loop: 'mine' must look like package.module:name$"),
+        ("training.loop=[mine]", r"training.loop must be text \(given: \['mine'\]\)"),
         ("model.options=[1]", r"model.options must be a section of `key: value` lines \(given: \[1\]\)"),
         ("sagemaker={image: {versoin: 5}}", r"unknown key 'sagemaker.image.versoin'; did you mean 'version'\?$"),
         ("sagemaker={image: 5}", r"sagemaker.image must be text \(given: 5\)$"),
@@ -136,6 +142,34 @@ def test_an_unreadable_job_file_says_why(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name")
     with pytest.raises(ConfigError, match="cannot read the job file"):
         Job.from_yaml(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mine.models:net"])
+def test_a_model_without_options_is_its_name(job_tree, name):
+    assert Job.from_dict({**job_tree, "model": name}).model == Model(name=name, options={})
+
+
+def test_a_job_knows_what_it_imports(job_tree):
+    """Each once, from wherever a name may stand."""
+    assert Job.from_dict(job_tree).imports == ("timm.models:VisionTransformer",)
+    own = {
+        "train": {"kind": "mine:Photos", "root": "x", "sizes": [1, 2]},
+        "validation": {"kind": "others:Photos"},
+        "stages": ["decode", "mine:crop", {"mine:noise": {"much": 1}}],
+        "validation_stages": [{"mine:crop": None}, "mine.deep:crop"],
+    }
+    job = Job.from_dict({**job_tree, "data": own, "model": "mine:net", "training": {"steps": 1, "loop": "loops:fit"}})
+    assert job.imports == (
+        "loops:fit",
+        "mine:net",
+        "mine:Photos",
+        "others:Photos",
+        "mine:crop",
+        "mine:noise",
+        "mine.deep:crop",
+    )
+    assert job.data.train.options == {"root": "x", "sizes": [1, 2]}
+    assert Job.from_dict(job.model_dump(mode="json")) == job
 
 
 def test_a_job_survives_a_round_trip_through_json(job_file):

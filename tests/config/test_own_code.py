@@ -114,6 +114,20 @@ def test_a_package_without_an_init_file_travels(mine):
     assert import_object("bare.inner.net:SIZE") == 3
 
 
+def test_sources_of_names_are_of_those_alone(mine):
+    look_in(mine)
+    import_object("alone:__name__")
+    assert set(own_code.own_sources(["beside:strength"])) == {"beside"}
+    assert set(own_code.own_sources(["mine:net"])) == {
+        "mine",
+        "beside",
+        "package",
+        "package.deep",
+        "package.deep.inside",
+    }
+    assert own_code.own_sources(["numpy:zeros", "no_such:thing"]) == {}
+
+
 def test_what_a_script_would_import_later_travels(mine, monkeypatch):
     (mine / "script.py").write_text("def loop(ctx):\n    import alone\n")
     look_in(mine)
@@ -189,6 +203,57 @@ def test_an_error_in_the_users_module_names_its_line(mine):
     ):
         with pytest.raises(ConfigError, match=message):
             import_object(path)
+
+
+OWN = """
+import numpy as np
+import torch
+from beside import strength
+from mine import net
+
+class Squares:
+    def __init__(self, count, side=8):
+        self.count, self.side, self.labels = count, side, [index % 3 for index in range(count)]
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        strength()
+        return np.full((self.side, self.side, 3), 60 * self.labels[index], np.uint8), self.labels[index]
+
+def train(ctx):
+    model, optimizer = ctx.prepare(net(ctx.num_classes), torch.optim.SGD(net(3).parameters(), lr=0.1))
+    for _ in ctx.epochs():
+        for batch in ctx.batches("train"):
+            loss = torch.nn.functional.cross_entropy(model(batch.image), batch.label)
+            (loss * batch.weight).backward()
+            ctx.report(loss)
+        ctx.log(seen=float(ctx.num_batches("train")))
+"""
+
+
+@pytest.mark.ray
+def test_a_job_file_may_name_everything_and_it_runs_on_every_node(mine, job_file, tmp_path):
+    """Loop and source, with the modules that they import; the record says which."""
+    (mine / "own.py").write_text(OWN)
+    job = job_file(
+        model=None,
+        training={"epochs": 2, "loop": "own:train"},
+        data={"train": {"kind": "own:Squares", "count": 120}, "stages": ["mine:speckle"], "batch_size": 8},
+    )
+    job.rename(mine / "job.yaml")
+    (tmp_path / "elsewhere").mkdir()
+    result = run_cli(
+        "train", mine / "job.yaml", "--nodes", "gpu=1x1x2,cpu=1x1", cwd=tmp_path / "elsewhere", PYTHONPATH=str(ROOT)
+    )
+    assert result.returncode == 0, result.stderr
+    record = read_record(tmp_path / "runs/small/record.json")
+    assert record.totals.samples == 240
+    assert [epoch["seen"] for epoch in record.epochs] == [8.0, 8.0]
+    assert record.job["training"]["loop"] == "own:train"
+    assert record.job["data"]["train"] == {"kind": "own:Squares", "count": 120}
+    assert sum(host.samples_prepared > 0 for host in record.hosts) == 2
 
 
 @pytest.mark.ray

@@ -297,7 +297,8 @@ def test_the_host_whose_object_store_fills_first_bounds_the_stock():
     cpu, gpu = (
         {**node(*size), "Labels": {GROUP_LABEL: name}} for size, name in (((10, 16), "cpu"), ((1000, 96), "gpu"))
     )
-    assert stock_bytes([cpu, gpu], {GROUP_LABEL: "in(cpu,more)"}) == STORE_SHARE * 10, "the other holds nothing"
+    assert stock_bytes([cpu, gpu], ("cpu", "more")) == STORE_SHARE * 10, "the other holds nothing"
+    assert stock_bytes([cpu, gpu]) == int(STORE_SHARE * 10 / 16 * 112)
     assert stock_bytes([{"Alive": True, "Resources": {"CPU": 4.0}}]) is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raytrain import Pipeline
@@ -23,12 +24,19 @@ class Photos:
         return 1
 
 
+class Whole(Photos):
+    def __getitem__(self, index: int) -> tuple:
+        return np.zeros((2, 2, 3), np.uint8), 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
         (["/data"], {}, "Pipeline: train must be a source, not a path; write image_folder('/data'), or parquet or "),
         ([Path("/data")], {}, "Pipeline: train must be a source, not a path; write image_folder('/data')"),
-        ([Photos()], {}, "which its workers read themselves, not Photos"),
+        ([Photos()], {}, "a map-style data set of your own, with __len__ and __getitem__, not Photos"),
+        ([{0: "a"}], {}, "with __len__ and __getitem__, not dict"),
+        ([Whole], {}, "Pipeline: train must be a data set, not its class: write Whole(...)"),
         ([None], {}, "Pipeline: train must be a source of raytrain.data (image_folder, parquet, webdataset or "),
         ([None], {}, "not nothing"),
         ([SOURCE], {"validation": "/data"}, "Pipeline: validation must be a source, not a path"),
@@ -80,7 +88,7 @@ TRAINING = {"name": "a", "training": {"epochs": 1}}
 
 
 @pytest.mark.parametrize(
-    ("loop", "pipeline", "job", "message"),
+    ("loop", "pipeline", "its_job", "message"),
     [
         (
             print,
@@ -98,13 +106,53 @@ TRAINING = {"name": "a", "training": {"epochs": 1}}
             "loop",
             Pipeline(SOURCE),
             Job.from_dict(TRAINING),
-            "loop must be a function of one argument, not str",
+            "the training loop must be a function of one argument, the context, not str",
         ),
+        (
+            lambda: None,
+            Pipeline(SOURCE),
+            Job.from_dict(TRAINING),
+            "the training loop must be a function of one argument, the context; it takes ()",
+        ),
+        (
+            None,
+            Pipeline(SOURCE),
+            Job.from_dict({"name": "a", "training": {"epochs": 1, "loop": "os.path:joined"}}),
+            "has no 'joined'; did you mean 'join'?",
+        ),
+        (
+            None,
+            Pipeline(SOURCE),
+            Job.from_dict({"name": "a", "training": {"epochs": 1, "loop": "os.path:sep"}}),
+            "training.loop: 'os.path:sep' must be a function of one argument, the context, not str",
+        ),
+        (
+            None,
+            Pipeline(SOURCE),
+            Job.from_dict({"name": "a", "training": {"epochs": 1, "loop": "os.path:relpath"}}),
+            None,
+        ),
+        (
+            None,
+            Pipeline(SOURCE),
+            Job.from_dict({"name": "a", "training": {"epochs": 1, "loop": "os:rename"}}),
+            "training.loop: 'os:rename' must be a function of one argument, the context; it takes (src, dst",
+        ),
+        (
+            None,
+            Pipeline(SOURCE),
+            Job.from_dict({"name": "a", "training": {"epochs": 1, "loop": "no_such:loop"}}),
+            "training.loop: cannot import 'no_such:loop': there is no module 'no_such'; put no_such.py beside",
+        ),
+        (None, Pipeline(SOURCE), Job.from_dict(TRAINING), "the job has no `model` section, and no training loop was"),
     ],
 )
-def test_what_makes_no_run_is_one_clear_line(loop, pipeline, job, message):
+def test_what_makes_no_run_is_one_clear_line(loop, pipeline, its_job, message):
+    if message is None:
+        assert checked(loop, pipeline, its_job) is pipeline
+        return
     with pytest.raises(ConfigError) as caught:
-        checked(loop, pipeline, job)
+        checked(loop, pipeline, its_job)
     assert message in str(caught.value)
 
 
@@ -131,7 +179,9 @@ def labelled(num_train: int, num_validation: int = 0):
 def test_a_model_has_no_fewer_classes_than_the_data(options, classes, message):
     job = Job.from_dict({**TRAINING, "model": {"name": "resnet18", "options": options}})
     opened = labelled(*classes)
+    own = job.model_copy(update={"training": job.training.model_copy(update={"loop": "mine:loop"})})
     check_data(opened, 4, False, job)  # a loop of one's own knows better
+    check_data(opened, 4, True, own)
     if message is None:
         check_data(opened, 4, True, job)
         return

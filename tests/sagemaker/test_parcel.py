@@ -60,6 +60,61 @@ def test_the_packed_job_is_the_job_where_it_will_run(parcel, cloud_tree):
     assert job.data == Job.from_dict(cloud_tree).data
 
 
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """A folder of modules that are importable here."""
+    folder = tmp_path / "beside"
+    (folder / "photos/deep").mkdir(parents=True)
+    (folder / "photos/__init__.py").write_text("from helpers import x\n")
+    (folder / "photos/deep/sources.py").write_text("class Photos:\n    pass\n")
+    (folder / "helpers.py").write_text("x = 1\n")
+    (folder / "loops.py").write_text("import numpy\n\ndef train(ctx):\n    pass\n")
+    (folder / "unused.py").write_text("")
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+NAMES = {
+    "training": {"epochs": 1, "loop": "loops:train"},
+    "model": "timm.models:VisionTransformer",
+    "data": {
+        "train": {"kind": "photos.deep.sources:Photos", "root": "x"},
+        "stages": [{"numpy:ascontiguousarray": None}],
+    },
+}
+
+
+def test_modules_that_the_job_names_go_with_it(cloud_tree, source, tmp_path, beside):
+    """With what they import; what the source folder has itself stays as it is there."""
+    (source / "loops.py").write_text("# the folder's own")
+    found = pack(Job.from_dict({**cloud_tree, **NAMES}), tmp_path / "staged")
+    files = {p.relative_to(found.code).as_posix() for p in found.code.rglob("*.py")}
+    assert {name for name in files if not name.startswith("raytrain/")} == {
+        "train.py",
+        "loops.py",
+        "helpers.py",
+        "photos/__init__.py",
+        "photos/deep/__init__.py",
+        "photos/deep/sources.py",
+    }
+    assert (found.code / "loops.py").read_text() == "# the folder's own"
+    assert (found.code / "photos/deep/sources.py").read_text() == "class Photos:\n    pass\n"
+
+
+def test_a_module_that_is_nowhere_is_missed_before_the_launch(cloud_tree, source, tmp_path, beside):
+    job = Job.from_dict({**cloud_tree, **NAMES, "training": {"epochs": 1, "loop": "nowhere.loops:train"}})
+    with pytest.raises(ConfigError, match="the job names 'nowhere.loops:train', and nothing of that name would be up"):
+        pack(job, tmp_path / "staged")
+    (source / "requirements.txt").write_text("nowhere==1.0\n")
+    pack(job, tmp_path / "again")
+
+
+def test_a_module_beside_the_job_that_holds_a_secret_stays_here(cloud_tree, tmp_path, beside):
+    (beside / "helpers.py").write_text(f"x = '{AWS_KEY}'")
+    with pytest.raises(ConfigError, match="beside/helpers.py looks like an AWS access key and would be uploaded"):
+        pack(Job.from_dict({**cloud_tree, **NAMES}), tmp_path / "staged")
+
+
 @pytest.mark.process
 def test_the_packed_folder_runs_by_itself(parcel):
     """As the container has it: the packed raytrain is imported, not an installed one."""

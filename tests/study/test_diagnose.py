@@ -239,7 +239,9 @@ def test_how_long_it_takes_is_known_before():
 @pytest.mark.parametrize("missing", ["data", "model"])
 def test_a_job_with_code_of_its_own_cannot_be_diagnosed(job_tree, missing):
     del job_tree[missing]
-    with pytest.raises(ConfigError, match="only a job with a `data` and a `model` section can be diagnosed"):
+    with pytest.raises(
+        ConfigError, match="only a job with a `data` section, and a `model` section or `training.loop`, can be"
+    ):
         diagnose(Job.from_dict(job_tree), catalog())
 
 

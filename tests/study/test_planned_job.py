@@ -228,8 +228,15 @@ def test_a_long_job_gets_the_time_that_it_takes(tree):
 def test_code_of_ones_own_is_named(tree):
     tree["model"] = {"name": "mine:Net"}
     tree["data"]["stages"] = ["decode", {"own.stages:speckle": {"much": 1}}, "resize"]
-    _, left = written(tree)
-    assert "mine:Net, own.stages:speckle must lie in the job's source folder, or come with its requirements" in left
+    tree["data"]["train"] = {"kind": "photos:Photos", "count": 3}
+    tree["data"]["validation"] = {"kind": "photos:Others", "path": "data/others"}
+    tree["training"]["loop"] = "loops:train"
+    job, left = written(tree)
+    where = "beside the job file or in its source folder, or come with its requirements"
+    assert f"loops:train, mine:Net, own.stages:speckle, photos:Others, photos:Photos must lie {where}" in left
+    assert "photos:Photos finds its data by itself: see that it does on the job's hosts" in left
+    assert not [line for line in left if line.startswith("photos:Others")]
+    assert job.data.validation.options == {"path": "/opt/ml/input/data/others"}
 
 
 def test_code_of_validations_stages_is_named_and_that_of_packages_is_not(tree, here, monkeypatch):
@@ -239,7 +246,7 @@ def test_code_of_validations_stages_is_named_and_that_of_packages_is_not(tree, h
     tree["data"]["validation_stages"] = ["decode", {"beside:crop": None}, {"not_here:crop": {"size": 3}}]
     _, left = written(tree)
     [line] = [line for line in left if "source folder" in line]
-    assert line == "beside:crop, not_here:crop must lie in the job's source folder, or come with its requirements"
+    assert line.startswith("beside:crop, not_here:crop must lie beside the job file or in its source folder, ")
     tree["data"]["validation_stages"] = None
     assert not [line for line in written(tree)[1] if "source folder" in line]
 

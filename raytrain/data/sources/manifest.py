@@ -25,7 +25,9 @@ class Reader(Protocol):
     @property
     def remote(self) -> bool: ...
 
-    def read(self, rows: pa.Table, index: int) -> np.ndarray: ...
+    def read(self, rows: pa.Table, index: int) -> np.ndarray | Exception:
+        """Or why this one sample is to be left out."""
+        ...
 
     def describe(self, rows: pa.Table, index: int) -> str: ...
 
@@ -76,7 +78,7 @@ class Manifest:
         """A file name, or the place in a shard, for messages and the record."""
         return self.reader.describe(self.rows, int(index))
 
-    def read_many(self, ids: Sequence[int]) -> list[np.ndarray]:
+    def read_many(self, ids: Sequence[int]) -> list[np.ndarray | Exception]:
         """The samples of `ids`, in order; a remote file system is read in parallel.
 
         Raises:
@@ -90,7 +92,7 @@ class Manifest:
             return [self._read(index) for index in ids]
         return list(reading_pool().map(self._read, ids))
 
-    def _read(self, index: int) -> np.ndarray:
+    def _read(self, index: int) -> np.ndarray | Exception:
         try:
             return self.reader.read(self.rows, int(index))
         except (OSError, pa.ArrowInvalid) as error:

@@ -10,16 +10,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 
-from raytrain.config.data import ImageFolderSource, ParquetSource, Source, SyntheticSource, WebDatasetSource
+from raytrain.config.data import (
+    AnySource,
+    ImageFolderSource,
+    OwnSource,
+    ParquetSource,
+    SyntheticSource,
+    WebDatasetSource,
+)
 from raytrain.data.sources.image_folder import open_image_folder
 from raytrain.data.sources.manifest import Manifest
+from raytrain.data.sources.own import Samples, open_own, open_samples
 from raytrain.data.sources.parquet import open_parquet
 from raytrain.data.sources.readers import NoiseReader
 from raytrain.data.sources.webdataset import open_webdataset
 from raytrain.errors import DataError
 
 
-def open_manifest(source: Source, *, seed: int = 0, classes: tuple[str, ...] = ()) -> Manifest:
+def open_manifest(source: AnySource | Samples, *, seed: int = 0, classes: tuple[str, ...] = ()) -> Manifest:
     """List what the source holds.
 
     Args:
@@ -40,6 +48,12 @@ def open_manifest(source: Source, *, seed: int = 0, classes: tuple[str, ...] = (
         case SyntheticSource():
             labels = pa.array(np.arange(source.num_samples, dtype=np.int64) % source.num_classes)
             manifest = Manifest(pa.table({"label": labels}), NoiseReader(source.shape, seed))
+        case OwnSource():
+            manifest = open_own(source, classes)
+        case _:
+            manifest = open_samples(source, type(source).__name__, classes)
     if manifest.num_samples == 0:
-        raise DataError(f"{getattr(source, 'path', source.kind)} holds no samples")
+        raise DataError(
+            f"{getattr(source, 'path', None) or getattr(source, 'kind', type(source).__name__)} holds no samples"
+        )
     return manifest

@@ -9,8 +9,8 @@ from typing import Any, get_type_hints
 from raytrain.errors import ConfigError, nearest
 
 
-def check_options(label: str, known: Sequence[inspect.Parameter], options: Mapping[str, Any]) -> None:
-    """Compare the options of the stage `label` with the parameters of its function.
+def check_options(what: str, known: Sequence[inspect.Parameter], options: Mapping[str, Any]) -> None:
+    """Compare the options of `what`, such as `stage 'resize'`, with the parameters of its function.
 
     Raises:
         ConfigError: it does not have one (naming the nearest), or lacks one that it needs.
@@ -21,10 +21,10 @@ def check_options(label: str, known: Sequence[inspect.Parameter], options: Mappi
     has = f"its options: {', '.join(names)}" if names else "it has none"
     for name in options:
         if name not in names:
-            raise ConfigError(f"stage {label!r} has no option {name!r}{nearest(str(name), names)} ({has})")
+            raise ConfigError(f"{what} has no option {name!r}{nearest(str(name), names)} ({has})")
     for each in known:
         if each.name in names and each.default is each.empty and each.name not in options:
-            raise ConfigError(f"stage {label!r} needs its option {each.name!r} ({has})")
+            raise ConfigError(f"{what} needs its option {each.name!r} ({has})")
 
 
 def check_types(label: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
+from raytrain import data, public_names
 from raytrain.config.own_code import import_object
-from raytrain.data.stages.images import (
-    cast,
-    center_crop,
-    color_jitter,
-    decode,
-    flip,
-    gaussian_blur,
-    random_resized_crop,
-    random_shift,
-    resize,
-    to_uint8,
-)
 from raytrain.data.stages.options import check_options
 from raytrain.data.stages.stage import Stage, stage
-from raytrain.data.stages.torchvision import apply_transform, draws, torchvision
+from raytrain.data.stages.torchvision import apply_transform, draws
 from raytrain.errors import ConfigError, nearest, one_line
 
 
@@ -43,20 +33,9 @@ def as_stage(value: Any) -> Stage:
 # --- from a job file ----------------------------------------------------------------------------------------------
 
 STAGES: dict[str, Callable[..., Stage]] = {
-    factory.__name__: factory
-    for factory in (
-        decode,
-        resize,
-        center_crop,
-        random_resized_crop,
-        flip,
-        random_shift,
-        gaussian_blur,
-        color_jitter,
-        cast,
-        to_uint8,
-        torchvision,
-    )
+    name: getattr(import_module(module), name)
+    for name, module in public_names(data.__file__).items()
+    if module in ("raytrain.data.stages.images", "raytrain.data.stages.torchvision")
 }
 
 
@@ -76,7 +55,7 @@ def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in (options or {}).items()}
     if ":" in name:
         return stage(import_object(name), **options)
-    check_options(name, known, options)
+    check_options(f"stage {name!r}", known, options)
     try:
         return STAGES[name](**options)
     except (TypeError, ValueError) as error:  # a value of another type than it takes

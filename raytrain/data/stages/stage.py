@@ -54,7 +54,7 @@ def stage(function: Callable[..., np.ndarray], *, name: str | None = None, **opt
     except TypeError as error:
         raise ConfigError(f"stage {label!r}: {error}") from None
     random = "rng" in parameters
-    check_options(label, [each for each in parameters.values() if each.name != "rng"][1:], options)
+    check_options(f"stage {label!r}", [each for each in parameters.values() if each.name != "rng"][1:], options)
     try:
         inspect.signature(function).bind(None, **({"rng": None} if random else {}), **options)
     except TypeError as error:

@@ -1,0 +1,236 @@
+"""A source of the user's own: an object with `len(it)` and `it[i]`, in Python as it is, in a job file by its name."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import subprocess
+import sys
+import threading
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from raytrain import Pipeline
+from raytrain.config.data import Data, OwnSource
+from raytrain.data import block, decode, resize
+from raytrain.data.order import Position, StreamPlan, StreamSpec
+from raytrain.data.producer import Producer, StreamWork
+from raytrain.data.sources import own
+from raytrain.data.sources.open import open_manifest
+from raytrain.errors import ConfigError, DataError
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
+LABELS = [0, 1, 2, 0, 1, 2]
+
+
+class Photos:
+    """Six images of 5 x 4. `form` says what an image is, `broken` which cannot be read."""
+
+    def __init__(self, form="array", broken=(), **more):
+        self.form, self.broken = form, broken
+        self.__dict__ |= more
+
+    def __len__(self):
+        return len(PIXELS)
+
+    def __getitem__(self, index):
+        if index in self.broken:
+            raise EOFError(f"no image {index}")
+        image, label = PIXELS[index], LABELS[index]
+        if self.form == "mapping":
+            return {"image": image, "label": np.int64(label), "id": "x"}
+        if self.form == "png":
+            return cv2.imencode(".png", image[:, :, ::-1])[1].tobytes(), label
+        if self.form == "pillow":
+            return Image.fromarray(image), label
+        if self.form == "tensor":
+            import torch
+
+            return torch.from_numpy(image).permute(2, 0, 1), torch.tensor(label)
+        return image, label
+
+
+class Options:
+    def __init__(self, root, *, limit=3):
+        if limit == 0:
+            raise FileNotFoundError("no such root")
+        self.labels = [0, 1, 2][:limit]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return PIXELS[index], self.labels[index]
+
+
+NOT_A_CLASS = 3
+
+
+def makes_a_number():
+    return 3
+
+
+def named(name, **options):
+    return OwnSource(kind=f"{__name__}:{name}", **options)
+
+
+@pytest.mark.parametrize("form", ["array", "mapping", "png", "pillow", "tensor"])
+def test_whatever_an_image_is_it_becomes_the_same_array(form):
+    manifest = pickle.loads(pickle.dumps(open_manifest(Photos(form))))
+    assert manifest.labels.tolist() == LABELS and manifest.labels.dtype == np.int64
+    assert (manifest.num_samples, manifest.num_classes, manifest.classes) == (6, 3, ())
+    for image, expected in zip(manifest.read_many([5, 0]), (PIXELS[5], PIXELS[0]), strict=True):
+        np.testing.assert_array_equal(decode()(image, None), expected)
+
+
+def test_torchvisions_data_sets_will_do_as_they_are(tmp_path):
+    """Beside our own reading of the same folder."""
+    from conftest import write_images
+    from torchvision.datasets import ImageFolder
+
+    from raytrain.data import image_folder
+
+    folder = write_images(tmp_path, {"cat": 3, "dog": 2})
+    theirs, ours = open_manifest(ImageFolder(folder)), open_manifest(image_folder(folder))
+    assert theirs.classes == ours.classes == ("cat", "dog")
+    assert theirs.labels.tolist() == ours.labels.tolist()
+    for one, other in zip(theirs.read_many(range(5)), ours.read_many(range(5)), strict=True):
+        assert np.abs(one.astype(int) - decode()(other, None)).max() <= 2  # two JPEG decoders
+    fake = open_manifest(OwnSource(kind="torchvision.datasets:FakeData", size=4, image_size=[3, 8, 8]))
+    assert [image.shape for image in fake.read_many(range(4))] == 4 * [(8, 8, 3)]
+
+
+def test_a_data_set_by_its_name_is_the_one_made_in_python():
+    by_name = open_manifest(named("Photos", form="png", classes=["a", "b", "c"]))
+    in_python = open_manifest(Photos("png", classes=["a", "b", "c"]))
+    assert by_name.fingerprint == in_python.fingerprint
+    assert by_name.classes == in_python.classes == ("a", "b", "c")
+    np.testing.assert_array_equal(by_name.read_many([3])[0], in_python.read_many([3])[0])
+    assert by_name.describe(3) == f"{__name__}:Photos[3]"
+    assert in_python.describe(3) == "Photos[3]"
+    told = open_manifest(Photos(describe=lambda index: f"photo {index}.jpg"))
+    assert told.describe(3) == "photo 3.jpg"
+
+
+class Columns(Photos):
+    """Asked for as Hugging Face's data sets are."""
+
+    column_names = ("image", "label")
+
+    def __getitem__(self, index):
+        return iter(LABELS) if index == "label" else super().__getitem__(index)
+
+
+def test_labels_that_it_has_are_not_read_sample_by_sample(monkeypatch):
+    assert open_manifest(Columns("mapping", broken=range(1, 6))).labels.tolist() == LABELS
+    monkeypatch.setattr(own, "MOST_READ", 5)
+    for name, labels in (("labels", LABELS), ("targets", tuple(LABELS)), ("labels", np.array(LABELS, np.int16))):
+        manifest = open_manifest(Photos(broken=range(1, 6), **{name: labels}))
+        assert manifest.labels.tolist() == LABELS
+    with pytest.raises(DataError, match="source 'Photos' has 6 samples and no `labels`: give it an attribute of that"):
+        open_manifest(Photos())
+
+
+def test_samples_that_cannot_be_read_are_left_out_and_listed():
+    """As undecodable images are."""
+    opened = Pipeline(Photos(broken=[4], labels=LABELS), [resize(2)], batch_size=3).open(0)
+    plan = StreamPlan(StreamSpec(opened.train.num_samples, 0, 3, 0, epochs=1), Position(), 1)
+    producer = Producer(StreamWork(plan, opened.pickled_splits()))
+    batches = [block.batches_of(producer.block(0, number, 1))[0] for number in range(2)]
+    assert sorted(np.concatenate([batch.key for batch in batches]).tolist()) == [0, 1, 2, 3, 5]
+    assert all(batch.label.tolist() == [LABELS[key] for key in batch.key] for batch in batches)
+    [failure] = [failure for batch in batches for failure in batch.header.failures]
+    assert failure == block.Failure(4, "Photos[4]", "EOFError: no image 4")
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([3], "list[0] must be (image, label), or a mapping with `image` and `label`, not int"),
+        ([(1, 2, 3)], "list[0] must be (image, label), or a mapping with `image` and `label`, not tuple of 3"),
+        (
+            [{"image": PIXELS[0]}],
+            "list[0] must be (image, label), or a mapping with `image` and `label`, not dict of 1",
+        ),
+        ([("a.jpg", 0)], "the image of list[0] must be an array, encoded bytes, a Pillow image or a tensor, not str"),
+        ([(PIXELS[0], "cat")], "the label of list[0] must be a whole number (given: 'cat')"),
+        ([(PIXELS[0], 0.5)], "the label of list[0] must be a whole number (given: 0.5)"),
+        ([(PIXELS[0], -1)], "must be 1 whole numbers from 0, one a sample, not int64 of shape (1,) down to -1"),
+        ([], "list holds no samples"),
+        (
+            Photos(labels=[0, 1]),
+            "labels of source 'Photos' must be 6 whole numbers from 0, one a sample, not int64 of ",
+        ),
+        (Photos(labels=[0.5] * 6), "one a sample, not float64 of shape (6,)"),
+        (Photos(labels=[2] * 6), "Photos[0] has the label 0, where the labels of the data set say 2"),
+        (Photos(classes=["a", "b"]), "source 'Photos' names 2 classes, but has the label 2"),
+        (Photos(broken=[3]), "source 'Photos' cannot be listed: EOFError: no image 3 ("),
+        (named("Options", root="x", limit=0), "Options' cannot be made: FileNotFoundError: no such root ("),
+        (named("makes_a_number"), "makes int, which is no map-style data set: it needs __len__ and __getitem__"),
+    ],
+)
+def test_what_is_no_data_set_is_one_clear_line(samples, message):
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        open_manifest(samples)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_validation_split_numbers_its_classes_as_the_training_split_does():
+    assert open_manifest(Photos(), classes=("a", "b", "c")).classes == ("a", "b", "c")
+    assert open_manifest(Photos(classes="abc"), classes=("a", "b", "c")).classes == ("a", "b", "c")
+    with pytest.raises(DataError, match="source 'Photos' numbers other classes than the training data does: b for c"):
+        open_manifest(Photos(classes=["a", "b", "d"]), classes=("a", "c", "d"))
+    with pytest.raises(DataError, match="numbers other classes than the training data does: 3 for 4"):
+        open_manifest(Photos(classes=["a", "b", "c"]), classes=("a", "b", "c", "d"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"kind": "no_such.mine:Photos"}, "data.train.kind: cannot import 'no_such.mine:Photos': there is no module "),
+        ({"kind": f"{__name__}:Photo"}, "has no 'Photo'; did you mean 'Photos'?"),
+        (
+            {"kind": f"{__name__}:NOT_A_CLASS"},
+            "data.train.kind: '{0}:NOT_A_CLASS' must be a class or function, not int",
+        ),
+        (
+            {"kind": f"{__name__}:Options", "rot": 1},
+            "data.train: source '{0}:Options' has no option 'rot'; did you mean 'ro",
+        ),
+        (
+            {"kind": f"{__name__}:Options"},
+            "data.train: source '{0}:Options' needs its option 'root' (its options: root, l",
+        ),
+        ({"kind": "builtins:divmod"}, "data.train: source 'builtins:divmod' needs its option 'x'"),
+        (
+            {"kind": "builtins:divmod", "x": 1, "y": 2},
+            "data.train: source 'builtins:divmod' is called with its options: ",
+        ),
+        ({"kind": "builtins:int", "x": 1}, None),
+    ],
+)
+def test_a_source_of_a_job_file_is_checked_before_it_is_made(source, message):
+    data = Data.model_validate({"train": source})
+    if message is None:  # without a signature
+        assert Pipeline.from_config(data).train == data.train
+        return
+    with pytest.raises(ConfigError) as caught:
+        Pipeline.from_config(data)
+    assert message.format(__name__) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_that_cannot_travel_is_refused_before_anything_starts():
+    pipeline = Pipeline(Photos(lock=threading.Lock()))
+    with pytest.raises(ConfigError, match="the data and its stages cannot be sent to the workers: TypeError: cannot "):
+        pipeline.open(0)
+
+
+@pytest.mark.process
+def test_a_worker_imports_no_more_than_the_data_set_does():
+    code = "import sys, raytrain.data.sources.own; print({'torch', 'pydantic', 'PIL', 'ray'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
