@@ -6,14 +6,13 @@ import io
 import pickle
 import re
 import tarfile
-from typing import get_args
 
 import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, write_images
+from conftest import write_images
 from moto.server import ThreadedMotoServer
 
 from raytrain.data.sources.image_folder import image_folder
@@ -316,16 +315,3 @@ def test_s3_holds_the_same_samples(s3, folder, tmp_path):
     s3.delete_object(Bucket="data", Key="images/cat/001.jpg")
     with pytest.raises(DataError, match="cannot read data/images/cat/001.jpg"):
         manifest.read_many([0, 1])
-
-
-def test_the_kinds_of_sources_are_the_same_everywhere():
-    """In a job file, in its errors, for scripts, and in the guide."""
-    import raytrain.data
-    from raytrain.config.data import Source
-    from raytrain.config.file import SOURCE_KINDS
-
-    kinds = [get_args(section.model_fields["kind"].annotation)[0] for section in get_args(get_args(Source)[0])]
-    assert tuple(kinds) == SOURCE_KINDS
-    assert [name for name in raytrain.data.__all__ if name in kinds] == sorted(kinds)
-    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "guide.md").read_text().split("## Sources")[1], re.MULTILINE)
-    assert [row for row in rows if row in kinds] == kinds
