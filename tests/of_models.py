@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from hypothesis import strategies as st
-from pydantic import BaseModel, BeforeValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 Mend = dict[type[BaseModel], Callable[[dict[str, Any]], dict[str, Any]]]
@@ -37,6 +37,8 @@ def values(annotation: Any, rules: Any = (), mend: Mend | None = None) -> st.Sea
     if origin is Annotated:
         more = [rule for each in args[1:] for rule in (each.metadata if isinstance(each, FieldInfo) else [each])]
         return values(args[0], [*rules, *more], mend)
+    if any(isinstance(rule, AfterValidator) for rule in rules):  # where an object is
+        return st.sampled_from(["mine:thing", "a.b:c"])
     if any(isinstance(rule, BeforeValidator) for rule in rules):  # a stage
         return words | st.dictionaries(words, anything, min_size=1, max_size=1)
     if origin in (Union, types.UnionType):

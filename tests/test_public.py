@@ -18,8 +18,8 @@ SIGNATURES = {
     "raytrain.fit": "(train_loop: Callable[[TrainContext], None] | None = None, pipeline: Pipeline | None = None, "
     "job: Job | None = None, *, nodes: str | None = None, address: str | None = None, resume: bool = False, "
     "console: Console | None = None, started_at: float | None = None, resume_word: str = resume=True) -> RunRecord",
-    "raytrain.Pipeline": "(train: Source, stages: Sequence[Any] = (), batch_size: int = 64, "
-    "validation: Source | None = None, validation_stages: Sequence[Any] | None = None, "
+    "raytrain.Pipeline": "(train: AnySource | Samples, stages: Sequence[Any] = (), batch_size: int = 64, "
+    "validation: AnySource | Samples | None = None, validation_stages: Sequence[Any] | None = None, "
     "normalize: Normalize | dict[str, Any] | None = None, max_corrupt_share: float = 0.01, "
     "batches_per_task: int | None = None, tail: Tail = share) -> None",
     "raytrain.Job.from_yaml": "(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Job",

@@ -72,7 +72,7 @@ class FeedMachine(RuleBasedStateMachine):
         self.last_acts, self.stops_at_last = last_acts, stops_at_last
         self.changed = pytest.MonkeyPatch()
         self.changed.setattr(feeds, "Stream", ByHand)
-        self.changed.setattr(feeds, "make_ray_data_lean", lambda _: None)
+        self.changed.setattr(feeds, "prepare_tasks", lambda *_: None)
         self.changed.setattr(feeds, "TAKE_TIMEOUT_S", 0)
         self.spec = StreamSpec(train, validation, 2, 0, epochs=epochs)
         self.feed = feeds.Feed(self.spec, b"", FeedOptions(2, {}, None, 0.5))

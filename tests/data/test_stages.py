@@ -249,7 +249,7 @@ def test_every_stage_of_a_job_file_can_travel(name):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resise", r"unknown stage 'resise'; did you mean 'resize'\? \(known: decode, "),
+        ("resise", r"unknown stage 'resise'; did you mean 'resize'\? \(known: cast, "),
         ({"resize": {"siz": 3}}, r"stage 'resize' has no option 'siz'; did you mean 'size'\? \(its options: size\)"),
         ({"flip": {"x": 3}}, r"stage 'flip' has no option 'x' \(its options: probability\)"),
         ({"decode": {"x": 3}}, r"stage 'decode' has no option 'x' \(it has none\)"),
