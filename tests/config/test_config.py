@@ -47,6 +47,7 @@ def test_set_overrides_a_key_with_a_yaml_value(job_file):
     [
         ("training.epoch=3", r"unknown key 'training.epoch'; did you mean 'epochs'\?"),
         ("data.train.pth=x", r"unknown key 'data.train.pth'; did you mean 'path'\?"),
+        ("data.train.zzz=1", r"unknown key 'data.train.zzz' \(known here: kind, path\)$"),
         ("zzz=1", r"unknown key 'zzz' \(known here: cluster, data, "),
         ("training.epochs=many", r"training.epochs must be a whole number \(given: 'many'\)"),
         ("training.epochs=1.5", r"training.epochs must be a whole number \(given: 1.5\)"),

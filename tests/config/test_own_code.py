@@ -223,7 +223,8 @@ class Squares:
         return np.full((self.side, self.side, 3), 60 * self.labels[index], np.uint8), self.labels[index]
 
 def train(ctx):
-    model, optimizer = ctx.prepare(net(ctx.num_classes), torch.optim.SGD(net(3).parameters(), lr=0.1))
+    model = net(ctx.num_classes)
+    model, optimizer = ctx.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
     for _ in ctx.epochs():
         for batch in ctx.batches("train"):
             loss = torch.nn.functional.cross_entropy(model(batch.image), batch.label)
