@@ -263,7 +263,7 @@ LIGHT_NODES = Contract(
         "ray._private.utils:get_dashboard_dependency_error": "ray._private.services",
         "ray._private.utils:write_ray_address": "ray.cluster_utils",
     },
-    buys="a second and 60 MB a node (no agents, no API server), and the machine's current cluster stays the user's",
+    buys="a second a node (no agents, no API server), and the machine's current cluster stays the user's",
     instead="nodes with their agents, of which Ray names the last as this machine's current cluster",
 )
 
