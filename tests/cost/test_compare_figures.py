@@ -205,6 +205,7 @@ def test_each_difference_is_one_line_with_its_key(record):
         ),
         ({"data__batch_size": 7}, "data.batch_size: 16 in one, 7 in one"),
         ({"model__options__depth": 9}, "model.options.depth: 1 in one, 9 in one"),
+        ({"training__loop": "mine:loop"}, "training.loop: None in one, mine:loop in one"),
     ):
         [text] = unlikenesses(run, job_of(run, **change))
         assert text.startswith(line)
