@@ -71,7 +71,7 @@ class Training(Section):
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     label_smoothing: Share = 0.0
     checkpoint: CheckpointPolicy = CheckpointPolicy()
-    max_failures: Annotated[int, Field(ge=0)] = Field(3, description="restarts after a lost worker or host")
+    max_failures: Annotated[int, Field(ge=0)] = Field(3, description="restarts after a lost rank or host")
     on_nan: Literal["stop", "skip"] = Field(
         "stop", description="a loss that is no finite number ends the run, or its optimizer step is left out"
     )

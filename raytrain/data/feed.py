@@ -78,7 +78,7 @@ class Feed:
         with self._changed:
             stream = self._stream
             if attempt != self._attempt or stream is None:
-                return Taken(end=True, error=TrainingError("this worker belongs to an earlier attempt"))
+                return Taken(end=True, error=TrainingError("this rank belongs to an earlier attempt"))
             self._changed.wait_for(lambda: self._answerable(stream, rank), timeout=TAKE_TIMEOUT_S)
             if self._fatal or stream.error:
                 return Taken(error=self._fatal or stream.error)

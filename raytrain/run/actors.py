@@ -36,6 +36,6 @@ def start_keeper(plan: RunPlan, attempt: str) -> Any:
     from raytrain.train.checkpoints.keeper import Keeper
 
     actor = ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)(Keeper)
-    folder = str(plan.request.folder.checkpoints.absolute())
+    folder = str(plan.options.folder.checkpoints.absolute())
     keep, world_size = plan.job.training.checkpoint.keep, plan.topology.world_size
     return actor.options(label_selector=here()).remote(folder, attempt, keep, world_size)

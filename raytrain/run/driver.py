@@ -42,7 +42,7 @@ from raytrain.run.folder import RunFolder
 from raytrain.run.hosted import deliver
 from raytrain.run.load import Samplers, machines
 from raytrain.run.outcome import build_record
-from raytrain.run.plan import DataPlan, Request, RunPlan
+from raytrain.run.plan import DataPlan, RunOptions, RunPlan
 from raytrain.run.rank import RankWork, run_rank
 from raytrain.run.signals import Signals, signals
 from raytrain.train.trainer import Ranks, Training, import_ahead
@@ -84,20 +84,20 @@ def run(
     if nodes and address:
         raise ConfigError("--nodes starts a cluster and --address attaches to one; give one of them")
     groups = parse_nodes(nodes) if nodes else ()
-    request = Request.of(job, job_folders(), resume, resume_word, **times)
-    if may_be_deleted(request.folder.path):
-        watch(DELETED_BY_RAY.format(path=request.folder.path))
+    options = RunOptions.of(job, job_folders(), resume, resume_word, **times)
+    if may_be_deleted(options.folder.path):
+        watch(DELETED_BY_RAY.format(path=options.folder.path))
     cluster: local.RunningCluster | None = None
     try:
         with signals() as heard:
-            data = DataPlan.of(request, pipeline, default_loop=train_loop is None)
-            if data.is_finished and (before := request.folder.finished_record()) is not None:
-                _leave(request.folder, request.kept, None)
+            data = DataPlan.of(options, pipeline, default_loop=train_loop is None)
+            if data.is_finished and (before := options.folder.finished_record()) is not None:
+                _leave(options.folder, options.kept, None)
                 return before
-            cluster = _connect(groups, address or (None if nodes else ray_address()), request.job)
+            cluster = _connect(groups, address or (None if nodes else ray_address()), options.job)
             heard.listen()  # again: ray.init puts a SIGTERM handler of its own in place
-            plan = RunPlan.of(request, pipeline, train_loop, data, cluster)
-            course = Course(request.folder.checkpoints, Samplers(machines(plan.topology, cluster.attached)), watch)
+            plan = RunPlan.of(options, pipeline, train_loop, data, cluster)
+            course = Course(options.folder.checkpoints, Samplers(machines(plan.topology, cluster.attached)), watch)
             error = _carry_out(plan, course, watch, heard)
         return _end(plan, course, error)
     except Exception as error:
@@ -107,7 +107,7 @@ def run(
     finally:
         if cluster is not None:
             cluster.close()
-        request.folder.close()
+        options.folder.close()
 
 
 def _is_of_ray(error: Exception) -> bool:
@@ -148,11 +148,11 @@ def _carry_out(plan: RunPlan, course: Course, watch: Watch, heard: Signals) -> R
 def _train(plan: RunPlan, course: Course, watch: Watch, heard: Signals) -> None:
     import ray
 
-    request, data = plan.request, plan.data
-    if not request.resume:
-        request.folder.set_aside_earlier_run()
-        if request.folder.set_aside is not None:
-            watch(f"an earlier run of this name was set aside as {request.folder.set_aside}")
+    options, data = plan.options, plan.data
+    if not options.resume:
+        options.folder.set_aside_earlier_run()
+        if options.folder.set_aside is not None:
+            watch(f"an earlier run of this name was set aside as {options.folder.set_aside}")
     feed = start_feed(plan)
     feed.begin.remote("", data.position, plan.topology.world_size, data.steps)
     training = _training(plan, feed)
@@ -178,7 +178,7 @@ def _train(plan: RunPlan, course: Course, watch: Watch, heard: Signals) -> None:
 
 
 def _stopped(plan: RunPlan, course: Course, heard: Signals) -> Stopped:
-    return Stopped(plan.request.stopped_message(course.checkpoints.last), heard.number)
+    return Stopped(plan.options.stopped_message(course.checkpoints.last), heard.number)
 
 
 def _training(plan: RunPlan, feed: Any) -> Training:
@@ -205,7 +205,7 @@ def _training(plan: RunPlan, feed: Any) -> Training:
         resources=rank_resources(topology),
         label_selector=rank_selector(topology),
     )
-    where, failures = plan.request.folder.checkpoints, job.training.max_failures
+    where, failures = plan.options.folder.checkpoints, job.training.max_failures
     return Training(run_rank, work, ranks, storage=where, attempt=attempt, failures=failures)
 
 
@@ -217,12 +217,12 @@ def _end(plan: RunPlan, course: Course, error: RaytrainError | None) -> RunRecor
         RaytrainError: `error`, or CheckpointError if nothing else was wrong.
     """
     if course.began_at is not None:
-        seen, folder = course.close(), plan.request.folder
+        seen, folder = course.close(), plan.options.folder
         folder.keep_earlier_record()
         record = build_record(plan, seen, error, command=list(sys.argv))
         record.write(folder.record)
-        if plan.request.kept is not None or error is None:
-            _leave(folder, plan.request.kept, error)
+        if plan.options.kept is not None or error is None:
+            _leave(folder, plan.options.kept, error)
     if error is not None:
         raise error
     return record

@@ -40,7 +40,7 @@ def build_record(plan: RunPlan, seen: Seen, error: RaytrainError | None, *, comm
         name=plan.job.name,
         status="finished" if error is None else "stopped" if isinstance(error, Stopped) else "failed",
         error=str(error) if error else None,
-        started_at=datetime.fromtimestamp(plan.request.started_at, UTC).isoformat(timespec="milliseconds"),
+        started_at=datetime.fromtimestamp(plan.options.started_at, UTC).isoformat(timespec="milliseconds"),
         command=command,
         job=plan.job.model_dump(mode="json"),
         versions=hardware.versions(),
@@ -51,7 +51,7 @@ def build_record(plan: RunPlan, seen: Seen, error: RaytrainError | None, *, comm
             platform=hardware.platform_name(),
             gpus=hardware.gpu_names(),
         ),
-        environment=plan.request.environment,
+        environment=plan.options.environment,
         cluster_attached=plan.cluster.attached,
         emulated_gpus=topology.emulated_gpus,
         world_size=topology.world_size,
@@ -60,7 +60,7 @@ def build_record(plan: RunPlan, seen: Seen, error: RaytrainError | None, *, comm
         num_train=data.opened.train.num_samples,
         num_validation=data.opened.num_validation,
         startup=_startup(plan, seen, results),
-        totals=_totals(plan.request.started_at, status, results, stages),
+        totals=_totals(plan.options.started_at, status, results, stages),
         ranks=ranks,
         stages=stages,
         epochs=_history(status, before.history if before else []),
@@ -70,8 +70,8 @@ def build_record(plan: RunPlan, seen: Seen, error: RaytrainError | None, *, comm
         unusual=_unusual(status, before.counts if before else {}),
         checkpoint=_text(seen.checkpoints.last),
         best_checkpoint=_text(seen.checkpoints.best),
-        progress=seen.progress.progress(plan.request.started_at),
-        **_machines(seen, plan.request.started_at),
+        progress=seen.progress.progress(plan.options.started_at),
+        **_machines(seen, plan.options.started_at),
     )
 
 
@@ -106,7 +106,7 @@ def _hosts(topology: Topology, results: Sequence[RankResult]) -> list[HostFacts]
 
 def _startup(plan: RunPlan, seen: Seen, results: Sequence[RankResult]) -> Startup:
     def since(moment: float | None) -> float | None:
-        return None if moment is None else round(moment - plan.request.started_at, 3)
+        return None if moment is None else round(moment - plan.options.started_at, 3)
 
     def first(moments: list[float | None]) -> float | None:
         return min((moment for moment in moments if moment is not None), default=None)

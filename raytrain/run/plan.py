@@ -23,7 +23,7 @@ from raytrain.train.checkpoints import shelf
 
 
 @dataclass(frozen=True)
-class Request:
+class RunOptions:
     """What was asked for.
 
     Attributes:
@@ -48,7 +48,7 @@ class Request:
     afresh: str = ""
 
     @classmethod
-    def of(cls, job: Job, kept: JobFolders | None, resume: bool, resume_word: str, **more: Any) -> Request:
+    def of(cls, job: Job, kept: JobFolders | None, resume: bool, resume_word: str, **more: Any) -> RunOptions:
         """Decides where the run is kept, and whether it goes on; opens its folder."""
         again, goes_on = "", False
         if kept is not None:
@@ -96,30 +96,30 @@ class DataPlan:
     steps: int = 0
 
     @classmethod
-    def of(cls, request: Request, pipeline: Pipeline, *, default_loop: bool) -> DataPlan:
+    def of(cls, options: RunOptions, pipeline: Pipeline, *, default_loop: bool) -> DataPlan:
         """
         Raises:
             RaytrainError: the data cannot be listed, does not go with the job, or is not the checkpoint's; or the user
                 wants to go on with a run that is finished.
         """
-        opened, training = pipeline.open(request.job.seed), request.job.training
+        opened, training = pipeline.open(options.job.seed), options.job.training
         listed_at = time.time()
-        check_data(opened, pipeline.batch_size, default_loop, request.job)
+        check_data(opened, pipeline.batch_size, default_loop, options.job)
         spec = StreamSpec(
             num_train=opened.train.num_samples,
             num_validation=opened.num_validation,
             batch_size=pipeline.batch_size,
-            seed=request.job.seed,
+            seed=options.job.seed,
             epochs=training.epochs,
             steps=training.steps,
             tail=pipeline.tail,
             group_starts=opened.train.group_starts,
         )
-        path, restored = _checkpoint(request, opened.train.fingerprint) if request.resume else (None, None)
+        path, restored = _checkpoint(options, opened.train.fingerprint) if options.resume else (None, None)
         found = cls(opened, spec, listed_at, path, restored, *position_of(restored))
-        if found.is_finished and not request.started_again:
+        if found.is_finished and not options.started_again:
             raise CheckpointError(
-                f"{request.folder.path} is finished; raise training.epochs or training.steps to go on"
+                f"{options.folder.path} is finished; raise training.epochs or training.steps to go on"
             )
         return found
 
@@ -138,7 +138,7 @@ class RunPlan:
         connected_at: time.time() at which the cluster was there.
     """
 
-    request: Request
+    options: RunOptions
     pipeline: Pipeline
     loop: Any
     data: DataPlan
@@ -147,20 +147,20 @@ class RunPlan:
     connected_at: float
 
     @classmethod
-    def of(cls, request: Request, pipeline: Pipeline, loop: Any, data: DataPlan, cluster: RunningCluster) -> RunPlan:
+    def of(cls, options: RunOptions, pipeline: Pipeline, loop: Any, data: DataPlan, cluster: RunningCluster) -> RunPlan:
         """
         Raises:
             RaytrainError: the job does not fit the cluster.
         """
-        connected_at, job, topology = time.time(), request.job, cluster.topology
+        connected_at, job, topology = time.time(), options.job, cluster.topology
         check_placed(job, pipeline.batch_size, data.spec.num_train, topology, cluster.attached)
         reserved = job.cluster.reserved_cpus if cluster.attached else 0
         placed = place_stages(topology, job.cluster.placement, reserved)
-        return cls(request, pipeline, loop, data, cluster, placed, connected_at)
+        return cls(options, pipeline, loop, data, cluster, placed, connected_at)
 
     @property
     def job(self) -> Job:
-        return self.request.job
+        return self.options.job
 
     @property
     def topology(self) -> Topology:
@@ -176,7 +176,7 @@ class RunPlan:
         )
 
 
-def _checkpoint(request: Request, fingerprint: str) -> tuple[str, Any]:
+def _checkpoint(options: RunOptions, fingerprint: str) -> tuple[str, Any]:
     """The run's last whole checkpoint, checked against the data.
 
     Raises:
@@ -185,7 +185,7 @@ def _checkpoint(request: Request, fingerprint: str) -> tuple[str, Any]:
     from raytrain.train.checkpoints import checkpoint
     from raytrain.train.contract import Restored
 
-    folder, afresh, seed = request.folder, request.afresh, request.job.seed
+    folder, afresh, seed = options.folder, options.afresh, options.job.seed
     found = shelf.latest(folder.checkpoints)
     if found is None:
         for path in folder.checkpoints.glob("*/checkpoint_*"):

@@ -57,7 +57,7 @@ def run_rank(config: dict[str, Any]) -> None:
     import torch
     from ray.train.torch import get_device
 
-    work: RankWork = config["worker"]
+    work: RankWork = config["work"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = get_device() if work.use_gpu else torch.device("cpu")

@@ -19,7 +19,7 @@ ABANDON_S = 5.0  # a controller answers within one exchange with its ranks
 
 @dataclass(frozen=True)
 class Ranks:
-    """The worker group.
+    """The processes that train.
 
     Attributes:
         world_size: number of ranks.
@@ -35,7 +35,7 @@ class Ranks:
 
 
 def run_trainer(
-    worker: Callable[[Any], None],
+    run_rank: Callable[[Any], None],
     config: Any,
     ranks: Ranks,
     *,
@@ -44,7 +44,7 @@ def run_trainer(
     failures: int,
     run: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
 ) -> None:
-    """Run `worker(config)` on every rank and wait for the end; `run` runs Ray Train's controller, which has an actor of
+    """Run `run_rank(config)` on every rank and wait for the end; `run` runs Ray Train's controller, which has an actor of
     its own instead where Ray's public API alone is used.
 
     Raises:
@@ -55,8 +55,8 @@ def run_trainer(
     from ray.train.torch import TorchConfig
 
     trainer = trainer_class(public_ray())(
-        worker,
-        train_loop_config={"worker": config},
+        run_rank,
+        train_loop_config={"work": config},
         torch_config=TorchConfig(backend="nccl" if ranks.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=ranks.world_size,

@@ -81,7 +81,7 @@ def test_a_worker_of_an_earlier_attempt_gets_nothing(make):
     feed._stream.fill(range(3))
     feed.begin("b", Position(), 1, 0)
     taken = feed.take("a", 0, 4)
-    assert taken.end and "this worker belongs to an earlier attempt" in str(taken.error)
+    assert taken.end and "this rank belongs to an earlier attempt" in str(taken.error)
     feed.finish("a", 0, {"steps": 1})
     feed.fail("a", TrainingError("late words"))
     assert feed.status().results == {} and feed.status().fatal is None

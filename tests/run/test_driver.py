@@ -31,7 +31,7 @@ from raytrain.record.schema import RunRecord, read_record
 from raytrain.run.course import STOP_GRACE_S
 from raytrain.run.folder import RunFolder
 from raytrain.run.load import Samplers, here, machines
-from raytrain.run.plan import Request
+from raytrain.run.plan import RunOptions
 from raytrain.run.signals import signals
 from raytrain.train.checkpoints import checkpoint, shelf
 from raytrain.train.trainer import _translate
@@ -306,9 +306,9 @@ def test_ctrl_c_does_not_wait_for_a_step_that_never_ends(images, tmp_path, times
 
 @pytest.mark.parametrize(("word", "told"), [("--resume", "--resume"), ("resume=True", "fit(..., resume=True)")])
 def test_a_stop_says_how_to_go_on_to_whoever_started_the_run(word, told):
-    request = Request(job=None, started_at=0.0, environment={}, folder=RunFolder(Path("/runs/a")), resume_word=word)
+    options = RunOptions(job=None, started_at=0.0, environment={}, folder=RunFolder(Path("/runs/a")), resume_word=word)
     said = f"stopped; go on with {told} (checkpoints in /runs/a/checkpoints)"
-    assert request.stopped_message(Path("/x")) == said
+    assert options.stopped_message(Path("/x")) == said
 
 
 def test_a_module_that_a_rank_lacks_is_to_be_installed():
