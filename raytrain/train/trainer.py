@@ -44,8 +44,8 @@ def run_trainer(
     failures: int,
     run: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
 ) -> None:
-    """Run `run_rank(config)` on every rank and wait for the end; `run` runs Ray Train's controller, which has an actor of
-    its own instead where Ray's public API alone is used.
+    """Run `run_rank(config)` on every rank and wait for the end; `run` runs Ray Train's controller, which has an actor
+    of its own instead where Ray's public API alone is used.
 
     Raises:
         RaytrainError: what a rank raised, when it is ours.
