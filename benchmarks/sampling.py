@@ -19,8 +19,8 @@ from harness import interleave, ratio, spread, write
 from raytrain.cluster import local
 from raytrain.cluster.environment import prepare_environment
 from raytrain.cluster.load import Sampler
+from raytrain.record.rows import Answer
 from raytrain.record.schema import POINTS
-from raytrain.record.timeline import Answer
 from raytrain.run.load import ASK_EVERY_S
 
 SETTLE_S = 5.0

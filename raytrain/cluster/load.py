@@ -13,7 +13,7 @@ import psutil
 
 from raytrain.cluster.environment import public_ray
 from raytrain.ray_internals.devices import find_gpus
-from raytrain.record.timeline import Answer, Row, Timeline
+from raytrain.record.rows import Answer, Row, Timeline
 
 EVERY_S = 1.0
 LOOPBACK = ("lo", "lo0")

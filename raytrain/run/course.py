@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from raytrain.record.rows import Row
 from raytrain.record.status import Status
-from raytrain.record.timeline import Machine, ProgressLog, Row
+from raytrain.record.timeline import Machine, ProgressLog
 from raytrain.run.load import Samplers
 from raytrain.run.signals import Signals
 from raytrain.train.checkpoints import shelf

@@ -10,8 +10,9 @@ from typing import Any
 
 from raytrain.cluster.load import Sampler
 from raytrain.cluster.topology import Topology
+from raytrain.record.rows import Timeline
 from raytrain.record.schema import POINTS
-from raytrain.record.timeline import Machine, Timeline
+from raytrain.record.timeline import Machine
 
 THIS_MACHINE = "this machine"
 ASK_EVERY_S = 10.0  # so much of a lost host's last words may be lost with it

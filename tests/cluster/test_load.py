@@ -19,7 +19,7 @@ from raytrain.cluster import load
 from raytrain.cluster.load import HostMeter
 from raytrain.ray_internals import devices
 from raytrain.ray_internals.devices import Gpus
-from raytrain.record.timeline import COLUMNS, Timeline, halved, mean_row
+from raytrain.record.rows import COLUMNS, Timeline, halved, mean_row
 
 SAMPLE = """
 import sys, time

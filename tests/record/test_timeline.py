@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raytrain.cluster.topology import Host, Topology
+from raytrain.record.rows import COLUMNS
 from raytrain.record.schema import POINTS, HostLoad
 from raytrain.record.status import RankTimes, Status
-from raytrain.record.timeline import COLUMNS, Machine, ProgressLog, host_load, host_timeline
+from raytrain.record.timeline import Machine, ProgressLog, host_load, host_timeline
 from raytrain.run.load import THIS_MACHINE, machines
 
 
