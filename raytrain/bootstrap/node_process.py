@@ -2,8 +2,8 @@
 
 The first line on standard input is a NodeSpec as JSON, the following are questions; each is answered by a line on
 standard output. A line `ended` comes by itself when one of the node's processes dies, a line `note` for a person to
-read. When standard input closes, be it
-that the bootstrap was killed, this process ends all that it started and what it was told to guard.
+read. When standard input closes, be it that the bootstrap was killed, this process ends all that it started and what it
+was told to guard.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from raytrain.cluster.guardian import family, kill
 from raytrain.cluster.hardware import usable_cpus
 from raytrain.cluster.topology import EMULATED_GPU, EMULATED_LABEL
 from raytrain.errors import one_line
-from raytrain.ray_internals.devices import usable_gpus
-from raytrain.ray_internals.node import HostNode, Wanted, prepare_node, start_node
+from raytrain.ray_internals.devices import COUNT, usable_gpus
+from raytrain.ray_internals.node import HOST_NODE, HostNode, Wanted, prepare_node, start_node
 
 WATCH_EVERY_S = 0.5
 VITAL = ("gcs_server", "raylet")  # the cluster lives on without its dashboard or log monitor
@@ -46,6 +46,9 @@ def main() -> None:
         _say(answers, error=f"{type(error).__name__}: {one_line(error, 500)}")
         raise
     _say(answers, **node.facts(), number=spec["number"])
+    for contract in () if public_ray() else (HOST_NODE, COUNT):
+        if (words := contract.words()) is not None:
+            _say(answers, note=words)
     threading.Thread(target=_watch, args=(node, answers), daemon=True).start()
     guarded = [psutil.Process()]
     for line in questions:

@@ -65,6 +65,12 @@ def prepare_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in wanted}
 
 
+def prepare_public_ray_train() -> None:
+    """Where Ray Train is used as it is."""
+    for name, value in PUBLIC.items():
+        os.environ.setdefault(name, value)
+
+
 def prepare_own_cluster() -> None:
     """For clusters that raytrain itself starts: nobody drains their nodes through Ray, and to watch for it costs Ray
     Train ten seconds at the end of every run."""

@@ -11,7 +11,6 @@ import time
 
 import psutil
 
-from raytrain.cluster.environment import public_ray
 from raytrain.ray_internals.devices import find_gpus
 from raytrain.record.rows import Answer, Row, Timeline
 
@@ -25,9 +24,11 @@ class Sampler:
 
     Args:
         most: rows to keep at most.
+        public_ray: GPUs are read without Ray's own parts.
     """
 
-    def __init__(self, most: int, every_s: float = EVERY_S):
+    def __init__(self, most: int, every_s: float = EVERY_S, public_ray: bool = False):
+        self._public_ray = public_ray
         self._timeline, self._lock, self._every_s = Timeline(most), threading.Lock(), every_s
         threading.Thread(target=self._sample, name="raytrain-sampler", daemon=True).start()
 
@@ -37,7 +38,7 @@ class Sampler:
             return self._timeline.news(readings_a_row, known)
 
     def _sample(self) -> None:
-        host = HostMeter()
+        host = HostMeter(self._public_ray)
         due = time.monotonic()
         while True:
             due = max(due + self._every_s, time.monotonic())
@@ -50,9 +51,9 @@ class Sampler:
 class HostMeter:
     """Reads this host's counters; what goes by time is since the reading before."""
 
-    def __init__(self) -> None:
+    def __init__(self, public_ray: bool = False) -> None:
         self._at, self._busy_s, self._moved = time.monotonic(), _busy_s(), _bytes_moved()
-        self._gpus = find_gpus(public_ray())
+        self._gpus = find_gpus(public_ray)
 
     def read(self) -> Row:
         now, busy_s, moved = time.monotonic(), _busy_s(), _bytes_moved()

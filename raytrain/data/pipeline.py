@@ -6,7 +6,6 @@ import os
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, get_args
 
 import cloudpickle
@@ -21,7 +20,7 @@ from raytrain.data.sources.open import open_manifest
 from raytrain.data.sources.own import Samples, factory_of
 from raytrain.data.stages.registry import as_stage, parse_stage
 from raytrain.data.stages.stage import Stage
-from raytrain.errors import ConfigError, named
+from raytrain.errors import ConfigError, RaytrainError, named
 
 
 @dataclass(frozen=True)
@@ -149,15 +148,13 @@ class OpenPipeline:
         Raises:
             ConfigError: something of the user's cannot be pickled.
         """
-        return self._pickled
-
-    @cached_property
-    def _pickled(self) -> bytes:
         splits: dict[Split, SplitWork] = {"train": SplitWork(self.train, self._stages(self.pipeline.stages))}
         if self.validation is not None:
             splits["validation"] = SplitWork(self.validation, self._stages(self.pipeline.validation_stages or ()))
         try:
             return bytes(cloudpickle.dumps((own_code(), splits), protocol=pickle.HIGHEST_PROTOCOL))
+        except RaytrainError:
+            raise
         except Exception as error:  # noqa: BLE001 - a user's object may raise anything
             raise ConfigError(
                 f"the data and its stages cannot be sent to the workers: {named(error)}; let an object open files and "

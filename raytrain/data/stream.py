@@ -1,4 +1,4 @@
-"""The stream: one run of the Ray Data pipeline from a position to the end, and who gets which batch of it.
+"""The stream: everything that is prepared from a position to the end of the run.
 
 After a short execution that shows what a batch costs, one carries the whole run (every epoch, and the validation passes
 between them), so that workers stay warm and the next epoch is being prepared while this one ends.
@@ -152,9 +152,7 @@ class Stream:
             tasks = self._run_leg(tasks, work_ref)
             tries = tries + 1 if num_batches(tasks) == before else 0
             if tries == LEG_TRIES:
-                raise TrainingError(
-                    f"Ray Data lost the same batches {LEG_TRIES} times; see its log in the Ray session folder"
-                )
+                raise TrainingError(f"Ray lost the same batches {LEG_TRIES} times; see the logs in its session folder")
 
     def _run_leg(self, tasks: list[np.ndarray], work_ref: Any) -> list[np.ndarray]:
         """One Ray Data execution. Returns what did not come, as tasks.

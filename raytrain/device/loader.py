@@ -39,7 +39,7 @@ class RankIngest:
 
     Args:
         feed: handle of the Feed actor.
-        attempt: of this worker group, as `Feed.begin` was told.
+        attempt: of the ranks, as `Feed.begin` was told.
         plan: as `Feed.begin` returned it.
         normalize: None leaves the values as they are.
 

@@ -11,6 +11,8 @@ from functools import cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from raytrain.errors import RaytrainError
+
 
 @dataclass(frozen=True, eq=False)
 class Contract:
@@ -43,9 +45,17 @@ class Contract:
         once a process."""
         if public:
             return False
-        if broken := self.broken():
-            _say(self.does, self.instead, broken[0])
-        return not broken
+        if (words := self.words()) is not None:
+            _say(words)
+        return words is None
+
+    def words(self) -> str | None:
+        """What to say where this Ray is another one than the contract is about; None where it holds."""
+        if not (broken := self.broken()):
+            return None
+        import ray
+
+        return f"Ray {ray.__version__} lacks {broken[0]}; {self.does} now goes through Ray's public API: {self.instead}"
 
 
 def find(name: str) -> Any:
@@ -97,6 +107,8 @@ def _broken(contract: Contract) -> tuple[str, ...]:
 def _problem(attempt: Callable[..., Any], *arguments: str) -> str | None:
     try:
         attempt(*arguments)
+    except RaytrainError:
+        raise  # the user's Ctrl-C, say
     except LookupError as error:
         return str(error.args[0])
     except Exception as error:  # noqa: BLE001 - whatever another Ray does here, the public way is open
@@ -131,11 +143,5 @@ def names_in(code: CodeType) -> set[str]:
 
 
 @cache
-def _say(does: str, instead: str, missing: str) -> None:
-    import ray
-
-    print(  # noqa: T201
-        f"raytrain: Ray {ray.__version__} lacks {missing}; {does} now goes through Ray's public API: {instead}",
-        file=sys.stderr,
-        flush=True,
-    )
+def _say(words: str) -> None:
+    print(f"raytrain: {words}", file=sys.stderr, flush=True)  # noqa: T201

@@ -101,8 +101,9 @@ def prepare_node(public: bool) -> None:
 
 
 def start_node(wanted: Wanted, public: bool) -> HostNode:
-    """Raises:
-    Exception: Ray did not start.
+    """
+    Raises:
+        Exception: Ray did not start.
     """
     return _OwnedNode(wanted) if HOST_NODE.holds(public) else _StartedNode(wanted)
 
@@ -324,7 +325,12 @@ class LocalNodes:
 def _children() -> set[int]:
     import psutil
 
-    return {child.pid for child in psutil.Process().children()}
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if any("ray" in word for word in child.cmdline()[:3]):  # not what another thread may start meanwhile
+                found.add(child.pid)
+    return found
 
 
 @contextlib.contextmanager

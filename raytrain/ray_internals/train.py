@@ -168,11 +168,10 @@ class NoNewRay:
     """While a thread of this process may go on without its Ray: Ray's functions start no other for it."""
 
     def __init__(self, public: bool) -> None:
-        self._left = False
-        self._possible = RAY_TRAIN.holds(public)
+        self._left, self._public = False, public
 
     def begin(self) -> None:
-        if self._possible:
+        if RAY_TRAIN.holds(self._public):
             from ray._private import auto_init_hook
 
             self._left = auto_init_hook.enable_auto_connect

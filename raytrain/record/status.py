@@ -91,7 +91,8 @@ class Status:
     """What the feed knows of a run.
 
     Attributes:
-        progress, results: by rank; a rank's result comes after its last progress.
+        progress, results: by rank; a rank's result comes after its last progress, which is an earlier attempt's until
+            the next has done a step.
         num_ready: batches that are ready and not yet taken.
         first_ready_at: time.time() at which the first batch was.
         attempts: how often the ranks have begun.

@@ -37,7 +37,7 @@ from raytrain.errors import (
 from raytrain.record.schema import RunRecord
 from raytrain.run.actors import start_feed, start_keeper
 from raytrain.run.checks import checked
-from raytrain.run.course import Course, Watch
+from raytrain.run.course import Course, Seen, Watch
 from raytrain.run.folder import RunFolder
 from raytrain.run.hosted import deliver
 from raytrain.run.load import Samplers, machines
@@ -79,8 +79,8 @@ def run(
     Raises:
         RaytrainError: what went wrong, or Stopped after Ctrl-C or SIGTERM.
     """
-    pipeline = checked(train_loop, pipeline, job)
     times = {"environment": prepare_environment(), "started_at": started_at or time.time()}
+    pipeline = checked(train_loop, pipeline, job)
     if nodes and address:
         raise ConfigError("--nodes starts a cluster and --address attaches to one; give one of them")
     groups = parse_nodes(nodes) if nodes else ()
@@ -217,14 +217,28 @@ def _end(plan: RunPlan, course: Course, error: RaytrainError | None) -> RunRecor
         RaytrainError: `error`, or CheckpointError if nothing else was wrong.
     """
     if course.began_at is not None:
-        seen, folder = course.close(), plan.options.folder
-        folder.keep_earlier_record()
-        record = build_record(plan, seen, error, command=list(sys.argv))
-        record.write(folder.record)
-        if plan.options.kept is not None or error is None:
-            _leave(folder, plan.options.kept, error)
+        folder, kept = plan.options.folder, plan.options.kept
+        try:
+            seen = course.close()
+            folder.keep_earlier_record()
+            record = _write_record(plan, seen, error)
+        except (OSError, RaytrainError) as problem:
+            error = _or_tell(error, f"the run's record could not be written: {one_line(problem, 300)}")
+            raise error from None
+        if kept is not None or error is None:
+            try:
+                _leave(folder, kept, error)
+            except CheckpointError as problem:
+                error = problem
+                _write_record(plan, seen, error)
     if error is not None:
         raise error
+    return record
+
+
+def _write_record(plan: RunPlan, seen: Seen, error: RaytrainError | None) -> RunRecord:
+    record = build_record(plan, seen, error, command=list(sys.argv))
+    record.write(plan.options.folder.record)
     return record
 
 
@@ -239,7 +253,14 @@ def _leave(folder: RunFolder, kept: JobFolders | None, error: RaytrainError | No
         deliver(folder, kept)
     except (OSError, RuntimeError, RaytrainError) as problem:  # torch.save raises RuntimeError on a full disk
         what = "model could not be written" if kept is None else "record and model could not be left for SageMaker"
-        text = f"the run's {what}: {one_line(problem, 300)}"
-        if error is None:
-            raise CheckpointError(text) from None
-        print(f"raytrain: {text}", file=sys.stderr)  # noqa: T201 - the run's own error follows
+        told = _or_tell(error, f"the run's {what}: {one_line(problem, 300)}")
+        if told is not error:
+            raise told from None
+
+
+def _or_tell(error: RaytrainError | None, text: str) -> RaytrainError:
+    """What ended the run: `error`, after a line about what went wrong at its end too; or that."""
+    if error is None:
+        return CheckpointError(text)
+    print(f"raytrain: {text}", file=sys.stderr)  # noqa: T201 - the run's own error follows
+    return error

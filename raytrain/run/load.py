@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from raytrain.cluster.environment import public_ray
 from raytrain.cluster.load import Sampler
 from raytrain.cluster.topology import Topology
 from raytrain.record.rows import Timeline
@@ -104,7 +105,7 @@ def start_samplers(machines: Sequence[Machine]) -> dict[Machine, Any]:
     found = {}
     for machine in machines:
         where = {"ray.io/node-id": machine.node_id} if machine.node_id else here()
-        found[machine] = actor.options(label_selector=where).remote(2 * POINTS)
+        found[machine] = actor.options(label_selector=where).remote(2 * POINTS, public_ray=public_ray())
     return found
 
 

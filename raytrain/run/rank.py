@@ -106,7 +106,7 @@ def _train(
         keep=Writer(work.keeper),
     )
     try:
-        (work.loop or loop_of(work.job))(ctx)
+        (loop_of(work.job) if work.loop is None else work.loop)(ctx)
     except StopTraining:
         pass
     finally:

@@ -291,16 +291,21 @@ def _copy_own_modules(job: Job, code: Path, source: Path) -> None:
     """
     given = {path.name.removesuffix(".py") for path in code.iterdir()}
     for name, module in own_sources(job.imports).items():
-        if top_of(name) in given:
-            continue
-        path = Path(module.file)
-        if module.text:
-            _refuse_secret(path.name, path, path.resolve().parent)
         target = (
             code.joinpath(*name.split("."), "__init__.py")
             if module.is_package
             else code / f"{name.replace('.', '/')}.py"
         )
+        path = Path(module.file)
+        if top_of(name) in given:
+            if module.text and not (target.is_file() and target.read_bytes() == module.text):
+                raise ConfigError(
+                    f"module {name!r} is {path}, but {source} has another {top_of(name)!r}, which the job would import "
+                    "in its place; rename one of them"
+                )
+            continue
+        if module.text:
+            _refuse_secret(path.name, path, path.resolve().parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(module.text)
     there = {path.name.removesuffix(".py") for path in code.iterdir()}

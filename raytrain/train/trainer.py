@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raytrain.cluster.environment import public_ray, without_own
+from raytrain.cluster.environment import prepare_public_ray_train, public_ray, without_own
 from raytrain.errors import RaytrainError, TrainingError
 from raytrain.ray_internals.train import NoNewRay, causes, trainer_class
 
@@ -52,9 +52,12 @@ def run_trainer(
         TrainingError: any other failure, with its last line.
     """
     import ray.train
-    from ray.train.torch import TorchConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-    trainer = trainer_class(public_ray())(
+    kind = trainer_class(public_ray())
+    if kind is TorchTrainer:
+        prepare_public_ray_train()
+    trainer = kind(
         run_rank,
         train_loop_config={"work": config},
         torch_config=TorchConfig(backend="nccl" if ranks.use_gpu else "gloo"),
@@ -99,6 +102,7 @@ class Training:
         except BaseException as error:  # noqa: BLE001 - the caller's thread raises it again
             self.failure = error
         finally:
+            self._loop.close()
             self._over.set()
             self._no_new_ray.end()
 

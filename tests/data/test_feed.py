@@ -157,7 +157,7 @@ def test_batches_that_never_come_end_the_run(two_nodes, pets, monkeypatch):
     monkeypatch.setattr(module, "run_tasks", lambda *arguments: lossy(real(*arguments)))
     feed = make_feed(two_nodes, pets, epochs=1, ready_per_rank=99)
     feed.begin("a", Position(), 1, 0)
-    with pytest.raises(AssertionError, match="Ray Data lost the same batches 3 times"):
+    with pytest.raises(AssertionError, match="Ray lost the same batches 3 times"):
         take_all(feed)
 
 

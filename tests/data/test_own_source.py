@@ -20,7 +20,7 @@ from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.producer import Producer, StreamWork
 from raytrain.data.sources import own
 from raytrain.data.sources.open import open_manifest
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, Stopped
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
@@ -133,6 +133,25 @@ def test_labels_that_it_has_are_not_read_sample_by_sample(monkeypatch):
         assert manifest.labels.tolist() == LABELS
     with pytest.raises(DataError, match="source 'Photos' has 6 samples and no `labels`: give it an attribute of that"):
         open_manifest(Photos())
+
+
+class Interrupted(Photos):
+    """Ctrl-C comes while sample `at` is being read, or the labels are."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def __getitem__(self, index):
+        if index == self.at:
+            raise Stopped("stopped before training began", 2)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_ctrl_c_while_it_is_listed_is_a_stop(at):
+    with pytest.raises(Stopped):
+        own.open_samples(Interrupted(at), "slow", ())
 
 
 def test_samples_that_cannot_be_read_are_left_out_and_listed():

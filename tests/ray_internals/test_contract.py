@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from raytrain import ray_internals
+from raytrain.errors import Stopped
 from raytrain.ray_internals import contract as module
 from raytrain.ray_internals.contract import Contract, find
 
@@ -43,6 +44,16 @@ def test_this_ray_has(does, name):
 @pytest.mark.parametrize("does", CONTRACTS)
 def test_this_ray_keeps_the_contract(does):
     assert CONTRACTS[does].broken() == []
+
+
+def test_a_users_ctrl_c_in_the_midst_of_a_check_is_no_broken_contract(capsys):
+    def stop():
+        raise Stopped("stopped before training began", 2)
+
+    contract = Contract("this", (), "much", "otherwise", proof=stop)
+    with pytest.raises(Stopped):
+        contract.holds(False)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from conftest import run_cli
 
 from raytrain.cluster.environment import emulated_gpus, job_folders
 from raytrain.config.job import Job
-from raytrain.errors import CheckpointError, ConfigError
-from raytrain.record.schema import read_record
+from raytrain.errors import CheckpointError, ConfigError, TrainingError
+from raytrain.record.schema import RunRecord, read_record
 from raytrain.run.folder import RunFolder
 from raytrain.run.hosted import deliver, hosted
 from raytrain.train.checkpoints import checkpoint, shelf
@@ -99,6 +100,53 @@ def test_what_cannot_be_left_does_not_hide_the_runs_own_end(ml, capsys, monkeypa
     assert "record and model could not be left for SageMaker: [Errno 28] No space left" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="record and model could not be left for SageMaker"):
         driver._leave(folder, job_folders(), None)
+
+
+@pytest.fixture
+def ending(tmp_path, record, monkeypatch):
+    """A run that is about to end: its plan, and what was seen of it."""
+    from raytrain.run import driver
+
+    def build(plan, seen, error, command):
+        return record.model_copy(update={"status": "failed" if error else "finished", "error": error and str(error)})
+
+    monkeypatch.setattr(driver, "build_record", build)
+    folder = RunFolder(tmp_path / "runs" / "a")
+    folder.path.mkdir(parents=True)
+    plan = SimpleNamespace(options=SimpleNamespace(folder=folder, kept=None))
+    return driver, plan, SimpleNamespace(began_at=1.0, close=lambda: None), folder
+
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_run_whose_model_cannot_be_written_has_failed_by_its_record_too(ending, monkeypatch):
+    driver, plan, course, folder = ending
+    monkeypatch.setattr(driver, "deliver", full)
+    with pytest.raises(CheckpointError, match="the run's model could not be written: .*No space left"):
+        driver._end(plan, course, None)
+    left = read_record(folder.record)
+    assert left.status == "failed" and "the run's model could not be written" in left.error
+
+
+@pytest.mark.parametrize("error", [None, TrainingError("the loop failed")])
+def test_a_record_that_cannot_be_written_does_not_hide_what_ended_the_run(ending, monkeypatch, capsys, error):
+    driver, plan, course, folder = ending
+    monkeypatch.setattr(RunRecord, "write", full)
+    with pytest.raises(CheckpointError if error is None else TrainingError) as caught:
+        driver._end(plan, course, error)
+    told = str(caught.value) if error is None else capsys.readouterr().err
+    assert "the run's record could not be written: [Errno 28] No space left on device" in told
+    assert error is None or caught.value is error
+
+
+def test_what_ended_before_it_began_leaves_no_record(ending):
+    driver, plan, course, folder = ending
+    course.began_at = None
+    with pytest.raises(TrainingError, match="early"):
+        driver._end(plan, course, TrainingError("early"))
+    assert not folder.record.exists()
 
 
 def write(folder, number, score, weight):

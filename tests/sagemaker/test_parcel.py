@@ -85,8 +85,8 @@ NAMES = {
 
 
 def test_modules_that_the_job_names_go_with_it(cloud_tree, source, tmp_path, beside):
-    """With what they import; what the source folder has itself stays as it is there."""
-    (source / "loops.py").write_text("# the folder's own")
+    """With what they import; what the source folder has too is not packed twice."""
+    (source / "loops.py").write_text((beside / "loops.py").read_text())
     found = pack(Job.from_dict({**cloud_tree, **NAMES}), tmp_path / "staged")
     files = {p.relative_to(found.code).as_posix() for p in found.code.rglob("*.py")}
     assert {name for name in files if not name.startswith("raytrain/")} == {
@@ -97,8 +97,16 @@ def test_modules_that_the_job_names_go_with_it(cloud_tree, source, tmp_path, bes
         "photos/deep/__init__.py",
         "photos/deep/sources.py",
     }
-    assert (found.code / "loops.py").read_text() == "# the folder's own"
     assert (found.code / "photos/deep/sources.py").read_text() == "class Photos:\n    pass\n"
+
+
+@pytest.mark.parametrize("other", ["loops.py", "photos/elsewhere.txt"])
+def test_another_module_of_that_name_in_the_source_folder_is_no_substitute(cloud_tree, source, tmp_path, beside, other):
+    """It would be imported in the place of the one that was checked here."""
+    (source / other).parent.mkdir(exist_ok=True)
+    (source / other).write_text("# another")
+    with pytest.raises(ConfigError, match="in its place; rename one of them"):
+        pack(Job.from_dict({**cloud_tree, **NAMES}), tmp_path / "staged")
 
 
 def test_a_module_that_is_nowhere_is_missed_before_the_launch(cloud_tree, source, tmp_path, beside):

@@ -19,7 +19,7 @@ import pyarrow as pa
 from raytrain.config.own_code import import_object, own_place
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stages.options import check_options
-from raytrain.errors import ConfigError, DataError, named, one_line
+from raytrain.errors import ConfigError, DataError, RaytrainError, named, one_line
 
 if TYPE_CHECKING:
     from raytrain.config.data import OwnSource
@@ -76,6 +76,8 @@ def open_own(source: OwnSource, classes: tuple[str, ...]) -> Manifest:
     """
     try:
         samples = import_object(source.kind)(**source.options)
+    except RaytrainError:
+        raise
     except Exception as error:  # noqa: BLE001 - a user's class may raise anything
         raise DataError(f"source {source.kind!r} cannot be made: {named(error)}{own_place(error)}") from None
     if not isinstance(samples, Samples):
@@ -98,7 +100,7 @@ def open_samples(samples: Samples, name: str, classes: tuple[str, ...]) -> Manif
     try:
         count = len(samples)
         labels = _labels(samples, name, count)
-    except DataError:
+    except RaytrainError:
         raise
     except Exception as error:  # noqa: BLE001
         raise DataError(f"source {name!r} cannot be listed: {named(error)}{own_place(error)}") from None
@@ -133,7 +135,7 @@ class OwnReader:
         try:
             image, label = _pair(self.samples[index], place)
             array = _array(image, place)
-        except DataError:
+        except RaytrainError:
             raise
         except Exception as error:  # noqa: BLE001
             return error.with_traceback(None)
