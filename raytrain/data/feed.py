@@ -119,11 +119,8 @@ class Feed:
             share = self._options.max_corrupt_share
             limit = most_corrupt(share, total)
             if len(bad) > limit and self._fatal is None:
-                some = "; ".join(f"{failure.where} ({failure.reason})" for failure in bad[:3])
-                self._fatal = DataError(
-                    f"{len(bad)} of {total:,} {split} samples ({len(bad) / total:.2%}) could not be prepared; "
-                    f"data.max_corrupt_share: {share:g} allows {limit:,} of them: {some}{'; …' if len(bad) > 3 else ''}"
-                )
+                allowed = f"data.max_corrupt_share: {share:g} allows {limit:,} of them"
+                self._fatal = DataError(f"{_told(bad, total, split)}; {allowed}: {_some(bad)}")
             self._changed.notify_all()
 
     def fail(self, attempt: str | None, error: Exception) -> None:
@@ -181,6 +178,19 @@ class Feed:
                 failures=[(split, failure) for (split, _), failure in self._failures.items()],
                 fatal=self._fatal,
             )
+
+
+def _told(bad: list[Failure], total: int, split: Split) -> str:
+    """What went wrong: one stage, where each failed there and in the same way, else the samples."""
+    count = f"{len(bad)} of {total:,} {split} samples ({len(bad) / total:.2%})"
+    stage, reason = bad[0].stage, bad[0].reason
+    if stage is None or any((failure.stage, failure.reason) != (stage, reason) for failure in bad):
+        return f"{count} could not be prepared"
+    return f"the stage `{stage}` failed on {count}, always with {reason}; mend it, or what comes before it"
+
+
+def _some(bad: list[Failure]) -> str:
+    return "; ".join(f"{failure.where} ({failure.reason})" for failure in bad[:3]) + ("; …" if len(bad) > 3 else "")
 
 
 def _same_start(one: StreamPlan, other: StreamPlan) -> bool:

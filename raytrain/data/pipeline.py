@@ -18,7 +18,7 @@ from raytrain.data.producer import SplitWork
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.open import open_manifest
 from raytrain.data.sources.own import Samples, factory_of
-from raytrain.data.stages.registry import as_stage, parse_stage
+from raytrain.data.stages.registry import as_stage, needs_image, parse_stage
 from raytrain.data.stages.stage import Stage
 from raytrain.errors import ConfigError, RaytrainError, named
 
@@ -90,12 +90,15 @@ class Pipeline:
 
         Raises:
             DataError: as `open_manifest` says.
-            ConfigError: a data set of the user's own cannot be pickled.
+            ConfigError: a source gives encoded images, and the stages do not decode them first; or a data set of the
+                user's own cannot be pickled.
         """
         train = open_manifest(self.train, seed=seed)
+        _check_decoded("stages", self.stages, train, self.train)
         validation = None
         if self.validation is not None:
             validation = open_manifest(self.validation, seed=seed + 1, classes=train.classes)
+            _check_decoded("validation_stages", self.validation_stages, validation, self.validation)
         opened = OpenPipeline(self, train, validation)
         if not all(isinstance(each, BuiltInSource | None) for each in (self.train, self.validation)):
             opened.pickled_splits()  # before anything is started
@@ -127,6 +130,19 @@ def _as_stages(name: str, given: Any) -> tuple[Stage, ...]:
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ConfigError(f"Pipeline: {name} must be a list of stages, such as [decode(), resize(32)], not {given!r}")
     return tuple(as_stage(each) for each in given)
+
+
+def _check_decoded(name: str, stages: Sequence[Stage], manifest: Manifest, source: Source) -> None:
+    """Of a stage of the user's own nobody knows what it takes."""
+    if not manifest.encoded:
+        return
+    if not stages:
+        raise ConfigError(f"data.{name}: {source.kind} gives encoded bytes, and no stage decodes them; add `decode`")
+    if needs_image(stages[0]):
+        raise ConfigError(
+            f"data.{name}: `{stages[0].name}` needs decoded images and {source.kind} gives encoded bytes; put `decode` "
+            "before it"
+        )
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from raytrain.data.block import NO_SAMPLE, Header, Prepared, to_table
 from raytrain.data.order import SampleRng, Segment, Split, StreamPlan
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stage_clock import StageClock
+from raytrain.data.stages.images import decode_image
 from raytrain.data.stages.stage import Stage
-from raytrain.errors import ConfigError, DataError, one_line
+from raytrain.errors import ConfigError, DataError, named
 from raytrain.record.status import Failure
 
 CACHED_SEGMENTS = 3
@@ -48,6 +49,14 @@ class StreamWork:
     def splits(self) -> dict[Split, SplitWork]:
         _, splits = pickle.loads(self.splits_pickle)
         return splits
+
+
+class StageFailed(Exception):
+    """On one sample: `error`, in `stage`, or in the decoding where that is None."""
+
+    def __init__(self, error: Exception, stage: str | None):
+        super().__init__(error)
+        self.error, self.stage = error, stage
 
 
 class Producer:
@@ -93,11 +102,9 @@ class Producer:
             rng = self._rng.of(epoch, index) if random else None
             try:
                 image = _run(split.stages, sample, rng, clock)
-            except ConfigError:  # a stage that no sample can pass
-                raise
-            except Exception as error:  # noqa: BLE001 - a user's stage may raise anything; it is counted and listed
-                reason = f"{type(error).__name__}: {one_line(error)}"
-                failures.append(Failure(int(index), split.manifest.describe(index), reason[:300]))
+            except StageFailed as failed:  # it is counted and listed
+                where, reason = split.manifest.describe(index), named(failed.error)[:300]
+                failures.append(Failure(int(index), where, reason, failed.stage))
                 continue
             if images and (image.shape != images[0].shape or image.dtype != images[0].dtype):
                 raise DataError(
@@ -148,9 +155,7 @@ class Producer:
                 sample = split.manifest.read_many([index])[0]
                 clock = StageClock(s.name for s in split.stages)  # read by nobody: this is not the batch's own work
                 return np.empty_like(_run(split.stages, sample, self._rng.of(epoch, index), clock))
-            except ConfigError:
-                raise
-            except Exception:  # noqa: BLE001, S112 - undecodable too: counted when its own batch is made
+            except StageFailed:  # undecodable too: counted when its own batch is made
                 continue
         return NO_SAMPLE
 
@@ -172,14 +177,25 @@ class Producer:
 def _run(
     stages: tuple[Stage, ...], sample: np.ndarray | Exception, rng: np.random.Generator | None, clock: StageClock
 ) -> np.ndarray:
-    if isinstance(sample, Exception):
-        raise sample
+    """
+    Raises:
+        StageFailed: on this sample.
+        ConfigError: a stage that no sample can pass.
+    """
+    if isinstance(sample, Exception):  # a source of the user's own could not read it
+        raise StageFailed(sample, None)
     clock.begin()
     for each in stages:
-        sample = each(sample, rng)
+        try:
+            sample = each(sample, rng)
+        except ConfigError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a user's stage may raise anything
+            raise StageFailed(error, None if each.function is decode_image else each.name) from None
         clock.lap(each.name)
     if not isinstance(sample, np.ndarray):
-        raise TypeError(f"the last stage returned {type(sample).__name__}, expected a NumPy array")
+        last = stages[-1].name if stages else None
+        raise StageFailed(TypeError(f"the last stage returned {type(sample).__name__}, expected a NumPy array"), last)
     return sample
 
 

@@ -12,11 +12,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample that could not be prepared."""
+    """A sample that could not be prepared.
+
+    Attributes:
+        stage: that failed; None where it was the decoding, so that the sample is at fault.
+    """
 
     id: int
     where: str
     reason: str
+    stage: str | None = None
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,31 @@ def test_samples_that_fail_are_counted_once_and_end_the_run_past_the_limit(make)
     assert text.endswith("2.jpg (ValueError: broken); …")
 
 
+def failed_in(number, stage="speckle", reason="IndexError: tuple index out of range"):
+    return Failure(number, f"{number}.jpg", reason, stage)
+
+
+def test_a_stage_that_always_fails_in_the_same_way_is_named_in_place_of_the_samples(make):
+    feed = make(max_corrupt=1)
+    feed.failures("train", [failed_in(1), failed_in(2)])
+    assert str(feed.status().fatal) == (
+        "the stage `speckle` failed on 2 of 40 train samples (5.00%), always with IndexError: tuple index out of "
+        "range; mend it, or what comes before it; data.max_corrupt_share: 0.025 allows 1 of them: "
+        "1.jpg (IndexError: tuple index out of range); 2.jpg (IndexError: tuple index out of range)"
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [failed_in(2, "blur"), failed_in(2, reason="ValueError: grey"), Failure(2, "2.jpg", failed_in(2).reason)],
+    ids=["another stage", "another error", "decoding"],
+)
+def test_samples_that_fail_in_several_ways_are_counted_as_samples(make, other):
+    feed = make(max_corrupt=1)
+    feed.failures("train", [failed_in(1), other])
+    assert str(feed.status().fatal).startswith("2 of 40 train samples (5.00%) could not be prepared; data.max_")
+
+
 def test_the_first_error_ends_the_run(make):
     feed = make()
     feed.fail("a", TrainingError("one"))

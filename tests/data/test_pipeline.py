@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from formats import write_parquet, write_shards
 
 from raytrain import Pipeline
 from raytrain.config.data import Normalize
 from raytrain.config.job import Job
-from raytrain.data import decode, image_folder, parquet, resize, synthetic
+from raytrain.data import cast, decode, flip, image_folder, parquet, resize, synthetic, torchvision, webdataset
 from raytrain.errors import ConfigError
 from raytrain.run.checks import check_data, checked
 
@@ -77,6 +80,44 @@ def test_a_wrong_source_is_one_clear_line(source, message):
     with pytest.raises(ConfigError) as caught:
         source()
     assert str(caught.value) == message
+
+
+ENCODED = {
+    "image_folder": lambda images, folder: image_folder(images),
+    "webdataset": lambda images, folder: webdataset(write_shards(folder / "w", images)),
+    "parquet": lambda images, folder: parquet(write_parquet(folder / "p", images)),
+    "parquet of Hugging Face": lambda images, folder: parquet(write_parquet(folder / "h", images, struct=True)),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+@pytest.mark.parametrize("first", [resize(3), flip(), cast("float16"), torchvision("RandomHorizontalFlip")])
+def test_a_late_decode_is_refused_before_anything_is_started(images, tmp_path, kind, first):
+    source = ENCODED[kind](images / "train", tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        Pipeline(source, [first, decode()]).open(0)
+    assert str(caught.value) == (
+        f"data.stages: `{first.name}` needs decoded images and {kind.split()[0]} gives encoded bytes; put `decode` "
+        "before it"
+    )
+
+
+def test_a_missing_decode_is_refused_of_either_split(images):
+    source = image_folder(images / "train")
+    with pytest.raises(ConfigError, match="data.stages: image_folder gives encoded bytes, and no stage decodes them; "):
+        Pipeline(source).open(0)
+    stages = {"validation": source, "validation_stages": [resize(3)]}
+    with pytest.raises(ConfigError, match="data.validation_stages: `resize` needs decoded images and image_folder "):
+        Pipeline(source, [decode(), resize(3)], **stages).open(0)
+
+
+def test_what_is_decoded_or_may_be_needs_no_decode(images, tmp_path):
+    arrays = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((5, 4, 4, 3), np.uint8))
+    pq.write_table(pa.table({"image": arrays, "label": pa.array(range(5))}), tmp_path / "arrays.parquet")
+    for source in (parquet(tmp_path / "arrays.parquet"), synthetic(5)):
+        assert Pipeline(source, [resize(3)]).open(0).train.num_samples == 5
+        assert Pipeline(source).open(0).train.num_samples == 5
+    Pipeline(image_folder(images / "train"), [lambda data: data, resize(3)]).open(0)  # one's own may decode
 
 
 def test_a_dictionary_will_do_for_the_normalisation():

@@ -152,6 +152,20 @@ def test_a_corrupt_image_is_left_out_and_named(folder):
     assert failure == codec.Failure(2, f"{folder}/cat/002.jpg", "ValueError: not a decodable image")
 
 
+def test_a_sample_that_a_stage_fails_on_is_left_out_with_the_stages_name(folder):
+    def grumble(image, rng):
+        raise IndexError("tuple index out of range")
+
+    def nothing(image):
+        return None
+
+    [first, *_] = producer(folder, [decode(), grumble], batch_size=9).batch(0, 0).header.failures
+    assert (first.reason, first.stage) == ("IndexError: tuple index out of range", "grumble")
+    [first, *_] = producer(folder, [decode(), nothing], batch_size=9).batch(0, 0).header.failures
+    assert first.reason == "TypeError: the last stage returned NoneType, expected a NumPy array"
+    assert first.stage == "nothing"
+
+
 def test_a_stage_that_no_sample_can_pass_ends_the_run_and_is_no_corrupt_sample(folder):
     made = producer(folder, [decode(), torchvision("NoSuchThing")])
     with pytest.raises(ConfigError, match="torchvision has no transform 'NoSuchThing'"):

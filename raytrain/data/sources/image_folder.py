@@ -47,7 +47,8 @@ def open_image_folder(source: ImageFolderSource, classes: tuple[str, ...]) -> Ma
     classes = classes or tuple(found)
     number = {name: label for label, name in enumerate(classes)}
     labels = np.fromiter((number[name.split("/", 1)[0]] for name in images), dtype=np.int64, count=len(images))
-    return Manifest(pa.table({"label": labels, "key": pa.array(images)}), FileReader(filesystem, root), classes)
+    rows = pa.table({"label": labels, "key": pa.array(images)})
+    return Manifest(rows, FileReader(filesystem, root), classes, encoded=True)
 
 
 def _refuse_unreadable(root: str, names: list[str]) -> None:

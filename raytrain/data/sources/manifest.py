@@ -42,12 +42,14 @@ class Manifest:
         classes: class names by label, when the source names them.
         group_starts: int64, first id of every run of samples that are stored together (Parquet row groups), or None
             when each can be read alone. A shuffle then stays within a few runs at a time.
+        encoded: the samples are known to be bytes of image files, which a stage must decode.
     """
 
     rows: pa.Table
     reader: Reader
     classes: tuple[str, ...] = ()
     group_starts: np.ndarray | None = None
+    encoded: bool = False
 
     @property
     def num_samples(self) -> int:

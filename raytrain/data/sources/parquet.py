@@ -38,6 +38,7 @@ def open_parquet(source: ParquetSource, classes: tuple[str, ...]) -> Manifest:
     labels: list[pa.Array] = []
     starts: list[int] = []
     total = 0
+    encoded = True
     for number, path in enumerate(files):
         try:
             with filesystem.open_input_file(path) as handle:
@@ -45,6 +46,7 @@ def open_parquet(source: ParquetSource, classes: tuple[str, ...]) -> Manifest:
                 for column in (source.image_column, source.label_column):
                     if column not in file.schema_arrow.names:
                         raise DataError(f"{path} has no column {column!r}; it has {', '.join(file.schema_arrow.names)}")
+                encoded = encoded and _is_encoded(file.schema_arrow.field(source.image_column).type)
                 labels += file.read(columns=[source.label_column]).column(0).chunks
                 sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
         except (OSError, pa.ArrowException) as error:
@@ -60,7 +62,14 @@ def open_parquet(source: ParquetSource, classes: tuple[str, ...]) -> Manifest:
     label, classes = _number(pa.chunked_array(labels), classes, source)
     rows = pa.table({"label": label, **{name: np.concatenate(parts) for name, parts in columns.items()}})
     reader = ParquetReader(filesystem, tuple(files), source.image_column, source.shape)
-    return Manifest(rows, reader, classes, np.asarray(starts, dtype=np.int64))
+    return Manifest(rows, reader, classes, np.asarray(starts, dtype=np.int64), encoded)
+
+
+def _is_encoded(column: pa.DataType) -> bool:
+    if pa.types.is_struct(column):  # the {bytes, path} of Hugging Face data sets
+        place = column.get_field_index("bytes")
+        column = column if place < 0 else column.field(place).type
+    return pa.types.is_binary(column) or pa.types.is_large_binary(column)
 
 
 def _number(

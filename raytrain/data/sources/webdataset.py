@@ -43,7 +43,7 @@ def open_webdataset(source: WebDatasetSource) -> Manifest:
             for column, value in zip(columns, (parts["label"], number, key, *parts["image"]), strict=True):
                 columns[column].append(value)
     rows = pa.table({k: v if k == "key" else np.asarray(v, dtype=np.int64) for k, v in columns.items()})
-    return Manifest(rows, ShardReader(filesystem, tuple(shards)))
+    return Manifest(rows, ShardReader(filesystem, tuple(shards)), encoded=True)
 
 
 def _samples_of(tar: tarfile.TarFile, label_extension: str) -> dict[str, dict[str, Any]]:

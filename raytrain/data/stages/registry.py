@@ -9,6 +9,7 @@ from typing import Any
 
 from raytrain import data, public_names
 from raytrain.config.own_code import import_object
+from raytrain.data.stages.images import decode_image
 from raytrain.data.stages.options import check_options
 from raytrain.data.stages.stage import Stage, stage
 from raytrain.data.stages.torchvision import apply_transform, draws
@@ -28,6 +29,12 @@ def as_stage(value: Any) -> Stage:
     if callable(value):
         return stage(value)
     raise ConfigError(f"{value!r} is not a stage: give a function of one array, or a torchvision v2 transform")
+
+
+def needs_image(stage: Stage) -> bool:
+    """Whether it is one of ours, and takes an image that has been decoded."""
+    module = getattr(stage.function, "__module__", None) or ""
+    return module.startswith("raytrain.data.stages.") and stage.function is not decode_image
 
 
 # --- from a job file ----------------------------------------------------------------------------------------------
