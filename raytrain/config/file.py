@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import types
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -95,6 +96,7 @@ def explain(error: ValidationError, root: type[BaseModel], where: str) -> str:
         problems.setdefault(".".join(str(part) for part in place), (place, each))
     # of a value that may be one of two things there is a problem each; the one that got further says more
     keys = [key for key in problems if not any(other.startswith(f"{key}.") for other in problems)]
+    keys.sort(key=lambda key: problems[key][1]["type"] == "missing")  # what is missing may only be mistyped
     place, first = problems[keys[0]]
     more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
     return f"{where}: {_problem(first, place, root)}{more}"
@@ -107,6 +109,8 @@ def _problem(found: Any, place: tuple[Any, ...], root: type[BaseModel]) -> str:
         fields = {name for section in _models_in(here) for name in section.model_fields}
         hint = nearest(str(place[-1]), fields)
         return f"unknown key {key!r}{hint}" + ("" if hint else f" (known here: {', '.join(sorted(fields))})")
+    if kind == "union_tag_not_found" and (mistyped := get_close_matches("kind", map(str, found["input"]), n=1)):
+        return f"unknown key {f'{key}.{mistyped[0]}'!r}; did you mean 'kind'?"
     if kind == "missing":
         return f"{key!r} is missing"
     if kind.startswith("union_tag_"):

@@ -72,7 +72,13 @@ def test_set_overrides_a_key_with_a_yaml_value(job_file):
         ("data.train={kind: 'mine:Photos', 3: 4}", r"unknown key 'data.train.3'"),
         ("data.train={path: x}", r"data.train: 'kind' is missing; it is one of image_folder, parquet, "),
         ("data.train=folder", r"data.train must be a section of `key: value` lines \(given: 'folder'\)"),
-        ("data.train={kind: synthetic}", r"'data.train.num_samples' is missing"),
+        ("data.train={kind: synthetic}", r"'data.train.num_samples' is missing$"),
+        (
+            "data.train={kind: synthetic, samples: 20}",
+            r"unknown key 'data.train.samples'; did you mean 'num_samples'\? \(and 1 more\)",
+        ),
+        ("data.train={kind: parquet, pth: x}", r"unknown key 'data.train.pth'; did you mean 'path'\? \(and 1 more\)"),
+        ("data.train={knd: synthetic, num_samples: 5}", r"unknown key 'data.train.knd'; did you mean 'kind'\?$"),
         ("data.stages=decode", r"data.stages must be a list, such as \[a, b\] \(given: 'decode'\)"),
         (
             "data.stages=[3]",
