@@ -133,6 +133,13 @@ def named(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error, 500)}"
 
 
+def looked_for(path: str | Path) -> str:
+    """Where a relative path of this host leads, for a message that it is not there; an empty string for any other."""
+    if "://" in str(path) or Path(path).is_absolute():
+        return ""
+    return f" (looked for {Path(path).absolute()}; relative paths start where raytrain is started)"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as `; did you mean 'resize'?`, or an empty string when nothing is near."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

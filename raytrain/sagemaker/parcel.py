@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from raytrain.config.job import Job
 from raytrain.config.own_code import is_own_module, own_sources, top_of
-from raytrain.errors import ConfigError, one_line
+from raytrain.errors import ConfigError, looked_for, one_line
 from raytrain.sagemaker.drivers import REQUIREMENTS, write_drivers
 from raytrain.sagemaker.request import checkpoint_path, settings
 
@@ -92,7 +92,7 @@ def _pack(job: Job, folder: Path, base: Path) -> Parcel:
     asked = settings(job)
     source = base / asked.source_dir
     if not source.is_dir():
-        raise ConfigError(f"sagemaker.source_dir: there is no folder {source}")
+        raise ConfigError(f"sagemaker.source_dir: there is no folder {source}{looked_for(source)}")
     code, drivers = folder / "code", folder / "sm_drivers"
     code.mkdir(parents=True)
     drivers.mkdir()

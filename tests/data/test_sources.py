@@ -155,6 +155,18 @@ def test_hidden_and_foreign_files_are_passed_over(folder):
     assert open_manifest(image_folder(folder)).num_samples == 8
 
 
+def test_a_relative_path_that_does_not_exist_is_shown_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        open_manifest(image_folder("photos/trian"))
+    assert str(caught.value) == (
+        f"photos/trian does not exist (looked for {tmp_path}/photos/trian; relative paths start where raytrain is "
+        "started); check the path in the job file (data.*.path)"
+    )
+    with pytest.raises(DataError, match="/trian does not exist; check"):
+        open_manifest(image_folder(tmp_path / "trian"))
+
+
 def test_folders_that_hold_nothing_say_so(tmp_path):
     with pytest.raises(DataError, match="does not exist; check the path"):
         open_manifest(image_folder(tmp_path / "none"))
@@ -279,7 +291,7 @@ def test_s3_holds_the_same_samples(s3, folder, tmp_path):
     assert contents(open_manifest(parquet("s3://data/rows"))) == expected(folder)
     manifest = pickle.loads(pickle.dumps(open_manifest(image_folder("s3://data/images"))))
     assert contents(manifest) == expected(folder)
-    with pytest.raises(DataError, match="s3://data/nothing does not exist"):
+    with pytest.raises(DataError, match="s3://data/nothing does not exist; check"):
         open_manifest(image_folder("s3://data/nothing"))
     with pytest.raises(DataError, match="(cannot list|does not exist).*"):
         open_manifest(image_folder("s3://no-such-bucket/x"))

@@ -267,7 +267,7 @@ def test_a_pipe_is_refused(parcel, source):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source_dir": "/no/such"}, "sagemaker.source_dir: there is no folder /no/such"),
+        ({"source_dir": "/no/such"}, "sagemaker.source_dir: there is no folder /no/such$"),
         ({"program": ["other.py"]}, "sagemaker.program: other.py is not in"),
         ({"program": []}, "sagemaker.program is empty"),
     ],
@@ -275,6 +275,16 @@ def test_a_pipe_is_refused(parcel, source):
 def test_a_folder_without_its_program(parcel, changes, message):
     with pytest.raises(ConfigError, match=message):
         parcel(**changes)
+
+
+def test_a_relative_source_folder_that_does_not_exist_is_shown_whole(parcel, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        parcel(source_dir="sorce")
+    assert str(caught.value) == (
+        f"sagemaker.source_dir: there is no folder sorce (looked for {tmp_path}/sorce; relative paths start where "
+        "raytrain is started)"
+    )
 
 
 def test_the_name_raytrain_is_taken(parcel, source):

@@ -11,7 +11,7 @@ import pyarrow.fs
 
 from raytrain.config.file import section_of
 from raytrain.config.section import Section
-from raytrain.errors import DataError, one_line
+from raytrain.errors import DataError, looked_for, one_line
 
 Described = TypeVar("Described", bound=Section)
 
@@ -41,7 +41,7 @@ def list_files(path: str) -> tuple[pyarrow.fs.FileSystem, str, list[str]]:
     try:
         info = filesystem.get_file_info(root)
         if info.type == pyarrow.fs.FileType.NotFound:
-            raise DataError(f"{path} does not exist; check the path in the job file (data.*.path)")
+            raise DataError(f"{path} does not exist{looked_for(path)}; check the path in the job file (data.*.path)")
         if info.is_file:
             return filesystem, str(PurePosixPath(root).parent), [PurePosixPath(root).name]
         if isinstance(filesystem, pyarrow.fs.LocalFileSystem):  # pyarrow leaves out links to nothing
