@@ -12,10 +12,15 @@ from typing import get_args
 
 import pytest
 import typer
+import yaml
 from conftest import ROOT, run_cli
 from patience import patient
 
+from raytrain import Job, Pipeline, fit
+from raytrain.config.data import ImageFolderSource, ParquetSource, SyntheticSource, WebDatasetSource
+from raytrain.data.stages.registry import STAGES, needs_image
 from raytrain.record.schema import read_record
+from raytrain.run.driver import run
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -146,6 +151,67 @@ def test_the_own_source_is_the_same_run_by_its_name_and_in_python(tmp_path):
         assert (record.num_train, record.num_validation, record.totals.samples) == (1437, 360, 3 * 1437)
         assert record.epochs[-1]["validation_accuracy"] > 0.85
     assert named.epochs[0]["loss"] == pytest.approx(scripted.epochs[0]["loss"], rel=0.2)
+
+
+def table(heading):
+    """The cells of the table below a heading of the reference, row by row, without its head."""
+    [text] = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", REFERENCE, re.M | re.S)
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines() if line.startswith("| `")]
+
+
+def same(said, default):
+    """What a cell says in YAML, and what the code has."""
+    value = yaml.safe_load(said)
+    default = list(default) if isinstance(default, tuple) else default
+    return value == pytest.approx(default, abs=1e-4) if isinstance(value, list | float) else value == default
+
+
+def test_the_reference_has_every_key_of_every_source_with_its_default():
+    said = {(kind.strip("`"), key.strip("`")): default.strip("`") for kind, key, default, _ in table("Sources")}
+    fields = {
+        (get_args(source.model_fields["kind"].annotation)[0], name): field
+        for source in (ImageFolderSource, ParquetSource, WebDatasetSource, SyntheticSource)
+        for name, field in source.model_fields.items()
+        if name != "kind"
+    }
+    assert list(said) == list(fields)
+    for key, field in fields.items():
+        assert (said[key] == "") == field.is_required(), key
+        assert field.is_required() or same(said[key], field.default), key
+
+
+def test_the_reference_has_every_option_of_every_stage_with_its_default():
+    rows = table("Stages")
+    assert [name.strip("`") for name, *_ in rows] == list(STAGES)
+    values = {"size": 8, "pixels": 1, "dtype": "uint8", "transform": "Resize"}
+    for name, options, random, _, takes in rows:
+        factory = STAGES[name.strip("`")]
+        said = {key: default for key, _, default in (each.partition("=") for each in re.findall(r"`(.*?)`", options))}
+        parameters = [each for each in inspect.signature(factory).parameters.values() if each.kind != each.VAR_KEYWORD]
+        assert list(said) == [each.name for each in parameters], name
+        for each in parameters:
+            assert (said[each.name] == "") == (each.default is each.empty), (name, each.name)
+            assert each.default is each.empty or same(said[each.name], each.default), (name, each.name)
+        made = factory(**{each.name: values[each.name] for each in parameters if each.default is each.empty})
+        assert random == ("by `transform`" if "transform" in said else "yes" if made.random else "no"), name
+        assert ("encoded" in takes) == (not needs_image(made)), name
+
+
+def test_the_reference_has_the_signatures():
+    [block] = re.findall(r"## `fit`.*?```python\n(.*?)```", REFERENCE, re.S)
+    said = {}
+    exec(block.replace("Job.", "Job_"), said)
+    own = inspect.signature(fit).parameters
+    options = [inspect.signature(run).parameters[name] for name in ("nodes", "address", "resume")]
+    full = [each for each in own.values() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    for name, parameters in {
+        "fit": [*full[:3], *options, *full[3:]],
+        "Pipeline": inspect.signature(Pipeline).parameters.values(),
+        "Job_from_yaml": inspect.signature(Job.from_yaml).parameters.values(),
+        "Job_from_dict": inspect.signature(Job.from_dict).parameters.values(),
+    }.items():
+        there = inspect.signature(said[name]).parameters.values()
+        assert [(p.name, p.kind, p.default) for p in there] == [(p.name, p.kind, p.default) for p in parameters], name
 
 
 @pytest.mark.ray
