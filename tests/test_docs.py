@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from typing import get_args
 
 import pytest
@@ -66,6 +67,12 @@ def test_the_reference_has_every_command():
     command, _ = command_of([])
     named = set(re.findall(r"`raytrain ([a-z-]+)", REFERENCE))
     assert named == set(command.commands)
+
+
+def test_the_readme_installs_every_extra_that_users_have():
+    [extras] = re.findall(r"^    pip install '\.\[(.*)\]'", PAGES[0].read_text(), re.M)
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert sorted(extras.split(",")) == sorted(set(known) - {"test"})
 
 
 def members(kind, instance_names):
