@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,8 @@ from raytrain.config.job import Job
 from raytrain.errors import CheckpointError, ConfigError
 from raytrain.record.schema import RunRecord, read_record
 
+LOCK = ".lock"
+
 
 @dataclass
 class RunFolder:
@@ -22,10 +26,12 @@ class RunFolder:
     Attributes:
         path: `<run_dir>/<name>`.
         set_aside: where an earlier run of the same name was moved, if there was one.
+        made: the folders that were made for it, the innermost first.
     """
 
     path: Path
     set_aside: Path | None = None
+    made: tuple[Path, ...] = ()
     _lock: IO[str] | None = field(default=None, repr=False)
 
     @classmethod
@@ -42,9 +48,19 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def close(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Let go of it; a run that came to nothing leaves no folder that was made for it."""
+        if self._lock is None:
+            return
+        with contextlib.suppress(OSError):  # somebody else has put something there, or taken it away
+            if self.made and self._is_empty():
+                (self.path / LOCK).unlink()
+                for folder in self.made:
+                    folder.rmdir()
+        self._lock.close()
+        self._lock = None
+
+    def _is_empty(self) -> bool:
+        return all(child.name == LOCK for child in self.path.iterdir())
 
     def set_aside_earlier_run(self) -> None:
         """Move what an earlier run left here to `<name>~<time>`; called when the new one is sure to start.
@@ -52,7 +68,7 @@ class RunFolder:
         Raises:
             ConfigError: it cannot be moved.
         """
-        if all(child.name == ".lock" for child in self.path.iterdir()):
+        if self._is_empty():
             return
         aside = self.path.with_name(f"{self.path.name}~{time.strftime('%Y%m%d-%H%M%S')}")
         while aside.exists():
@@ -104,6 +120,7 @@ def open_run_folder(run_dir: str, name: str, *, resume: bool, afresh: str = "sta
     if "://" in run_dir:
         raise ConfigError(f"run_dir must be a folder of this host, or one that is mounted here, not {run_dir!r}")
     path = _path(run_dir, name)
+    made = tuple(folder for folder in (path, *path.parents) if not os.path.exists(folder))
     if resume and not (path / "checkpoints").is_dir():
         raise CheckpointError(f"{path} has no checkpoint to resume from; {afresh}")
     try:
@@ -111,7 +128,7 @@ def open_run_folder(run_dir: str, name: str, *, resume: bool, afresh: str = "sta
         lock = _lock(path)
     except OSError as error:
         raise ConfigError(f"cannot use the run folder {path}: {error.strerror or error}") from None
-    return RunFolder(path, _lock=lock)
+    return RunFolder(path, made=made, _lock=lock)
 
 
 def _path(run_dir: str, name: str) -> Path:
@@ -120,7 +137,7 @@ def _path(run_dir: str, name: str) -> Path:
 
 
 def _lock(path: Path) -> IO[str]:
-    file = (path / ".lock").open("w")
+    file = (path / LOCK).open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -141,6 +141,19 @@ def test_a_run_folder_is_never_overwritten(tmp_path):
     third.close()
 
 
+def test_a_run_that_came_to_nothing_leaves_no_folder(tmp_path):
+    open_run_folder(str(tmp_path / "a" / "runs"), "x", resume=False).close()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    open_run_folder(str(tmp_path / "runs"), "x", resume=False).close()
+    open_run_folder(str(tmp_path / "runs"), "mine", resume=False).close()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mine"], "what was there before stays"
+    kept = open_run_folder(str(tmp_path / "runs"), "x", resume=False)
+    kept.record.write_text("{}")
+    kept.close()
+    assert kept.record.exists()
+
+
 def test_an_earlier_run_that_cannot_be_moved_says_so(tmp_path, monkeypatch):
     folder = open_run_folder(str(tmp_path), "x", resume=False)
     folder.record.write_text("{}")

@@ -519,7 +519,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(job_file, images, tmp_path):
         ),
     ],
 )
-def test_bad_input_is_one_clear_line_and_exit_code_2(cli, job_file, monkeypatch, changes, options, message):
+def test_bad_input_is_one_clear_line_and_exit_code_2(cli, job_file, tmp_path, monkeypatch, changes, options, message):
     # what others run on this machine is not found; Ray remembers a cluster that has ended
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", functools.cache(set))
     monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda _: "127.0.0.1:1")
@@ -531,6 +531,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(cli, job_file, monkeypatch,
     assert last.startswith("raytrain: ")
     assert re.search(message, last), last
     assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs").exists(), "nor does it leave a folder"
 
 
 @pytest.mark.ray
