@@ -75,7 +75,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a job to its end and write its record."""
-    from raytrain.report.live import fit
+    from raytrain.report.live import shown
+    from raytrain.report.terminal import terminal
     from raytrain.run.folder import process_started_at
     from raytrain.run.hosted import folder_of
 
@@ -83,7 +84,7 @@ def train(
     if run_dir is not None:
         job = job.model_copy(update={"run_dir": str(run_dir)})
     asked = {"nodes": nodes, "address": address, "resume": resume}
-    record = fit(None, None, job, **asked, started_at=process_started_at(), resume_word="--resume")
+    record = shown(None, None, job, terminal(), **asked, started_at=process_started_at(), resume_word="--resume")
     if as_json:
         typer.echo(record.model_dump_json(indent=1))
     else:

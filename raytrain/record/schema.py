@@ -258,7 +258,7 @@ class RunRecord(Part):
     totals: Totals
     ranks: list[RankFigures]
     stages: list[StageFigures]
-    epochs: list[dict[str, float | None]]
+    epochs: list[dict[str, int | float | None]]
     corrupt: Corrupt
     unusual: Unusual = Unusual()
     torch_in_preprocessing_workers: bool

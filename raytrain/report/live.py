@@ -19,6 +19,7 @@ from raytrain.record.status import RankProgress, Status
 from raytrain.report.tables import print_summary
 from raytrain.report.terminal import terminal
 from raytrain.run import driver
+from raytrain.run.hosted import folder_of
 
 if TYPE_CHECKING:
     from raytrain.data.pipeline import Pipeline
@@ -40,7 +41,7 @@ def fit(
     started_at: float | None = None,
     resume_word: str = "resume=True",
 ) -> RunRecord:
-    """Run a job to its end, with a live display and, at the end, the tables.
+    """Run a job to its end, with a live display and, at the end, the tables and where the record is.
 
     Args:
         train_loop, pipeline, job, nodes, address, resume, started_at, resume_word: as in `raytrain.run.driver.run`.
@@ -52,6 +53,19 @@ def fit(
     options: dict[str, Any] = {"nodes": nodes, "address": address, "resume": resume}
     options |= {"started_at": started_at, "resume_word": resume_word}
     console = console or terminal()
+    record = shown(train_loop, pipeline, job, console, **options)
+    console.print(f"record: {folder_of(job).record}", highlight=False, soft_wrap=True)
+    return record
+
+
+def shown(
+    train_loop: Callable[[TrainContext], None] | None,
+    pipeline: Pipeline | None,
+    job: Job | None,
+    console: Console,
+    **options: Any,
+) -> RunRecord:
+    """`fit`, but for the last line."""
     with Display(console) as display:
         try:
             record = driver.run(train_loop, pipeline, cast(Job, job), watch=display.update, **options)
@@ -148,10 +162,16 @@ def epoch_line(epoch: dict[str, float | None], num_epochs: int) -> str:
     """One finished epoch."""
     parts = [f"epoch {epoch['epoch']:.0f}/{num_epochs}"]
     for name in ["loss", *sorted(set(epoch) - NOT_IN_A_LINE)]:
-        parts.append(f"{name.replace('_', ' ')} {'-' if epoch[name] is None else format(epoch[name], '.4f')}")
+        parts.append(f"{name.replace('_', ' ')} {_figure(epoch[name])}")
     parts.append(f"{epoch['seconds']:.1f} s")
     parts.append(f"{epoch['samples_per_s']:.1f} samples/s")
     return "  ".join(parts)
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 def clock(seconds: float) -> str:

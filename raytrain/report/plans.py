@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.console import Console
 
 from raytrain.cost.instances import Catalog
@@ -41,6 +43,15 @@ def plan_lines(plan: Plan, known: Catalog, shapes: list[Prediction]) -> list[str
     ]
 
 
+LEAST_USD = 0.01
+LEAST_HOURS = 0.1  # of the longest of some shapes, to be told in hours
+
+
+def in_all(usd: float) -> str:
+    """What the job costs, in a sentence."""
+    return "less than a cent" if usd < LEAST_USD else f"${number(usd)}"
+
+
 def verdict(plan: Plan) -> str:
     """Whether CPU hosts pay, in one line."""
     text = _verdict(plan)
@@ -57,17 +68,17 @@ def _verdict(plan: Plan) -> str:
     without, with_hosts = plan.best_without_cpu_hosts, plan.best_with_cpu_hosts
     if without is None or with_hosts is None:
         return (
-            f"{plan[0].shape} is the cheapest, ${number(plan[0].usd)} for the job; only shapes "
+            f"{plan[0].shape} is the cheapest, {in_all(plan[0].usd)} for the job; only shapes "
             f"{'with' if without is None else 'without'} CPU hosts are within the limits"
         )
     if without.usd > with_hosts.usd:
         return (
-            f"CPU hosts pay: {with_hosts.shape} costs ${number(with_hosts.usd)} for the job, "
+            f"CPU hosts pay: {with_hosts.shape} costs {in_all(with_hosts.usd)} for the job, "
             f"{1 - with_hosts.usd / without.usd:.1%} less than the best without ({without.shape}, "
-            f"${number(without.usd)})"
+            f"{in_all(without.usd)})"
         )
     text = (
-        f"CPU hosts do not pay: {without.shape} is the cheapest, ${number(without.usd)} for the job; with CPU hosts it "
+        f"CPU hosts do not pay: {without.shape} is the cheapest, {in_all(without.usd)} for the job; with CPU hosts it "
         f"costs at least {with_hosts.usd / without.usd - 1:.1%} more ({with_hosts.shape})"
     )
     alone = plan.figures["first_hosts"] == 0
@@ -108,14 +119,26 @@ SHAPES = (
 )
 
 
+def shape_columns(found: list[Prediction]) -> tuple[Column, ...]:
+    """SHAPES; of jobs that are soon done the time is in seconds."""
+    unit, _ = time_unit(found)
+    return tuple(replace(each, name=unit) if each.name == "hours" else each for each in SHAPES)
+
+
+def time_unit(found: list[Prediction]) -> tuple[str, int]:
+    """What the job's time is told in, and how many of them an hour has."""
+    return ("hours", 1) if max(each.hours for each in found) >= LEAST_HOURS else ("seconds", 3600)
+
+
 def shape_rows(found: list[Prediction]) -> list[list[str]]:
-    """Cells of SHAPES."""
+    """Cells of `shape_columns`."""
+    _, an_hour = time_unit(found)
     return [
         [
             str(place),
             str(each.shape),
             number(each.usd),
-            number(each.hours, least=0),
+            number(each.hours * an_hour, least=0),
             number(each.samples_per_s, least=0),
             number(each.usd_per_million_samples),
             each.limit,
@@ -126,4 +149,4 @@ def shape_rows(found: list[Prediction]) -> list[list[str]]:
 
 
 def _show(title: str, found: list[Prediction], console: Console) -> None:
-    show_fitted(title, SHAPES, shape_rows(found), console, "--json has them all")
+    show_fitted(title, shape_columns(found), shape_rows(found), console, "--json has them all")

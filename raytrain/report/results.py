@@ -47,6 +47,8 @@ def spoken(metric: str) -> str:
 def figure(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:.2%}" if metric.endswith("accuracy") and 0 <= value <= 1 else f"{value:.4g}"
 
 

@@ -142,7 +142,7 @@ def _channels(tree: dict[str, Any], names: list[str], uri: str | None) -> list[s
                     f"sagemaker.channels.{channel}.uri is a placeholder, {BUCKET}/{channel}: put in your bucket "
                     "(or plan with --data)"
                 )
-            command = _copied(local[split], folder, given or "…")
+            command = _copied(local[split], folder, channels[channel]["uri"])
             left.append(f"the data is not in S3 yet, as far as this knows: {command}")
     return left
 

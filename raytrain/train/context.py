@@ -200,8 +200,9 @@ class TrainContext:
             self._checkpoint(self._epoch)
 
     def log(self, **metrics: float) -> None:
-        """Figures of this epoch, such as validation accuracy, for the table and the record."""
-        self._epoch_metrics.update({name: float(value) for name, value in metrics.items()})
+        """Figures of this epoch, such as validation accuracy, for the table and the record; whole numbers stay so."""
+        kinds = {name: int if isinstance(value, int | np.integer) else float for name, value in metrics.items()}
+        self._epoch_metrics.update({name: kind(metrics[name]) for name, kind in kinds.items()})
 
     def sum_over_ranks(self, *values: float) -> list[float]:
         """Each value summed over all ranks."""

@@ -98,10 +98,10 @@ def test_the_script_of_a_cluster_is_the_same_command():
 
 def test_a_run_dir_comes_before_the_jobs(cli, job_file, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("raytrain.report.live.fit", lambda *_, **options: asked.append((_, options)))
+    monkeypatch.setattr("raytrain.report.live.shown", lambda *_, **options: asked.append((_, options)))
     monkeypatch.chdir(tmp_path)
     result = cli("train", job_file(), "--run-dir", "kept", "--resume")
-    (_, _, job), options = asked[0]
+    (_, _, job, _), options = asked[0]
     assert job.run_dir == "kept"
     assert (options["resume"], options["resume_word"]) == (True, "--resume")
     assert result.stdout == f"record: {tmp_path}/kept/small/record.json\n"

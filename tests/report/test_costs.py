@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from raytrain.record.schema import StageFigures
 from raytrain.report.costs import show_comparison
 from raytrain.report.diagnosis import show_diagnosis
 from raytrain.report.fitting import Column, fitted, number, show_fitted
-from raytrain.report.plans import SHAPES, show_plan, startup_line, verdict
+from raytrain.report.plans import SHAPES, shape_columns, show_plan, startup_line, verdict
 from raytrain.run.verdict import who_waits
 from raytrain.study.diagnose import Findings
 
@@ -159,6 +160,15 @@ def test_a_start_up_that_nobody_knows_is_named_where_the_training_is_short(known
     assert startup_line(plan(profile(on_sagemaker=False), known, Bounds("here-1"))) is None, "hours of training"
     assert startup_line(plan(profile(), known, Bounds("here-1"))) is None, "120 s of hours"
     assert startup_line(plan(small(startup_s=Figure.once(0.1)), known, Bounds("here-1"))) is None
+
+
+def test_a_tiny_job_is_told_in_seconds_and_not_in_parts_of_a_cent(known):
+    tiny = plan(small(epochs=1, num_samples=100, startup_s=Figure.once(0.1)), known, Bounds("here-1"))
+    text = shown(show_plan, 120, tiny, known)
+    assert " is the cheapest, less than a cent for the job; " in verdict(tiny), verdict(tiny)
+    assert re.search(r"\$ in all +seconds", text), text
+    assert number(tiny[0].hours * 3600, least=0) in text.split()
+    assert shape_columns(plan(profile(), known, Bounds("here-1")).best(5)) == SHAPES, "in hours"
 
 
 def test_where_cpu_hosts_pay_for_no_job_nothing_more_is_said(known):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from raytrain.config.job import Job
 from raytrain.record.status import RankProgress, RankTimes, Status
 from raytrain.report import live
 from raytrain.report.live import Display, step_line
@@ -112,6 +113,21 @@ def test_the_panel_stays_as_it_was_when_the_result_is_there():
         display.update(ended(at(3, 59, 2)))
         assert display._live.get_renderable() is shown
     assert "epoch 3/3  step 54/60" in console.file.getvalue()
+
+
+def test_a_whole_number_that_was_logged_is_shown_as_one():
+    line = live.epoch_line({**entry(1), "seen": 0, "validation_accuracy": 1.0, "skill": None}, 3)
+    assert line.startswith("epoch 1/3  loss 0.5000  seen 0  skill -  validation accuracy 1.0000  2.0 s")
+
+
+def test_the_last_line_of_a_fit_is_where_its_record_is(monkeypatch, tmp_path):
+    console = Console(width=20, file=io.StringIO())
+    done = object()
+    monkeypatch.setattr(live.driver, "run", lambda *_, **__: done)
+    monkeypatch.setattr(live, "print_summary", lambda record, _: None)
+    job = Job.from_dict({"name": "mine", "run_dir": str(tmp_path / "runs"), "training": {"epochs": 1}})
+    assert live.fit(print, None, job, console=console) is done
+    assert console.file.getvalue().endswith(f"\nrecord: {tmp_path}/runs/mine/record.json\n")
 
 
 def test_a_rate_is_shown_once_it_has_been_measured():

@@ -75,7 +75,7 @@ def test_placeholders_are_launchable_but_said(tree, here, cli, without_raytrain)
     said = [line for line in planned.stdout.splitlines() if line.startswith("before you launch it: ")]
     assert said[0].startswith("before you launch it: sagemaker.role is a placeholder, your-sagemaker-role: put in")
     assert "sagemaker.channels.digits.uri is a placeholder, s3://your-bucket/digits: put in your bucket" in said[1]
-    assert said[2].endswith("aws s3 sync data/digits …")
+    assert said[2].endswith("aws s3 sync data/digits s3://your-bucket/digits")
     assert "the source folder source_dir was made, with a train.py that trains the job" in said[3]
     assert (
         (here / "job.yaml").read_text().startswith("# 1 x ml.g5.2xlarge + 1 x ml.c5.4xlarge, planned by raytrain from ")

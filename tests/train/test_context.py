@@ -15,6 +15,8 @@ from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.device.batch import DeviceBatch
 from raytrain.device.meter import RankMeter
 from raytrain.errors import LossError, TrainingError
+from raytrain.record.schema import read_record
+from raytrain.report.results import figure
 from raytrain.train.context import TrainContext
 from raytrain.train.contract import StopTraining
 from raytrain.train.losses import LossAccount
@@ -225,6 +227,19 @@ def test_a_metric_that_is_no_number_is_null(make):
         ctx.log(accuracy=float("inf"))
     assert ctx.history[0]["loss"] is None, "no step"
     assert ctx.history[0]["accuracy"] is None
+
+
+def test_a_whole_number_stays_whole_up_to_the_page(make, record, tmp_path):
+    ctx, _ = make(epochs=1)
+    for _ in ctx.epochs():
+        list(ctx.batches())
+        ctx.log(seen=np.int64(1797), accuracy=1.0)
+    again = record.model_copy(update={"epochs": ctx.history})
+    again.write(tmp_path / "record.json")
+    [epoch] = read_record(tmp_path / "record.json").epochs
+    assert (repr(epoch["seen"]), repr(epoch["accuracy"])) == ("1797", "1.0")
+    assert figure("seen", epoch["seen"]) == "1,797"
+    assert figure("accuracy", epoch["accuracy"]) == "100.00%"
 
 
 def test_splits_are_taken_in_the_order_of_the_stream(make):

@@ -16,7 +16,7 @@ from raytrain.report.costs import comparison_rows, price_lines, profile_rows
 from raytrain.report.fitting import number
 from raytrain.report.pages.charts import cost_chart, epoch_charts, plan_charts, stage_bars, time_charts
 from raytrain.report.pages.drawing import BarDrawing, Drawing, draw, draw_bars
-from raytrain.report.plans import answer, plan_lines
+from raytrain.report.plans import answer, plan_lines, time_unit
 from raytrain.report.results import PageTable, epochs, left_out, results
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -156,6 +156,7 @@ def _hosts(records: list[RunRecord], names: list[str]) -> PageTable:
 
 
 def _predictions(found: list[Prediction]) -> PageTable:
+    unit, an_hour = time_unit(found)
     rows = [
         [
             str(each.shape),
@@ -163,12 +164,12 @@ def _predictions(found: list[Prediction]) -> PageTable:
             each.limit,
             f"${number(each.usd_per_hour, least=3)}",
             f"${number(each.usd_per_million_samples)}",
-            number(each.hours, least=0),
+            number(each.hours * an_hour, least=0),
             f"${number(each.usd)}",
         ]
         for each in found
     ]
-    head = ["shape", "samples/s", "limited by", "an hour", "a million samples", "hours", "in all"]
+    head = ["shape", "samples/s", "limited by", "an hour", "a million samples", unit, "in all"]
     return PageTable(head, rows, text=(2,))
 
 
