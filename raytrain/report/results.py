@@ -49,7 +49,12 @@ def figure(metric: str, value: float | None) -> str:
         return "-"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.2%}" if metric.endswith("accuracy") and 0 <= value <= 1 else f"{value:.4g}"
+    return f"{value:.2%}" if is_share(metric, value) else f"{value:.4g}"
+
+
+def is_share(metric: str, value: float) -> bool:
+    """Whether it is of a kind that is told in percent."""
+    return metric.endswith("accuracy") and 0 <= value <= 1
 
 
 def results(records: list[RunRecord], names: list[str], comparison: Comparison) -> PageTable:

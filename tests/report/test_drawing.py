@@ -61,6 +61,19 @@ def test_a_figure_that_is_none_is_left_out_of_its_line(record):
     assert (chart.series[0].x, chart.series[0].y) == ([1, 3], [0.5, 0.25])
 
 
+def test_an_accuracy_is_drawn_in_percent_as_the_table_has_it_and_no_axis_goes_beyond_them(record):
+    record.epochs = [{"epoch": n, "validation_accuracy": 1.0, "f1": 1.0} for n in (1, 2)]
+    f1, accuracy = (draw(chart) for chart in epoch_charts([("small", record)]))
+    assert accuracy.scale == (1, 2, 95, 100) and f1.scale == (1, 2, 0.95, 1.05)
+    assert [tick.text for tick in accuracy.y_ticks] == ["95%", "96%", "97%", "98%", "99%", "100%"]
+    assert accuracy.dots[0].text == "validation accuracy: 100% at epoch 1"
+    assert accuracy.alt.startswith("validation accuracy. validation accuracy: from 100 to 100%, lowest 100 at 1, ")
+    record.epochs = [{"epoch": 1, "accuracy": 0.0}, {"epoch": 2, "accuracy": 0.5}]
+    assert draw(*epoch_charts([("small", record)])).scale == (1, 2, 0, 52.5)
+    record.epochs[1]["accuracy"] = 50.0
+    assert draw(*epoch_charts([("small", record)])).unit == "", "it was in percent before, which the table has too"
+
+
 def test_the_time_of_a_long_run_is_in_hours(record):
     record.progress = Progress(at_s=[0.0, 36_000.0], samples_per_s=[1.0, 2.0], wait_share=[0.0, 0.5])
     rate, waiting = time_charts([("small", record)])

@@ -160,6 +160,11 @@ def test_every_logged_figure_has_a_curve_and_its_last_value_stands_at_the_top(re
         ("single: validation loss", near([1, 2, 3]), near([2.5, 1.25, 1.5])),
     ]
     assert charts["learning rate"][0][2] == pytest.approx([1e-3, 5e-4, 1e-5], rel=1e-2)
+    assert charts["validation accuracy"][0][2] == near([25, 75, 50]), "in percent"
+    assert section.inner_text().count("As logged at the end of each epoch.") == 1
+    ends = [figure.bounding_box() for figure in section.locator("figure").all()]
+    room = section.locator(".table").bounding_box()["y"] - max(box["y"] + box["height"] for box in ends)
+    assert room >= 10, "between the last chart and the table"
     assert cells(page, "Samples left out")[1] == ["single", "train: a.jpg: bad"]
 
 

@@ -10,7 +10,7 @@ from raytrain.cost.compare import Comparison, curve_of
 from raytrain.cost.instances import Catalog
 from raytrain.cost.planner import Plan, Prediction
 from raytrain.record.schema import RunRecord
-from raytrain.report.results import metrics_of, spoken
+from raytrain.report.results import is_share, metrics_of, spoken
 
 MAX_DOTS = 1500  # of all shapes; the best are always drawn
 MAX_POINTS = 5000  # of all lines of a chart, so that a page stays small however many hosts there were
@@ -43,8 +43,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Attributes: `about`: one sentence beneath it; `x_range`: where several charts share one; `log_x`: its axis is
-    logarithmic; `whole_x`: only whole numbers mean something on it; `zero`: the y axis begins at 0."""
+    """Attributes: `about`: one sentence beneath it, if any; `x_range`: where several charts share one; `log_x`: its
+    axis is logarithmic; `whole_x`: only whole numbers mean something on it; `zero`: the y axis begins at 0; `percent`:
+    values are from 0 to 100, and written with the sign."""
 
     title: str
     about: str
@@ -55,6 +56,12 @@ class Chart:
     log_x: bool = False
     whole_x: bool = False
     zero: bool = True
+    percent: bool = False
+
+    @property
+    def unit(self) -> str:
+        """What follows every number of the y axis."""
+        return "%" if self.percent else ""
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,12 @@ def _epochs(both: list[tuple[str, RunRecord]], group: list[str]) -> Chart:
                 name = f"{run}: {spoken(metric)}" if len(both) > 1 else spoken(metric)
                 x, y = map(list, zip(*logged, strict=True))
                 lines.append(Series(name, x, y, color, dash, dots=len(x) <= 100))
+    entries = [entry for _, record in both for entry in record.epochs]
+    percent = all(is_share(name, entry[name]) for name in group for entry in entries if entry.get(name) is not None)
+    if percent:
+        lines = [replace(line, y=[100 * value for value in line.y]) for line in lines]
     title = " and ".join(spoken(name) for name in group)
-    return Chart(title, "As logged at the end of each epoch.", _thinned(lines), "epoch", "", whole_x=True, zero=False)
+    return Chart(title, "", _thinned(lines), "epoch", "", whole_x=True, zero=False, percent=percent)
 
 
 def time_charts(both: list[tuple[str, RunRecord]]) -> list[Chart]:

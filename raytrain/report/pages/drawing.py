@@ -41,7 +41,7 @@ class Line:
 @dataclass(frozen=True)
 class Drawing:
     """Attributes: `alt`: the chart in words; `scale`: (left, right, bottom, top) in numbers of the axes, where both are
-    linear, so that the page can read out where someone points."""
+    linear, so that the page can read out where someone points; `unit`: follows every number of the y axis."""
 
     title: str
     about: str
@@ -53,6 +53,7 @@ class Drawing:
     lines: list[Line]
     dots: list[Dot]
     scale: tuple[float, float, float, float] | None
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,20 +76,24 @@ def draw(chart: Chart) -> Drawing:
     low, high = (min(0.0, *ys), max(ys)) if chart.zero else (min(ys), max(ys))
     room = (high - low or abs(high) or 1.0) * 0.05
     y_axis = Axis(low if chart.zero else low - room, high + room)
+    if chart.percent:
+        y_axis = Axis(max(y_axis.low, 0.0), min(y_axis.high, 100.0))
+    words = [_in_words(line, chart) for line in chart.series]
     return Drawing(
         title=chart.title,
         about=chart.about,
-        alt=f"{chart.title}. {chart.about} " + " ".join(_in_words(line, chart) for line in chart.series),
+        alt=" ".join(part for part in (f"{chart.title}.", chart.about, *words) if part),
         x_label=chart.x_label,
         y_label=chart.y_label,
         x_ticks=[Tick(100 * x_axis.at(value), text) for value, text in ticks(x_axis, most=8, whole=chart.whole_x)],
-        y_ticks=[Tick(100 * y_axis.at(value), text) for value, text in ticks(y_axis)],
+        y_ticks=[Tick(100 * y_axis.at(value), text + chart.unit) for value, text in ticks(y_axis)],
         lines=[
             Line(line.name, _path(line, x_axis, y_axis) if line.line else "", line.color % COLORS, line.dash % DASHES)
             for line in chart.series
         ],
         dots=[dot for line in chart.series for dot in _dots(line, chart, x_axis, y_axis)],
         scale=None if chart.log_x else (x_axis.low, x_axis.high, y_axis.low, y_axis.high),
+        unit=chart.unit,
     )
 
 
@@ -137,7 +142,7 @@ def _dots(line: Series, chart: Chart, x_axis: Axis, y_axis: Axis) -> list[Dot]:
     found = []
     for number, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
         px, py = _point(x, y, x_axis, y_axis)
-        text = line.text[number] if line.text else f"{line.name}: {y:,.4g} at {chart.x_label} {x:,.4g}"
+        text = line.text[number] if line.text else f"{line.name}: {y:,.4g}{chart.unit} at {chart.x_label} {x:,.4g}"
         label = Tick(100 * x_axis.at(x), line.labels[number]) if line.labels else None
         found.append(Dot(f"M{px} {py}h0", line.color % COLORS, text, label, 100 * y_axis.at(y)))
     return found
@@ -147,7 +152,7 @@ def _in_words(line: Series, chart: Chart) -> str:
     """What someone who does not see it should hear."""
     low, low_x = min(zip(line.y, line.x, strict=True))
     high, high_x = max(zip(line.y, line.x, strict=True))
-    unit = f" {chart.y_label}" if chart.y_label else ""
+    unit = f" {chart.y_label}" if chart.y_label else chart.unit
     return (
         f"{line.name}: from {line.y[0]:,.4g} to {line.y[-1]:,.4g}{unit}, lowest {low:,.4g} at {low_x:,.4g}, highest "
         f"{high:,.4g} at {high_x:,.4g}."

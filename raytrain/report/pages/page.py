@@ -49,11 +49,13 @@ def write_report(records: list[RunRecord], comparison: Comparison, known: Catalo
     both = list(zip(names, records, strict=True))
     cost, stages = cost_chart(records, comparison, known), stage_bars(both)
     about = "All on one time axis. Point at a chart, or go to it with the tab key and along it with the arrow keys."
+    curves = [draw(chart) for chart in epoch_charts(both)]
+    logged = "As logged at the end of each epoch." if curves else ""
     gone = "They could not be prepared, and no step had them."
     sections = [
         Section("Results", results(records, names, comparison)),
         *_comparison(comparison),
-        Section("Epoch by epoch", epochs(records, names), [draw(chart) for chart in epoch_charts(both)]),
+        Section("Epoch by epoch", epochs(records, names), curves, about=logged),
         Section("Samples left out", left_out(records, names), about=gone),
         Section("Over time", None, [draw(chart) for chart in time_charts(both)], about=about, wide=True),
         Section("CPU stages", _stages(records, names), bars=draw_bars(stages) if stages else None),
