@@ -15,6 +15,7 @@ from raytrain.cluster.environment import (
     job_folders,
     may_be_deleted,
     prepare_environment,
+    public_ray,
     ray_address,
 )
 from raytrain.cluster.finding import find
@@ -34,6 +35,7 @@ from raytrain.errors import (
     named,
     one_line,
 )
+from raytrain.ray_internals.sigterm import sigterm_left_alone
 from raytrain.record.schema import RunRecord
 from raytrain.run.actors import start_feed, start_keeper
 from raytrain.run.checks import checked
@@ -95,7 +97,8 @@ def run(
                 _leave(options.folder, options.kept, None)
                 return before
             cluster = _connect(groups, address or (None if nodes else ray_address()), options.job)
-            heard.listen()  # again: ray.init puts a SIGTERM handler of its own in place
+            heard.listen()  # again, should Ray have put a handler of its own in place
+            heard.check()
             plan = RunPlan.of(options, pipeline, train_loop, data, cluster)
             course = Course(options.folder.checkpoints, Samplers(machines(plan.topology, cluster.attached)), watch)
             error = _carry_out(plan, course, watch, heard)
@@ -124,8 +127,10 @@ def _connect(groups: tuple[Group, ...], address: str | None, job: Job) -> local.
 
     if address:
         address = find(address)  # before much is imported, since this may be all there is to say
-    threading.Thread(target=import_ahead, daemon=True).start()
-    return local.attach(address) if address else local.start(groups, job.cluster.reserved_cpus)
+    # a process that ends waits for it: one that is torn down while torch is being imported crashes
+    threading.Thread(target=import_ahead).start()
+    with sigterm_left_alone(public_ray()):
+        return local.attach(address) if address else local.start(groups, job.cluster.reserved_cpus)
 
 
 def _carry_out(plan: RunPlan, course: Course, watch: Watch, heard: Signals) -> RaytrainError | None:

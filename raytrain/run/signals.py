@@ -33,12 +33,20 @@ class Signals:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._hear)
 
+    def check(self) -> None:
+        """
+        Raises:
+            Stopped: a signal has come before training began; whatever it interrupted may have taken its error for one
+                of its own.
+        """
+        if self.number is not None and not self.training.is_set():
+            raise Stopped("stopped before training began", self.number)
+
     def _hear(self, number: int, _frame: Any) -> None:
         now = time.monotonic()
         before, self._first_at = self._first_at, self._first_at or now
         self.number = number
-        if not self.training.is_set():
-            raise Stopped("stopped before training began", number)
+        self.check()
         if before is not None and (number == signal.SIGINT or now - before > SAME_SIGNAL_S):
             raise Stopped("stopped at once, without waiting for a checkpoint", number)
 
