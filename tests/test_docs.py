@@ -21,7 +21,6 @@ from raytrain import Job, Pipeline, fit
 from raytrain.config.data import ImageFolderSource, ParquetSource, SyntheticSource, WebDatasetSource
 from raytrain.data.stages.registry import STAGES, needs_image
 from raytrain.record.schema import read_record
-from raytrain.run.driver import run
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -208,11 +207,9 @@ def test_the_reference_has_the_signatures():
     [block] = re.findall(r"## `fit`.*?```python\n(.*?)```", REFERENCE, re.S)
     said = {}
     exec(block.replace("Job.", "Job_"), said)
-    own = inspect.signature(fit).parameters
-    options = [inspect.signature(run).parameters[name] for name in ("nodes", "address", "resume")]
-    full = [each for each in own.values() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    own = [each for name, each in inspect.signature(fit).parameters.items() if name not in ("started_at", "resume_word")]
     for name, parameters in {
-        "fit": [*full[:3], *options, *full[3:]],
+        "fit": own,
         "Pipeline": inspect.signature(Pipeline).parameters.values(),
         "Job_from_yaml": inspect.signature(Job.from_yaml).parameters.values(),
         "Job_from_dict": inspect.signature(Job.from_dict).parameters.values(),

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from raytrain.ray_internals.contract import Contract
@@ -263,8 +264,10 @@ LIGHT_NODES = Contract(
         "ray._private.node:Node.start_api_server": "ray._private.node",
         "ray._private.utils:get_dashboard_dependency_error": "ray._private.services",
         "ray._private.utils:write_ray_address": "ray.cluster_utils",
+        "ray._private.services:ConsolePopen": "ray._private.services",
     },
-    buys="a second a node (no agents, no API server), and the machine's current cluster stays the user's",
+    buys="a second a node (no agents, no API server), the machine's current cluster stays the user's, and a signal to "
+    "the driver's process group leaves the nodes alone",
     instead="nodes with their agents, of which Ray names the last as this machine's current cluster",
 )
 
@@ -296,7 +299,7 @@ class LocalNodes:
             finally:
                 self._children += _children() - before
             return
-        with _without_dashboard():
+        with _light_nodes():
             self.cluster.add_node(
                 wait=False,
                 include_dashboard=False,
@@ -334,21 +337,28 @@ def _children() -> set[int]:
 
 
 @contextlib.contextmanager
-def _without_dashboard() -> Iterator[None]:
+def _light_nodes() -> Iterator[None]:
     """Nodes as where Ray is installed without its dashboard, for nobody asks it anything here.
 
     Otherwise Ray starts an API server, waits a second for it, and gives every node an agent that serves its pages. And
     it would name this cluster as the machine's current one, though it is only ours and soon gone: the user's own
-    `ray.init()` and `ray status` would look for it.
+    `ray.init()` and `ray status` would look for it. Its processes are a group of their own, so that a signal to the
+    driver's group (`timeout`'s, a service manager's) reaches the driver alone, which still needs them to stop in order.
     """
-    from ray._private import utils
+    from ray._private import services, utils
     from ray._private.node import Node
 
-    kept = Node.start_api_server, utils.get_dashboard_dependency_error, utils.write_ray_address
-    Node.start_api_server = lambda node, **_: setattr(node, "_webui_url", "")
-    utils.get_dashboard_dependency_error = lambda: ImportError("left out")
-    utils.write_ray_address = lambda *_: None
+    places: tuple[tuple[Any, str, Any], ...] = (
+        (Node, "start_api_server", lambda node, **_: setattr(node, "_webui_url", "")),
+        (utils, "get_dashboard_dependency_error", lambda: ImportError("left out")),
+        (utils, "write_ray_address", lambda *_: None),
+        (services, "ConsolePopen", partial(services.ConsolePopen, process_group=0)),
+    )
+    kept = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
+    for owner, name, ours in places:
+        setattr(owner, name, ours)
     try:
         yield
     finally:
-        Node.start_api_server, utils.get_dashboard_dependency_error, utils.write_ray_address = kept
+        for owner, name, rays in kept:
+            setattr(owner, name, rays)
