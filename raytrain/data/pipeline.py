@@ -132,7 +132,7 @@ def _as_stages(name: str, given: Any) -> tuple[Stage, ...]:
     return tuple(as_stage(each) for each in given)
 
 
-def _check_decoded(name: str, stages: Sequence[Stage], manifest: Manifest, source: Source) -> None:
+def _check_decoded(name: str, stages: Sequence[Stage], manifest: Manifest, source: Any) -> None:
     """Of a stage of the user's own nobody knows what it takes."""
     if not manifest.encoded:
         return
