@@ -98,7 +98,7 @@ class Pipeline:
         validation = None
         if self.validation is not None:
             validation = open_manifest(self.validation, seed=seed + 1, classes=train.classes)
-            _check_decoded("validation_stages", self.validation_stages, validation, self.validation)
+            _check_decoded("validation_stages", self.validation_stages or (), validation, self.validation)
         opened = OpenPipeline(self, train, validation)
         if not all(isinstance(each, BuiltInSource | None) for each in (self.train, self.validation)):
             opened.pickled_splits()  # before anything is started

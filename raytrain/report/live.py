@@ -54,6 +54,7 @@ def fit(
     options |= {"started_at": started_at, "resume_word": resume_word}
     console = console or terminal()
     record = shown(train_loop, pipeline, job, console, **options)
+    assert job is not None, "the run would have refused"
     console.print(f"record: {folder_of(job).record}", highlight=False, soft_wrap=True)
     return record
 

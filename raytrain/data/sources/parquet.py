@@ -69,7 +69,7 @@ def _is_encoded(column: pa.DataType) -> bool:
     if pa.types.is_struct(column):  # the {bytes, path} of Hugging Face data sets
         place = column.get_field_index("bytes")
         column = column if place < 0 else column.field(place).type
-    return pa.types.is_binary(column) or pa.types.is_large_binary(column)
+    return bool(pa.types.is_binary(column) or pa.types.is_large_binary(column))
 
 
 def _number(
