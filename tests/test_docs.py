@@ -15,6 +15,7 @@ import pytest
 import typer
 import yaml
 from conftest import ROOT, run_cli
+from money import profile, run_on
 from patience import patient
 
 from raytrain import Job, Pipeline, fit
@@ -58,7 +59,36 @@ def test_every_command_of_the_docs_has_these_options(page, text):
             assert word.split("=")[0] in {*known, "--help"}, f"{page}: {word} is no option of: {text}"
 
 
+QUICK = ("plan", "compare", "report", "prices")  # what trains nothing and asks nobody
+
+
+def quick_commands():
+    """Those that stand in the docs as one can type them."""
+    here = {text for _, text in commands() if text.split()[1] in QUICK}
+    return sorted(text for text in here if "refresh" not in text and not re.search("[A-Z]{3}", text))
+
+
+@pytest.fixture
+def afterwards(tmp_path, record):
+    """A working folder in which the runs have been that the README speaks of."""
+    hosts = {"ml.g5.xlarge": ("gpu", 1, 1)}
+    for name, more in (("digits", {}), ("single", {}), ("both", {"ml.c5.4xlarge": ("cpu", 1, 0)})):
+        run = run_on(record, name, hosts | more, job={**record.job, "name": name})
+        run.write(tmp_path / "runs" / name / "record.json")
+    profile().write(tmp_path / "runs" / "digits.profile.json")
+    return tmp_path
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("text", quick_commands())
+def test_a_command_of_the_docs_runs_as_it_stands(afterwards, text):
+    ran = run_cli(*shlex.split(text)[1:], cwd=afterwards)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() or ran.stderr.strip()
+
+
 def test_the_commands_of_the_docs_are_found():
+    assert len(quick_commands()) >= 5
     assert len(commands()) > 30
 
 
