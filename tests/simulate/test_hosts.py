@@ -105,7 +105,7 @@ with SimulatedHosts(["algo-1"], Path({str(tmp_path / "killed")!r}), {{"algo-1": 
 """
 
     def ours(pid: int) -> list[str]:
-        places = (Path("/var/run/netns"), hosts.CGROUPS / "cpu", hosts.CGROUPS)
+        places = (Path("/var/run/netns"), simulated.CGROUPS / "cpu", hosts.CGROUPS)
         return [str(path) for place in places for path in place.glob(f"raytrain-{pid}-*")]
 
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -135,7 +135,7 @@ def test_a_machine_without_what_it_takes_is_told_so(monkeypatch, tmp_path):
 @needs_hosts
 def test_a_network_that_is_not_allowed(hosts):
     with pytest.raises(ClusterError, match="this machine does not allow a simulated network: .*File exists"):
-        simulated._connect()  # once more
+        hosts._connect()  # once more
 
 
 def test_a_quota_that_is_not_allowed(monkeypatch, tmp_path):
