@@ -105,7 +105,7 @@ with SimulatedHosts(["algo-1"], Path({str(tmp_path / "killed")!r}), {{"algo-1": 
 """
 
     def ours(pid: int) -> list[str]:
-        places = (Path("/var/run/netns"), simulated.CGROUPS / "cpu", hosts.CGROUPS)
+        places = (Path("/var/run/netns"), simulated.CGROUPS / "cpu", simulated.CGROUPS)
         return [str(path) for place in places for path in place.glob(f"raytrain-{pid}-*")]
 
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
