@@ -18,7 +18,7 @@ test: install-test lint $(BIN)/prometheus $(BIN)/chromium $(BIN)/tmux
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 quick: install-test lint
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m pure
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m pure -n auto
 
 # The real program for the tests that collect metrics, unpacked and not installed; they are skipped where it is not to be had.
 $(BIN)/prometheus: | install-test
