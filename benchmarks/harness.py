@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,14 @@ def interleave(variants: dict[str, Callable[[], dict[str, float]]], rounds: int)
             rows[name].append(run())
             print(f"round {number + 1}/{rounds} {name}: {rows[name][-1]}", flush=True)
     return rows
+
+
+def figures_of(what: str, command: list[str], timeout_s: float, **options: Any) -> dict[str, float]:
+    """What a command prints last, as JSON; `what` failed if it does not end well."""
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, **options)
+    if finished.returncode:
+        raise SystemExit(f"{what} failed:\n{finished.stderr}")
+    return json.loads(finished.stdout.strip().splitlines()[-1])
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -27,12 +27,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from harness import interleave, ratio, spread, write
+from harness import figures_of, interleave, ratio, spread, write
 from workloads import WORKLOADS
 
 from raytrain.cluster import hardware
@@ -56,21 +55,9 @@ def run(contender: str, workload: str, options: dict[str, Any]) -> dict[str, flo
     """One contender in a new process; `raytrain` sets its allocator itself, as in a run."""
     own = {PUBLIC_RAY: str(int(contender == PUBLIC))}
     environment = child_environment({**own, **(ALLOCATOR if contender in TUNED else {})})
-    finished = subprocess.run(
-        [
-            sys.executable,
-            str(CONTENDERS),
-            {**TUNED, PUBLIC: "raytrain"}.get(contender, contender),
-            json.dumps({"workload": workload, **options}),
-        ],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=TIMEOUT_S,
-    )
-    if finished.returncode:
-        raise SystemExit(f"{contender} failed on {workload}:\n{finished.stderr}")
-    return json.loads(finished.stdout.strip().splitlines()[-1])
+    name = {**TUNED, PUBLIC: "raytrain"}.get(contender, contender)
+    command = [sys.executable, str(CONTENDERS), name, json.dumps({"workload": workload, **options})]
+    return figures_of(f"{contender} on {workload}", command, TIMEOUT_S, env=environment)
 
 
 def best_worker_count(workload: str, options: dict[str, Any]) -> int:

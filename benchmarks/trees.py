@@ -10,7 +10,6 @@ environment. Ratios are the second over the first, so that 1 says that nothing h
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from harness import interleave, ratio, write
+from harness import figures_of, interleave, ratio, write
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 900
@@ -54,17 +53,9 @@ def unpack(commit: str, folder: Path) -> Path:
 
 def measure(tree: Path, script: str) -> dict[str, float]:
     """One run of `script` with that version's package and benchmarks."""
-    finished = subprocess.run(
-        [sys.executable, "-c", f"import json, sys; sys.path.insert(0, {str(tree / 'benchmarks')!r})\n{script}"],
-        env={**os.environ, "PYTHONPATH": str(tree)},
-        cwd=tree,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
-    if finished.returncode:
-        raise SystemExit(f"{tree.name} failed:\n{finished.stderr}")
-    return json.loads(finished.stdout.strip().splitlines()[-1])
+    code = f"import json, sys; sys.path.insert(0, {str(tree / 'benchmarks')!r})\n{script}"
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    return figures_of(tree.name, [sys.executable, "-c", code], TIMEOUT_S, env=environment, cwd=tree)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from patience import factor, patient
 
 from raytrain.config.job import Job
 from raytrain.record.schema import RunRecord
+from raytrain.record.status import RankProgress, RankTimes
 
 pytest_plugins = ["cloud_job", "feeding", "ranks"]
 ROOT = Path(__file__).parent.parent
@@ -166,6 +167,13 @@ def job_tree(images, tmp_path) -> dict:
         },
         "training": {"epochs": 2, "optimizer": {"name": "adamw", "lr": 0.01}},
     }
+
+
+def progress(**changes) -> RankProgress:
+    """Of a rank that has begun the second of three epochs."""
+    known = {"epoch": 2, "epochs": 3, "step": 30, "total_steps": 60, "history": [], "counts": {}}
+    known["times"] = RankTimes(began_at=0.0, last_step_at=1.0, num_samples=8, wait_s=0.25, train_s=1.0)
+    return RankProgress(**(known | changes))
 
 
 def figures(**changes):

@@ -10,15 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from raytrain.cli.options import Json, Overrides, confirm
+from raytrain.cli.options import Address, JobFile, Json, Nodes, Overrides, confirm
 from raytrain.errors import ConfigError
 
 app = typer.Typer()
 Prices = Annotated[Path | None, typer.Option(metavar="FILE", help="More types and prices.")]
 Region = Annotated[str | None, typer.Option(help="Of the prices. (default: as the job says)")]
-Nodes = Annotated[
-    str | None, typer.Option(metavar="GROUP=HOSTSxCPUS[xGPUS],...", help="Emulate a cluster on this machine.")
-]
 Instances = Annotated[
     list[str] | None,
     typer.Option(metavar="GROUP=TYPE,...", help="Instance types of a record's groups; once for each record."),
@@ -102,10 +99,10 @@ def _agree(trials: Any, job_files: list[Path], yes: bool) -> None:
 
 @app.command(epilog="Example: raytrain diagnose launch/digits.yaml")
 def diagnose(
-    job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job description.")],
+    job_file: JobFile,
     overrides: Overrides = None,
     nodes: Nodes = None,
-    address: Annotated[str | None, typer.Option(help="Attach to a running Ray cluster, such as auto.")] = None,
+    address: Address = None,
     seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 8.0,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="(default: runs/NAME.profile.json)")

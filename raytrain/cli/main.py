@@ -14,6 +14,7 @@ import typer.exceptions
 
 from raytrain import __version__
 from raytrain.cli import cloud, cost, prices
+from raytrain.cli.options import Address, JobFile, Json, Nodes, Overrides
 from raytrain.config.job import Job
 from raytrain.errors import RaytrainError
 
@@ -28,7 +29,6 @@ app = typer.Typer(
 app.add_typer(cloud.app)
 app.add_typer(cost.app)
 app.add_typer(prices.app, name="prices")
-Json = cloud.Json
 METRICS = "Metrics"  # a panel of its own, in which even its longest option fits 80 columns
 
 
@@ -59,15 +59,10 @@ def root(
 
 @app.command(epilog="Example: raytrain train launch/digits.yaml --nodes train=1x1,cpu=1x1 --set training.epochs=5")
 def train(
-    job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job description.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")
-    ] = None,
-    nodes: Annotated[
-        str | None,
-        typer.Option(metavar="GROUP=HOSTSxCPUS[xGPUS],...", help="Emulate a cluster of Ray nodes on this machine."),
-    ] = None,
-    address: Annotated[str | None, typer.Option(help="Attach to a running Ray cluster, such as auto.")] = None,
+    job_file: JobFile,
+    overrides: Overrides = None,
+    nodes: Nodes = None,
+    address: Address = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     run_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the run in DIR/<name>. (default: run_dir of the job)")

@@ -14,6 +14,11 @@ JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job descr
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")
 ]
+Nodes = Annotated[
+    str | None,
+    typer.Option(metavar="GROUP=HOSTSxCPUS[xGPUS],...", help="Emulate a cluster of Ray nodes on this machine."),
+]
+Address = Annotated[str | None, typer.Option(help="Attach to a running Ray cluster, such as auto.")]
 JobName = Annotated[str, typer.Argument(metavar="NAME", help="Of the training job.")]
 Region = Annotated[str | None, typer.Option(help="(default: of your AWS configuration)")]
 

@@ -60,30 +60,32 @@ def prepare_environment() -> dict[str, str]:
         ConfigError: RAYTRAIN_PUBLIC_RAY is neither 0 nor 1.
     """
     wanted = {**ALLOCATOR, **RAY, **(PUBLIC if public_ray() else {})}
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
+    _default(wanted)
     return {name: os.environ[name] for name in wanted}
 
 
 def prepare_public_ray_train() -> None:
     """Where Ray Train is used as it is."""
-    for name, value in PUBLIC.items():
-        os.environ.setdefault(name, value)
+    _default(PUBLIC)
 
 
 def prepare_own_cluster() -> None:
     """For clusters that raytrain itself starts: nobody drains their nodes through Ray, and to watch for it costs Ray
     Train ten seconds at the end of every run."""
-    for name, value in OWN_CLUSTER.items():
-        os.environ.setdefault(name, value)
+    _default(OWN_CLUSTER)
 
 
 def prepare_emulated_cluster() -> None:
     """For those of them that only this process sees: nobody collects metrics or events either, which cost half a
     percent of a core and node."""
     prepare_own_cluster()
-    for name in (COLLECTS_METRICS, "RAY_task_events_report_interval_ms"):
-        os.environ.setdefault(name, "0")
+    _default(dict.fromkeys((COLLECTS_METRICS, "RAY_task_events_report_interval_ms"), "0"))
+
+
+def _default(settings: Mapping[str, str]) -> None:
+    """Set what the user has not."""
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from typing import Any
 
 from raytrain.errors import ConfigError, named, nearest
 
+OBJECT_PATH_FORM = "must look like package.module:name"
 MOST_BYTES = 16 << 20  # of source that travels; more is a package to install
 PACKAGE_FOLDERS = frozenset(["site-packages", "dist-packages"])
 INSTALLED_EVERYWHERE = ("raytrain", "__main__", "__mp_main__")
@@ -58,6 +59,12 @@ def import_object(path: str, key: str = "") -> Any:
     return getattr(module, attribute)
 
 
+def is_object_path(path: str) -> bool:
+    """Whether it has the form `package.module:attribute`."""
+    name, _, attribute = path.partition(":")
+    return attribute.isidentifier() and all(part.isidentifier() for part in name.split("."))
+
+
 def own_place(error: BaseException) -> str:
     """` (file:line)` of the user's code that an error passed last; empty where it passed none."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(frame.filename)]
@@ -70,10 +77,9 @@ def check_importable(path: str, key: str = "") -> None:
     Raises:
         ConfigError: saying where it was looked for.
     """
-    name, _, attribute = path.partition(":")
     top, start = top_of(path), f"{key}: " if key else ""
-    if not attribute.isidentifier() or not all(part.isidentifier() for part in name.split(".")):
-        raise ConfigError(f"{start}{path!r} must look like package.module:name")
+    if not is_object_path(path):
+        raise ConfigError(f"{start}{path!r} {OBJECT_PATH_FORM}")
     if top not in sys.modules and importlib.util.find_spec(top) is None:
         raise ConfigError(
             f"{start}cannot import {path!r}: there is no module {top!r}; put {top}.py beside the job file or into the "

@@ -6,14 +6,15 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from raytrain.config.own_code import OBJECT_PATH_FORM, is_object_path
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
 def _is_a_path(text: str) -> str:
-    module, _, name = text.partition(":")
-    if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        raise ValueError(f"{text!r} must look like package.module:name")
+    if not is_object_path(text):
+        raise ValueError(f"{text!r} {OBJECT_PATH_FORM}")
     return text
 
 

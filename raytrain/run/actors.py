@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from raytrain.cluster.environment import public_ray
 from raytrain.run.load import here
 from raytrain.run.plan import RunPlan
 
@@ -12,7 +13,6 @@ def start_feed(plan: RunPlan) -> Any:
     """Feeds the ranks."""
     import ray
 
-    from raytrain.cluster.environment import public_ray
     from raytrain.data.feed import Feed
     from raytrain.data.stream import FeedOptions, Stored
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,9 @@ class DataPlan:
             )
         return found
 
-    @property
+    @cached_property
     def is_finished(self) -> bool:
-        """Whether nothing is left to train."""
+        """Whether nothing is left to train; asked three times, and it takes a plan of all epochs to know."""
         return not StreamPlan(self.spec, self.position, 1, self.steps).segments
 
 

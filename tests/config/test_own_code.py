@@ -234,6 +234,17 @@ def train(ctx):
 """
 
 
+def run_elsewhere(job, mine, tmp_path):
+    """The record of a job file beside the modules that it names, when another folder is the working one."""
+    job.rename(mine / "job.yaml")
+    (tmp_path / "elsewhere").mkdir()
+    result = run_cli(
+        "train", mine / "job.yaml", "--nodes", "gpu=1x1x2,cpu=1x1", cwd=tmp_path / "elsewhere", PYTHONPATH=str(ROOT)
+    )
+    assert result.returncode == 0, result.stderr
+    return read_record(tmp_path / "runs/small/record.json")
+
+
 @pytest.mark.ray
 def test_a_job_file_may_name_everything_and_it_runs_on_every_node(mine, job_file, tmp_path):
     """Loop and source, with the modules that they import; the record says which."""
@@ -243,13 +254,7 @@ def test_a_job_file_may_name_everything_and_it_runs_on_every_node(mine, job_file
         training={"epochs": 2, "loop": "own:train"},
         data={"train": {"kind": "own:Squares", "count": 120}, "stages": ["mine:speckle"], "batch_size": 8},
     )
-    job.rename(mine / "job.yaml")
-    (tmp_path / "elsewhere").mkdir()
-    result = run_cli(
-        "train", mine / "job.yaml", "--nodes", "gpu=1x1x2,cpu=1x1", cwd=tmp_path / "elsewhere", PYTHONPATH=str(ROOT)
-    )
-    assert result.returncode == 0, result.stderr
-    record = read_record(tmp_path / "runs/small/record.json")
+    record = run_elsewhere(job, mine, tmp_path)
     assert record.totals.samples == 240
     assert [epoch["seen"] for epoch in record.epochs] == [8.0, 8.0]
     assert record.job["training"]["loop"] == "own:train"
@@ -261,13 +266,7 @@ def test_a_job_file_may_name_everything_and_it_runs_on_every_node(mine, job_file
 def test_a_stage_and_a_model_beside_the_job_file_run_on_every_node(mine, job_file, job_tree, tmp_path):
     """Started in another folder, as `raytrain` is: `python -m raytrain` alone would find the working folder's."""
     job = job_file(model={"name": "mine:net"}, data__stages=["decode", "mine:speckle", {"resize": {"size": 8}}])
-    job.rename(mine / "job.yaml")
-    (tmp_path / "elsewhere").mkdir()
-    result = run_cli(
-        "train", mine / "job.yaml", "--nodes", "gpu=1x1x2,cpu=1x1", cwd=tmp_path / "elsewhere", PYTHONPATH=str(ROOT)
-    )
-    assert result.returncode == 0, result.stderr
-    record = read_record(tmp_path / "runs/small/record.json")
+    record = run_elsewhere(job, mine, tmp_path)
     assert record.totals.samples == 240
     assert [stage.name for stage in record.stages][:3] == ["read", "decode", "speckle"]
     assert sum(host.samples_prepared > 0 for host in record.hosts) == 2

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import jsonschema
 import pytest
+from conftest import progress
 from rich.console import Console
 
 from raytrain.errors import CheckpointError, ConfigError
 from raytrain.record.schema import HostLoad, RunRecord, Unusual, Utilization, read_record
-from raytrain.record.status import Failure, RankProgress, RankTimes, Status
+from raytrain.record.status import Failure, Status
 from raytrain.report.live import Display, clock, epoch_line, step_line
 from raytrain.report.tables import print_summary
 from raytrain.run.folder import open_run_folder, process_started_at
@@ -210,18 +211,7 @@ def test_the_start_of_the_process_is_in_the_past():
 
 
 FIRST = {"epoch": 1, "loss": 0.5, "validation_accuracy": 0.9, "seconds": 2.0, "samples_per_s": 700.0}
-PROGRESS = RankProgress(
-    epoch=2,
-    epochs=3,
-    step=30,
-    total_steps=69,
-    history=[FIRST],
-    counts={},
-    times=RankTimes(0.0, 1.0, 8, 0.5, 1.0),
-    loss=0.25,
-    samples_per_s=812.44,
-    wait_share=0.012,
-)
+PROGRESS = progress(total_steps=69, history=[FIRST], loss=0.25, samples_per_s=812.44, wait_share=0.012)
 STATUS = Status({0: PROGRESS}, num_ready=3, attempts=2, failures=[("train", Failure(1, "a.jpg", "cut off"))])
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from conftest import progress
 from rich.console import Console
 
 from raytrain.config.job import Job
-from raytrain.record.status import RankProgress, RankTimes, Status
+from raytrain.record.status import Status
 from raytrain.report import live
 from raytrain.report.live import Display, step_line
 
@@ -29,18 +30,9 @@ def entry(epoch: int) -> dict[str, float]:
 
 def at(epoch: int, step: int, finished: int, **changes) -> Status:
     """Of a run of three epochs of 20 steps, `finished` of which are over."""
-    progress = RankProgress(
-        epoch=epoch,
-        epochs=3,
-        step=step,
-        total_steps=60,
-        history=[entry(number + 1) for number in range(finished)],
-        counts={},
-        times=RankTimes(0.0, 1.0, 8, 0.25, 1.0),
-        samples_per_s=800.0,
-        wait_share=0.25,
-    )
-    return Status(progress={0: replace(progress, **changes)}, num_ready=1, attempts=1)
+    history = [entry(number + 1) for number in range(finished)]
+    now = {"epoch": epoch, "step": step, "history": history, "samples_per_s": 800.0, "wait_share": 0.25}
+    return Status(progress={0: progress(**(now | changes))}, num_ready=1, attempts=1)
 
 
 def ended(status: Status, finished: int = 3) -> Status:

@@ -11,13 +11,12 @@ import boto3
 import pytest
 from aws import BUCKET, REGION, ROLE
 from botocore.exceptions import ClientError
-from conftest import ROOT
+from conftest import ROOT, progress
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raytrain.config.job import Job
 from raytrain.errors import ConfigError
-from raytrain.record.status import RankProgress, RankTimes
 from raytrain.report.live import epoch_line, step_line
 from raytrain.sagemaker.aws import Account
 from raytrain.sagemaker.request import (
@@ -278,19 +277,8 @@ def test_every_job_name_gives_a_name_that_sagemaker_takes(name):
 
 def test_the_metrics_read_the_lines_that_we_write():
     """CloudWatch searches every line of the log for each expression."""
-    progress = RankProgress(
-        epoch=3,
-        epochs=30,
-        step=5,
-        total_steps=9,
-        history=[],
-        counts={},
-        times=RankTimes(0.0, 1.0, 8, 0.1, 1.0),
-        loss=0.4101,
-        samples_per_s=812.4,
-        wait_share=0.012,
-    )
-    step = step_line(progress, 21.0)
+    now = progress(epoch=3, epochs=30, step=5, total_steps=9, loss=0.4101, samples_per_s=812.4, wait_share=0.012)
+    step = step_line(now, 21.0)
     epoch = {"epoch": 3, "loss": 0.25, "validation_loss": 0.5, "validation_accuracy": 0.9833, "seconds": 2.0}
     lines = [f"[algo-1] {step}", step, epoch_line({**epoch, "samples_per_s": 700.0}, 30)]
     found = {name: [float(m) for line in lines for m in re.findall(regex, line)] for name, regex in METRICS.items()}
