@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 
 from raytrain.config.data import Source
-from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.sources.kinds.image_folder import image_folder
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.open import open_manifest
-from raytrain.data.sources.synthetic import synthetic
+from raytrain.data.sources.kinds.synthetic import synthetic
 from raytrain.data.stages.color import color_jitter_image
 from raytrain.data.stages.images import (
     decode_image,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from raytrain.config.section import ObjectPath, PositiveInt, Section, Share
 
@@ -19,38 +19,90 @@ def _is_a_stage(value: Any) -> Any:
 StageSpec = Annotated[str | dict[str, Any], BeforeValidator(_is_a_stage)]
 
 
-class ImageFolderSource(Section):
-    """`path/<class name>/<image>`; classes are numbered in sorted order."""
+Paths = str | tuple[str, ...]
+"""A file or folder, with `*`, `**`, `?`, `[…]`, `{a,b}` and `{000..012}` as a shell has them; or several of such."""
+
+Shape = tuple[PositiveInt | None, ...]
+
+
+class BuiltIn(Section):
+    """What every source of ours may say."""
+
+    limit: PositiveInt | None = Field(None, description="the first so many samples alone")
+    weights: str | None = Field(
+        None, description="field with a number a sample: it comes so many times as often as one of weight 1"
+    )
+
+
+class ImageFolderSource(BuiltIn):
+    """`path/<class name>/<image>`; classes are numbered in sorted order. Fields: `image`, `label`."""
 
     kind: Literal["image_folder"]
     path: str
 
 
-class ParquetSource(Section):
-    """Parquet files with an image column (encoded bytes) or an array column, and an integer label column."""
+class ImageListSource(BuiltIn):
+    """A list of files: CSV, TSV or JSON lines, with a header. Every column is a field."""
+
+    kind: Literal["image_list"]
+    path: Paths
+    files: dict[str, str] = Field(
+        {"image": "path"}, description="by field, the column with the path of its file, from `root` on"
+    )
+    root: str | None = Field(None, description="of the files; default: the folder of the list")
+    masks: tuple[str, ...] = Field((), description="of `files`, those that are masks")
+    labels: tuple[str, ...] = Field(("label",), description="columns whose text names classes")
+
+
+class ParquetSource(BuiltIn):
+    """Parquet files. Every column is a field."""
 
     kind: Literal["parquet"]
-    path: str
-    image_column: str = "image"
-    label_column: str = "label"
-    shape: tuple[PositiveInt, ...] | None = Field(None, description="of the array column when it is a flat list")
+    path: Paths
+    columns: dict[str, str] | None = Field(None, description="by field, the column; default: all by their own names")
+    shapes: dict[str, tuple[PositiveInt, ...]] = Field({}, description="of fields that are flat lists")
+    masks: tuple[str, ...] = Field((), description="fields that are masks")
+    labels: tuple[str, ...] = Field(("label",), description="fields whose text names classes")
 
 
-class WebDatasetSource(Section):
+class WebDatasetSource(BuiltIn):
     """Tar shards: members that share a name up to the first dot are one sample (`.jpg` and `.cls`, say)."""
 
     kind: Literal["webdataset"]
-    path: str
-    label_extension: str = "cls"
+    path: Paths
+    fields: dict[str, str] | None = Field(
+        None,
+        description="by field, the extension; default: the first image is `image`, `cls` is `label`",
+    )
+    masks: tuple[str, ...] = Field((), description="fields that are masks")
 
 
-class SyntheticSource(Section):
-    """Images of normal noise made from (seed, id), labelled `id % num_classes`."""
+class FieldOf(Section):
+    """A field of a synthetic source."""
+
+    dtype: str = "float32"
+    shape: Shape = Field((), description="null for an axis whose length varies")
+    kind: Literal["", "image", "mask", "boxes"] = ""
+    classes: PositiveInt | None = Field(None, description="whole numbers below it")
+
+
+class SyntheticSource(BuiltIn):
+    """Noise made from (seed, id). Without `fields`: `image`, normal float32, and `label`, `id % num_classes`."""
 
     kind: Literal["synthetic"]
     num_samples: PositiveInt
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field((224, 224, 3), description="height, width, channels")
     num_classes: PositiveInt = 1000
+    fields: dict[str, FieldOf] | None = None
+    longest: PositiveInt = Field(64, description="length of an axis that varies")
+
+
+class HeldOut(Section):
+    """For `validation`: a share of the training data, drawn by `seed`, which is then not trained on."""
+
+    kind: Literal["held_out"]
+    share: float = Field(gt=0, lt=1)
+    seed: int = 0
 
 
 class OwnSource(Section):
@@ -70,25 +122,76 @@ def _whose(value: Any) -> str:
     return "own" if isinstance(kind, str) and ":" in kind else "built-in"
 
 
-BuiltInSource = ImageFolderSource | ParquetSource | WebDatasetSource | SyntheticSource
+BuiltInSource = ImageFolderSource | ImageListSource | ParquetSource | WebDatasetSource | SyntheticSource
 AnySource = BuiltInSource | OwnSource
 Source = Annotated[
     Annotated[BuiltInSource, Field(discriminator="kind"), Tag("built-in")] | Annotated[OwnSource, Tag("own")],
     Discriminator(_whose),
 ]
+ForValidation = Annotated[
+    Annotated[BuiltInSource | HeldOut, Field(discriminator="kind"), Tag("built-in")] | Annotated[OwnSource, Tag("own")],
+    Discriminator(_whose),
+]
+
+
+def _is_no_factor(value: float) -> float:
+    """torchvision scales 0 to 255 down, never up."""
+    if not 0 < value <= 1:
+        raise ValueError("scale multiplies: 0.00392 (1 / 255) for values from 0 to 255, 1 to leave them as they are")
+    return value
 
 
 class Normalize(Section):
     """Applied on the device: `(x * scale - mean) / std`, channel by channel."""
 
-    scale: float = 1 / 255
+    scale: Annotated[float, AfterValidator(_is_no_factor)] = 1 / 255
     mean: tuple[float, ...] = (0.0,)
     std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
 
 
+class Arrival(Section):
+    """What becomes of a field on the device. Without: an image is float32 and (channels, height, width), and has
+    `normalize`; everything else is as it was sent."""
+
+    dtype: str | None = Field(None, description="that it is converted to; default: float32 of an image, else as sent")
+    channels_first: bool | None = Field(None, description="default: of an image, yes")
+    normalize: Normalize | None = None
+
+
+class Padded(Section):
+    """Values of different lengths are filled up; see raytrain.data.padded."""
+
+    value: float = 0
+    axes: tuple[int, ...] = (0,)
+    multiple_of: PositiveInt = 1
+    most: PositiveInt | None = None
+
+
+class Collate(Section):
+    """`padded` with its options, or `ragged`."""
+
+    padded: Padded | None = None
+    ragged: bool = False
+
+
+def _is_a_collation(value: Any) -> Any:
+    if value in ("padded", "ragged"):
+        return {value: {} if value == "padded" else True}
+    if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in ("padded", "ragged"):
+        return value
+    raise ValueError(f"`padded`, `padded: {{value: 0}}` with its options, or `ragged`, not {value!r}")
+
+
+class Buckets(Section):
+    """Batches of samples of like length."""
+
+    by: str = Field(description="field whose length is meant, along its first axis, or in characters")
+    batches: PositiveInt = Field(32, description="so many are drawn together and then sorted")
+
+
 class Data(Section):
     train: Source
-    validation: Source | None = None
+    validation: ForValidation | None = None
     stages: tuple[StageSpec, ...] = Field((), description="CPU stages, in order")
     validation_stages: tuple[StageSpec, ...] | None = Field(
         None, description="default: the stages without the random ones"
@@ -97,7 +200,12 @@ class Data(Section):
     tail: Literal["share", "drop_last", "pad", "carry"] = Field(
         "share", description="what becomes of the samples of an epoch that do not fill a step of full batches"
     )
-    normalize: Normalize | None = None
+    collate: dict[str, Annotated[Collate, BeforeValidator(_is_a_collation)]] = Field(
+        {}, description="what becomes of fields whose shape varies"
+    )
+    buckets: Buckets | None = None
+    normalize: Normalize | None = Field(None, description="of all images")
+    fields: dict[str, Arrival] = Field({}, description="what becomes of single fields on the device")
     max_corrupt_share: Share = Field(
         0.01,
         description="share of a split's samples that may be undecodable before the run stops; at least one, if not 0",

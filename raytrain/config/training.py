@@ -58,7 +58,15 @@ class CheckpointPolicy(Section):
         return self.best_is == "min" or (self.best_is is None and (self.best or "").endswith("loss"))
 
 
+class Task(Section):
+    """What is learnt from which field."""
+
+    input: str = Field("image", description="field that the model is given")
+    target: str = Field("label", description="field that it predicts")
+
+
 class Training(Section):
+    task: Task = Task()
     loop: ObjectPath | None = Field(
         None, description="called with a TrainContext on every rank; default: supervised image classification"
     )

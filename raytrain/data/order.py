@@ -17,13 +17,55 @@ Tail = Literal["share", "drop_last", "pad", "carry"]
 GROUPS_IN_A_WINDOW = 8
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int, group_starts: np.ndarray | None = None) -> np.ndarray:
+@dataclass(frozen=True)
+class Buckets:
+    """Batches of samples of like length.
+
+    Attributes:
+        lengths: by id, int64.
+        batch_size: samples.
+        batches: so many are drawn together, sorted by length, and shuffled among each other.
+    """
+
+    lengths: np.ndarray
+    batch_size: int
+    batches: int
+
+
+def epoch_order(
+    num_samples: int,
+    seed: int,
+    epoch: int,
+    group_starts: np.ndarray | None = None,
+    buckets: Buckets | None = None,
+) -> np.ndarray:
     """A full permutation of `range(num_samples)`, int64.
 
     With `group_starts` (first id of every stored run) the runs are permuted and ids shuffled within windows of
     GROUPS_IN_A_WINDOW runs, so that a reader need not fetch a whole run for every sample.
     """
     rng = np.random.default_rng((seed, epoch))
+    order = _shuffled(num_samples, rng, group_starts)
+    return order if buckets is None else _bucketed(order, rng, buckets)
+
+
+def _bucketed(order: np.ndarray, rng: np.random.Generator, buckets: Buckets) -> np.ndarray:
+    """The same ids: window by window sorted by length, in batches that are then shuffled; the epoch's last, shorter one
+    stays there, since what does not fill a step of batches comes last."""
+    size, window = buckets.batch_size, buckets.batch_size * buckets.batches
+    parts = []
+    for first in range(0, len(order), window):
+        ids = order[first : first + window]
+        ids = ids[np.argsort(buckets.lengths[ids], kind="stable")]
+        whole = len(ids) // size * size
+        start = int(rng.integers(len(ids) - whole + 1))  # whichever are left over: not always the longest
+        rest = ids[start : start + len(ids) - whole]
+        full = np.delete(ids, np.s_[start : start + len(rest)]).reshape(-1, size)
+        parts += [rng.permutation(full).reshape(-1), rest]
+    return np.concatenate(parts)
+
+
+def _shuffled(num_samples: int, rng: np.random.Generator, group_starts: np.ndarray | None) -> np.ndarray:
     if group_starts is None or len(group_starts) <= 1:
         return rng.permutation(num_samples)
     bounds = np.append(group_starts, num_samples)
@@ -69,12 +111,17 @@ class SampleRng:
         self._generator = np.random.Generator(self._bits)
         self._state = self._bits.state  # nothing drawn ahead
 
-    def of(self, epoch: int, index: int) -> np.random.Generator:
-        """The generator at the start of the sample's numbers; valid until the next call."""
+    def of(self, epoch: int, index: int, part: int = 0, *, reading: bool = False) -> np.random.Generator:
+        """The generator at the start of the sample's numbers; valid until the next call.
+
+        Args:
+            part: of those that a stage has made of the sample.
+            reading: those that its source draws from, before any stage.
+        """
         if epoch != self._epoch:
             key = np.asarray(np.random.SeedSequence((self._seed, epoch)).generate_state(2, np.uint64), np.uint64)
             self._state["state"], self._epoch = {"counter": np.zeros(4, np.uint64), "key": key}, epoch
-        self._state["state"]["counter"][1] = index  # 2 ** 64 blocks away from the next sample's
+        self._state["state"]["counter"][1:] = index, part, reading  # 2 ** 64 blocks away from the next sample's
         self._bits.state = self._state
         return self._generator
 
@@ -141,6 +188,7 @@ class StreamSpec:
     steps: int | None = None
     tail: Tail = "share"
     group_starts: np.ndarray | None = field(default=None, compare=False, repr=False)  # see epoch_order
+    buckets: Buckets | None = field(default=None, compare=False, repr=False)
 
 
 class StreamPlan:
@@ -248,7 +296,8 @@ class StreamPlan:
         return remaining(order, self.position.consumed[self.spec.num_train :])
 
     def _order(self, epoch: int) -> np.ndarray:
-        return epoch_order(self.spec.num_train, self.spec.seed, epoch, self.spec.group_starts)
+        spec = self.spec
+        return epoch_order(spec.num_train, spec.seed, epoch, spec.group_starts, spec.buckets)
 
 
 def remaining(order: np.ndarray, consumed: np.ndarray) -> np.ndarray:

@@ -92,7 +92,8 @@ def run(
     cluster: local.RunningCluster | None = None
     try:
         with signals() as heard:
-            data = DataPlan.of(options, pipeline, default_loop=train_loop is None)
+            jobs_own = train_loop is None or getattr(train_loop, "is_the_jobs", False)
+            data = DataPlan.of(options, pipeline, default_loop=jobs_own)
             if data.is_finished and (before := options.folder.finished_record()) is not None:
                 _leave(options.folder, options.kept, None)
                 return before
@@ -196,10 +197,12 @@ def _training(plan: RunPlan, feed: Any) -> Training:
         loop=plan.loop,
         feed=feed,
         keeper=start_keeper(plan, attempt),
+        schema=plan.data.opened.schema,
+        fields=plan.pipeline.fields,
         normalize=plan.pipeline.normalize,
         fingerprint=train.fingerprint,
         num_train=train.num_samples,
-        num_classes=train.num_classes,
+        task=plan.data.task,
         resume_from=plan.data.resumed_from,
         threads=job.training.threads or max(int(host_cpus), 1),
         use_gpu=topology.has_real_gpus,

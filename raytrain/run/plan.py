@@ -21,6 +21,7 @@ from raytrain.run.folder import RunFolder, open_run_folder
 from raytrain.run.hosted import hosted
 from raytrain.run.rank import position_of
 from raytrain.train.checkpoints import shelf
+from raytrain.train.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class DataPlan:
     """
 
     opened: OpenPipeline
+    task: Task
     spec: StreamSpec
     listed_at: float
     resumed_from: str | None = None
@@ -105,7 +107,7 @@ class DataPlan:
         """
         opened, training = pipeline.open(options.job.seed), options.job.training
         listed_at = time.time()
-        check_data(opened, pipeline.batch_size, default_loop, options.job)
+        task = check_data(opened, pipeline.batch_size, default_loop, options.job)
         spec = StreamSpec(
             num_train=opened.train.num_samples,
             num_validation=opened.num_validation,
@@ -115,9 +117,10 @@ class DataPlan:
             steps=training.steps,
             tail=pipeline.tail,
             group_starts=opened.train.group_starts,
+            buckets=opened.buckets,
         )
         path, restored = _checkpoint(options, opened.train.fingerprint) if options.resume else (None, None)
-        found = cls(opened, spec, listed_at, path, restored, *position_of(restored))
+        found = cls(opened, task, spec, listed_at, path, restored, *position_of(restored))
         if found.is_finished and not options.started_again:
             raise CheckpointError(
                 f"{options.folder.path} is finished; raise training.epochs or training.steps to go on"

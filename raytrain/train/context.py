@@ -21,6 +21,7 @@ from raytrain.train.checkpoints.shelf import Facts
 from raytrain.train.contract import COUNTS, Awaiting, Keep, Restored, StopTraining, Stream
 from raytrain.train.ledger import Ledger
 from raytrain.train.losses import LossAccount
+from raytrain.train.tasks import Task
 from raytrain.train.update import Updater, step_samples
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,7 +34,7 @@ class TrainContext:
         job: the job description.
         device: where batches arrive and the model should be.
         rank, world_size: of this process.
-        num_classes: of the training data.
+        task: what is to be predicted from what, and the classes' names.
         accumulates: whether updates are made of several batches; says so to be bit by bit the same after a stop.
         steps: batches that this rank has trained on, over the whole run.
         updates: optimizer steps, likewise.
@@ -53,12 +54,12 @@ class TrainContext:
         world_size: int,
         fingerprint: str,
         num_train: int,
-        num_classes: int,
+        task: Task,
         restored: Restored | None,
         keep: Keep,
     ):
         self.job, self.device, self.rank, self.world_size = job, device, rank, world_size
-        self.num_classes, self.accumulates = num_classes, False
+        self.task, self.accumulates = task, False
         self.measured: dict[str, Any] | None = None
         self._stream, self._fingerprint, self._num_train = stream, fingerprint, num_train
         self._restored, self._keep, self._objects = restored, keep, []
@@ -82,6 +83,11 @@ class TrainContext:
         self._before: tuple[dict[str, Any], list[torch.Tensor]] | None = None  # random state and buffers, of the window
 
     # --- what a loop calls ---
+
+    @property
+    def num_classes(self) -> int | None:
+        """Of the training data; None where it has no classes, or nobody knows how many."""
+        return self.task.num_classes
 
     def prepare(self, *objects: Any) -> Any:
         """Make objects part of the run: modules go to the device and get DDP, everything goes into checkpoints.
@@ -226,7 +232,7 @@ class TrainContext:
         """Batches with their weight, and with BatchNorm's statistics safe from those that have none."""
         alone_is_odd = self._stream.plan.spec.batch_size > 1
         for batch in self._stream.segment(number):
-            own = 0 if batch.stand_in else len(batch.image)
+            own = 0 if batch.stand_in else batch.size
             batch.step_samples = step_samples(own, self.device, self.world_size)
             if self.world_size > 1 and own:
                 batch.weight = own * self.world_size / batch.step_samples
@@ -236,7 +242,7 @@ class TrainContext:
             self._delivered = batch.index + 1
             if batch.stand_in and self.world_size > 1 and modules.synchronises_batch_norm(self._modules):
                 # it has to take part, with nothing
-                batch.image, batch.label = batch.image[:0], batch.label[:0]
+                batch.empty()
             alone = own == 0 or (own == 1 and alone_is_odd)
             with modules.frozen_statistics(self._modules, self.world_size) if alone else contextlib.nullcontext():
                 yield batch
@@ -350,6 +356,7 @@ class TrainContext:
             samples=self._samples_before + sum(each["samples"] for each in everyone),
             consumed_in_epoch=int(consumed[: self._num_train].sum()),
             fingerprint=self._fingerprint,
+            classes=list(self.task.classes),
             seed=self.job.seed,
             world_size=self.world_size,
             history=self.history,

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, ray_processes, run_cli
 
 from raytrain import __version__
-from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.sources.kinds.image_folder import image_folder
 from raytrain.data.sources.open import open_manifest
 
 

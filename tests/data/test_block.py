@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raytrain.data.block import Batch, Header, Prepared, batches_of, to_table
+from raytrain.data.samples.block import Batch, Header, Prepared, batches_of, to_table
 from raytrain.record.status import Failure
 
 KIB = 1024

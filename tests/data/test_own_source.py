@@ -251,5 +251,5 @@ def test_a_data_set_that_cannot_travel_is_refused_before_anything_starts():
 
 @pytest.mark.process
 def test_a_worker_imports_no_more_than_the_data_set_does():
-    code = "import sys, raytrain.data.sources.own; print({'torch', 'pydantic', 'PIL', 'ray'} & set(sys.modules))"
+    code = "import sys, raytrain.data.sources.kinds.own; print({'torch', 'pydantic', 'PIL', 'ray'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

@@ -17,7 +17,7 @@ from raytrain.data import block as codec
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import Pipeline
 from raytrain.data.producer import Producer, StreamWork, prepare_process
-from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.sources.kinds.image_folder import image_folder
 from raytrain.data.stages.images import decode, random_shift, resize
 from raytrain.data.stages.torchvision import torchvision
 from raytrain.errors import ConfigError, DataError

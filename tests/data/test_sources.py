@@ -16,11 +16,11 @@ from conftest import write_images
 from formats import write_parquet, write_shards
 from moto.server import ThreadedMotoServer
 
-from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.sources.kinds.image_folder import image_folder
 from raytrain.data.sources.open import open_manifest
-from raytrain.data.sources.parquet import parquet
-from raytrain.data.sources.synthetic import synthetic
-from raytrain.data.sources.webdataset import webdataset
+from raytrain.data.sources.kinds.parquet import parquet
+from raytrain.data.sources.kinds.synthetic import synthetic
+from raytrain.data.sources.kinds.webdataset import webdataset
 from raytrain.data.stages.images import decode_image
 from raytrain.errors import DataError
 

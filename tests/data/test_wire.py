@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raytrain.data import block
-from raytrain.data.block import Failure, Header, Prepared, batches_of, to_table
+from raytrain.data.samples.block import Failure, Header, Prepared, batches_of, to_table
 
 few = settings(deadline=None, max_examples=80)
 DTYPES = ("|u1", "|i1", "|b1", "<i2", ">i2", "<u4", "<i8", "<f2", "<f4", ">f4", "<f8", "<c8")

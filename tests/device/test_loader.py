@@ -15,7 +15,7 @@ from raytrain.config.data import Normalize
 from raytrain.data.feed import Feed
 from raytrain.data.order import Position, StreamSpec
 from raytrain.data.pipeline import Pipeline
-from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.sources.kinds.image_folder import image_folder
 from raytrain.data.stages.images import decode
 from raytrain.data.stream import FeedOptions
 from raytrain.device.loader import RankIngest, pull

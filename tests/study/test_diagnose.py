@@ -17,8 +17,8 @@ from raytrain.config.job import Job
 from raytrain.cost.instances import catalog
 from raytrain.cost.profile import Figure, parse_profile
 from raytrain.data.pipeline import Pipeline
-from raytrain.data.sources.image_folder import image_folder
-from raytrain.data.sources.synthetic import synthetic
+from raytrain.data.sources.kinds.image_folder import image_folder
+from raytrain.data.sources.kinds.synthetic import synthetic
 from raytrain.data.stages.images import decode, resize
 from raytrain.errors import ConfigError, DataError
 from raytrain.record.schema import RankFigures, StageFigures

@@ -6,54 +6,87 @@ A source is a frozen value; nothing is listed or opened before `open_manifest`. 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import pyarrow as pa
-import pyarrow.fs
 
 from raytrain.config.data import (
     AnySource,
+    BuiltIn,
     ImageFolderSource,
+    ImageListSource,
     OwnSource,
     ParquetSource,
     SyntheticSource,
     WebDatasetSource,
 )
-from raytrain.data.sources.image_folder import open_image_folder
+from raytrain.data.samples.fields import Schema
+from raytrain.data.sources.kinds.image_folder import open_image_folder
+from raytrain.data.sources.kinds.image_list import open_image_list
+from raytrain.data.sources.kinds.own import FromTorch, MapDataset, made_by, open_own
+from raytrain.data.sources.kinds.parquet import open_parquet
+from raytrain.data.sources.kinds.synthetic import open_synthetic
+from raytrain.data.sources.kinds.webdataset import open_webdataset
 from raytrain.data.sources.manifest import Manifest
-from raytrain.data.sources.own import Samples, open_own, open_samples
-from raytrain.data.sources.parquet import open_parquet
-from raytrain.data.sources.readers import NoiseReader
-from raytrain.data.sources.webdataset import open_webdataset
-from raytrain.errors import DataError
+from raytrain.errors import DataError, nearest
 
 
-def open_manifest(source: AnySource | Samples, *, seed: int = 0, classes: tuple[str, ...] = ()) -> Manifest:
+def open_manifest(source: AnySource | FromTorch | MapDataset, *, seed: int = 0, like: Schema | None = None) -> Manifest:
     """List what the source holds.
 
     Args:
         source: the description.
-        seed: of a synthetic source.
-        classes: names by label, of the training split, so that a validation split numbers them alike.
+        seed: of a synthetic source, and of what is drawn by weights.
+        like: of the training split, so that a validation split numbers its classes alike.
 
     Raises:
         DataError: nothing there, a class folder without images, an unreadable file, a missing column or label.
     """
+    name = getattr(source, "kind", type(source).__name__)
+    made: Any = made_by(source) if isinstance(source, OwnSource) else source
+    manifest = _listed(made, name, seed, like)
+    if manifest.num_samples == 0:
+        raise DataError(f"{getattr(source, 'path', None) or name} holds no samples")
+    if isinstance(made, BuiltIn) and made.limit is not None:
+        manifest = manifest.of(np.arange(min(made.limit, manifest.num_samples)))
+    if isinstance(made, BuiltIn) and made.weights is not None:
+        manifest = manifest.of(_drawn(manifest, made.weights, seed))
+    return manifest
+
+
+def _listed(source: Any, name: str, seed: int, like: Schema | None) -> Manifest:
     match source:
         case ImageFolderSource():
-            manifest = open_image_folder(source, classes)
+            return open_image_folder(source, like)
+        case ImageListSource():
+            return open_image_list(source, like)
         case ParquetSource():
-            manifest = open_parquet(source, classes)
+            return open_parquet(source, like)
         case WebDatasetSource():
-            manifest = open_webdataset(source)
+            return open_webdataset(source, like)
         case SyntheticSource():
-            labels = pa.array(np.arange(source.num_samples, dtype=np.int64) % source.num_classes)
-            manifest = Manifest(pa.table({"label": labels}), NoiseReader(source.shape, seed))
-        case OwnSource():
-            manifest = open_own(source, classes)
-        case _:
-            manifest = open_samples(source, type(source).__name__, classes)
-    if manifest.num_samples == 0:
+            return open_synthetic(source, seed)
+        case FromTorch():
+            return open_own(source, name, like)
+    return open_own(FromTorch(source), name, like)
+
+
+def _drawn(manifest: Manifest, by: str, seed: int) -> np.ndarray:
+    """Ids, int64, in order: as many as there are samples, each as often as its share of the weights says, rounded up or
+    down by systematic sampling.
+
+    Raises:
+        DataError: there is no such field beforehand, or a weight that is none.
+    """
+    weights = manifest.values(by)
+    if weights is None:
         raise DataError(
-            f"{getattr(source, 'path', None) or getattr(source, 'kind', type(source).__name__)} holds no samples"
+            f"weights: {by!r} is no number that is known before samples are read"
+            f"{nearest(by, manifest.known)} (those are: {', '.join(manifest.known) or 'none'})"
         )
-    return manifest
+    weights = weights.astype(np.float64)
+    if not np.isfinite(weights).all() or weights.min() < 0 or weights.sum() == 0:
+        raise DataError(f"weights: {by!r} must be finite numbers from 0, not all of them 0")
+    ends = np.cumsum(weights) * (manifest.num_samples / weights.sum())
+    marks = np.random.default_rng(seed).random() + np.arange(manifest.num_samples)
+    return np.searchsorted(ends, marks, side="right").clip(max=manifest.num_samples - 1)

@@ -1,14 +1,17 @@
-"""Readers: what turns a row of the manifest into an array.
+"""Readers: what turns a row of the manifest into the fields of a sample.
 
 Imported by every preprocessing worker, so it imports NumPy and pyarrow and nothing else.
 """
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from io import BytesIO
 from statistics import NormalDist
 from typing import Any
 
@@ -16,6 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
+
+from raytrain.data.samples.fields import BFLOAT16, BYTES, TEXT, Field, Sample, np_dtype
+from raytrain.data.sources.arrow import cell
 
 REMOTE_READS_IN_FLIGHT = 16
 ROW_GROUP_CACHE_BYTES = 256 << 20
@@ -32,107 +38,150 @@ def reading_pool() -> ThreadPoolExecutor:
 
 @dataclass(frozen=True)
 class FileReader:
-    """One file a sample: columns `key` (path below `root`)."""
+    """Files of a sample, below `root`.
+
+    Attributes:
+        columns: by field, that of the rows which has the path. An empty or missing path leaves the sample out.
+        forms: by field, how its bytes are read (see `parsed`); as they are where it is not named.
+    """
 
     filesystem: pyarrow.fs.FileSystem
     root: str
+    columns: Mapping[str, str]
+    forms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def remote(self) -> bool:
         return not isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
 
-    def read(self, rows: pa.Table, index: int) -> np.ndarray:
-        path = self.describe(rows, index)
+    def read(self, rows: pa.Table, index: int) -> Sample | Exception:
+        sample: Sample = {}
+        for name, column in self.columns.items():
+            key = rows.column(column)[index].as_py()
+            if not key:
+                return ValueError(f"no path for field `{name}`")
+            data = self._bytes(self._path(key))
+            sample[name] = parsed(data, self.forms[name]) if name in self.forms else data
+        return sample
+
+    def _path(self, key: str) -> str:
+        return key if key.startswith("/") else f"{self.root}/{key}"
+
+    def _bytes(self, path: str) -> bytes:
         if not self.remote:
-            return np.fromfile(path, dtype=np.uint8)
+            with open(path, "rb", buffering=0) as file:
+                return file.read()
         with self.filesystem.open_input_stream(path) as stream:
-            return np.frombuffer(stream.read(), dtype=np.uint8)
+            return stream.read()  # type: ignore[no-any-return]
 
     def describe(self, rows: pa.Table, index: int) -> str:
-        return f"{self.root}/{rows.column('key')[index].as_py()}"
+        return self._path(rows.column(next(iter(self.columns.values())))[index].as_py() or f"row {index}")
 
 
 @dataclass(frozen=True)
 class ShardReader:
-    """A byte range of a tar shard: columns `shard`, `key`, `offset`, `size`."""
+    """Byte ranges of a tar shard: columns `shard`, `key`, and of every field `<field>.offset` and `<field>.size`.
+
+    Attributes:
+        forms: by field, how its bytes are read (see `parsed`).
+    """
 
     filesystem: pyarrow.fs.FileSystem
     shards: tuple[str, ...]
+    forms: Mapping[str, str]
 
     @property
     def remote(self) -> bool:
         return not isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
 
-    def read(self, rows: pa.Table, index: int) -> np.ndarray:
+    def read(self, rows: pa.Table, index: int) -> Sample:
         shard = self.shards[rows.column("shard")[index].as_py()]
-        offset, size = rows.column("offset")[index].as_py(), rows.column("size")[index].as_py()
-        if not self.remote:
-            data = np.fromfile(shard, dtype=np.uint8, count=size, offset=offset)
-        else:
-            with self.filesystem.open_input_file(shard) as file:
-                data = np.frombuffer(file.read_at(size, offset), dtype=np.uint8)
-        if len(data) != size:
-            raise OSError(f"the shard ends after {len(data)} of {size} bytes")
-        return data
+        places = {
+            name: (rows.column(f"{name}.offset")[index].as_py(), rows.column(f"{name}.size")[index].as_py())
+            for name in self.forms
+        }
+        with open(shard, "rb", buffering=0) if not self.remote else self.filesystem.open_input_file(shard) as file:
+            data = {name: _range(file, *place) for name, place in places.items()}
+        return {name: parsed(each, self.forms[name]) for name, each in data.items()}
 
     def describe(self, rows: pa.Table, index: int) -> str:
         return f"{self.shards[rows.column('shard')[index].as_py()]}:{rows.column('key')[index].as_py()}"
 
 
+def _range(file: Any, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    data: bytes = file.read(size)
+    if len(data) != size:
+        raise OSError(f"the shard ends after {len(data)} of {size} bytes")
+    return data
+
+
+def parsed(data: bytes, form: str) -> Any:
+    """What the bytes of a file are, by the form that its extension tells.
+
+    Args:
+        form: `bytes` (as they are), `text`, `integer`, `json` (a number, a list of numbers, or text), or `npy`.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    if form == "bytes":
+        return data
+    if form == "text":
+        return data.decode()
+    if form == "integer":
+        return np.int64(int(data))
+    if form == "npy":
+        return np.load(BytesIO(data), allow_pickle=False)
+    value = json.loads(data)
+    return value if isinstance(value, str) else np.asarray(value)
+
+
 @dataclass(frozen=True)
 class ParquetReader:
-    """A row of a row group: columns `file`, `group`, `row`. Row groups are kept while they are in use."""
+    """A row of a row group: columns `file`, `group`, `row`. Row groups are kept while they are in use.
+
+    Attributes:
+        columns: by field, that of the file.
+        shapes: of flat lists that are arrays.
+    """
 
     filesystem: pyarrow.fs.FileSystem
     files: tuple[str, ...]
-    column: str
-    shape: tuple[int, ...] | None
-    _cache: OrderedDict[tuple[int, int], pa.ChunkedArray] = field(default_factory=OrderedDict, compare=False)
+    columns: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    _cache: OrderedDict[tuple[int, int], pa.Table] = field(default_factory=OrderedDict, compare=False)
 
     remote = False  # a row group is one long read, and the cache is not shared between threads
 
-    def read(self, rows: pa.Table, index: int) -> np.ndarray:
-        key = (rows.column("file")[index].as_py(), rows.column("group")[index].as_py())
-        value = self._row_group(key)[rows.column("row")[index].as_py()]
-        if isinstance(value, pa.StructScalar):  # the {bytes, path} of Hugging Face data sets
-            value = value["bytes"]
-        if isinstance(value, pa.BinaryScalar | pa.LargeBinaryScalar):
-            if value.as_buffer() is None:
-                raise OSError("the image is null")
-            return np.frombuffer(value.as_buffer(), dtype=np.uint8)
-        if hasattr(value, "to_numpy"):  # a fixed-shape tensor
-            return np.asarray(value.to_numpy())
-        if value.as_py() is None:
-            raise OSError("the array is null")
-        array = _flat(value.values)
-        return array.reshape(self.shape) if self.shape else array
+    def read(self, rows: pa.Table, index: int) -> Sample | Exception:
+        table = self._row_group((rows.column("file")[index].as_py(), rows.column("group")[index].as_py()))
+        row = rows.column("row")[index].as_py()
+        sample: Sample = {}
+        for name, column in self.columns.items():
+            value = cell(table.column(column)[row])
+            if value is None:
+                return ValueError(f"column {column!r} is null")
+            sample[name] = value.reshape(self.shapes[name]) if name in self.shapes else value
+        return sample
 
     def describe(self, rows: pa.Table, index: int) -> str:
         place = {name: rows.column(name)[index].as_py() for name in ("file", "group", "row")}
         return f"{self.files[place['file']]} (row group {place['group']}, row {place['row']})"
 
-    def _row_group(self, key: tuple[int, int]) -> pa.ChunkedArray:
+    def _row_group(self, key: tuple[int, int]) -> pa.Table:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
         with self.filesystem.open_input_file(self.files[key[0]]) as file:
-            column = pq.ParquetFile(file).read_row_group(key[1], columns=[self.column]).column(0)
-        self._cache[key] = column
-        while len(self._cache) > 1 and sum(c.nbytes for c in self._cache.values()) > ROW_GROUP_CACHE_BYTES:
+            table = pq.ParquetFile(file).read_row_group(key[1], columns=list({*self.columns.values()}))
+        self._cache[key] = table
+        while len(self._cache) > 1 and sum(each.nbytes for each in self._cache.values()) > ROW_GROUP_CACHE_BYTES:
             self._cache.popitem(last=False)
-        return column
+        return table
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict()}
-
-
-def _flat(values: pa.Array) -> np.ndarray:
-    """A nested list as one array; every level must be regular."""
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):
-        length = len(values)
-        inner = _flat(values.flatten())
-        return inner.reshape(length, -1, *inner.shape[1:])
-    return np.asarray(values.to_numpy(zero_copy_only=False))
 
 
 @cache
@@ -144,21 +193,39 @@ def _normal_quantiles() -> np.ndarray:
 
 @dataclass(frozen=True)
 class NoiseReader:
-    """Images of standard normal noise, float32, made from (seed, id).
+    """Noise, made from (seed, id): columns `number`.
 
-    Values are the normal distribution's quantiles at 65,536 equally likely steps (the furthest is 4.17): seven times
-    as fast as drawing each exactly, and finer than any image file.
+    Floats are standard normal: the normal distribution's quantiles at 65,536 equally likely steps (the furthest is
+    4.17), seven times as fast as drawing each exactly, and finer than any image file. Whole numbers are equally likely,
+    in all of their type or below as many as the field has classes. Where a length varies it is from 1 to `longest`.
     """
 
-    shape: tuple[int, ...]
+    fields: Mapping[str, Field]
     seed: int
-    remote: bool = False
+    longest: int = 64
 
-    def read(self, rows: pa.Table, index: int) -> np.ndarray:
-        size = int(np.prod(self.shape))
-        bits = np.random.SFC64((self.seed, index)).random_raw(-(-size // 4))
-        steps = np.atleast_1d(bits).astype("<u8", copy=False).view("<u2")[:size]
-        return _normal_quantiles().take(steps).reshape(self.shape)
+    remote = False
+
+    def read(self, rows: pa.Table, index: int) -> Sample:
+        number = rows.column("number")[index].as_py()
+        return {
+            name: self._value(each, np.random.SFC64((self.seed, number, *([place] if place else []))))
+            for place, (name, each) in enumerate(self.fields.items())
+        }
+
+    def _value(self, what: Field, bits: np.random.SFC64) -> Any:
+        shape = tuple(1 + int(bits.random_raw() % self.longest) if side is None else side for side in what.shape or ())
+        size = int(np.prod(shape))
+        steps = np.atleast_1d(bits.random_raw(-(-size // 4) or 1)).astype("<u8", copy=False).view("<u2")[:size]
+        if what.dtype in (TEXT, BYTES):
+            letters = (steps % 26 + ord("a")).astype(np.uint8).tobytes()
+            return letters.decode() if what.dtype == TEXT else letters
+        if what.dtype == "float32":
+            return _normal_quantiles().take(steps).reshape(shape)
+        if what.dtype in ("float16", BFLOAT16, "float64"):
+            return _normal_quantiles().take(steps).astype(np_dtype(what.dtype)).reshape(shape)[()]
+        whole = steps % np.uint16(len(what.classes) or 65535)
+        return (whole % 2 if what.dtype == "bool" else whole).astype(what.dtype).reshape(shape)[()]
 
     def describe(self, rows: pa.Table, index: int) -> str:
-        return f"synthetic image {index}"
+        return f"synthetic sample {rows.column('number')[index].as_py()}"

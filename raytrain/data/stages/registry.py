@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 from raytrain import data, public_names
 from raytrain.config.own_code import import_object
-from raytrain.data.stages.images import decode_image
+from raytrain.data.samples.fields import Schema
 from raytrain.data.stages.options import check_options
 from raytrain.data.stages.stage import Stage, stage
-from raytrain.data.stages.torchvision import apply_transform, draws
+from raytrain.data.stages.torchvision import of_transform
 from raytrain.errors import ConfigError, nearest, one_line
 
 
@@ -24,26 +25,45 @@ def as_stage(value: Any) -> Stage:
     if name in STAGES and value in (name, STAGES[name]):
         raise ConfigError(f"{name!r} is not a stage yet: write {name}(...), with its options, from raytrain.data")
     if type(value).__module__.startswith("torchvision."):
-        random = draws(value)
-        return Stage(f"torchvision.{type(value).__name__}", apply_transform, random, {"transform": value})
+        return of_transform(value)
     if callable(value):
         return stage(value)
     raise ConfigError(f"{value!r} is not a stage: give a function of one array, or a torchvision v2 transform")
 
 
-def needs_image(stage: Stage) -> bool:
-    """Whether it is one of ours, and takes an image that has been decoded."""
-    module = getattr(stage.function, "__module__", None) or ""
-    return module.startswith("raytrain.data.stages.") and stage.function is not decode_image
+def settle(stages: Sequence[Stage], schema: Schema, key: str) -> tuple[tuple[Stage, ...], Schema]:
+    """Stages that know their fields and have a name each, since seconds are kept by name; and what the samples are
+    behind them.
+
+    Args:
+        key: where they stand in the job, such as `data.stages`.
+
+    Raises:
+        ConfigError: one wants a field that there is not, or something else than it is.
+    """
+    settled: list[Stage] = []
+    seen: dict[str, int] = {}
+    for number, each in enumerate(stages, start=1):
+        who = f"{key}: stage {number}, `{each.name}`,"
+        if settled and settled[-1].scope == "batch" and each.scope != "batch":
+            raise ConfigError(f"{who} works on one sample, and the one before it on a whole batch; put it before that")
+        made, schema = each.settled(schema, who)
+        seen[each.name] = seen.get(each.name, 0) + 1
+        settled.append(made if seen[each.name] == 1 else replace(made, name=f"{each.name}_{seen[each.name]}"))
+    return tuple(settled), schema
 
 
 # --- from a job file ----------------------------------------------------------------------------------------------
 
+PLACES = tuple(f"raytrain.data.stages.{module}" for module in ("images", "geometry", "torchvision"))
+"""Modules whose public functions are stages by their name."""
+
 STAGES: dict[str, Callable[..., Stage]] = {
     name: getattr(import_module(module), name)
     for name, module in public_names(data.__file__).items()
-    if module in ("raytrain.data.stages.images", "raytrain.data.stages.torchvision")
+    if module in PLACES
 }
+OF_OWN = ("on", "whole_batch")  # of a stage of one's own, beside its function's options
 
 
 def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
@@ -61,7 +81,8 @@ def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
         raise ConfigError(f"stage {name!r}: write its options by name, such as `{name}: {{{option}: {options!r}}}`")
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in (options or {}).items()}
     if ":" in name:
-        return stage(import_object(name), **options)
+        own = import_object(name)
+        return own(**options) if isinstance(own, type) and issubclass(own, Stage) else stage(own, **options)
     check_options(f"stage {name!r}", known, options)
     try:
         return STAGES[name](**options)

@@ -1,0 +1,99 @@
+"""What people's data sets and stages give, as what travels: NumPy arrays and numbers, bytes, text.
+
+Nothing here imports torch or Pillow; whoever gives a tensor or a picture has.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from raytrain.data.samples.fields import BFLOAT16, DTYPES, IMAGE, Kind, np_dtype
+from raytrain.errors import DataError
+
+_KNOWN = frozenset(DTYPES)
+_BY_TV_TENSOR: dict[str, Kind] = {"Image": "image", "Mask": "mask", "BoundingBoxes": "boxes"}
+
+
+def plain(value: Any, place: str) -> Any:
+    """An array, NumPy number, bytes or text.
+
+    Args:
+        value: one of these, or a Python number, a list of numbers, a torch tensor, or a Pillow image (taken as RGB).
+            Tensors are as they are but for torchvision's `tv_tensors.Image`, which is (channels, height, width) and
+            becomes (height, width, channels).
+        place: where it stands, for messages.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        found: Any = value
+    elif isinstance(value, str | bytes):
+        return value
+    elif isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    elif (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
+        found = _of_tensor(value, torch)
+    elif isinstance(value, bool | int | float | complex):
+        found = np.asarray(value)[()]
+    elif isinstance(value, list | tuple):
+        found = _of_list(value, place)
+    elif type(value).__module__.startswith("PIL."):
+        found = np.array(value.convert("RGB"))
+    else:
+        raise DataError(
+            f"{place} is {'nothing' if value is None else type(value).__name__}; a field is an array, a tensor, a "
+            "number, a list of numbers, bytes, text, or a Pillow image"
+        )
+    if found.dtype.name not in _KNOWN:
+        raise DataError(
+            f"{place} holds {found.dtype}, which cannot travel; it may be {', '.join(DTYPES)}, text or bytes"
+        )
+    return found
+
+
+def kind_of(value: Any, name: str = "") -> Kind:
+    """What geometry does to a value of a data set of the user's own; see fields.Field."""
+    kind = type(value)
+    if kind.__module__.startswith("torchvision.tv_tensors"):
+        return _BY_TV_TENSOR.get(kind.__name__, "")
+    if kind.__module__.startswith("PIL."):
+        return "image"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return "image" if name == IMAGE else ""
+    return "image" if name == IMAGE and getattr(value, "ndim", 0) == 3 else ""
+
+
+def of_image(value: Any) -> Any:
+    """A plain tensor in the place of an image is (channels, height, width), as torchvision has it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and type(value) is torch.Tensor and value.ndim == 3:
+        return value.permute(1, 2, 0)
+    return value
+
+
+def _of_tensor(tensor: Any, torch: Any) -> np.ndarray | np.generic:
+    if type(tensor).__name__ == "Image" and type(tensor).__module__.startswith("torchvision."):
+        tensor = tensor.permute(1, 2, 0)
+    tensor = tensor.detach().cpu()
+    if type(tensor) is not torch.Tensor:
+        tensor = tensor.as_subclass(torch.Tensor)
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(np_dtype(BFLOAT16))  # type: ignore[no-any-return]
+    array: np.ndarray = tensor.numpy()
+    return array[()]  # a number where it has no axes
+
+
+def _of_list(value: list[Any] | tuple[Any, ...], place: str) -> np.ndarray:
+    try:
+        found = np.asarray(value)
+    except ValueError:
+        raise DataError(f"{place} is a list of lists of different lengths; a field is one array") from None
+    if found.size == 0:
+        return found.astype(np.int64)
+    if found.dtype.kind not in "biufc":
+        raise DataError(f"{place} is a list of something else than numbers: {str(value)[:60]}")
+    return found

@@ -1,0 +1,129 @@
+"""Lists of files: CSV, TSV, or a JSON object a line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+
+from raytrain.config.data import ImageListSource
+from raytrain.data.samples.fields import BYTES, Field, Schema
+from raytrain.data.sources.arrow import field_of_type
+from raytrain.data.sources.files import Listing, Place, Places, described, filesystem_of, list_files, path_of
+from raytrain.data.sources.kinds.image_folder import refuse_unreadable
+from raytrain.data.sources.labels import classes_of, label_field, numbered
+from raytrain.data.sources.manifest import Manifest
+from raytrain.data.sources.readers import FileReader
+from raytrain.errors import DataError, nearest, one_line
+
+
+def image_list(
+    path: Places,
+    *,
+    files: Mapping[str, str] | None = None,
+    root: Place | None = None,
+    masks: Sequence[str] = (),
+    labels: Sequence[str] = ("label",),
+    limit: int | None = None,
+    weights: str | None = None,
+) -> ImageListSource:
+    """A list of files, CSV, TSV or JSON lines, whose every column is a field.
+
+    Args:
+        files: by field, the column with the path of its file (default `{"image": "path"}`).
+        root: of the files; the folder of the list where it is left out.
+        masks: of `files`, those that are masks.
+        labels: columns whose text names classes.
+        limit, weights: see `raytrain.config.data.BuiltIn`.
+    """
+    given: dict[str, Any] = {} if files is None else {"files": dict(files)}
+    return described(
+        ImageListSource,
+        "image_list",
+        path=path_of(path),
+        root=path_of(root),
+        masks=tuple(masks),
+        labels=tuple(labels),
+        limit=limit,
+        weights=weights,
+        **given,
+    )
+
+
+def open_image_list(source: ImageListSource, like: Schema | None) -> Manifest:
+    listing = list_files(source.path)
+    lists = [listing.path(name) for name in listing.names]
+    table = _read(listing, lists)
+    told = listing.told
+    for field, column in source.files.items():
+        if column not in table.column_names:
+            near = nearest(column, table.column_names)
+            raise DataError(
+                f"{told} has no column {column!r} for field `{field}`{near}; it has {', '.join(table.column_names)}"
+            )
+    filesystem, root = filesystem_of(source.root) if source.root else (listing.filesystem, lists[0].rpartition("/")[0])
+    fields: dict[str, Field] = {}
+    columns: dict[str, Any] = {}
+    for name, column in source.files.items():
+        paths = pc.cast(table.column(column), pa.string())
+        if paths.null_count:
+            raise DataError(f"{told}: {paths.null_count} rows have nothing in column {column!r}")
+        columns[f"{name}.path"] = paths
+        fields[name] = Field(BYTES, (), "mask" if name in source.masks else "image")
+    for name in table.column_names:
+        if name in source.files.values():
+            continue
+        column = table.column(name)
+        if name in source.labels and not pa.types.is_floating(column.type):
+            column, classes = numbered(column, classes_of(like, name), name, told)
+            fields[name] = label_field(classes)
+        else:
+            fields[name] = _field(column, name, told)
+        columns[name] = column
+    first = f"{next(iter(source.files))}.path"
+    files = Listing(filesystem, root, [], told)
+    whole = [path if path.startswith("/") else f"{root}/{path}" for path in columns[first].to_pylist()]
+    refuse_unreadable(Listing(files.filesystem, "", [], told), whole)
+    known = tuple(name for name in fields if name not in source.files)
+    reader = FileReader(filesystem, root, {name: f"{name}.path" for name in source.files})
+    return Manifest(pa.table(columns), reader, Schema(fields), known)
+
+
+def _read(listing: Listing, lists: list[str]) -> pa.Table:
+    """
+    Raises:
+        DataError: another kind of file, or not what its name says.
+    """
+    tables = []
+    for path in lists:
+        suffix = path.lower().rpartition(".")[2]
+        try:
+            with listing.filesystem.open_input_stream(path) as stream:
+                if suffix in ("jsonl", "ndjson", "json"):
+                    tables.append(pyarrow.json.read_json(stream))
+                elif suffix in ("csv", "tsv", "txt"):
+                    options = pyarrow.csv.ParseOptions(delimiter="," if suffix == "csv" else "\t")
+                    tables.append(pyarrow.csv.read_csv(stream, parse_options=options))
+                else:
+                    raise DataError(f"{path} is no list of files: its name must end in .csv, .tsv or .jsonl")
+        except UnicodeDecodeError as error:
+            raise DataError(f"cannot read {path}: not UTF-8 ({error.reason})") from None
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"cannot read {path}: {one_line(error)}") from None
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"the lists {listing.told} have different columns: {one_line(error)}") from None
+
+
+def _field(column: pa.ChunkedArray, name: str, told: str) -> Field:
+    if column.null_count:
+        raise DataError(f"{told}: {column.null_count} rows have nothing in column {name!r}")
+    found = field_of_type(column.type, name)
+    if found is None or found.dtype == BYTES:
+        raise DataError(f"{told}: column {name!r} is {column.type}; a list has numbers, text and lists of numbers")
+    return found

@@ -1,0 +1,51 @@
+"""From the text of labels to numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from raytrain.data.samples.fields import Field, Schema
+from raytrain.errors import DataError
+
+LABEL = "label"
+
+
+def classes_of(like: Schema | None, name: str) -> tuple[str, ...]:
+    """Those of the training split."""
+    return like[name].classes if like is not None and name in like else ()
+
+
+def numbered(
+    values: pa.ChunkedArray, classes: tuple[str, ...], name: str, told: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Whole numbers as they are, int64; text numbered in sorted order, or as `classes` has it; with the classes.
+
+    Args:
+        told: where they come from, for messages.
+
+    Raises:
+        DataError: null, negative, neither numbers nor text, or a class that the training data does not have.
+    """
+    if values.null_count:
+        raise DataError(f"{told}: {values.null_count} labels in column {name!r} are null")
+    if pa.types.is_integer(values.type) or pa.types.is_boolean(values.type):
+        numbers = values.to_numpy().astype(np.int64)
+        if len(numbers) and numbers.min() < 0:
+            raise DataError(f"{told}: column {name!r} holds the negative label {numbers.min()}")
+        return numbers, classes
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        raise DataError(f"{told}: column {name!r} is {values.type}, expected integers or text")
+    encoded = values.combine_chunks().dictionary_encode()
+    texts = encoded.dictionary.to_pylist()
+    classes = classes or tuple(sorted(texts))
+    number = {each: label for label, each in enumerate(classes)}
+    unknown = sorted(set(texts) - set(classes))
+    if unknown:
+        raise DataError(f"class {unknown[0]!r} of {told} is not among the training classes")
+    table = np.array([number[each] for each in texts], dtype=np.int64)
+    return table[encoded.indices.to_numpy()] if len(values) else table, classes
+
+
+def label_field(classes: tuple[str, ...]) -> Field:
+    return Field("int64", (), classes=classes)

@@ -1,0 +1,85 @@
+"""What becomes of a field on the device: its type, the order of its axes, and normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from raytrain.config.data import Arrival, Normalize
+from raytrain.data.samples.fields import Schema
+
+IMAGE_DTYPE = "float32"
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """How a field is made ready.
+
+    Attributes:
+        dtype: None as it was sent.
+        channels_first: (size, height, width, channels) becomes (size, channels, height, width).
+        normalize: `(x * scale - mean) / std`.
+    """
+
+    dtype: torch.dtype | None = None
+    channels_first: bool = False
+    normalize: Normalize | None = None
+
+
+AS_SENT = Arrived()
+
+
+def arrivals(schema: Schema, fields: Mapping[str, Arrival], normalize: Normalize | None) -> dict[str, Arrived]:
+    """By field of those that are changed.
+
+    Args:
+        schema: of what is sent.
+        fields: what the job says of single ones.
+        normalize: of all images for which it says nothing.
+    """
+    found = {}
+    for name in {*schema, *fields}:
+        is_image = name in schema and schema[name].kind == "image" and schema[name].may_be_array
+        own = fields.get(name, Arrival())
+        dtype = own.dtype or (IMAGE_DTYPE if is_image else None)
+        first = is_image if own.channels_first is None else own.channels_first
+        by = own.normalize or (normalize if is_image else None)
+        made = Arrived(None if dtype is None else getattr(torch, dtype), first, by)
+        if made != AS_SENT:
+            found[name] = made
+    return found
+
+
+class Receiver:
+    """Makes the fields of batches ready, on one device."""
+
+    def __init__(self, arrived: Mapping[str, Arrived], device: torch.device):
+        self._arrived, self._device = arrived, device
+        self._affine = {
+            name: _affine(each.normalize, device) for name, each in arrived.items() if each.normalize is not None
+        }
+
+    def ready(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            value: (size, ...) on the device.
+        """
+        made = self._arrived.get(name)
+        if made is None:
+            return value
+        if made.channels_first and value.ndim == 4:
+            value = value.permute(0, 3, 1, 2)
+        if name in self._affine:
+            scale, shift = self._affine[name]
+            value = value.to(torch.float32) * scale + shift
+        return value if made.dtype is None else value.to(made.dtype)
+
+
+def _affine(normalize: Normalize, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(x * scale - mean) / std` as `x * a + b`, each (1, channels, 1, 1) float32."""
+    mean, std = torch.tensor(normalize.mean), torch.tensor(normalize.std)
+    scale, shift = normalize.scale / std, -mean / std
+    a, b = (t.to(torch.float32).reshape(1, -1, 1, 1).to(device) for t in (scale, shift))
+    return a, b
