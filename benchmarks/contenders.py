@@ -123,13 +123,13 @@ def raw_process(workload: Workload, options: dict[str, Any]) -> dict[str, float]
     manifest = workload.open()
     mine, of = options["share"]
     rng = np.random.default_rng(mine)
-    workload.transform(manifest.read_many([0])[0], rng)
+    workload.transform(manifest.read_many([0])[0]["image"], rng)
     print("ready", flush=True)
     sys.stdin.readline()
     began, cpu, samples = time.perf_counter(), time.process_time(), 0
     for epoch in range(workload.epochs):
         for index in order(workload, manifest, epoch)[mine::of]:
-            workload.transform(manifest.read_many([int(index)])[0], rng)
+            workload.transform(manifest.read_many([int(index)])[0]["image"], rng)
             samples += 1
     return {"samples": samples, "seconds": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
 
@@ -150,8 +150,9 @@ def dataloader(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
             rng = np.random.default_rng()
-            image = workload.transform(manifest.read_many([index])[0], rng)
-            return torch.from_numpy(image).permute(2, 0, 1), int(manifest.labels[index])
+            sample = manifest.read_many([index])[0]
+            image = workload.transform(sample["image"], rng)
+            return torch.from_numpy(image).permute(2, 0, 1), int(sample["label"])
 
     samples = Subset(Samples(), range(min(workload.num_samples, manifest.num_samples)))
     account = Account()
@@ -176,13 +177,14 @@ class Make:
         self.manifest = self.manifest or self.workload.open()
         ids = batch["id"] % self.num_samples
         samples = self.manifest.read_many([int(i) for i in ids])
-        if samples[0].ndim > 1:
-            return {"data": np.stack(samples), "label": self.manifest.labels[ids]}
-        return {"data": np.array(samples + [None], dtype=object)[:-1], "label": self.manifest.labels[ids]}
+        images, labels = ([sample[name] for sample in samples] for name in ("image", "label"))
+        if isinstance(images[0], np.ndarray):
+            return {"data": np.stack(images), "label": np.array(labels)}
+        return {"data": np.array([*images, None], dtype=object)[:-1], "label": np.array(labels)}
 
     def transform(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rng = np.random.default_rng()
-        images = [np.moveaxis(self.workload.transform(np.asarray(data), rng), 2, 0) for data in batch["data"]]
+        images = [np.moveaxis(self.workload.transform(data, rng), 2, 0) for data in batch["data"]]
         return {"image": np.stack(images), "label": batch["label"]}
 
 
@@ -262,10 +264,13 @@ def batches(feed: Any) -> Iterator[tuple[Any, int]]:
     import torch
 
     from raytrain.data.order import Position
+    from raytrain.device.arrival import Arrived
     from raytrain.device.loader import RankIngest
 
+    as_float = {"image": Arrived(torch.float32, channels_first=True)}
+
     plan = ray.get(feed.begin.remote("only", Position(), 1, 0))
-    rank = RankIngest(feed, "only", 0, plan, torch.device("cpu"), None)
+    rank = RankIngest(feed, "only", 0, plan, torch.device("cpu"), as_float)
     for segment in plan.segments:
         for batch in rank.segment(segment.number):
             sent, rank.meter.wire_bytes = rank.meter.wire_bytes, 0

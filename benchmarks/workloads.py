@@ -10,23 +10,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from raytrain.config.data import Source
 from raytrain.data.sources.kinds.image_folder import image_folder
+from raytrain.data.sources.kinds.synthetic import synthetic
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.open import open_manifest
-from raytrain.data.sources.kinds.synthetic import synthetic
 from raytrain.data.stages.color import color_jitter_image
-from raytrain.data.stages.images import (
-    decode_image,
-    flip_image,
-    gaussian_blur_image,
-    random_resized_crop_image,
-    random_shift_image,
-)
+from raytrain.data.stages.geometry import random_crop_field, random_horizontal_flip_field, random_resized_crop_field
+from raytrain.data.stages.images import decode_field, gaussian_blur_image
 from raytrain.data.toy import write_digits
 
 CACHE = Path(__file__).parents[1] / "data" / "benchmarks"
@@ -42,14 +38,14 @@ class Workload:
 
     Attributes:
         source: gives the folder or the description to open; may write sample files first.
-        transform: one sample's array and a random generator in, (height, width, channels) out.
+        transform: one sample's array or encoded bytes and a random generator in, (height, width, channels) out.
         num_samples: of an epoch.
         epochs: that a contender prepares in one go.
     """
 
     name: str
     source: Callable[[], Source]
-    transform: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+    transform: Callable[[Any, np.random.Generator], np.ndarray]
     batch_size: int
     num_samples: int
     epochs: int
@@ -76,16 +72,20 @@ def torchvision_blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def own_blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The same ten blurs by raytrain's stage."""
-    return gaussian_blur_image(image, rng, kernel=KERNEL, sigma=SIGMA, times=BLURS)
+    return gaussian_blur_image(image, rng, kernel_size=KERNEL, sigma=SIGMA, times=BLURS)
 
 
-def photograph(data: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    image = random_resized_crop_image(decode_image(data), rng, 224)
-    return color_jitter_image(flip_image(image, rng), rng, brightness=0.4, contrast=0.4, saturation=0.4)
+def photograph(data: bytes, rng: np.random.Generator) -> np.ndarray:
+    image = decode_field(data, "image")
+    image = random_resized_crop_field(image, rng, "image", image.shape[:2], 224)
+    image = random_horizontal_flip_field(image, rng, "image", image.shape[:2])
+    by = (0.6, 1.4)
+    return color_jitter_image(image, rng, brightness=by, contrast=by, saturation=by)
 
 
-def digit(data: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return random_shift_image(decode_image(data), rng, 2)
+def digit(data: bytes, rng: np.random.Generator) -> np.ndarray:
+    image = decode_field(data, "image")
+    return random_crop_field(image, rng, "image", image.shape[:2], 32, padding=2, padding_mode="edge")
 
 
 def wide(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

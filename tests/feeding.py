@@ -14,7 +14,8 @@ from raytrain.data.feed import Feed
 from raytrain.data.order import StreamSpec
 from raytrain.data.pipeline import Pipeline
 from raytrain.data.sources.kinds.image_folder import image_folder
-from raytrain.data.stages.images import decode, resize
+from raytrain.data.stages.geometry import resize
+from raytrain.data.stages.images import decode
 from raytrain.data.stream import FeedOptions
 
 IN_THIS_PROCESS: list[Feed] = []

@@ -77,6 +77,37 @@ class WebDatasetSource(BuiltIn):
     masks: tuple[str, ...] = Field((), description="fields that are masks")
 
 
+class ArraysSource(BuiltIn):
+    """NumPy's arrays, a field each, with the samples along the first axis: an `.npz` file, or `.npy` files."""
+
+    kind: Literal["arrays"]
+    path: Paths
+    masks: tuple[str, ...] = Field((), description="fields that are masks")
+    labels: tuple[str, ...] = Field(("label",), description="fields whose text names classes")
+
+
+class HuggingFaceSource(BuiltIn):
+    """A data set of Hugging Face's `datasets`, as `save_to_disk` leaves it. Every column is a field."""
+
+    kind: Literal["huggingface"]
+    path: str
+    split: str | None = Field(None, description="of several in one folder")
+    columns: dict[str, str] | None = Field(None, description="by field, the column; default: all by their own names")
+    masks: tuple[str, ...] = Field((), description="fields that are masks")
+    labels: tuple[str, ...] = Field(("label",), description="fields whose text names classes")
+
+
+class CocoSource(BuiltIn):
+    """Images with annotations of COCO's form."""
+
+    kind: Literal["coco"]
+    images: str = Field(description="their folder")
+    annotations: str = Field(description="the JSON file")
+    task: Literal["detection", "segmentation"] = Field(
+        "detection", description="`boxes` and `labels`, or `mask`, beside `image`"
+    )
+
+
 class FieldOf(Section):
     """A field of a synthetic source."""
 
@@ -122,7 +153,16 @@ def _whose(value: Any) -> str:
     return "own" if isinstance(kind, str) and ":" in kind else "built-in"
 
 
-BuiltInSource = ImageFolderSource | ImageListSource | ParquetSource | WebDatasetSource | SyntheticSource
+BuiltInSource = (
+    ImageFolderSource
+    | ImageListSource
+    | ParquetSource
+    | WebDatasetSource
+    | HuggingFaceSource
+    | ArraysSource
+    | CocoSource
+    | SyntheticSource
+)
 AnySource = BuiltInSource | OwnSource
 Source = Annotated[
     Annotated[BuiltInSource, Field(discriminator="kind"), Tag("built-in")] | Annotated[OwnSource, Tag("own")],

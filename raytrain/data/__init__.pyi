@@ -2,6 +2,10 @@ from raytrain.data.pipeline import held_out as held_out
 from raytrain.data.samples.collate import padded as padded
 from raytrain.data.samples.collate import ragged as ragged
 from raytrain.data.samples.fields import Field as Field
+from raytrain.data.sources.kinds.arrays import arrays as arrays
+from raytrain.data.sources.kinds.coco import coco as coco
+from raytrain.data.sources.kinds.from_ray import from_ray as from_ray
+from raytrain.data.sources.kinds.huggingface import huggingface as huggingface
 from raytrain.data.sources.kinds.image_folder import image_folder as image_folder
 from raytrain.data.sources.kinds.image_list import image_list as image_list
 from raytrain.data.sources.kinds.own import from_torch as from_torch

@@ -19,6 +19,8 @@ from raytrain.data.order import Buckets, Split, Tail
 from raytrain.data.producer import SplitWork
 from raytrain.data.samples.fields import Schema
 from raytrain.data.samples.rules import collated, parse_collation
+from raytrain.data.sources.kinds.arrays import InMemory
+from raytrain.data.sources.kinds.from_ray import FromRay
 from raytrain.data.sources.kinds.own import FromTorch, MapDataset, factory_of
 from raytrain.data.sources.lengths import lengths_of
 from raytrain.data.sources.manifest import Manifest
@@ -27,7 +29,8 @@ from raytrain.data.stages.registry import as_stage, parse_stage, settle
 from raytrain.data.stages.stage import Stage
 from raytrain.errors import ConfigError, RaytrainError, named
 
-Source = AnySource | FromTorch | MapDataset
+Described = AnySource | InMemory | FromRay | FromTorch
+Source = Described | MapDataset
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ def _check_same(training: Schema, validation: Schema) -> None:
 def _check_source(name: str, value: Any) -> None:
     if isinstance(value, OwnSource):
         factory_of(value, f"data.{name}")
-    if isinstance(value, AnySource | FromTorch):
+    if isinstance(value, Described):
         return
     if isinstance(value, type):
         raise ConfigError(f"Pipeline: {name} must be a data set, not its class: write {value.__name__}(...)")

@@ -97,7 +97,7 @@ def run(
             if data.is_finished and (before := options.folder.finished_record()) is not None:
                 _leave(options.folder, options.kept, None)
                 return before
-            cluster = _connect(groups, address or (None if nodes else ray_address()), options.job)
+            cluster = _connect(groups, address, options.job)
             heard.listen()  # again, should Ray have put a handler of its own in place
             heard.check()
             plan = RunPlan.of(options, pipeline, train_loop, data, cluster)
@@ -126,6 +126,15 @@ def _connect(groups: tuple[Group, ...], address: str | None, job: Job) -> local.
     """Attach to the cluster at `address`, or start one, while torch is imported."""
     import ray  # noqa: F401 - whole before a thread imports parts of it
 
+    if (joined := local.join()) is not None:
+        if groups or (address and address not in ("auto", joined.address)):
+            raise ClusterError(
+                f"this process is connected to the Ray cluster at {joined.address} already; call ray.shutdown() first, "
+                "or leave nodes and address out"
+            )
+        threading.Thread(target=import_ahead).start()
+        return joined
+    address = address or (None if groups else ray_address())
     if address:
         address = find(address)  # before much is imported, since this may be all there is to say
     # a process that ends waits for it: one that is torn down while torch is being imported crashes

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raytrain.data.samples.fields import ANYTHING, BYTES, IMAGE, TEXT, Field, Kind
 
@@ -41,6 +42,8 @@ def field_of_type(kind: pa.DataType, name: str) -> Field | None:
         return Field(np.dtype(kind.to_pandas_dtype()).name, ())
     if isinstance(kind, pa.FixedShapeTensorType):
         return _array(kind.value_type, tuple(kind.shape), name)
+    if isinstance(kind, pa.BaseExtensionType) and isinstance(getattr(kind, "shape", None), tuple):  # Ray Data's tensors
+        return Field(shape=kind.shape, kind="image" if name == IMAGE and len(kind.shape) == 3 else "")
     shape: list[int | None] = []
     while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         shape.append(kind.list_size if pa.types.is_fixed_size_list(kind) else None)
@@ -62,8 +65,11 @@ def cell(value: pa.Scalar) -> Any:
     Raises:
         ValueError: a list of lists of different lengths, or with nothing in a place.
     """
-    if isinstance(value, pa.ExtensionScalar) and hasattr(value, "to_numpy"):  # a fixed-shape tensor
-        return None if value.as_py() is None else np.asarray(value.to_numpy())
+    if isinstance(value, pa.ExtensionScalar):  # a tensor, Arrow's or Ray Data's
+        array = value.as_py()
+        if array is None:
+            return None
+        return np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else array)
     if isinstance(value, pa.StructScalar):  # the {bytes, path} of Hugging Face data sets
         return None if not value.is_valid else cell(value["bytes"])
     if isinstance(value, pa.BinaryScalar | pa.LargeBinaryScalar):
@@ -84,7 +90,10 @@ def _flat(values: pa.Array) -> np.ndarray:
     if values.null_count:
         raise ValueError("a list holds nothing in a place")
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):
-        length = len(values)
+        fixed = pa.types.is_fixed_size_list(values.type)
+        lengths = {values.type.list_size} if fixed else {*pc.list_value_length(values).to_pylist()}
+        if len(lengths) > 1:
+            raise ValueError("a list of lists of different lengths is no array")
         inner = _flat(values.flatten())
-        return inner.reshape(length, -1, *inner.shape[1:])
+        return inner.reshape(len(values), next(iter(lengths), 0), *inner.shape[1:])
     return np.asarray(values.to_numpy(zero_copy_only=False))

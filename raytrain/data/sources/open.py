@@ -12,7 +12,10 @@ import numpy as np
 
 from raytrain.config.data import (
     AnySource,
+    ArraysSource,
     BuiltIn,
+    CocoSource,
+    HuggingFaceSource,
     ImageFolderSource,
     ImageListSource,
     OwnSource,
@@ -21,6 +24,10 @@ from raytrain.config.data import (
     WebDatasetSource,
 )
 from raytrain.data.samples.fields import Schema
+from raytrain.data.sources.kinds.arrays import InMemory, open_arrays
+from raytrain.data.sources.kinds.coco import open_coco
+from raytrain.data.sources.kinds.from_ray import FromRay, open_from_ray
+from raytrain.data.sources.kinds.huggingface import open_huggingface
 from raytrain.data.sources.kinds.image_folder import open_image_folder
 from raytrain.data.sources.kinds.image_list import open_image_list
 from raytrain.data.sources.kinds.own import FromTorch, MapDataset, made_by, open_own
@@ -31,7 +38,9 @@ from raytrain.data.sources.manifest import Manifest
 from raytrain.errors import DataError, nearest
 
 
-def open_manifest(source: AnySource | FromTorch | MapDataset, *, seed: int = 0, like: Schema | None = None) -> Manifest:
+def open_manifest(
+    source: AnySource | InMemory | FromRay | FromTorch | MapDataset, *, seed: int = 0, like: Schema | None = None
+) -> Manifest:
     """List what the source holds.
 
     Args:
@@ -47,9 +56,9 @@ def open_manifest(source: AnySource | FromTorch | MapDataset, *, seed: int = 0, 
     manifest = _listed(made, name, seed, like)
     if manifest.num_samples == 0:
         raise DataError(f"{getattr(source, 'path', None) or name} holds no samples")
-    if isinstance(made, BuiltIn) and made.limit is not None:
+    if isinstance(made, BuiltIn | InMemory) and made.limit is not None:
         manifest = manifest.of(np.arange(min(made.limit, manifest.num_samples)))
-    if isinstance(made, BuiltIn) and made.weights is not None:
+    if isinstance(made, BuiltIn | InMemory) and made.weights is not None:
         manifest = manifest.of(_drawn(manifest, made.weights, seed))
     return manifest
 
@@ -64,8 +73,16 @@ def _listed(source: Any, name: str, seed: int, like: Schema | None) -> Manifest:
             return open_parquet(source, like)
         case WebDatasetSource():
             return open_webdataset(source, like)
+        case HuggingFaceSource():
+            return open_huggingface(source, like)
+        case ArraysSource() | InMemory():
+            return open_arrays(source, like)
+        case CocoSource():
+            return open_coco(source, like)
         case SyntheticSource():
             return open_synthetic(source, seed)
+        case FromRay():
+            return open_from_ray(source, like)
         case FromTorch():
             return open_own(source, name, like)
     return open_own(FromTorch(source), name, like)
