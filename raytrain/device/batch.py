@@ -57,7 +57,9 @@ class DeviceBatch(Mapping[str, Any]):
             its weight is 0.
         carried: (batch,) bool NumPy, samples that the epoch before left over (`data.tail: carry`).
         repeated: of the samples, the last so many that the epoch has had already (`data.tail: pad`).
-        left_out: int64 NumPy, keys (see StreamPlan) of samples that could not be prepared and are not in the batch.
+        left_out: int64 NumPy, keys (see StreamPlan) of samples that are not in the batch, because they could not be
+            prepared or because a stage did not want them.
+        filtered: how many of those a stage did not want.
     """
 
     fields: dict[str, Any]
@@ -71,6 +73,7 @@ class DeviceBatch(Mapping[str, Any]):
     carried: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     repeated: int = 0
     left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    filtered: int = 0
 
     def __getitem__(self, name: str) -> Any:
         """

@@ -187,6 +187,7 @@ class RankIngest:
             carried=carried.astype(bool),
             repeated=arriving.header.repeated,
             left_out=np.asarray(arriving.header.left_out, dtype=np.int64),
+            filtered=arriving.header.filtered,
         )
 
     def _check_like(self, split: Split, arriving: Arriving) -> None:

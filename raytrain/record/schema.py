@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raytrain.errors import ConfigError
+from raytrain.record.status import EXACTLY_ONCE
 
 SCHEMA_VERSION: Final = 4
 POINTS = 600  # of a timeline
@@ -137,6 +138,7 @@ class Unusual(Part):
         dropped: samples that no step had (`data.tail: drop_last`).
         repeated: samples that a step had for the second time in their epoch (`data.tail: pad`).
         carried: samples that the next epoch began with (`data.tail: carry`).
+        filtered: samples that a stage did not want (`keep_if`), in every epoch.
         stand_ins: steps on which a rank had no sample and took part with a blank one of no weight.
         skipped_steps: without an update: gradients of fp16 that overflowed, a loss that was no number
             (`training.on_nan: skip`), or no sample on any rank.
@@ -146,6 +148,7 @@ class Unusual(Part):
     dropped: int = 0
     repeated: int = 0
     carried: int = 0
+    filtered: int = 0
     stand_ins: int = 0
     skipped_steps: int = 0
     skipped_samples: int = 0
@@ -235,7 +238,13 @@ class CloudFacts(Part):
 
 
 class RunRecord(Part):
-    """Everything about one run."""
+    """Everything about one run.
+
+    Attributes:
+        fields: of a sample as it arrives, by name: dtype, shape (? where it varies) and kind.
+        classes: names by number.
+        guarantee: what holds of the samples of an epoch.
+    """
 
     schema_version: Literal[4] = SCHEMA_VERSION
     name: str
@@ -254,6 +263,9 @@ class RunRecord(Part):
     hosts: list[HostFacts]
     num_train: int
     num_validation: int
+    fields: dict[str, str] = {}
+    classes: list[str] = []
+    guarantee: str = EXACTLY_ONCE
     startup: Startup
     totals: Totals
     ranks: list[RankFigures]

@@ -15,6 +15,7 @@ UNUSUAL = {
     "dropped": "samples dropped at an epoch's end",
     "repeated": "samples repeated at an epoch's end",
     "carried": "samples carried into the next epoch",
+    "filtered": "samples that a stage did not want",
     "stand_ins": "times a rank had no sample to step with",
     "skipped_steps": "updates left out",
     "skipped_samples": "samples of those updates",

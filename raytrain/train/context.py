@@ -39,8 +39,9 @@ class TrainContext:
         steps: batches that this rank has trained on, over the whole run.
         updates: optimizer steps, likewise.
         counts: over the whole run, this rank's share of: samples `dropped`, `repeated` and `carried` by `data.tail`;
-            `stand_ins`, steps on which a rank had no sample; `skipped_steps` without an update, and their
-            `skipped_samples`. What an earlier attempt had counted, and what concerns all ranks, the first rank has.
+            `filtered` by a stage; `stand_ins`, steps on which a rank had no sample; `skipped_steps` without an update,
+            and their `skipped_samples`. What an earlier attempt had counted, and what concerns all ranks, the first rank
+            has.
         measured: what the loop wants to tell whoever started the run, in plain values; see Status.results.
     """
 
@@ -238,7 +239,7 @@ class TrainContext:
                 batch.weight = own * self.world_size / batch.step_samples
             if (self.accumulates or self._forgiving) and not self._pending:
                 self._before = checkpoint.rng_state(), modules.copy_of_buffers(self._modules)
-            self._pending.append(Awaiting(batch.ids, batch.carried, batch.repeated, batch.left_out))
+            self._pending.append(Awaiting.of(batch))
             self._delivered = batch.index + 1
             if batch.stand_in and self.world_size > 1 and modules.synchronises_batch_norm(self._modules):
                 # it has to take part, with nothing
@@ -250,12 +251,14 @@ class TrainContext:
     def _settle(self, batch: Awaiting, skipped: bool) -> None:
         """A batch has become part of an update, or never will; what could not be prepared is done with either way."""
         self._ledger.add(batch.left_out)
+        self.counts["filtered"] += batch.filtered
         self.counts["stand_ins"] += not len(batch.ids)
         if skipped:
             self.counts["skipped_samples"] += len(batch.ids)
             return
         keys = batch.ids + self._num_train * batch.carried
-        self._ledger.add(keys[: len(keys) - batch.repeated])
+        fresh = len(keys) - batch.repeated
+        self._ledger.add(keys[:fresh][batch.parts[:fresh] == 0])  # several of one sample are consumed with the first
         self.counts["repeated"] += batch.repeated
         self._own_samples += len(batch.ids)
 

@@ -19,6 +19,7 @@ from raytrain.data.samples.fields import Sample, Schema
 from raytrain.data.sources.arrow import cell
 from raytrain.data.sources.readers import reading_pool
 from raytrain.errors import DataError, one_line
+from raytrain.record.status import EXACTLY_ONCE
 
 
 class Reader(Protocol):
@@ -49,6 +50,7 @@ class Manifest:
         known: names of the columns of `rows` that are fields.
         group_starts: int64, first id of every run of samples that are stored together (Parquet row groups), or None
             when each can be read alone. A shuffle then stays within a few runs at a time.
+        guarantee: what holds of the samples of an epoch, for the record.
     """
 
     rows: pa.Table
@@ -56,6 +58,7 @@ class Manifest:
     schema: Schema
     known: tuple[str, ...] = ()
     group_starts: np.ndarray | None = None
+    guarantee: str = EXACTLY_ONCE
 
     @property
     def num_samples(self) -> int:

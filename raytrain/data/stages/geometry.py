@@ -76,13 +76,13 @@ def resized_canvas(canvas: Canvas, size: Size, max_size: int | None = None) -> C
 
 def center_crop(size: Size, *, on: On = None) -> Stage:
     """The middle `size` x `size`, or (height, width); with a black border where the image is smaller."""
-    made = built_in(center_crop_field, "center_crop", on, kinds=KINDS, change=_sized(*_both(size)), size=size)
+    made = built_in(center_crop_field, "center_crop", on, kinds=KINDS, change=_sized(*both_sides(size)), size=size)
     check_range("center_crop", 1, size=size)
     return made
 
 
 def center_crop_field(value: np.ndarray, kind: Kind, canvas: Canvas, size: Size) -> np.ndarray:
-    height, width = _both(size)
+    height, width = both_sides(size)
     short = [max(wanted - side, 0) for side, wanted in zip(canvas, (height, width), strict=True)]
     if any(short):
         top, left = short[0] // 2, short[1] // 2
@@ -117,7 +117,7 @@ def random_crop(
         "fill": fill,
         "padding_mode": padding_mode,
     }
-    made = built_in(random_crop_field, "random_crop", on, kinds=KINDS, change=_sized(*_both(size)), **options)
+    made = built_in(random_crop_field, "random_crop", on, kinds=KINDS, change=_sized(*both_sides(size)), **options)
     check_range("random_crop", 1, size=size)
     check_range("random_crop", 0, padding=padding)
     return made
@@ -134,7 +134,7 @@ def random_crop_field(
     fill: float = 0,
     padding_mode: PaddingMode = "constant",
 ) -> np.ndarray:
-    height, width = _both(size)
+    height, width = both_sides(size)
     left, top, right, bottom = _sides(padding)
     if pad_if_needed:
         lacks_height, lacks_width = height - canvas[0] - top - bottom, width - canvas[1] - left - right
@@ -171,7 +171,7 @@ def random_resized_crop(
         "random_resized_crop",
         on,
         kinds=KINDS,
-        change=_sized(*_both(size)),
+        change=_sized(*both_sides(size)),
         **options,
     )
     check_range("random_resized_crop", 1, size=size)
@@ -191,7 +191,7 @@ def random_resized_crop_field(
     interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
     box = random_box(canvas, rng, scale, ratio)
-    return scaled(cut(value, kind, box), kind, box[2:], _both(size), interpolation)
+    return scaled(cut(value, kind, box, canvas), kind, box[2:], both_sides(size), interpolation)
 
 
 Box = tuple[int, int, int, int]
@@ -252,13 +252,29 @@ def random_vertical_flip_field(
 # --- what they are made of ----------------------------------------------------------------------------------------
 
 
-def cut(value: np.ndarray, kind: Kind, box: Box) -> np.ndarray:
-    """What lies within the box; boxes are cut off at its border."""
+def cut(value: np.ndarray, kind: Kind, box: Box, canvas: Canvas | None = None) -> np.ndarray:
+    """What lies within the box; boxes are cut off at its border.
+
+    Args:
+        canvas: that the box is of, where the image has been decoded smaller.
+    """
+    if canvas is not None and kind != "boxes" and value.shape[:2] != canvas:
+        box = _smaller(box, canvas, (value.shape[0], value.shape[1]))
     top, left, height, width = box
     if kind != "boxes":
         return value[top : top + height, left : left + width]
     moved = value - np.array([left, top, left, top], value.dtype)
     return np.clip(moved, 0, np.array([width, height, width, height], value.dtype))
+
+
+def _smaller(box: Box, canvas: Canvas, size: Canvas) -> Box:
+    """The box on an image of another size, to whole pixels and at least one."""
+    ends = []
+    for start, length, old, new in zip(box[:2], box[2:], canvas, size, strict=True):
+        first = min(round(start * new / old), new - 1)
+        ends.append((first, max(round((start + length) * new / old), first + 1)))
+    (top, bottom), (left, right) = ends
+    return top, left, bottom - top, right - left
 
 
 def scaled(
@@ -296,7 +312,7 @@ def padded(
     return filled.reshape(*filled.shape[:2], *value.shape[2:])
 
 
-def _both(size: Size) -> Canvas:
+def both_sides(size: Size) -> Canvas:
     return (size, size) if isinstance(size, int) else size
 
 

@@ -26,13 +26,18 @@ Range = float | tuple[float, float]
 # --- decoding -----------------------------------------------------------------------------------------------------
 
 
-def decode(*, on: On = None) -> Stage:
+def decode(*, scaled: bool = True, on: On = None) -> Stage:
     """Encoded bytes of an image to uint8 (height, width, 3), RGB, turned upright as its EXIF data says; those of a mask
-    to (height, width), its values as they are stored (of a palette, the numbers of the colours)."""
-    return built_in(decode_field, "decode", on, kinds=("image", "mask"), change=_decoded, decodes=True)
+    to (height, width), its values as they are stored (of a palette, the numbers of the colours).
+
+    Args:
+        scaled: decode a JPEG at a half, a quarter or an eighth of its size where the next stage, a `resize` or
+            `random_resized_crop` of the same field, shrinks it by as much.
+    """
+    return built_in(decode_field, "decode", on, kinds=("image", "mask"), change=_decoded, decodes=True, scaled=scaled)
 
 
-def decode_field(value: bytes | np.ndarray, kind: Kind) -> Image:
+def decode_field(value: bytes | np.ndarray, kind: Kind, scaled: bool = True) -> Image:
     """Raises ValueError when `value` is not a whole image (OpenCV 4 let truncated ones pass)."""
     if not isinstance(value, bytes):
         return value  # already an array

@@ -11,6 +11,7 @@ from typing import Any
 from raytrain import data, public_names
 from raytrain.config.own_code import import_object
 from raytrain.data.samples.fields import Schema
+from raytrain.data.stages.ahead import looking_ahead
 from raytrain.data.stages.options import check_options
 from raytrain.data.stages.stage import Stage, stage
 from raytrain.data.stages.torchvision import of_transform
@@ -50,7 +51,7 @@ def settle(stages: Sequence[Stage], schema: Schema, key: str) -> tuple[tuple[Sta
         made, schema = each.settled(schema, who)
         seen[each.name] = seen.get(each.name, 0) + 1
         settled.append(made if seen[each.name] == 1 else replace(made, name=f"{each.name}_{seen[each.name]}"))
-    return tuple(settled), schema
+    return looking_ahead(settled), schema
 
 
 # --- from a job file ----------------------------------------------------------------------------------------------

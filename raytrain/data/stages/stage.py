@@ -25,6 +25,7 @@ On = str | Sequence[str] | None
 Change = Callable[[Field], Field]
 
 WHOLE = "*"  # all fields
+DECODED_FROM = ".decoded_from"  # behind a field's name: (height, width) of an image that was decoded smaller
 CALLED_WITH = {
     "field": "one array",
     "fields": "a dict of fields",
@@ -140,6 +141,10 @@ class Stage:
         """Of each of its fields; boxes have the first of the others'."""
         found: list[tuple[int, int] | None] = []
         for name, kind in zip(self.on or (), self.on_kinds, strict=True):
+            shape = sample.pop(name + DECODED_FROM, None)
+            if shape is not None:
+                found.append((int(shape[0]), int(shape[1])))
+                continue
             shape = np.shape(self._of(sample, name))
             if kind != "boxes" and len(shape) < 2:
                 raise TypeError(f"field `{name}` has the shape {shape}, expected (height, width, channels)")

@@ -36,8 +36,8 @@ def coco(
         annotations: the JSON file.
         task: `detection` gives `image` (encoded), `boxes`, float32 (number, 4) of left, top, right and bottom in
             pixels, and `labels`, int64 (number,), the place of the category among those of the file, sorted by their
-            ids; crowds are left out. `segmentation` gives `image` and `mask`, uint8 (height, width), 0 where nothing is,
-            else the category's place from 1; what comes later in the file lies on top.
+            ids; crowds are left out. `segmentation` gives `image` and `mask`, uint8 (height, width), 0 where nothing
+            is, else the category's place from 1; what comes later in the file lies on top.
         limit: see `raytrain.config.data.BuiltIn`.
     """
     return described(

@@ -22,6 +22,7 @@ from raytrain.errors import ConfigError, DataError, named
 
 BLOCK_CACHE_BYTES = 256 << 20
 TOLD = "the ray.data.Dataset"
+GUARANTEE = "each row exactly once an epoch in this run; after a resume, only if the ray.data.Dataset is deterministic"
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def open_from_ray(source: FromRay, like: Schema | None) -> Manifest:
         first = reader.read(table, 0)
         if name == IMAGE or (not isinstance(first, Exception) and looks_like_image(first[name])):
             fields[name] = replace(fields[name], kind="image")
-    return Manifest(table, reader, Schema(fields), known, starts.astype(np.int64))
+    return Manifest(table, reader, Schema(fields), known, starts.astype(np.int64), GUARANTEE)
 
 
 def _about(labels: Sequence[str], columns: Mapping[str, str] | None, reference: Any) -> Any:
