@@ -127,8 +127,9 @@ class Pipeline:
             validation = open_manifest(self.validation, seed=seed + 1, like=train.schema)
         buckets = None
         if self.buckets is not None:
-            lengths = lengths_of(train, self.buckets.by)
-            buckets = Buckets(lengths, self.batch_size, self.buckets.batches)
+            asked = self.buckets
+            assert isinstance(asked, BucketsOf)
+            buckets = Buckets(lengths_of(train, asked.by), self.batch_size, asked.batches)
         stages, schema = self._settled("stages", self.stages, train)
         splits: dict[Split, SplitWork] = {"train": SplitWork(train, stages, self.collate)}
         if validation is not None:

@@ -38,10 +38,8 @@ class TrainContext:
         accumulates: whether updates are made of several batches; says so to be bit by bit the same after a stop.
         steps: batches that this rank has trained on, over the whole run.
         updates: optimizer steps, likewise.
-        counts: over the whole run, this rank's share of: samples `dropped`, `repeated` and `carried` by `data.tail`;
-            `filtered` by a stage; `stand_ins`, steps on which a rank had no sample; `skipped_steps` without an update,
-            and their `skipped_samples`. What an earlier attempt had counted, and what concerns all ranks, the first rank
-            has.
+        counts: over the whole run, this rank's share of what record.schema.Unusual has. What an earlier attempt had
+            counted, and what concerns all ranks, the first rank has.
         measured: what the loop wants to tell whoever started the run, in plain values; see Status.results.
     """
 

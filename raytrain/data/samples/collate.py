@@ -132,7 +132,7 @@ def columns_of(
     return columns
 
 
-def dense(values: Sequence[np.ndarray | np.generic], *, together: bool = False) -> Column:
+def dense(values: Sequence[Any], *, together: bool = False) -> Column:
     """Of one shape and dtype, in any order of their axes in memory. They travel in the machine's own byte order, which
     is the only one that torch takes."""
     like = values[0]
@@ -191,8 +191,8 @@ def _told(value: Any) -> tuple[str, str]:
 
 
 def _strings(values: list[Any]) -> Column:
-    form: Form = TEXT if isinstance(values[0], str) else BYTES
-    data = [value.encode() if form == TEXT else value for value in values]
+    form: Form = "text" if isinstance(values[0], str) else "bytes"
+    data = [value.encode() if form == "text" else value for value in values]
     lengths = np.array([len(each) for each in data], np.int64)
     return Column(form, "uint8", (), (), [np.frombuffer(b"".join(data), np.uint8)], lengths)
 
@@ -219,8 +219,8 @@ def _padded(name: str, values: list[np.ndarray], rule: Pad, describe: Callable[[
     whole = np.full((len(values), *full), rule.value, first.dtype.newbyteorder("="))
     mask = np.zeros((len(values), *(full[axis] for axis in rule.axes)), bool)
     for number, value in enumerate(values):
-        whole[(number, *(slice(0, length) for length in value.shape))] = value
-        mask[(number, *(slice(0, length) for length in lengths[number]))] = True
+        whole[number][tuple(slice(0, length) for length in value.shape)] = value
+        mask[number][tuple(slice(0, length) for length in lengths[number])] = True
     mask_name, length_name = padded_names(name)
     length = lengths[:, 0] if len(rule.axes) == 1 else lengths
     arrays = {name: whole, mask_name: mask, length_name: np.ascontiguousarray(length)}

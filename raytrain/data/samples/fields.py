@@ -119,7 +119,8 @@ def np_dtype(name: str) -> np.dtype:
     if name == BFLOAT16:
         import ml_dtypes  # NumPy has none of its own
 
-        return np.dtype(ml_dtypes.bfloat16)
+        found: np.dtype = np.dtype(ml_dtypes.bfloat16)
+        return found
     return np.dtype(name)
 
 

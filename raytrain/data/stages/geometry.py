@@ -9,7 +9,7 @@ top, right, bottom.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -43,7 +43,7 @@ def resize(
         interpolation: of images, antialiased but for `nearest`; masks are always `nearest`.
         max_size: of the longer side, which `size` gives way to.
     """
-    options = {"size": size, "interpolation": interpolation, "max_size": max_size}
+    options: dict[str, Any] = {"size": size, "interpolation": interpolation, "max_size": max_size}
     exact = size if isinstance(size, tuple) else (None, None)
     made = built_in(resize_field, "resize", on, kinds=KINDS, change=_sized(*exact), **options)
     check_range("resize", 1, size=size, max_size=max_size)
@@ -110,7 +110,7 @@ def random_crop(
         fill: of a `constant` border; masks have 0.
         padding_mode: `edge` repeats the last pixel; `reflect` mirrors without it, `symmetric` with it.
     """
-    options = {
+    options: dict[str, Any] = {
         "size": size,
         "padding": padding,
         "pad_if_needed": pad_if_needed,
@@ -146,8 +146,8 @@ def random_crop_field(
     over = canvas[0] + top + bottom - height, canvas[1] + left + right - width
     if min(over) < 0:
         raise ValueError(f"a crop of {height} x {width} does not fit into {canvas[0]} x {canvas[1]}")
-    at = rng.integers(over[0] + 1), rng.integers(over[1] + 1)
-    return cut(value, kind, (*at, height, width))
+    top, left = int(rng.integers(over[0] + 1)), int(rng.integers(over[1] + 1))
+    return cut(value, kind, (top, left, height, width))
 
 
 def random_resized_crop(
@@ -165,7 +165,12 @@ def random_resized_crop(
         ratio: width over height.
         interpolation: see `resize`.
     """
-    options = {"size": size, "scale": tuple(scale), "ratio": tuple(ratio), "interpolation": interpolation}
+    options: dict[str, Any] = {
+        "size": size,
+        "scale": tuple(scale),
+        "ratio": tuple(ratio),
+        "interpolation": interpolation,
+    }
     made = built_in(
         random_resized_crop_field,
         "random_resized_crop",
@@ -263,7 +268,7 @@ def cut(value: np.ndarray, kind: Kind, box: Box, canvas: Canvas | None = None) -
     top, left, height, width = box
     if kind != "boxes":
         return value[top : top + height, left : left + width]
-    moved = value - np.array([left, top, left, top], value.dtype)
+    moved: np.ndarray = value - np.array([left, top, left, top], value.dtype)
     return np.clip(moved, 0, np.array([width, height, width, height], value.dtype))
 
 
@@ -284,7 +289,8 @@ def scaled(
     if kind == "boxes":
         (height, width), (new_height, new_width) = canvas, size
         factors = np.array([new_width / width, new_height / height] * 2)
-        return (value * factors).astype(value.dtype)
+        larger: np.ndarray = (value * factors).astype(value.dtype)
+        return larger
     if kind == "mask":
         return resample_nearest(value, *size)
     return resample(value, *size, interpolation)
@@ -302,13 +308,14 @@ def padded(
     if not any(sides):
         return value
     if kind == "boxes":
-        return value + np.array([left, top, left, top], value.dtype)
+        moved: np.ndarray = value + np.array([left, top, left, top], value.dtype)
+        return moved
     if kind == "mask" or value.dtype.name not in ("uint8", "float32"):
         around = [(top, bottom), (left, right), *[(0, 0)] * (value.ndim - 2)]
         if padding_mode == "constant":
             return np.pad(value, around, constant_values=0 if kind == "mask" else fill)
         return np.pad(value, around, mode=padding_mode)
-    filled = cv2.copyMakeBorder(value, top, bottom, left, right, _BORDERS[padding_mode], value=[fill] * 4)
+    filled: np.ndarray = cv2.copyMakeBorder(value, top, bottom, left, right, _BORDERS[padding_mode], value=[fill] * 4)
     return filled.reshape(*filled.shape[:2], *value.shape[2:])
 
 

@@ -7,6 +7,7 @@ float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -137,10 +138,12 @@ def color_jitter(
     Raises:
         ConfigError: a negative value, or a hue that is further away than half of the circle.
     """
-    factors = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    factors: dict[str, Any] = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
     check_range("color_jitter", 0, **factors)
     check_range("color_jitter", -0.5, 0.5, hue=hue)
-    ranges = {name: _around(1.0, given, 0.0) for name, given in factors.items()} | {"hue": _around(0.0, hue, -0.5)}
+    ranges: dict[str, Any] = {name: _around(1.0, given, 0.0) for name, given in factors.items()} | {
+        "hue": _around(0.0, hue, -0.5)
+    }
     return built_in(color_jitter_image, "color_jitter", on, kinds=("image",), change=_same, **ranges)
 
 

@@ -24,14 +24,15 @@ def resample(image: np.ndarray, height: int, width: int, interpolation: Interpol
         raise TypeError(f"an image of {image.dtype} cannot be resized; it may be uint8, uint16, float32 or float64")
     shrinks = height * width < image.shape[0] * image.shape[1]
     grows_with = cv2.INTER_CUBIC if interpolation == "bicubic" else cv2.INTER_LINEAR
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else grows_with)
+    resized: np.ndarray = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else grows_with)
     return resized.reshape(height, width, *image.shape[2:])  # OpenCV drops the axis of one channel
 
 
 def resample_nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
     """(height, width, ...) of any type; the pixel at floor(place * old / new), as torch's `nearest` takes it."""
     rows = _places(values.shape[0], height)
-    return values[rows[:, None], _places(values.shape[1], width)]
+    picked: np.ndarray = values[rows[:, None], _places(values.shape[1], width)]
+    return picked
 
 
 def _places(old: int, new: int) -> np.ndarray:

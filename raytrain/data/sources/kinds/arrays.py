@@ -119,7 +119,9 @@ def load(filesystem: pyarrow.fs.FileSystem, where: Stored) -> np.ndarray:
     """
     if where.memory is not None:
         dtype, shape, offset, order = where.memory
-        return np.memmap(where.path, dtype=np.dtype(dtype), mode="r", offset=offset, shape=shape, order=order)  # type: ignore[call-overload]
+        kind: Any = {"dtype": np.dtype(dtype), "shape": shape, "offset": offset, "order": order}
+        mapped: np.ndarray = np.memmap(where.path, mode="r", **kind)
+        return mapped
     with filesystem.open_input_stream(where.path) as stream:
         found: Any = np.load(BytesIO(stream.read()), allow_pickle=False)
     return found if where.member is None else found[where.member]  # type: ignore[no-any-return]

@@ -77,13 +77,12 @@ def open_image_list(source: ImageListSource, like: Schema | None) -> Manifest:
     for name in table.column_names:
         if name in source.files.values():
             continue
-        column = table.column(name)
-        if name in source.labels and not pa.types.is_floating(column.type):
-            column, classes = numbered(column, classes_of(like, name), name, told)
+        values = table.column(name)
+        if name in source.labels and not pa.types.is_floating(values.type):
+            columns[name], classes = numbered(values, classes_of(like, name), name, told)
             fields[name] = label_field(classes)
         else:
-            fields[name] = _field(column, name, told)
-        columns[name] = column
+            columns[name], fields[name] = values, _field(values, name, told)
     first = f"{next(iter(source.files))}.path"
     files = Listing(filesystem, root, [], told)
     whole = [path if path.startswith("/") else f"{root}/{path}" for path in columns[first].to_pylist()]
