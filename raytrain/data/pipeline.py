@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_args
 
 import cloudpickle
@@ -19,6 +20,7 @@ from raytrain.data.order import Buckets, Split, Tail
 from raytrain.data.producer import SplitWork
 from raytrain.data.samples.fields import Schema
 from raytrain.data.samples.rules import collated, parse_collation
+from raytrain.data.sources.cache import kept_in
 from raytrain.data.sources.kinds.arrays import InMemory
 from raytrain.data.sources.kinds.from_ray import FromRay
 from raytrain.data.sources.kinds.own import FromTorch, MapDataset, factory_of
@@ -111,20 +113,24 @@ class Pipeline:
             tail=data.tail,
         )
 
-    def open(self, seed: int) -> OpenPipeline:
+    def open(self, seed: int, cache: Path | None = None) -> OpenPipeline:
         """List the sources.
+
+        Args:
+            cache: folder of manifests that were made before.
 
         Raises:
             DataError: as `open_manifest` says.
             ConfigError: a stage, collation or setting wants a field that there is not, or something else than it is; or
                 a data set of the user's own cannot be pickled.
         """
-        train = open_manifest(self.train, seed=seed)
         validation = None
-        if isinstance(self.validation, HeldOut):
-            train, validation = _held_out(train, self.validation)
-        elif self.validation is not None:
-            validation = open_manifest(self.validation, seed=seed + 1, like=train.schema)
+        with kept_in(cache):
+            train = open_manifest(self.train, seed=seed)
+            if isinstance(self.validation, HeldOut):
+                train, validation = _held_out(train, self.validation)
+            elif self.validation is not None:
+                validation = open_manifest(self.validation, seed=seed + 1, like=train.schema)
         buckets = None
         if self.buckets is not None:
             asked = self.buckets

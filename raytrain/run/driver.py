@@ -93,7 +93,7 @@ def run(
     try:
         with signals() as heard:
             jobs_own = train_loop is None or getattr(train_loop, "is_the_jobs", False)
-            data = DataPlan.of(options, pipeline, default_loop=jobs_own)
+            data = DataPlan.of(options, pipeline, watch, default_loop=jobs_own)
             if data.is_finished and (before := options.folder.finished_record()) is not None:
                 _leave(options.folder, options.kept, None)
                 return before

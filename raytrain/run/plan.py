@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from raytrain.cluster.topology import Topology
 from raytrain.config.job import Job
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline, Pipeline
+from raytrain.data.sources.files import telling
 from raytrain.errors import CheckpointError
 from raytrain.run.checks import check_data, check_placed
 from raytrain.run.folder import RunFolder, open_run_folder
@@ -22,6 +24,8 @@ from raytrain.run.hosted import hosted
 from raytrain.run.rank import position_of
 from raytrain.train.checkpoints import shelf
 from raytrain.train.tasks import Task
+
+MANIFESTS = ".manifests"  # beside the runs
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,20 @@ class DataPlan:
     steps: int = 0
 
     @classmethod
-    def of(cls, options: RunOptions, pipeline: Pipeline, *, default_loop: bool) -> DataPlan:
+    def of(
+        cls, options: RunOptions, pipeline: Pipeline, watch: Callable[[str], None], *, default_loop: bool
+    ) -> DataPlan:
         """
+        Args:
+            watch: called with how far the listing has come, where that takes long.
+
         Raises:
             RaytrainError: the data cannot be listed, does not go with the job, or is not the checkpoint's; or the user
                 wants to go on with a run that is finished.
         """
-        opened, training = pipeline.open(options.job.seed), options.job.training
+        training = options.job.training
+        with telling(watch):
+            opened = pipeline.open(options.job.seed, options.folder.path.parent / MANIFESTS)
         listed_at = time.time()
         task = check_data(opened, pipeline.batch_size, default_loop, options.job)
         spec = StreamSpec(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -19,6 +22,8 @@ from raytrain.config.section import Section
 from raytrain.errors import DataError, looked_for, one_line
 
 Described = TypeVar("Described", bound=Section)
+Thing = TypeVar("Thing")
+TELL_EVERY_S = 1.0
 Place = str | os.PathLike[str]
 Places = Place | Sequence[Place]
 
@@ -139,6 +144,29 @@ def _parts_match(parts: list[str], wanted: list[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], wanted[0]) and _parts_match(parts[1:], wanted[1:])
 
 
+_TELL: ContextVar[Callable[[str], None] | None] = ContextVar("listing", default=None)
+
+
+@contextlib.contextmanager
+def telling(tell: Callable[[str], None]) -> Iterator[None]:
+    """Have `tell` called with how far a listing has come, once a second of those that take longer than that."""
+    token = _TELL.set(tell)
+    try:
+        yield
+    finally:
+        _TELL.reset(token)
+
+
+def counted(things: Iterable[Thing], doing: str, what: str) -> Iterator[Thing]:
+    """The same things, and a line a second on how many there have been: `listing s3://b/train: 120,000 files`."""
+    tell, told_at = _TELL.get(), time.monotonic()
+    for number, thing in enumerate(things, start=1):
+        if tell is not None and number % 256 == 0 and time.monotonic() - told_at > TELL_EVERY_S:
+            told_at = time.monotonic()
+            tell(f"{doing}: {number:,} {what} so far")
+        yield thing
+
+
 def _below(path: str) -> Listing:
     filesystem, root = filesystem_of(path)
     try:
@@ -149,7 +177,8 @@ def _below(path: str) -> Listing:
             return Listing(filesystem, str(PurePosixPath(root).parent), [PurePosixPath(root).name], path)
         if isinstance(filesystem, pyarrow.fs.LocalFileSystem):  # pyarrow leaves out links to nothing
             walk = os.walk(root, followlinks=True)
-            paths = [os.path.join(folder, name) for folder, _, files in walk for name in files]
+            each = (os.path.join(folder, name) for folder, _, files in walk for name in files)
+            paths = list(counted(each, f"listing {path}", "files"))
         else:
             found = filesystem.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))
             paths = [entry.path for entry in found if entry.type != pyarrow.fs.FileType.Directory]

@@ -25,6 +25,8 @@ from raytrain.data.sources.arrow import cell
 
 REMOTE_READS_IN_FLIGHT = 16
 ROW_GROUP_CACHE_BYTES = 256 << 20
+UNPACKED_BYTES = 1 << 30  # of packed shards that a worker keeps
+PACKED = (".tar.gz", ".tgz")
 
 
 _POOL: list[ThreadPoolExecutor] = []
@@ -89,10 +91,12 @@ class ShardReader:
     filesystem: pyarrow.fs.FileSystem
     shards: tuple[str, ...]
     forms: Mapping[str, str]
+    _unpacked: OrderedDict[str, bytes] = field(default_factory=OrderedDict, compare=False)
 
     @property
     def remote(self) -> bool:
-        return not isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+        packed = any(shard.endswith(PACKED) for shard in self.shards)  # read one after the other
+        return not isinstance(self.filesystem, pyarrow.fs.LocalFileSystem) and not packed
 
     def read(self, rows: pa.Table, index: int) -> Sample:
         shard = self.shards[rows.column("shard")[index].as_py()]
@@ -100,9 +104,30 @@ class ShardReader:
             name: (rows.column(f"{name}.offset")[index].as_py(), rows.column(f"{name}.size")[index].as_py())
             for name in self.forms
         }
-        with open(shard, "rb", buffering=0) if not self.remote else self.filesystem.open_input_file(shard) as file:
+        with self._open(shard) as file:
             data = {name: _range(file, *place) for name, place in places.items()}
         return {name: parsed(each, self.forms[name]) for name, each in data.items()}
+
+    def _open(self, shard: str) -> Any:
+        if shard.endswith(PACKED):
+            return BytesIO(self._unpack(shard))
+        if isinstance(self.filesystem, pyarrow.fs.LocalFileSystem):
+            return open(shard, "rb", buffering=0)
+        return self.filesystem.open_input_file(shard)
+
+    def _unpack(self, shard: str) -> bytes:
+        if shard in self._unpacked:
+            self._unpacked.move_to_end(shard)
+            return self._unpacked[shard]
+        with self.filesystem.open_input_stream(shard, compression="gzip") as stream:
+            data: bytes = stream.read()
+        self._unpacked[shard] = data
+        while len(self._unpacked) > 1 and sum(map(len, self._unpacked.values())) > UNPACKED_BYTES:
+            self._unpacked.popitem(last=False)
+        return data
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_unpacked": OrderedDict()}
 
     def describe(self, rows: pa.Table, index: int) -> str:
         return f"{self.shards[rows.column('shard')[index].as_py()]}:{rows.column('key')[index].as_py()}"

@@ -269,7 +269,8 @@ def cut(value: np.ndarray, kind: Kind, box: Box, canvas: Canvas | None = None) -
     if kind != "boxes":
         return value[top : top + height, left : left + width]
     moved: np.ndarray = value - np.array([left, top, left, top], value.dtype)
-    return np.clip(moved, 0, np.array([width, height, width, height], value.dtype))
+    clipped: np.ndarray = np.clip(moved, 0, np.array([width, height, width, height], value.dtype))
+    return clipped
 
 
 def _smaller(box: Box, canvas: Canvas, size: Canvas) -> Box:

@@ -11,7 +11,7 @@ import pyarrow.fs
 
 from raytrain.config.data import ImageFolderSource
 from raytrain.data.samples.fields import BYTES, Field, Schema
-from raytrain.data.sources.files import Listing, Place, described, list_files, path_of
+from raytrain.data.sources.files import Listing, Place, counted, described, list_files, path_of
 from raytrain.data.sources.labels import LABEL, classes_of, label_field
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.readers import FileReader
@@ -61,7 +61,7 @@ def refuse_unreadable(listing: Listing, names: list[str]) -> None:
     """
     if not listing.is_local:
         return
-    for name in names:
+    for name in counted(names, f"looking at {listing.told}", "files"):
         path = listing.path(name)
         if not os.path.isfile(path):
             raise DataError(f"cannot read {path}: not a file, or a link to nothing")

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from raytrain.config.data import ParquetSource
 from raytrain.data.samples.fields import IMAGE, Field, Schema
 from raytrain.data.sources.arrow import cell, field_of_type, looks_like_image
-from raytrain.data.sources.files import Places, described, list_files, path_of
+from raytrain.data.sources.cache import made_once
+from raytrain.data.sources.files import Listing, Places, described, list_files, path_of
 from raytrain.data.sources.labels import classes_of, label_field, numbered
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.readers import ParquetReader
@@ -57,6 +58,10 @@ def open_parquet(source: ParquetSource, like: Schema | None) -> Manifest:
     files = listing.ending(".parquet", ".pq")
     if not files:
         raise DataError(f"{listing.told} holds no Parquet files (*.parquet)")
+    return made_once(source, listing, like, lambda: _made(source, listing, files, like))
+
+
+def _made(source: ParquetSource, listing: Listing, files: list[str], like: Schema | None) -> Manifest:
     filesystem = listing.filesystem
     columns: dict[str, str] = dict(source.columns or {})
     beforehand: dict[str, list[pa.Array]] = {}

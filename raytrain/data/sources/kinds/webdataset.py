@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, cast
 
@@ -13,11 +14,12 @@ import pyarrow.fs
 
 from raytrain.config.data import WebDatasetSource
 from raytrain.data.samples.fields import ANYTHING, BYTES, IMAGE, TEXT, Field, Schema
-from raytrain.data.sources.files import Places, described, list_files, path_of
+from raytrain.data.sources.cache import made_once
+from raytrain.data.sources.files import Listing, Places, counted, described, list_files, path_of
 from raytrain.data.sources.kinds.image_folder import IMAGE_SUFFIXES
 from raytrain.data.sources.labels import LABEL, classes_of, label_field, numbered
 from raytrain.data.sources.manifest import Manifest
-from raytrain.data.sources.readers import ShardReader
+from raytrain.data.sources.readers import PACKED, ShardReader
 from raytrain.errors import DataError, one_line
 
 FORMS = {"txt": "text", "text": "text", "cls": "integer", "index": "integer", "json": "json", "npy": "npy"}
@@ -31,7 +33,8 @@ def webdataset(
     limit: int | None = None,
     weights: str | None = None,
 ) -> WebDatasetSource:
-    """Tar shards; members that share a name up to the first dot are one sample.
+    """Tar shards; members that share a name up to the first dot are one sample. Those that are packed (`.tar.gz`) are
+    unpacked whole in each worker, and a shuffle stays within eight shards at a time.
 
     Args:
         fields: by field, the extension. Without: the first image of a sample is `image`, `cls` is `label`, and others
@@ -53,18 +56,20 @@ def webdataset(
 
 def open_webdataset(source: WebDatasetSource, like: Schema | None) -> Manifest:
     listing = list_files(source.path)
-    shards = listing.ending(".tar")
+    shards = listing.ending(".tar", *PACKED)
     if not shards:
-        packed = listing.ending(".tar.gz", ".tgz")
-        hint = "; .tar.gz is read from end to end for every sample: unpack it" if packed else ""
-        raise DataError(f"{listing.told} holds no tar shards (*.tar){hint}")
+        raise DataError(f"{listing.told} holds no tar shards (*.tar, *.tar.gz)")
+    return made_once(source, listing, like, lambda: _made(source, listing, shards, like))
+
+
+def _made(source: WebDatasetSource, listing: Listing, shards: list[str], like: Schema | None) -> Manifest:
     members: list[tuple[int, str, dict[str, Any]]] = []
     extensions: dict[str, str] = dict(source.fields or {})
     for number, path in enumerate(shards):
         try:
-            with listing.filesystem.open_input_file(path) as handle, tarfile.open(fileobj=handle) as tar:
-                found = _samples_of(tar, extensions.get(LABEL, "cls" if not extensions else ""))
-        except (OSError, tarfile.TarError) as error:
+            with listing.filesystem.open_input_file(path) as handle, tarfile.open(fileobj=handle, mode="r:*") as tar:
+                found = _samples_of(tar, path, extensions.get(LABEL, "cls" if not extensions else ""))
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
             raise DataError(f"cannot read {path}: {one_line(error)}") from None
         for key, parts in found.items():
             extensions = extensions or _extensions(parts)
@@ -104,7 +109,10 @@ def _manifest(
         columns |= {f"{name}.offset": places[:, 0], f"{name}.size": places[:, 1]}
         forms[name], fields[name] = _form(extension, "mask" if name in source.masks else "")
     known = tuple(name for name in extensions if name == LABEL)
-    return Manifest(pa.table(columns), ShardReader(filesystem, shards, forms), Schema(fields), known)
+    starts = None
+    if any(shard.endswith(PACKED) for shard in shards):  # which are unpacked whole
+        starts = np.flatnonzero(np.diff(columns["shard"], prepend=-1))
+    return Manifest(pa.table(columns), ShardReader(filesystem, shards, forms), Schema(fields), known, starts)
 
 
 def _form(extension: str, kind: Any) -> tuple[str, Field]:
@@ -131,10 +139,10 @@ def _extensions(parts: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _samples_of(tar: tarfile.TarFile, label_extension: str) -> dict[str, dict[str, Any]]:
+def _samples_of(tar: tarfile.TarFile, told: str, label_extension: str) -> dict[str, dict[str, Any]]:
     """By key, and then by extension: (offset, size), or the label itself."""
     samples: dict[str, dict[str, Any]] = {}
-    for member in tar:
+    for member in counted(tar, f"reading {told}", "members"):
         if not member.isfile():
             continue
         folder, _, base = member.name.rpartition("/")
