@@ -216,7 +216,7 @@ def settings_of(name: str) -> list[Setting]:
             text = key.text
         default = key.default if key else REQUIRED if each.default is EMPTY else each.default
         if each.kind is each.VAR_KEYWORD:
-            found.append(Setting(f"**{each.name}", "", None, text))
+            found.append(Setting(f"**{each.name}", "", {}, text))
         else:
             found.append(Setting(each.name, key.kind if key else words(hints.get(each.name, Any)), default, text))
         found += [keys.pop(other) for other in list(keys) if other.startswith(f"{each.name}.")]
@@ -243,15 +243,7 @@ def table(first: str, rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def rows_of(settings: Sequence[Setting]) -> list[tuple[str, ...]]:
-    return [
-        (
-            f"`{each.name}`",
-            each.kind,
-            "" if each.name.startswith("**") else told(each.default),
-            each.text.removesuffix("."),
-        )
-        for each in settings
-    ]
+    return [(f"`{each.name}`", each.kind, told(each.default), each.text.removesuffix(".")) for each in settings]
 
 
 def functions_table(first: str, names: Sequence[str], about: Callable[[str], str] = lambda _: "") -> str:

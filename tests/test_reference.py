@@ -29,7 +29,7 @@ def rows(block):
 
 
 def test_the_page_is_what_the_code_says():
-    assert PAGE == reference.written(), "python tests/reference.py --write"
+    assert reference.written() == PAGE, "python tests/reference.py --write"
     assert [match[2] for match in reference.BLOCK.finditer(PAGE)] == list(reference.blocks())
 
 
@@ -55,11 +55,8 @@ def test_a_key_has_its_type_default_and_text():
     """As they stand in raytrain/config."""
     keys = rows("keys")
     assert keys["name"][:2] == ["text", "required"]
-    assert keys["training.epochs"] == [
-        "whole number from 1",
-        "`null`",
-        "passes over the training data; this or `steps`",
-    ]
+    assert keys["training.epochs"][:2] == ["whole number from 1", "`null`"]
+    assert keys["training.epochs"][2] == "passes over the training data; this or `steps`"
     assert keys["data.tail"][:2] == ["`share`, `drop_last`, `pad` or `carry`", "`share`"]
     assert keys["data.train"][:2] == ["[source](#sources)", "required"]
     assert keys["data.stages"][:2] == ["list of [stages](#stages)", "`[]`"]

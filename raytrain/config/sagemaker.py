@@ -36,9 +36,7 @@ class Channel(Section):
 class Checkpoints(Section):
     """Kept in S3 while the job runs; a spot job that was interrupted goes on from them."""
 
-    uri: S3Uri | None = Field(
-        None, description="default: `<bucket>/<prefix>/<name>/checkpoints`, for every job its own"
-    )
+    uri: S3Uri | None = Field(None, description="default: `<bucket>/<prefix>/<name>/checkpoints`, each job its own")
     path: str | None = Field(None, description="in the containers; default: the folder checkpoints of SageMaker's")
 
 
@@ -77,7 +75,7 @@ class SageMaker(Section):
     spot: bool = Field(False, description="cheaper hosts that AWS may take away at any time")
     max_run_s: PositiveInt = Field(86_400, description="seconds after which SageMaker stops the job")
     max_wait_s: PositiveInt | None = Field(
-        None, description="seconds of a spot job, waits included; default: twice max_run_s"
+        None, description="seconds of a spot job, with its waits; default: twice max_run_s"
     )
     max_pending_s: Annotated[int, Field(ge=1800, le=2_419_200)] | None = Field(
         None, description="seconds that the job may wait for hosts; default: SageMaker's"
@@ -89,9 +87,7 @@ class SageMaker(Section):
     network_isolation: bool = Field(False, description="hosts without any network but each other's")
     tags: dict[str, str] = Field({}, description="of the job, in your account")
     environment: dict[str, str] = Field({}, description="variables of the containers")
-    keep_alive_s: PositiveInt | None = Field(
-        None, description="warm pool: seconds that the hosts are kept for the next job"
-    )
+    keep_alive_s: PositiveInt | None = Field(None, description="warm pool: seconds that hosts wait for the next job")
     remote_debug: bool = Field(False, description="allow a shell in the containers (SSM)")
     retries: Annotated[int, Field(ge=1, le=30)] | None = Field(None, description="after failures of SageMaker's own")
     metrics: dict[str, str] = Field({}, description="more CloudWatch metrics: name -> regular expression with a group")

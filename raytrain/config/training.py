@@ -48,7 +48,7 @@ class CheckpointPolicy(Section):
     """When the state of the run is written down, and what is kept of it."""
 
     every_steps: PositiveInt | None = Field(
-        None, description="batches a rank between two of them, beside the one at the end of every epoch"
+        None, description="batches a rank; beside the one at the end of every epoch"
     )
     keep: PositiveInt = Field(2, description="of the latest, over all attempts")
     best: str | None = Field("validation_accuracy", description="metric whose best checkpoint is kept beside them")
