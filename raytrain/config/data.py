@@ -81,7 +81,7 @@ class ArraysSource(BuiltIn):
     """NumPy's arrays, a field each, with the samples along the first axis: an `.npz` file, or `.npy` files."""
 
     kind: Literal["arrays"]
-    path: Paths
+    path: Paths = Field(description="`.npz` or `.npy`")
     masks: tuple[str, ...] = Field((), description="fields that are masks")
     labels: tuple[str, ...] = Field(("label",), description="fields whose text names classes")
 
@@ -90,7 +90,7 @@ class HuggingFaceSource(BuiltIn):
     """A data set of Hugging Face's `datasets`, as `save_to_disk` leaves it. Every column is a field."""
 
     kind: Literal["huggingface"]
-    path: str
+    path: str = Field(description="folder that `save_to_disk` has written")
     split: str | None = Field(None, description="of several in one folder")
     columns: dict[str, str] | None = Field(None, description="by field, the column; default: all by their own names")
     masks: tuple[str, ...] = Field((), description="fields that are masks")
