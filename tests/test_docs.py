@@ -9,18 +9,14 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from typing import get_args
 
 import pytest
 import typer
-import yaml
 from conftest import ROOT, run_cli
 from money import profile, run_on
 from patience import patient
 
 from raytrain import Job, Pipeline, fit
-from raytrain.config.data import ImageFolderSource, ParquetSource, SyntheticSource, WebDatasetSource
-from raytrain.data.stages.registry import STAGES, needs_image
 from raytrain.record.schema import read_record
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -120,43 +116,12 @@ def test_the_reference_has_every_member_of_a_context_and_of_a_batch():
     }
     assert set(re.findall(r"ctx\.([a-z_]+)", REFERENCE)) - {"py"} == members(TrainContext, given)
     fields = {field.name for field in dataclasses.fields(DeviceBatch)}
+    fields |= {name for name, each in vars(DeviceBatch).items() if isinstance(each, property)}
     assert set(re.findall(r"batch\.([a-z_]+)", REFERENCE)) == fields
 
 
-def table_of(page, heading):
-    """First cells of the table below a heading, without their marks."""
-    text = (ROOT / "docs" / page).read_text().partition(f"\n{heading}\n")[2].partition("\n#")[0]
-    return re.findall(r"^\| `([^`]+)` \|", text, re.M)
-
-
-def test_the_guide_has_every_stage_with_its_options_and_so_has_the_package():
-    from raytrain import data
-    from raytrain.data.stages.registry import STAGES
-
-    *built_in, own = table_of("guide.md", "## Stages")
-    said = {name: options.strip("{} ") for name, _, options in (each.partition(": ") for each in built_in)}
-    assert own == "package.module:function"
-    assert set(said) == set(STAGES) < set(data.__all__)
-    for name, factory in STAGES.items():
-        parameters = [each for each in inspect.signature(factory).parameters.values() if each.kind != each.VAR_KEYWORD]
-        assert said[name] == ", ".join(each.name for each in parameters), name
-        assert getattr(data, name) is factory
-
-
-def test_the_guide_has_every_source_and_so_has_the_package():
-    from raytrain import data
-    from raytrain.config.data import BuiltInSource
-    from raytrain.data.stages.registry import STAGES
-
-    *built_in, own = table_of("guide.md", "## Sources")
-    kinds = [kind for source in get_args(BuiltInSource) for kind in get_args(source.model_fields["kind"].annotation)]
-    assert own == "package.module:name"
-    assert built_in == kinds
-    assert set(data.__all__) == {*kinds, *STAGES, "stage"}
-
-
 def test_the_guide_has_what_a_source_of_ones_own_may_have():
-    from raytrain.data.sources import own
+    from raytrain.data.sources.kinds import own
 
     text = (ROOT / "docs" / "guide.md").read_text().partition("### A source of your own")[2].partition("\n## ")[0]
     cells = re.findall(r"^\| (`.*?) \|", text, re.M)
@@ -187,50 +152,6 @@ def test_the_own_source_is_the_same_run_by_its_name_and_in_python(tmp_path):
         assert (record.num_train, record.num_validation, record.totals.samples) == (1437, 360, 3 * 1437)
         assert record.epochs[-1]["validation_accuracy"] > 0.85
     assert named.epochs[0]["loss"] == pytest.approx(scripted.epochs[0]["loss"], rel=0.2)
-
-
-def table(heading):
-    """The cells of the table below a heading of the reference, row by row, without its head."""
-    [text] = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", REFERENCE, re.M | re.S)
-    return [[cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines() if line.startswith("| `")]
-
-
-def same(said, default):
-    """What a cell says in YAML, and what the code has."""
-    value = yaml.safe_load(said)
-    default = list(default) if isinstance(default, tuple) else default
-    return value == pytest.approx(default, abs=1e-4) if isinstance(value, list | float) else value == default
-
-
-def test_the_reference_has_every_key_of_every_source_with_its_default():
-    said = {(kind.strip("`"), key.strip("`")): default.strip("`") for kind, key, default, _ in table("Sources")}
-    fields = {
-        (get_args(source.model_fields["kind"].annotation)[0], name): field
-        for source in (ImageFolderSource, ParquetSource, WebDatasetSource, SyntheticSource)
-        for name, field in source.model_fields.items()
-        if name != "kind"
-    }
-    assert list(said) == list(fields)
-    for key, field in fields.items():
-        assert (said[key] == "") == field.is_required(), key
-        assert field.is_required() or same(said[key], field.default), key
-
-
-def test_the_reference_has_every_option_of_every_stage_with_its_default():
-    rows = table("Stages")
-    assert sorted(name.strip("`") for name, *_ in rows) == sorted(STAGES)
-    values = {"size": 8, "pixels": 1, "dtype": "uint8", "transform": "Resize"}
-    for name, options, random, _, takes in rows:
-        factory = STAGES[name.strip("`")]
-        said = {key: default for key, _, default in (each.partition("=") for each in re.findall(r"`(.*?)`", options))}
-        parameters = [each for each in inspect.signature(factory).parameters.values() if each.kind != each.VAR_KEYWORD]
-        assert list(said) == [each.name for each in parameters], name
-        for each in parameters:
-            assert (said[each.name] == "") == (each.default is each.empty), (name, each.name)
-            assert each.default is each.empty or same(said[each.name], each.default), (name, each.name)
-        made = factory(**{each.name: values[each.name] for each in parameters if each.default is each.empty})
-        assert random == ("by `transform`" if "transform" in said else "yes" if made.random else "no"), name
-        assert ("encoded" in takes) == (not needs_image(made)), name
 
 
 def test_the_reference_has_the_signatures():

@@ -38,14 +38,14 @@ class ImageFolderSource(BuiltIn):
     """`path/<class name>/<image>`; classes are numbered in sorted order. Fields: `image`, `label`."""
 
     kind: Literal["image_folder"]
-    path: str
+    path: str = Field(description="folder of the class folders")
 
 
 class ImageListSource(BuiltIn):
     """A list of files: CSV, TSV or JSON lines, with a header. Every column is a field."""
 
     kind: Literal["image_list"]
-    path: Paths
+    path: Paths = Field(description="`.csv`, `.tsv` (or `.txt` with tabs) or `.jsonl`")
     files: dict[str, str] = Field(
         {"image": "path"}, description="by field, the column with the path of its file, from `root` on"
     )
@@ -58,7 +58,7 @@ class ParquetSource(BuiltIn):
     """Parquet files. Every column is a field."""
 
     kind: Literal["parquet"]
-    path: Paths
+    path: Paths = Field(description="`.parquet` or `.pq`")
     columns: dict[str, str] | None = Field(None, description="by field, the column; default: all by their own names")
     shapes: dict[str, tuple[PositiveInt, ...]] = Field({}, description="of fields that are flat lists")
     masks: tuple[str, ...] = Field((), description="fields that are masks")
@@ -69,7 +69,7 @@ class WebDatasetSource(BuiltIn):
     """Tar shards: members that share a name up to the first dot are one sample (`.jpg` and `.cls`, say)."""
 
     kind: Literal["webdataset"]
-    path: Paths
+    path: Paths = Field(description="`.tar`")
     fields: dict[str, str] | None = Field(
         None,
         description="by field, the extension; default: the first image is `image`, `cls` is `label`",
@@ -81,7 +81,7 @@ class ArraysSource(BuiltIn):
     """NumPy's arrays, a field each, with the samples along the first axis: an `.npz` file, or `.npy` files."""
 
     kind: Literal["arrays"]
-    path: Paths
+    path: Paths = Field(description="`.npz` or `.npy`")
     masks: tuple[str, ...] = Field((), description="fields that are masks")
     labels: tuple[str, ...] = Field(("label",), description="fields whose text names classes")
 
@@ -90,7 +90,7 @@ class HuggingFaceSource(BuiltIn):
     """A data set of Hugging Face's `datasets`, as `save_to_disk` leaves it. Every column is a field."""
 
     kind: Literal["huggingface"]
-    path: str
+    path: str = Field(description="folder that `save_to_disk` has written")
     split: str | None = Field(None, description="of several in one folder")
     columns: dict[str, str] | None = Field(None, description="by field, the column; default: all by their own names")
     masks: tuple[str, ...] = Field((), description="fields that are masks")
@@ -111,9 +111,11 @@ class CocoSource(BuiltIn):
 class FieldOf(Section):
     """A field of a synthetic source."""
 
-    dtype: str = "float32"
+    dtype: str = Field("float32", description="a name of NumPy's, `bfloat16`, `text` or `bytes`; int64 with `classes`")
     shape: Shape = Field((), description="null for an axis whose length varies")
-    kind: Literal["", "image", "mask", "boxes"] = ""
+    kind: Literal["", "image", "mask", "boxes"] = Field(
+        "", description="what geometry does to it; a field `image` with three axes is an image"
+    )
     classes: PositiveInt | None = Field(None, description="whole numbers below it")
 
 
@@ -121,10 +123,10 @@ class SyntheticSource(BuiltIn):
     """Noise made from (seed, id). Without `fields`: `image`, normal float32, and `label`, `id % num_classes`."""
 
     kind: Literal["synthetic"]
-    num_samples: PositiveInt
+    num_samples: PositiveInt = Field(description="how many")
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field((224, 224, 3), description="height, width, channels")
-    num_classes: PositiveInt = 1000
-    fields: dict[str, FieldOf] | None = None
+    num_classes: PositiveInt = Field(1000, description="labels are `id % num_classes`")
+    fields: dict[str, FieldOf] | None = Field(None, description="in place of `image` and `label`")
     longest: PositiveInt = Field(64, description="length of an axis that varies")
 
 
@@ -132,8 +134,8 @@ class HeldOut(Section):
     """For `validation`: a share of the training data, drawn by `seed`, which is then not trained on."""
 
     kind: Literal["held_out"]
-    share: float = Field(gt=0, lt=1)
-    seed: int = 0
+    share: float = Field(gt=0, lt=1, description="of the training data's samples, rounded")
+    seed: int = Field(0, description="of the draw; that of the job has no part in it")
 
 
 class OwnSource(Section):
@@ -184,9 +186,11 @@ def _is_no_factor(value: float) -> float:
 class Normalize(Section):
     """Applied on the device: `(x * scale - mean) / std`, channel by channel."""
 
-    scale: Annotated[float, AfterValidator(_is_no_factor)] = 1 / 255
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    scale: Annotated[float, AfterValidator(_is_no_factor)] = Field(
+        1 / 255, description="multiplies first, above 0 and at most 1; 1 / 255 brings 0 to 255 to 0 to 1"
+    )
+    mean: tuple[float, ...] = Field((0.0,), description="subtracted then; one number, or one a channel")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), description="divides last; likewise")
 
 
 class Arrival(Section):
@@ -199,19 +203,19 @@ class Arrival(Section):
 
 
 class Padded(Section):
-    """Values of different lengths are filled up; see raytrain.data.padded."""
+    """Values of different lengths are filled up to the longest of their batch."""
 
-    value: float = 0
-    axes: tuple[int, ...] = (0,)
-    multiple_of: PositiveInt = 1
-    most: PositiveInt | None = None
+    value: float = Field(0, description="that fills")
+    axes: tuple[int, ...] = Field((0,), description="whose lengths vary, from 0; the others must agree")
+    multiple_of: PositiveInt = Field(1, description="the length is rounded up to one, so that there are fewer shapes")
+    most: PositiveInt | None = Field(None, description="what is longer along the first of the axes is cut off")
 
 
 class Collate(Section):
     """`padded` with its options, or `ragged`."""
 
     padded: Padded | None = None
-    ragged: bool = False
+    ragged: bool = Field(False, description="values lie behind one another, with their lengths beside them")
 
 
 def _is_a_collation(value: Any) -> Any:
@@ -230,13 +234,17 @@ class Buckets(Section):
 
 
 class Data(Section):
-    train: Source
-    validation: ForValidation | None = None
+    """Where samples come from, what is done to them, and what a batch is."""
+
+    train: Source = Field(description="where samples come from")
+    validation: ForValidation | None = Field(
+        None, description="of other samples, or `held_out`; without it there is no evaluation"
+    )
     stages: tuple[StageSpec, ...] = Field((), description="CPU stages, in order")
     validation_stages: tuple[StageSpec, ...] | None = Field(
         None, description="default: the stages without the random ones"
     )
-    batch_size: PositiveInt = Field(64, description="samples a rank and step")
+    batch_size: PositiveInt = Field(64, description="samples of the source a rank and step")
     tail: Literal["share", "drop_last", "pad", "carry"] = Field(
         "share", description="what becomes of the samples of an epoch that do not fill a step of full batches"
     )
@@ -244,7 +252,9 @@ class Data(Section):
         {}, description="what becomes of fields whose shape varies"
     )
     buckets: Buckets | None = None
-    normalize: Normalize | None = Field(None, description="of all images")
+    normalize: Normalize | None = Field(
+        None, description="of all images, on the device: `(x * scale - mean) / std`, channel by channel"
+    )
     fields: dict[str, Arrival] = Field({}, description="what becomes of single fields on the device")
     max_corrupt_share: Share = Field(
         0.01,

@@ -19,8 +19,10 @@ from raytrain.config.training import Model, Training
 class Job(Section):
     """What to train, on what, how, and where."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=63)]
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=63)] = Field(
+        description="of the run: letters, digits and ._-, at most 63"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of everything random")
     data: Data | None = None
     model: Model | None = None
     training: Training

@@ -18,15 +18,18 @@ WHAT_HELPS = {  # by kind of stage
     "resize": STORE_SMALLER,
     "center_crop": STORE_SMALLER,
     "random_resized_crop": STORE_SMALLER,
-    "flip": FEWER_PIXELS,
-    "random_shift": FEWER_PIXELS,
-    "gaussian_blur": f"{FEWER_PIXELS}; a smaller kernel; where it blurs several times, `cast: {{dtype: float32}}` "
+    "random_crop": STORE_SMALLER,
+    "random_horizontal_flip": FEWER_PIXELS,
+    "random_vertical_flip": FEWER_PIXELS,
+    "gaussian_blur": f"{FEWER_PIXELS}; a smaller kernel; where it blurs several times, `to_dtype: {{dtype: float32}}` "
     "before it makes one blur of them",
     "color_jitter": FEWER_PIXELS,
-    "cast": FEWER_PIXELS,
+    "grayscale": FEWER_PIXELS,
+    "random_grayscale": FEWER_PIXELS,
+    "to_dtype": FEWER_PIXELS,
     "to_uint8": FEWER_PIXELS,
-    "torchvision": "raytrain's own stage where there is one (resize, random_resized_crop, flip, color_jitter, "
-    "gaussian_blur): the same images for a fraction of the time",
+    "torchvision": "raytrain's own stage of that name where there is one (ColorJitter is color_jitter, and so on): the "
+    "same images for a fraction of the time",
 }
 OF_YOUR_OWN = (
     "it is your code: profile it on one sample; OpenCV and NumPy do whole images at once, loops and Pillow do not"

@@ -18,7 +18,7 @@ class Cost:
 
 
 def test_the_dear_stages_are_named_the_dearest_first():
-    costs = [Cost("read", 5, 5), Cost("resize", 25, 25), Cost("decode", 60, 60), Cost("flip", 10, 10)]
+    costs = [Cost("read", 5, 5), Cost("resize", 25, 25), Cost("decode", 60, 60), Cost("to_uint8", 10, 10)]
     assert advice(costs) == [
         f"decode is 60% of the CPU time. What helps: {WHAT_HELPS['decode']}",
         f"resize is 25% of the CPU time. What helps: {WHAT_HELPS['resize']}",

@@ -41,7 +41,7 @@ name: blurred
 run_dir: {folder}/runs
 data:
   train: {{kind: synthetic, num_samples: 400, shape: [96, 96, 3], num_classes: 3}}
-  stages: [{{gaussian_blur: {{kernel: 11, times: 10}}}}, {{resize: {{size: 16}}}}]
+  stages: [{{gaussian_blur: {{kernel_size: 11, times: 10}}}}, {{resize: {{size: 16}}}}]
   batch_size: 16
 model:
   name: timm.models:VisionTransformer
@@ -183,7 +183,7 @@ def findings(wait_share, device, **changes):
     """Decoding is 3 of 4 ms of CPU time."""
     costs = {"num_samples": 1000, "num_batches": 10, "batch_wall_p90_s": 0.1, "batch_wall_p99_s": 0.2}
     stages = [
-        StageFigures(name=n, cpu_s=s, wall_s=s, **costs) for n, s in (("read", 0.5), ("decode", 3.0), ("flip", 0.5))
+        StageFigures(name=n, cpu_s=s, wall_s=s, **costs) for n, s in (("read", 0.5), ("decode", 3.0), ("to_uint8", 0.5))
     ]
     verdict = who_waits(wait_share, [RankFigures(**figures(device=device))], stages)
     return Findings(250, 500, 1000, None, 370, wait_share, verdict, device == "cpu", tuple(stages), **changes)

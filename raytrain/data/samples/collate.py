@@ -59,12 +59,14 @@ Collation = Pad | Ragged
 
 
 def padded(value: float = 0, *, axes: Sequence[int] = (0,), multiple_of: int = 1, most: int | None = None) -> Pad:
-    """Fill values of different shapes up to the longest of their batch; see `Pad`."""
+    """Fill values of different lengths up to the longest of their batch. Beside field `x` there are then `x_mask`,
+    bool, true where there was something, and `x_length`, int64, how much; see `Pad`."""
     return Pad(value, tuple(axes), multiple_of, most)
 
 
 def ragged() -> Ragged:
-    """Leave values of different lengths as they are; see `Ragged`."""
+    """Leave values of different lengths as they are, behind one another along the first axis: `batch["x"]` has
+    `values`, `offsets` and `lengths`, and `nested()`."""
     return Ragged()
 
 

@@ -37,11 +37,12 @@ _BORDERS = {
 def resize(
     size: Size, *, interpolation: Interpolation = "bilinear", max_size: int | None = None, on: On = None
 ) -> Stage:
-    """The shorter side to `size`, or to (height, width).
+    """To another size.
 
     Args:
+        size: of the shorter side, the longer one becoming `int(size * longer / shorter)`; or (height, width).
         interpolation: of images, antialiased but for `nearest`; masks are always `nearest`.
-        max_size: of the longer side, which `size` gives way to.
+        max_size: of the longer side; where it would be longer, both become smaller.
     """
     options: dict[str, Any] = {"size": size, "interpolation": interpolation, "max_size": max_size}
     exact = size if isinstance(size, tuple) else (None, None)
@@ -75,7 +76,11 @@ def resized_canvas(canvas: Canvas, size: Size, max_size: int | None = None) -> C
 
 
 def center_crop(size: Size, *, on: On = None) -> Stage:
-    """The middle `size` x `size`, or (height, width); with a black border where the image is smaller."""
+    """The middle, with a black border where the image is smaller.
+
+    Args:
+        size: of a square, or (height, width).
+    """
     made = built_in(center_crop_field, "center_crop", on, kinds=KINDS, change=_sized(*both_sides(size)), size=size)
     check_range("center_crop", 1, size=size)
     return made
@@ -101,9 +106,10 @@ def random_crop(
     padding_mode: PaddingMode = "constant",
     on: On = None,
 ) -> Stage:
-    """A random `size` x `size`, or (height, width), of the image.
+    """A random part of the image.
 
     Args:
+        size: of a square, or (height, width).
         padding: pixels around it beforehand: of all sides, of (left and right, top and bottom), or of (left, top,
             right, bottom).
         pad_if_needed: around an image that is too small, which is an error otherwise.
@@ -158,11 +164,12 @@ def random_resized_crop(
     interpolation: Interpolation = "bilinear",
     on: On = None,
 ) -> Stage:
-    """A random area of the image with a random aspect ratio, resized to `size` x `size`, or (height, width).
+    """A random area of the image with a random aspect ratio, resized.
 
     Args:
-        scale: the area, as a share of the image's.
-        ratio: width over height.
+        size: of a square, or (height, width).
+        scale: the area, as a share of the image's; equally likely from low to high.
+        ratio: width over height; its logarithm equally likely from low to high.
         interpolation: see `resize`.
     """
     options: dict[str, Any] = {
@@ -219,7 +226,11 @@ def random_box(canvas: Canvas, rng: np.random.Generator, scale: tuple[float, flo
 
 
 def random_horizontal_flip(p: float = 0.5, *, on: On = None) -> Stage:
-    """Mirror left and right, with probability `p`."""
+    """Mirror left and right.
+
+    Args:
+        p: the probability.
+    """
     made = built_in(random_horizontal_flip_field, "random_horizontal_flip", on, kinds=KINDS, change=_same, p=p)
     check_range("random_horizontal_flip", 0, 1, p=p)
     return made
@@ -237,7 +248,11 @@ def random_horizontal_flip_field(
 
 
 def random_vertical_flip(p: float = 0.5, *, on: On = None) -> Stage:
-    """Mirror top and bottom, with probability `p`."""
+    """Mirror top and bottom.
+
+    Args:
+        p: the probability.
+    """
     made = built_in(random_vertical_flip_field, "random_vertical_flip", on, kinds=KINDS, change=_same, p=p)
     check_range("random_vertical_flip", 0, 1, p=p)
     return made

@@ -73,12 +73,15 @@ def _decoded(what: Field) -> Field:
 def gaussian_blur(kernel_size: int, *, sigma: Range = (0.1, 2.0), times: int = 1, on: On = None) -> Stage:
     """`times` Gaussian blurs in a row, each with its own sigma drawn uniformly; border reflected.
 
-    The same kernel as torchvision's `gaussian_blur`, applied as two one-dimensional passes. On float images several
+    The same kernel as torchvision's `gaussian_blur`, `exp(-x**2 / (2 * sigma**2))` scaled to a sum of 1, along both
+    axes. On float images several
     blurs are one: their kernels are convolved, which the reflected border leaves exact, and what lies further out than
     BLUR_TOLERANCE of the kernel's mass is cut off. On integer images every blur rounds, so each is made.
 
     Args:
-        sigma: of pixels, or (low, high).
+        kernel_size: pixels, odd.
+        sigma: pixels, or (low, high).
+        times: how many blurs.
 
     Raises:
         ConfigError: an even kernel, or a sigma that is not positive and in order.
@@ -127,9 +130,11 @@ def blur_taps(kernel: int, sigmas: Sequence[float] | np.ndarray) -> np.ndarray:
 def color_jitter(
     brightness: Range = 0.0, contrast: Range = 0.0, saturation: Range = 0.0, hue: Range = 0.0, *, on: On = None
 ) -> Stage:
-    """Change brightness, contrast and saturation by a factor each, and the hue by a share of the circle, in any order.
+    """Change brightness, contrast and saturation by a factor f each, and the hue by a share of the circle, in random
+    order: `f * image`, and `f * image + (1 - f) * grey`, with the mean grey of the image for the contrast and the grey
+    of each pixel for the saturation.
 
-    For RGB images of uint8, or float images with values from 0 to 1.
+    For RGB images of uint8, or float images with values from 0 to 1; of grey ones hue and saturation stay.
 
     Args:
         brightness, contrast, saturation: x for a factor from [max(0, 1 - x), 1 + x], or (low, high).
@@ -157,7 +162,11 @@ def _around(middle: float, given: Range, least: float) -> tuple[float, float]:
 
 
 def grayscale(num_output_channels: int = 1, *, on: On = None) -> Stage:
-    """To greys, of one channel or of three equal ones."""
+    """To greys, `0.2989 * red + 0.587 * green + 0.114 * blue`.
+
+    Args:
+        num_output_channels: 1, or 3 equal ones.
+    """
     made = built_in(
         grayscale_image,
         "grayscale",
@@ -172,17 +181,23 @@ def grayscale(num_output_channels: int = 1, *, on: On = None) -> Stage:
 
 
 def random_grayscale(p: float = 0.1, *, on: On = None) -> Stage:
-    """To greys, with as many channels as before, with probability `p`."""
+    """To greys, with as many channels as before.
+
+    Args:
+        p: the probability.
+    """
     made = built_in(random_grayscale_image, "random_grayscale", on, kinds=("image",), change=_same, p=p)
     check_range("random_grayscale", 0, 1, p=p)
     return made
 
 
 def to_dtype(dtype: str, *, scale: bool = False, on: On = None) -> Stage:
-    """To another type, such as `float16` or `bfloat16`, which halve what travels.
+    """To another type, such as `float16` or `bfloat16`, which halve what travels of float32.
 
     Args:
-        scale: values go from the range of the old type to that of the new: 0 to 255 of uint8, 0 to 1 of floats.
+        dtype: a name of NumPy's, or `bfloat16`.
+        scale: values go from the range of the old type to that of the new: 0 to 255 of uint8, 0 to 65,535 of uint16, 0
+            to 1 of floats.
 
     Raises:
         ConfigError: no such type, or none of images where they shall be scaled.

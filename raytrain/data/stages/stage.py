@@ -270,9 +270,11 @@ def stage(
     name: str | None = None,
     **options: Any,
 ) -> Stage:
-    """A stage of your own: a function, random when it has a parameter `rng`.
+    """A stage of your own: a function, random when it has a parameter `rng`, a `numpy.random.Generator` that is seeded
+    by sample.
 
     Args:
+        function: called with one of the following, and with `options`.
         on: what it is called with. The name of a field: its value, and it returns the new one. A list of names: a dict
             of these, and it returns a dict of what is new, or None to leave the sample out. `"*"`: a dict of all, and
             it returns the dict that goes on, None, or a list of dicts, each a sample. Without: the field `image`, or
@@ -280,6 +282,8 @@ def stage(
         whole_batch: it is called with a dict of all fields of a batch, each an array (samples, ...) where the shapes
             agree, else a list, and returns the like.
         gives: the fields that it returns, where a later stage should be checked against them before anything starts.
+        name: in tables and the record; by default the function's.
+        options: keyword arguments of the function.
 
     Raises:
         ConfigError: `options` do not fit the function's signature.
@@ -355,6 +359,8 @@ def keep_if(condition: Callable[..., Any], *, on: On = WHOLE, **options: Any) ->
     """Leave out the samples of which `condition` is not true; they are counted, and consumed once like any other.
 
     Args:
-        condition: of what `on` says (see `stage`); random when it has a parameter `rng`.
+        condition: a function that tells; random when it has a parameter `rng`.
+        on: what it is called with, as of `stage`; a dict of all fields by default.
+        options: keyword arguments of the function, or `name`.
     """
     return replace(stage(condition, on=on, **options), keeps=True)

@@ -18,6 +18,11 @@ def torchvision(transform: str, *, on: On = None, **options: Any) -> Stage:
     """A torchvision v2 transform by name, such as `torchvision("ColorJitter", brightness=0.4)`.
 
     It gets the images, masks and boxes of a sample together, as `tv_tensors`; its random numbers are seeded per sample.
+    Its workers import torch, the others do not.
+
+    Args:
+        transform: its name in torchvision.transforms.v2.
+        options: its own.
     """
     return _stage(transform, apply_named, transform not in DRAWS_NOTHING, on, transform=transform, arguments=options)
 

@@ -51,6 +51,7 @@ def from_ray(
     without a seed. Where it has other rows, the resume is refused.
 
     Args:
+        dataset: it.
         columns: by field, the column; all by their own names where it is left out.
         masks: fields that are masks.
         labels: fields whose text names classes.

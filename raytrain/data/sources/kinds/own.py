@@ -81,6 +81,7 @@ def from_torch(
     numbers of Python, NumPy and torch is seeded for each sample.
 
     Args:
+        dataset: with `__len__` and `__getitem__`.
         fields: names of what a sample holds where it is a tuple; a mapping's keys are its fields.
         images: fields that are images beside `image`: arrays (height, width, channels), tensors (channels, height,
             width), or bytes of image files.
