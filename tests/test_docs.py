@@ -127,7 +127,7 @@ def test_the_guide_has_what_a_source_of_ones_own_may_have():
     cells = re.findall(r"^\| (`.*?) \|", text, re.M)
     said = {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
     source = inspect.getsource(own)
-    asked = set(re.findall(r'getattr\((?:self\.)?samples, "(\w+)"', source))
+    asked = set(re.findall(r'getattr\((?:self\.source\.)?dataset, "(\w+)"', source))
     assert said == {"__len__", "__getitem__", *own.LABELS, *asked} - {"column_names"} and asked == {
         "classes",
         "describe",
