@@ -99,7 +99,13 @@ def test_what_grows_is_torchvisions(canvas, size, dtype):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(
     ("canvas", "size"),
-    [((375, 500), (224, 224)), ((41, 63), (17, 29)), ((41, 63), (20, 100)), ((41, 63), (100, 20)), ((200, 301), (199, 300))],
+    [
+        ((375, 500), (224, 224)),
+        ((41, 63), (17, 29)),
+        ((41, 63), (20, 100)),
+        ((41, 63), (100, 20)),
+        ((200, 301), (199, 300)),
+    ],
 )
 def test_what_shrinks_is_antialiased_about_as_torchvisions(canvas, size, interpolation):
     """Areas are averaged, where torchvision's filters weigh twice or four times the area with less towards its rim: a
@@ -146,7 +152,9 @@ def test_other_types_are_resized(dtype):
 
 
 def test_a_type_that_cannot_be_resized_is_told():
-    with pytest.raises(TypeError, match="an image of int64 cannot be resized; it may be uint8, uint16, float32 or float"):
+    with pytest.raises(
+        TypeError, match="an image of int64 cannot be resized; it may be uint8, uint16, float32 or float"
+    ):
         apply_to(resize(8), photo().astype(np.int64))
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from pictures import apply, apply_to, chw, encoded, hwc, photo, rng
+from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from raytrain.data.stages import color, images

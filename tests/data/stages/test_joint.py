@@ -84,7 +84,10 @@ def test_two_images_of_different_sizes_are_not_cut_at_random(stage):
     sample = {"boxes": np.zeros((1, 4)), "image": photo(40, 60), "second": photo(30, 50)}
     with pytest.raises(ValueError) as caught:
         apply(stage, sample, rng(), boxes="boxes", image="image", second="image")
-    assert str(caught.value) == "fields of one sample must have one size to be cut alike: `image` 40 x 60, `second` 30 x 50"
+    assert (
+        str(caught.value)
+        == "fields of one sample must have one size to be cut alike: `image` 40 x 60, `second` 30 x 50"
+    )
 
 
 def test_a_stage_may_be_for_one_field_alone():

@@ -29,7 +29,10 @@ def jitter(image, rng):
 def test_a_function_gets_the_image_or_the_only_array():
     assert apply(as_stage(darken), {"image": np.array([8]), "other": np.array([8])})["image"].tolist() == [4]
     assert apply(stage(darken, by=4), {"x": np.array([8]), "label": np.int64(3)})["x"].tolist() == [2]
-    assert apply(stage(darken, on="other"), {"image": np.array([8]), "other": np.int64(8)}) == {"image": [8], "other": 4}
+    assert apply(stage(darken, on="other"), {"image": np.array([8]), "other": np.int64(8)}) == {
+        "image": [8],
+        "other": 4,
+    }
 
 
 def test_a_function_gets_several_fields_and_returns_what_is_new():
@@ -128,12 +131,28 @@ def test_what_a_function_returns_becomes_a_field(returned, expected):
     ("made", "error", "message"),
     [
         (stage(lambda image: None, name="gives"), TypeError, "it returned nothing for field `image`"),
-        (stage(lambda image: object, name="gives"), DataError, "field `image` behind `gives` is type; a field is an arr"),
+        (
+            stage(lambda image: object, name="gives"),
+            DataError,
+            "field `image` behind `gives` is type; a field is an arr",
+        ),
         (stage(lambda image: {"a": 1}, on=["image"], name="g"), None, ""),
-        (stage(lambda image: 3, on=["image"], name="g"), TypeError, "it returned int, expected a dict of fields, or None"),
+        (
+            stage(lambda image: 3, on=["image"], name="g"),
+            TypeError,
+            "it returned int, expected a dict of fields, or None",
+        ),
         (stage(lambda image: {"a": None}, on=["image"], name="g"), TypeError, "it returned nothing for field `a`"),
-        (stage(lambda image: 3, on="*", name="g"), TypeError, "it returned int, expected a dict of all fields, a list of"),
-        (stage(lambda image: [3], on="*", name="g"), TypeError, "it returned list, expected a dict of all fields, a list"),
+        (
+            stage(lambda image: 3, on="*", name="g"),
+            TypeError,
+            "it returned int, expected a dict of all fields, a list of",
+        ),
+        (
+            stage(lambda image: [3], on="*", name="g"),
+            TypeError,
+            "it returned list, expected a dict of all fields, a list",
+        ),
     ],
 )
 def test_what_no_field_can_be_is_told(made, error, message):
@@ -170,19 +189,47 @@ def settled(stages, fields, whole=True):
 @pytest.mark.parametrize(
     ("stages", "fields", "message"),
     [
-        ([darken, darken, resize(8)], PIXELS, "stage 1, `darken`, does not know which field it is for; there are `pixels`"),
-        ([resize(8)], PIXELS, "stage 1, `resize`, wants field `image`; there are `pixels`, `target`, `name`; say which "),
-        ([resize(8, on="pixel")], PIXELS, "stage 1, `resize`, wants field `pixel`; did you mean 'pixels'?; there are `pi"),
+        (
+            [darken, darken, resize(8)],
+            PIXELS,
+            "stage 1, `darken`, does not know which field it is for; there are `pixels`",
+        ),
+        (
+            [resize(8)],
+            PIXELS,
+            "stage 1, `resize`, wants field `image`; there are `pixels`, `target`, `name`; say which ",
+        ),
+        (
+            [resize(8, on="pixel")],
+            PIXELS,
+            "stage 1, `resize`, wants field `pixel`; did you mean 'pixels'?; there are `pi",
+        ),
         ([stage(darken, on="a")], {}, "stage 1, `darken`, wants field `a`; there are none"),
-        ([stage(darken, on=["pixels", "b"])], PIXELS, "stage 1, `darken`, wants field `b`; there are `pixels`, `target`,"),
+        (
+            [stage(darken, on=["pixels", "b"])],
+            PIXELS,
+            "stage 1, `darken`, wants field `b`; there are `pixels`, `target`,",
+        ),
         ([keep_if(darken, on="b")], PIXELS, "stage 1, `darken`, wants field `b`; there are"),
         ([resize(8, on="name")], PIXELS, "stage 1, `resize`, works on arrays, and field `name` is text"),
         ([to_dtype("float16", on="name")], PIXELS, "stage 1, `to_dtype`, works on arrays, and field `name` is text"),
-        ([resize(8)], ENCODED, "stage 1, `resize`, needs decoded images, and field `image` is encoded; put `decode` bef"),
+        (
+            [resize(8)],
+            ENCODED,
+            "stage 1, `resize`, needs decoded images, and field `image` is encoded; put `decode` bef",
+        ),
         ([resize(8)], {"photo": ENCODED["image"]}, "`resize`, needs decoded images, and field `photo` is encoded"),
         ([to_dtype("float16")], ENCODED, "stage 1, `to_dtype`, needs decoded images, and field `image` is encoded"),
-        ([torchvision("RandomHorizontalFlip")], ENCODED, "`torchvision.RandomHorizontalFlip`, needs decoded images, and"),
-        ([stage(lambda b: b, whole_batch=True, name="mix"), resize(8)], ENCODED, "stage 2, `resize`, works on one sample, "),
+        (
+            [torchvision("RandomHorizontalFlip")],
+            ENCODED,
+            "`torchvision.RandomHorizontalFlip`, needs decoded images, and",
+        ),
+        (
+            [stage(lambda b: b, whole_batch=True, name="mix"), resize(8)],
+            ENCODED,
+            "stage 2, `resize`, works on one sample, ",
+        ),
         (
             [center_crop(8, on="boxes")],
             {"boxes": Field("float32", (None, 4), "boxes")},
@@ -193,7 +240,11 @@ def settled(stages, fields, whole=True):
             {"boxes": Field("float32", (None, 4), "boxes")},
             "`torchvision.RandomHorizontalFlip`, needs an image or a mask beside boxes, which alone have no size",
         ),
-        ([decode()], {"label": Field("int64", ())}, "stage 1, `decode`, wants field `image`; there are `label`; say whi"),
+        (
+            [decode()],
+            {"label": Field("int64", ())},
+            "stage 1, `decode`, wants field `image`; there are `label`; say whi",
+        ),
     ],
 )
 def test_a_stage_that_does_not_fit_is_one_clear_line(stages, fields, message):
@@ -208,7 +259,9 @@ def test_a_stage_that_does_not_fit_is_one_clear_line(stages, fields, message):
     "first", [resize(3), random_horizontal_flip(), to_dtype("float16"), to_uint8(), grayscale(), color_jitter(0.1)]
 )
 def test_a_late_decode_is_refused(first):
-    with pytest.raises(ConfigError, match=f"`{first.name}`, needs decoded images, and field `image` is encoded; put `d"):
+    with pytest.raises(
+        ConfigError, match=f"`{first.name}`, needs decoded images, and field `image` is encoded; put `d"
+    ):
         settled([first, decode()], ENCODED)
 
 
@@ -244,7 +297,9 @@ def test_stages_tell_what_is_behind_them():
     with pytest.raises(ConfigError, match="stage 2, `resize`, wants field `image`; there are `label`"):
         given = {"label": Field("int64", ())}
         settled([stage(lambda sample: sample, on="*", gives=given, name="own"), resize(8)], ENCODED)
-    _, schema = settled([stage(lambda fields: fields, on=["label"], gives={"y": Field("int64", ())}, name="y")], ENCODED)
+    _, schema = settled(
+        [stage(lambda fields: fields, on=["label"], gives={"y": Field("int64", ())}, name="y")], ENCODED
+    )
     assert [*schema] == ["image", "label", "y"]
 
 
@@ -274,8 +329,14 @@ def test_a_shape_that_is_no_images_is_told():
             lambda: stage(lambda rng, image: image, name="two"),
             "stage 'two' is called with one array and its options: multiple values",
         ),
-        (lambda: stage(lambda *, image: image, on="*", name="key"), "stage 'key' is called with a dict of all fields and"),
-        (lambda: as_stage(resize), "'resize' is not a stage yet: write resize(...), with its options, from raytrain.data"),
+        (
+            lambda: stage(lambda *, image: image, on="*", name="key"),
+            "stage 'key' is called with a dict of all fields and",
+        ),
+        (
+            lambda: as_stage(resize),
+            "'resize' is not a stage yet: write resize(...), with its options, from raytrain.data",
+        ),
         (lambda: as_stage("resize"), "'resize' is not a stage yet: write resize(...), with its options"),
         (
             lambda: stage(darken, on="image", whole_batch=True),
