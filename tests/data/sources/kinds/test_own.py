@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 
 from raytrain import Pipeline
 from raytrain.config.data import Data, OwnSource
-from raytrain.data import decode, resize
+from raytrain.data import decode, from_torch, resize
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.producer import Producer, StreamWork
 from raytrain.data.samples import block
@@ -270,3 +271,47 @@ def test_a_data_set_that_cannot_travel_is_refused_before_anything_starts():
 def test_a_worker_imports_no_more_than_the_data_set_does():
     code = "import sys, raytrain.data.sources.kinds.own; print({'torch', 'pydantic', 'PIL', 'ray'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+class Segmented(Photos):
+    """As torchvision's data sets of masks and boxes are."""
+
+    def __getitem__(self, index):
+        import torch
+        from torchvision import tv_tensors
+
+        palette = Image.fromarray(PIXELS[index][..., 0] % 5)
+        palette.putpalette([9] * 768)
+        box = tv_tensors.BoundingBoxes(torch.tensor([[1.0, 2, 2, 1]]), format="XYWH", canvas_size=(5, 4))
+        layers = tv_tensors.Mask(torch.from_numpy(PIXELS[index]).permute(2, 0, 1))
+        return Image.fromarray(PIXELS[index]), palette, box, layers, random.random()
+
+
+def test_tuples_have_the_names_that_they_are_given():
+    names = ("image", "seg", "boxes", "layers", "drawn")
+    manifest = open_manifest(from_torch(Segmented(), fields=names, masks=["seg"]))
+    assert [each.kind for each in manifest.schema.values()] == ["image", "mask", "boxes", "mask", ""]
+    [sample] = manifest.read_many([3])
+    np.testing.assert_array_equal(sample["image"], PIXELS[3])
+    np.testing.assert_array_equal(sample["seg"], PIXELS[3][..., 0] % 5)
+    np.testing.assert_array_equal(sample["layers"], PIXELS[3])
+    assert sample["boxes"].tolist() == [[1, 2, 3, 3]]
+    drawn = [manifest.read_many([3], lambda place: np.random.default_rng(7))[0]["drawn"] for _ in range(2)]
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: from_torch(iter([])),
+            "from_torch takes a map-style data set, with __len__ and __getitem__, not an itera",
+        ),
+        (lambda: from_torch(3), "from_torch takes a map-style data set, with __len__ and __getitem__, not int"),
+        (lambda: from_torch([], fields=["a", "a"]), "from_torch: fields must be different names (given: a, a)"),
+        (lambda: from_torch([], fields=[]), "from_torch: fields must be different names (given: none)"),
+    ],
+)
+def test_what_from_torch_does_not_take_is_one_clear_line(make, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make()
