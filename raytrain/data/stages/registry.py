@@ -76,8 +76,6 @@ def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
     known = [] if ":" in name else _options_of(name)
     if not isinstance(options, dict | None):
         option = next((each.name for each in known), "option")
-        if not known and ":" not in name:
-            raise ConfigError(f"stage {name!r} has no options (given: {options!r})")
         raise ConfigError(f"stage {name!r}: write its options by name, such as `{name}: {{{option}: {options!r}}}`")
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in (options or {}).items()}
     if ":" in name:
