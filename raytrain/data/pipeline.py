@@ -129,8 +129,8 @@ class Pipeline:
                 train, validation = open_split(self.train, self.validation, seed=seed)
             else:
                 train = open_manifest(self.train, seed=seed)
-            if self.validation is not None and validation is None:
-                validation = open_manifest(self.validation, seed=seed + 1, like=train.schema)
+                if self.validation is not None:
+                    validation = open_manifest(self.validation, seed=seed + 1, like=train.schema)
         buckets = None
         if self.buckets is not None:
             asked = self.buckets

@@ -36,7 +36,8 @@ def resample(image: np.ndarray, height: int, width: int, interpolation: Interpol
     if smaller != (height, width):  # areas of a side that grows would not be averaged along the other either
         grows_with = cv2.INTER_CUBIC if interpolation == "bicubic" else cv2.INTER_LINEAR
         image = cv2.resize(image, (width, height), interpolation=grows_with)
-    return image.reshape(height, width, *channels)  # OpenCV drops the axis of one channel
+    resized: np.ndarray = image.reshape(height, width, *channels)  # OpenCV drops the axis of one channel
+    return resized
 
 
 def resample_nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -76,6 +76,7 @@ def test_what_is_held_out_is_not_trained_on(path, weights):
     for seed in range(5):
         train, validation = open_split(source, HeldOut(kind="held_out", share=0.5, seed=seed))
         assert not {*values(train)} & {*values(validation)}
+        assert weights is None or 1 not in values(train), "its weight is 0"
         if weights is None:
             assert sorted(values(train) + values(validation)) == list(range(6))
         assert values(validation) == sorted({*values(validation)})
