@@ -50,4 +50,5 @@ def resample_nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
 def _places(old: int, new: int) -> np.ndarray:
     scale = np.float32(old) / np.float32(new)
     places: np.ndarray = np.floor(np.arange(new, dtype=np.float32) * scale).astype(np.int64)
-    return np.minimum(places, old - 1)
+    taken: np.ndarray = np.minimum(places, old - 1)
+    return taken
