@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import cloudpickle
-import numpy as np
 
 from raytrain.config.data import AnySource, Arrival, BuiltInSource, Data, HeldOut, Normalize, OwnSource
 from raytrain.config.data import Buckets as BucketsOf
@@ -26,7 +25,7 @@ from raytrain.data.sources.kinds.from_ray import FromRay
 from raytrain.data.sources.kinds.own import FromTorch, MapDataset, factory_of
 from raytrain.data.sources.lengths import lengths_of
 from raytrain.data.sources.manifest import Manifest
-from raytrain.data.sources.open import open_manifest
+from raytrain.data.sources.open import open_manifest, open_split
 from raytrain.data.stages.registry import as_stage, parse_stage, settle
 from raytrain.data.stages.stage import Stage
 from raytrain.errors import ConfigError, RaytrainError, named
@@ -126,11 +125,12 @@ class Pipeline:
         """
         validation = None
         with kept_in(cache):
-            train = open_manifest(self.train, seed=seed)
             if isinstance(self.validation, HeldOut):
-                train, validation = _held_out(train, self.validation)
-            elif self.validation is not None:
-                validation = open_manifest(self.validation, seed=seed + 1, like=train.schema)
+                train, validation = open_split(self.train, self.validation, seed=seed)
+            else:
+                train = open_manifest(self.train, seed=seed)
+                if self.validation is not None:
+                    validation = open_manifest(self.validation, seed=seed + 1, like=train.schema)
         buckets = None
         if self.buckets is not None:
             asked = self.buckets
@@ -158,17 +158,6 @@ class Pipeline:
 def held_out(share: float, *, seed: int = 0) -> HeldOut:
     """A share of the training data, which is then not trained on; the same in every run of one seed."""
     return section_of(HeldOut, {"kind": "held_out", "share": share, "seed": seed}, "held_out")
-
-
-def _held_out(manifest: Manifest, part: HeldOut) -> tuple[Manifest, Manifest]:
-    count = round(part.share * manifest.num_samples)
-    if not 0 < count < manifest.num_samples:
-        raise ConfigError(
-            f"data.validation: {part.share:g} of {manifest.num_samples} samples is {count}; both splits need one"
-        )
-    drawn = np.zeros(manifest.num_samples, dtype=bool)
-    drawn[np.random.default_rng(part.seed).permutation(manifest.num_samples)[:count]] = True
-    return manifest.of(np.flatnonzero(~drawn)), manifest.of(np.flatnonzero(drawn))
 
 
 def _check_same(training: Schema, validation: Schema) -> None:

@@ -13,7 +13,18 @@ from formats import write_parquet, write_shards
 from raytrain import Pipeline
 from raytrain.config.data import Normalize
 from raytrain.config.job import Job
-from raytrain.data import cast, decode, flip, image_folder, parquet, resize, synthetic, torchvision, webdataset
+from raytrain.data import (
+    decode,
+    held_out,
+    image_folder,
+    parquet,
+    random_horizontal_flip,
+    resize,
+    synthetic,
+    to_dtype,
+    torchvision,
+    webdataset,
+)
 from raytrain.errors import ConfigError
 from raytrain.run.checks import check_data, checked
 
@@ -71,7 +82,7 @@ def test_a_wrong_pipeline_is_one_clear_line(arguments, options, message):
     ("source", "message"),
     [
         (lambda: image_folder(3), "image_folder: path must be text (given: 3)"),
-        (lambda: parquet("x", shape=(0,)), "parquet: shape.0 must be greater than 0 (given: 0)"),
+        (lambda: parquet("x", shapes={"a": (0,)}), "parquet: shapes.a.0 must be greater than 0 (given: 0)"),
         (lambda: synthetic(0), "synthetic: num_samples must be greater than 0 (given: 0)"),
         (lambda: synthetic(1, shape=(8, 8)), "synthetic: 'shape.2' is missing"),
     ],
@@ -91,24 +102,64 @@ ENCODED = {
 
 
 @pytest.mark.parametrize("kind", ENCODED)
-@pytest.mark.parametrize("first", [resize(3), flip(), cast("float16"), torchvision("RandomHorizontalFlip")])
+@pytest.mark.parametrize(
+    "first", [resize(3), random_horizontal_flip(), to_dtype("float16"), torchvision("RandomHorizontalFlip")]
+)
 def test_a_late_decode_is_refused_before_anything_is_started(images, tmp_path, kind, first):
     source = ENCODED[kind](images / "train", tmp_path)
     with pytest.raises(ConfigError) as caught:
         Pipeline(source, [first, decode()]).open(0)
     assert str(caught.value) == (
-        f"data.stages: `{first.name}` needs decoded images and {kind.split()[0]} gives encoded bytes; put `decode` "
+        f"data.stages: stage 1, `{first.name}`, needs decoded images, and field `image` is encoded; put `decode` "
         "before it"
     )
 
 
-def test_a_missing_decode_is_refused_of_either_split(images):
+def test_a_late_decode_is_refused_of_either_split(images):
     source = image_folder(images / "train")
-    with pytest.raises(ConfigError, match="data.stages: image_folder gives encoded bytes, and no stage decodes them; "):
-        Pipeline(source).open(0)
     stages = {"validation": source, "validation_stages": [resize(3)]}
-    with pytest.raises(ConfigError, match="data.validation_stages: `resize` needs decoded images and image_folder "):
+    with pytest.raises(
+        ConfigError, match="data.validation_stages: stage 1, `resize`, needs decoded images, and field `im"
+    ):
         Pipeline(source, [decode(), resize(3)], **stages).open(0)
+
+
+def test_a_validation_split_has_the_fields_of_training(tmp_path):
+    pq.write_table(pa.table({"x": [1.5], "y": [1]}), tmp_path / "train.parquet")
+    pq.write_table(pa.table({"x": [1.5]}), tmp_path / "less.parquet")
+    pq.write_table(pa.table({"x": [1], "y": [1]}), tmp_path / "other.parquet")
+    for name, message in (
+        ("less", "data.validation has no field `y`, as training has; there are `x`"),
+        ("other", "data.validation: field `x` is int64, and float64 of training; stages can cast it"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            Pipeline(parquet(tmp_path / "train.parquet"), validation=parquet(tmp_path / f"{name}.parquet")).open(0)
+        assert str(caught.value) == message
+
+
+def test_settings_of_fields_that_there_are_not_are_refused():
+    source = synthetic(4, shape=(8, 8, 3))
+    for options, key in (({"collate": {"imag": "padded"}}, "data.collate"), ({"fields": {"imag": {}}}, "data.fields")):
+        with pytest.raises(
+            ConfigError, match=rf"{key} wants field `imag`; did you mean 'image'\?; there are `image`, `la"
+        ):
+            Pipeline(source, **options).open(0)
+
+
+def test_a_part_is_held_out():
+    opened = Pipeline(synthetic(10, shape=(8, 8, 3)), validation=held_out(0.3, seed=1)).open(0)
+    assert (opened.train.num_samples, opened.num_validation) == (7, 3)
+    for share in (0, 1, 1.5):
+        with pytest.raises(ConfigError, match="held_out: share must be "):
+            held_out(share)
+
+
+@pytest.mark.parametrize("scale", [255, 0, -1, 1.01])
+def test_a_scale_multiplies(scale):
+    with pytest.raises(
+        ConfigError, match=r"scale multiplies: 0.00392 \(1 / 255\) for values from 0 to 255, 1 to leave"
+    ):
+        Pipeline(SOURCE, normalize={"scale": scale})
 
 
 def test_what_is_decoded_or_may_be_needs_no_decode(images, tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from raytrain.config.data import Normalize
-from raytrain.data.samples.block import NO_SAMPLE, Header, Prepared, batches_of, to_table
 from raytrain.data.order import Position, StreamPlan, StreamSpec
+from raytrain.data.samples.block import NO_SAMPLE, Header, Prepared, batches_of, to_table
 from raytrain.device.loader import RankIngest
 from raytrain.errors import DataError
 from raytrain.record.status import Failure

@@ -22,8 +22,8 @@ def plain(value: Any, place: str) -> Any:
 
     Args:
         value: one of these, or a Python number, a list of numbers, a torch tensor, or a Pillow image (taken as RGB).
-            Tensors are as they are but for torchvision's `tv_tensors.Image`, which is (channels, height, width) and
-            becomes (height, width, channels).
+            Tensors are as they are but for torchvision's `tv_tensors`: an Image or Mask (channels, height, width)
+            becomes (height, width, channels), and boxes are left, top, right and bottom, whatever their format.
         place: where it stands, for messages.
 
     Raises:
@@ -58,13 +58,17 @@ def plain(value: Any, place: str) -> Any:
 def kind_of(value: Any, name: str = "") -> Kind:
     """What geometry does to a value of a data set of the user's own; see fields.Field."""
     kind = type(value)
-    if kind.__module__.startswith("torchvision.tv_tensors"):
+    if _is_tv_tensor(value):
         return _BY_TV_TENSOR.get(kind.__name__, "")
     if kind.__module__.startswith("PIL."):
         return "image"
     if isinstance(value, bytes | bytearray | memoryview):
         return "image" if name == IMAGE else ""
     return "image" if name == IMAGE and getattr(value, "ndim", 0) == 3 else ""
+
+
+def _is_tv_tensor(value: Any) -> bool:
+    return type(value).__module__.startswith("torchvision.tv_tensors")
 
 
 def of_image(value: Any) -> Any:
@@ -75,9 +79,21 @@ def of_image(value: Any) -> Any:
     return value
 
 
+def of_mask(value: Any) -> Any:
+    """A Pillow image in the place of a mask has the numbers that it holds, not their colours."""
+    if type(value).__module__.startswith("PIL."):
+        return np.array(value)
+    return of_image(value)
+
+
 def _of_tensor(tensor: Any, torch: Any) -> np.ndarray | np.generic:
-    if type(tensor).__name__ == "Image" and type(tensor).__module__.startswith("torchvision."):
+    kind = _BY_TV_TENSOR.get(type(tensor).__name__, "") if _is_tv_tensor(tensor) else ""
+    if kind in ("image", "mask") and tensor.ndim == 3:
         tensor = tensor.permute(1, 2, 0)
+    if kind == "boxes" and tensor.format.value != "XYXY":
+        from torchvision.transforms.v2.functional import convert_bounding_box_format
+
+        tensor = convert_bounding_box_format(tensor, new_format="XYXY")
     tensor = tensor.detach().cpu()
     if type(tensor) is not torch.Tensor:
         tensor = tensor.as_subclass(torch.Tensor)

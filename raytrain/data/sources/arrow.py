@@ -72,6 +72,8 @@ def cell(value: pa.Scalar) -> Any:
         return np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else array)
     if isinstance(value, pa.StructScalar):  # the {bytes, path} of Hugging Face data sets
         return None if not value.is_valid else cell(value["bytes"])
+    if isinstance(value, pa.StringScalar | pa.LargeStringScalar):  # which Arrow takes for a kind of bytes
+        return value.as_py()
     if isinstance(value, pa.BinaryScalar | pa.LargeBinaryScalar):
         buffer = value.as_buffer()
         return None if buffer is None else buffer.to_pybytes()

@@ -85,17 +85,17 @@ def list_files(paths: Paths) -> Listing:
     """Every file that the paths name or that lies below them, hidden ones left out.
 
     Args:
-        paths: a file or folder, with `*`, `?`, `[…]` and `**` as a shell has them, with `{a,b}` and `{000..012}`; or
-            several of such.
+        paths: a file or folder, with `*`, `?`, `[…]` and `**` as a shell has them, with `{a,b}` and `{000..012}`, where
+            there is none of just that name; or several of such.
 
     Raises:
         DataError: one of them is not there, or cannot be listed.
     """
     given = (paths,) if isinstance(paths, str) else paths
-    each = [expanded for path in given for expanded in expand_braces(path)]
-    if len(each) == 1 and not WILD.search(each[0]):
-        return _below(each[0])
-    found = [_matching(path) if WILD.search(path) else _below(path) for path in each]
+    each = [expanded for path in given for expanded in ([path] if os.path.exists(path) else expand_braces(path))]
+    found = [_matching(path) if WILD.search(path) and not os.path.exists(path) else below(path) for path in each]
+    if len(found) == 1:
+        return found[0]
     kinds = {type(listing.filesystem) for listing in found}
     if len(kinds) > 1:
         raise DataError(f"{', '.join(given)} lie in different file systems; a source has one")
@@ -122,7 +122,7 @@ def expand_braces(path: str) -> list[str]:
 def _matching(path: str) -> Listing:
     fixed = path[: WILD.search(path).start()]  # type: ignore[union-attr]
     start = fixed.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
-    listing = _below(start)
+    listing = below(start)
     pattern = path[len(start) :].lstrip("/") if start != "." or path.startswith("./") else path
     names = [name for name in listing.names if _matches(name, pattern)]
     if not names:
@@ -132,8 +132,7 @@ def _matching(path: str) -> Listing:
 
 def _matches(name: str, pattern: str) -> bool:
     """`*` stays within a folder, `**` does not; what lies below a folder that matches does too."""
-    parts, wanted = name.split("/"), pattern.split("/")
-    return _parts_match(parts, wanted)
+    return _parts_match(name.split("/"), pattern.split("/"))
 
 
 def _parts_match(parts: list[str], wanted: list[str]) -> bool:
@@ -167,7 +166,12 @@ def counted(things: Iterable[Thing], doing: str, what: str) -> Iterator[Thing]:
         yield thing
 
 
-def _below(path: str) -> Listing:
+def below(path: str) -> Listing:
+    """A file, or every file below a folder; `*` and `{` are letters like any other.
+
+    Raises:
+        DataError: it is not there, or cannot be listed.
+    """
     filesystem, root = filesystem_of(path)
     try:
         info = filesystem.get_file_info(root)

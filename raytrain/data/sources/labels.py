@@ -16,17 +16,28 @@ def classes_of(like: Schema | None, name: str) -> tuple[str, ...]:
     return like[name].classes if like is not None and name in like else ()
 
 
+def names_classes(kind: pa.DataType) -> bool:
+    """Whether values of this type can: whole numbers and text do; anything else is a field like any other."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(is_text or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+
+
 def numbered(
     values: pa.ChunkedArray, classes: tuple[str, ...], name: str, told: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Whole numbers as they are, int64; text numbered in sorted order, or as `classes` has it; with the classes.
 
     Args:
+        values: of a type that `names_classes`.
         told: where they come from, for messages.
 
     Raises:
-        DataError: null, negative, neither numbers nor text, or a class that the training data does not have.
+        DataError: null, negative, or a class that the training data does not have.
     """
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
     if values.null_count:
         raise DataError(f"{told}: {values.null_count} labels in column {name!r} are null")
     if pa.types.is_integer(values.type) or pa.types.is_boolean(values.type):
@@ -34,8 +45,6 @@ def numbered(
         if len(numbers) and numbers.min() < 0:
             raise DataError(f"{told}: column {name!r} holds the negative label {numbers.min()}")
         return numbers, classes
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        raise DataError(f"{told}: column {name!r} is {values.type}, expected integers or text")
     encoded = values.combine_chunks().dictionary_encode()
     texts = encoded.dictionary.to_pylist()
     classes = classes or tuple(sorted(texts))

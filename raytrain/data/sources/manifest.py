@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -59,6 +59,10 @@ class Manifest:
     known: tuple[str, ...] = ()
     group_starts: np.ndarray | None = None
     guarantee: str = EXACTLY_ONCE
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what has been worked out."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @property
     def num_samples(self) -> int:

@@ -15,6 +15,7 @@ from raytrain.config.data import (
     ArraysSource,
     BuiltIn,
     CocoSource,
+    HeldOut,
     HuggingFaceSource,
     ImageFolderSource,
     ImageListSource,
@@ -35,7 +36,7 @@ from raytrain.data.sources.kinds.parquet import open_parquet
 from raytrain.data.sources.kinds.synthetic import open_synthetic
 from raytrain.data.sources.kinds.webdataset import open_webdataset
 from raytrain.data.sources.manifest import Manifest
-from raytrain.errors import DataError, nearest
+from raytrain.errors import ConfigError, DataError, nearest
 
 
 def open_manifest(
@@ -51,6 +52,30 @@ def open_manifest(
     Raises:
         DataError: nothing there, a class folder without images, an unreadable file, a missing column or label.
     """
+    made, manifest = _opened(source, seed, like)
+    return _by_weights(made, manifest, seed)
+
+
+def open_split(source: Any, part: HeldOut, *, seed: int = 0) -> tuple[Manifest, Manifest]:
+    """Training data, and the part of it that is held out; weights are those of training.
+
+    Raises:
+        DataError: see `open_manifest`.
+        ConfigError: one of the two would have no samples.
+    """
+    made, whole = _opened(source, seed, None)
+    count = round(part.share * whole.num_samples)
+    if not 0 < count < whole.num_samples:
+        raise ConfigError(
+            f"data.validation: {part.share:g} of {whole.num_samples} samples is {count}; both splits need one"
+        )
+    drawn = np.zeros(whole.num_samples, dtype=bool)
+    drawn[np.random.default_rng(part.seed).permutation(whole.num_samples)[:count]] = True
+    return _by_weights(made, whole.of(np.flatnonzero(~drawn)), seed), whole.of(np.flatnonzero(drawn))
+
+
+def _opened(source: Any, seed: int, like: Schema | None) -> tuple[Any, Manifest]:
+    """A source of ours or a data set, and what it holds."""
     name = getattr(source, "kind", type(source).__name__)
     made: Any = made_by(source) if isinstance(source, OwnSource) else source
     manifest = _listed(made, name, seed, like)
@@ -58,8 +83,12 @@ def open_manifest(
         raise DataError(f"{getattr(source, 'path', None) or name} holds no samples")
     if isinstance(made, BuiltIn | InMemory) and made.limit is not None:
         manifest = manifest.of(np.arange(min(made.limit, manifest.num_samples)))
+    return made, manifest
+
+
+def _by_weights(made: Any, manifest: Manifest, seed: int) -> Manifest:
     if isinstance(made, BuiltIn | InMemory) and made.weights is not None:
-        manifest = manifest.of(_drawn(manifest, made.weights, seed))
+        return manifest.of(_drawn(manifest, made.weights, seed))
     return manifest
 
 

@@ -43,7 +43,7 @@ class FileReader:
     """Files of a sample, below `root`.
 
     Attributes:
-        columns: by field, that of the rows which has the path. An empty or missing path leaves the sample out.
+        columns: by field, that of the rows which has the path.
         forms: by field, how its bytes are read (see `parsed`); as they are where it is not named.
     """
 
@@ -56,17 +56,14 @@ class FileReader:
     def remote(self) -> bool:
         return not isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
 
-    def read(self, rows: pa.Table, index: int) -> Sample | Exception:
+    def read(self, rows: pa.Table, index: int) -> Sample:
         sample: Sample = {}
         for name, column in self.columns.items():
-            key = rows.column(column)[index].as_py()
-            if not key:
-                return ValueError(f"no path for field `{name}`")
-            data = self._bytes(self._path(key))
+            data = self._bytes(self.path(rows.column(column)[index].as_py()))
             sample[name] = parsed(data, self.forms[name]) if name in self.forms else data
         return sample
 
-    def _path(self, key: str) -> str:
+    def path(self, key: str) -> str:
         return key if key.startswith("/") else f"{self.root}/{key}"
 
     def _bytes(self, path: str) -> bytes:
@@ -77,7 +74,7 @@ class FileReader:
             return stream.read()  # type: ignore[no-any-return]
 
     def describe(self, rows: pa.Table, index: int) -> str:
-        return self._path(rows.column(next(iter(self.columns.values())))[index].as_py() or f"row {index}")
+        return self.path(rows.column(next(iter(self.columns.values())))[index].as_py())
 
 
 @dataclass(frozen=True)

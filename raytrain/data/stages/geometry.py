@@ -16,7 +16,7 @@ import numpy as np
 
 from raytrain.data.samples.fields import KINDS, Field, Kind
 from raytrain.data.stages.options import check_order, check_range
-from raytrain.data.stages.resampling import Interpolation, resample, resample_nearest
+from raytrain.data.stages.resampling import MOST_CHANNELS, Interpolation, resample, resample_nearest
 from raytrain.data.stages.stage import On, Stage, built_in
 from raytrain.errors import ConfigError
 
@@ -45,8 +45,8 @@ def resize(
         max_size: of the longer side; where it would be longer, both become smaller.
     """
     options: dict[str, Any] = {"size": size, "interpolation": interpolation, "max_size": max_size}
-    exact = size if isinstance(size, tuple) else (None, None)
-    made = built_in(resize_field, "resize", on, kinds=KINDS, change=_sized(*exact), **options)
+    change = _sized(None if isinstance(size, int) else size)
+    made = built_in(resize_field, "resize", on, kinds=KINDS, change=change, **options)
     check_range("resize", 1, size=size, max_size=max_size)
     if max_size is not None and (not isinstance(size, int) or max_size <= size):
         raise ConfigError(f"stage 'resize': max_size must be larger than one size (given: {max_size} and {size!r})")
@@ -81,7 +81,7 @@ def center_crop(size: Size, *, on: On = None) -> Stage:
     Args:
         size: of a square, or (height, width).
     """
-    made = built_in(center_crop_field, "center_crop", on, kinds=KINDS, change=_sized(*both_sides(size)), size=size)
+    made = built_in(center_crop_field, "center_crop", on, kinds=KINDS, change=_sized(size), size=size)
     check_range("center_crop", 1, size=size)
     return made
 
@@ -123,7 +123,7 @@ def random_crop(
         "fill": fill,
         "padding_mode": padding_mode,
     }
-    made = built_in(random_crop_field, "random_crop", on, kinds=KINDS, change=_sized(*both_sides(size)), **options)
+    made = built_in(random_crop_field, "random_crop", on, kinds=KINDS, change=_sized(size), **options)
     check_range("random_crop", 1, size=size)
     check_range("random_crop", 0, padding=padding)
     return made
@@ -183,7 +183,7 @@ def random_resized_crop(
         "random_resized_crop",
         on,
         kinds=KINDS,
-        change=_sized(*both_sides(size)),
+        change=_sized(size),
         **options,
     )
     check_range("random_resized_crop", 1, size=size)
@@ -283,8 +283,8 @@ def cut(value: np.ndarray, kind: Kind, box: Box, canvas: Canvas | None = None) -
     top, left, height, width = box
     if kind != "boxes":
         return value[top : top + height, left : left + width]
-    moved: np.ndarray = value - np.array([left, top, left, top], value.dtype)
-    clipped: np.ndarray = np.clip(moved, 0, np.array([width, height, width, height], value.dtype))
+    moved = value - np.array([left, top, left, top], value.dtype if value.dtype.kind == "f" else np.int64)
+    clipped: np.ndarray = np.clip(moved, 0, [width, height, width, height]).astype(value.dtype)
     return clipped
 
 
@@ -304,8 +304,8 @@ def scaled(
     """From a canvas to another of `size`."""
     if kind == "boxes":
         (height, width), (new_height, new_width) = canvas, size
-        factors = np.array([new_width / width, new_height / height] * 2)
-        larger: np.ndarray = (value * factors).astype(value.dtype)
+        new, old = np.array([new_width, new_height] * 2), np.array([width, height] * 2)
+        larger: np.ndarray = (value * new / old).astype(value.dtype)  # in this order a border stays a border
         return larger
     if kind == "mask":
         return resample_nearest(value, *size)
@@ -326,7 +326,8 @@ def padded(
     if kind == "boxes":
         moved: np.ndarray = value + np.array([left, top, left, top], value.dtype)
         return moved
-    if kind == "mask" or value.dtype.name not in ("uint8", "float32"):
+    fits = value.dtype.name in ("uint8", "float32") and value.shape[2:] <= (MOST_CHANNELS,)
+    if kind == "mask" or not fits:
         around = [(top, bottom), (left, right), *[(0, 0)] * (value.ndim - 2)]
         if padding_mode == "constant":
             return np.pad(value, around, constant_values=0 if kind == "mask" else fill)
@@ -349,15 +350,16 @@ def _sides(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
 
 
 class _sized:
-    """What becomes of a field when its canvas becomes that; None where it varies."""
+    """What becomes of a field when its canvas gets that size; None where it varies."""
 
-    def __init__(self, height: int | None, width: int | None):
-        self._canvas = height, width
+    def __init__(self, size: Size | None):
+        self._size = size
 
     def __call__(self, what: Field) -> Field:
         if what.kind == "boxes" or what.shape is None:
             return what
-        return Field(what.dtype, (*self._canvas, *what.shape[2:]), what.kind, what.classes)
+        canvas = (None, None) if self._size is None else both_sides(self._size)
+        return Field(what.dtype, (*canvas, *what.shape[2:]), what.kind, what.classes)
 
 
 def _same(what: Field) -> Field:

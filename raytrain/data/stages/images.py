@@ -7,6 +7,7 @@ float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 
 import cv2
@@ -16,9 +17,10 @@ from raytrain.data.samples.fields import BFLOAT16, DTYPES, Field, Kind, np_dtype
 from raytrain.data.stages.color import color_jitter_image, grayscale_image, random_grayscale_image
 from raytrain.data.stages.options import check_order, check_range
 from raytrain.data.stages.stage import On, Stage, built_in
-from raytrain.errors import ConfigError, nearest
+from raytrain.errors import ConfigError, nearest, one_line
 
 BLUR_TOLERANCE = 1e-6
+_PALETTE = 3  # a PNG's colour type
 
 Image = np.ndarray
 Range = float | tuple[float, float]
@@ -51,12 +53,26 @@ def decode_field(value: bytes | np.ndarray, kind: Kind, scaled: bool = True) -> 
 
 
 def decode_mask(data: bytes) -> np.ndarray:
+    depth, color = data[24:26] if data.startswith(b"\x89PNG") and len(data) > 25 else (8, 0)
+    if color == _PALETTE:
+        return _palette_numbers(data)
     mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if mask is None:
         raise ValueError("not a decodable image")
     if mask.ndim != 2:
         raise ValueError(f"a mask has one channel, this has {mask.shape[2]}")
-    return mask
+    return mask if depth >= 8 else mask // np.uint8(255 // (2**depth - 1))  # which OpenCV spreads over 0 to 255
+
+
+def _palette_numbers(data: bytes) -> np.ndarray:
+    """OpenCV gives the colours."""
+    from PIL import Image as pillow
+
+    try:
+        with pillow.open(BytesIO(data)) as picture:
+            return np.array(picture)
+    except (OSError, SyntaxError) as error:  # the latter of a broken PNG
+        raise ValueError(f"not a decodable image: {one_line(error)}") from None
 
 
 def _decoded(what: Field) -> Field:
@@ -223,10 +239,10 @@ def convert(value: np.ndarray, dtype: str, scale: bool = False) -> np.ndarray:
     if old not in _TOPS:
         raise TypeError(f"values of {old} cannot be scaled; those can of {', '.join(_TOPS)}")
     factor = _TOPS[dtype] / _TOPS[old]
+    if wanted.kind == "u" and value.dtype.kind == "u":
+        return (value.astype(np.uint16) << 8 if dtype == "uint16" else value >> 8).astype(wanted)
     if wanted.kind == "u":  # as torchvision rounds: the same share of the range for every number
-        top = _TOPS[dtype]
-        whole = value.astype(np.float32) * np.float32(top + 1.0 - 1e-3) if _TOPS[old] == 1.0 else value * factor
-        return np.clip(whole, 0, top).astype(wanted)
+        return np.clip(value.astype(np.float64) * (_TOPS[dtype] + 1.0 - 1e-3), 0, _TOPS[dtype]).astype(wanted)
     return (value.astype(np.float32) * np.float32(factor)).astype(wanted, copy=False)
 
 

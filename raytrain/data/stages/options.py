@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from raytrain.errors import ConfigError, nearest
 
@@ -44,8 +44,14 @@ def check_types(label: str, function: Callable[..., Any], options: Mapping[str, 
         try:
             TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError:
-            wanted = function.__annotations__[name]
-            raise ConfigError(f"stage {label!r}: {name} must be {wanted} (given: {value!r})") from None
+            raise ConfigError(f"stage {label!r}: {name} must be {_told(hints[name])} (given: {value!r})") from None
+
+
+def _told(hint: Any) -> str:
+    """A type as it is written."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
 
 
 def check_range(label: str, least: float, most: float | None = None, **values: Any) -> None:

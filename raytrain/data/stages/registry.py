@@ -14,7 +14,7 @@ from raytrain.data.samples.fields import Schema
 from raytrain.data.stages.ahead import looking_ahead
 from raytrain.data.stages.options import check_options
 from raytrain.data.stages.stage import Stage, stage
-from raytrain.data.stages.torchvision import of_transform
+from raytrain.data.stages.torchvision import is_transform, of_transform
 from raytrain.errors import ConfigError, nearest, one_line
 
 
@@ -25,7 +25,7 @@ def as_stage(value: Any) -> Stage:
     name = value if isinstance(value, str) else getattr(value, "__name__", "")
     if name in STAGES and value in (name, STAGES[name]):
         raise ConfigError(f"{name!r} is not a stage yet: write {name}(...), with its options, from raytrain.data")
-    if type(value).__module__.startswith("torchvision."):
+    if is_transform(value):
         return of_transform(value)
     if callable(value):
         return stage(value)
@@ -64,7 +64,6 @@ STAGES: dict[str, Callable[..., Stage]] = {
     for name, module in public_names(data.__file__).items()
     if module in PLACES
 }
-OF_OWN = ("on", "whole_batch")  # of a stage of one's own, beside its function's options
 
 
 def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
@@ -77,8 +76,6 @@ def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
     known = [] if ":" in name else _options_of(name)
     if not isinstance(options, dict | None):
         option = next((each.name for each in known), "option")
-        if not known and ":" not in name:
-            raise ConfigError(f"stage {name!r} has no options (given: {options!r})")
         raise ConfigError(f"stage {name!r}: write its options by name, such as `{name}: {{{option}: {options!r}}}`")
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in (options or {}).items()}
     if ":" in name:

@@ -149,9 +149,9 @@ class Stage:
             if kind != "boxes" and len(shape) < 2:
                 raise TypeError(f"field `{name}` has the shape {shape}, expected (height, width, channels)")
             found.append(None if kind == "boxes" else (shape[0], shape[1]))
-        sizes = {each for each in found if each is not None}
-        if self.random and len(sizes) > 1:
-            told = ", ".join(f"`{n}` {h} x {w}" for n, (h, w) in zip(self.on or (), filter(None, found), strict=False))
+        if self.random and len({each for each in found if each is not None}) > 1:
+            each = zip(self.on or (), found, strict=True)
+            told = ", ".join(f"`{name}` {size[0]} x {size[1]}" for name, size in each if size is not None)
             raise ValueError(f"fields of one sample must have one size to be cut alike: {told}")
         first = next(each for each in found if each is not None)
         return [each or first for each in found]
@@ -198,7 +198,7 @@ class Stage:
         for name in on:
             self._check_takes(name, schema, who)
         kinds = tuple(self._kind(schema.get(name), name) for name in on)
-        if "canvas" in self.told and set(kinds) == {"boxes"}:
+        if self.told & {"canvas", "kinds"} and set(kinds) == {"boxes"}:
             raise ConfigError(f"{who} needs an image or a mask beside boxes, which alone have no size")
         return replace(self, on=on, on_kinds=kinds), self._behind(schema, on)
 
@@ -227,7 +227,7 @@ class Stage:
         raise ConfigError(f"{who} {wants}; there are {schema.names}; say which with `on`")
 
     def _check_takes(self, name: str, schema: Schema, who: str) -> None:
-        if not self.kinds or name not in schema or self.decodes:
+        if self.change is None or name not in schema or self.decodes:  # one's own takes what it takes
             return
         what = schema[name]
         if what.is_encoded:
@@ -328,6 +328,7 @@ def built_in(
     Raises:
         ConfigError: an option is of another type.
     """
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     check_types(name, function, options)
     parameters = inspect.signature(function).parameters
     told = frozenset({"kind", "canvas"} & set(parameters))

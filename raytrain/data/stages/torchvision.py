@@ -27,6 +27,11 @@ def torchvision(transform: str, *, on: On = None, **options: Any) -> Stage:
     return _stage(transform, apply_named, transform not in DRAWS_NOTHING, on, transform=transform, arguments=options)
 
 
+def is_transform(value: Any, module: str = "torchvision.transforms") -> bool:
+    """Also one of the user's own that is derived from torchvision's."""
+    return any(f"{each.__module__}.".startswith(f"{module}.") for each in type(value).__mro__)
+
+
 def of_transform(transform: Any) -> Stage:
     """One that has been made."""
     return _stage(type(transform).__name__, apply_transform, draws(transform), None, transform=transform)
@@ -128,7 +133,7 @@ def apply_transform(
     if rng is not None:
         torch.manual_seed(int(rng.integers(2**63 - 1)))
     tensors = _tensors(fields, kinds)
-    if type(transform).__module__.startswith("torchvision.transforms.v2"):
+    if is_transform(transform, "torchvision.transforms.v2"):
         results = transform(tensors)
     else:  # of torchvision's first kind, which knows one image, or composed of such
         results = {name: transform(tensor.as_subclass(torch.Tensor)) for name, tensor in tensors.items()}
@@ -137,7 +142,7 @@ def apply_transform(
         if not isinstance(result, torch.Tensor) or (kinds[name] == "image" and result.ndim != 3):
             raise ValueError(f"{type(transform).__name__} must return an image tensor (channels, height, width)")
         plain = result.as_subclass(torch.Tensor)
-        found[name] = (plain.permute(1, 2, 0) if kinds[name] == "image" else plain).numpy()
+        found[name] = (plain.permute(1, 2, 0) if plain.ndim == 3 else plain).numpy()
     return found
 
 
@@ -156,7 +161,7 @@ def _tensors(fields: dict[str, np.ndarray], kinds: dict[str, Kind]) -> dict[str,
         if kinds[name] == "image":
             made[name] = tv_tensors.Image(tensor.permute(2, 0, 1))
         elif kinds[name] == "mask":
-            made[name] = tv_tensors.Mask(tensor)
+            made[name] = tv_tensors.Mask(tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor)
         else:
             boxes: Any = tv_tensors.BoundingBoxes
             made[name] = boxes(tensor, format="XYXY", canvas_size=canvas)

@@ -102,10 +102,8 @@ def open_coco(source: CocoSource, like: Schema | None) -> Manifest:
 class MaskReader(FileReader):
     """Draws the mask: columns `height`, `width` and `parts` (JSON: of each thing its class and outlines or runs)."""
 
-    def read(self, rows: pa.Table, index: int) -> Sample | Exception:
+    def read(self, rows: pa.Table, index: int) -> Sample:
         sample = super().read(rows, index)
-        if isinstance(sample, Exception):
-            return sample
         shape = rows.column("height")[index].as_py(), rows.column("width")[index].as_py()
         mask = np.zeros(shape, np.uint8)
         for number, part in json.loads(rows.column("parts")[index].as_py()):

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from raytrain.data.samples.fields import BYTES, IMAGE, Field, Sample, Schema
 from raytrain.data.sources.arrow import cell, field_of_type, looks_like_image
-from raytrain.data.sources.labels import classes_of, label_field, numbered
+from raytrain.data.sources.labels import classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
 from raytrain.errors import ConfigError, DataError, named
 
@@ -150,13 +150,11 @@ def open_from_ray(source: FromRay, like: Schema | None) -> Manifest:
             kind = types.field(column).type
             raise ConfigError(f"from_ray: column {column!r} is {kind}, which can be no field; leave it out")
         fields[name] = replace(found, kind="mask") if name in source.masks else found
-    known = tuple(name for name in columns if name in source.labels)
+    known = tuple(n for n, column in columns.items() if n in source.labels and names_classes(types.field(column).type))
     for name in known:
         values = pa.chunked_array([part for number in full for part in told[number][2][name].chunks])
-        rows[name] = values
-        if not pa.types.is_floating(values.type):
-            rows[name], classes = numbered(values, classes_of(like, name), columns[name], TOLD)
-            fields[name] = label_field(classes)
+        rows[name], classes = numbered(values, classes_of(like, name), columns[name], TOLD)
+        fields[name] = label_field(classes)
     read = {name: column for name, column in columns.items() if name not in known}
     reader = BlockReader(tuple(references), sizes, read)
     starts = np.append(0, np.cumsum(sizes))[:-1][np.array(sizes) > 0]

@@ -15,7 +15,7 @@ from raytrain.config.data import HuggingFaceSource
 from raytrain.data.samples.fields import BYTES, IMAGE, Field, Sample, Schema
 from raytrain.data.sources.arrow import cell, field_of_type, looks_like_image
 from raytrain.data.sources.files import Place, described, filesystem_of, path_of
-from raytrain.data.sources.labels import classes_of, label_field, numbered
+from raytrain.data.sources.labels import classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
 from raytrain.errors import DataError, looked_for, nearest, one_line
 
@@ -125,14 +125,15 @@ def open_huggingface(source: HuggingFaceSource, like: Schema | None) -> Manifest
         "row": np.concatenate([np.arange(len(table), dtype=np.int64) for table in tables]),
     }
     fields = {name: _field(name, column, types, features, source) for name, column in columns.items()}
-    known = tuple(name for name in fields if name in source.labels or name == source.weights)
+    named = {name for name in fields if name in source.labels and names_classes(types.field(columns[name]).type)}
+    known = tuple(name for name in fields if name in named or name == source.weights)
     for name in known:
         values = pa.chunked_array([chunk for table in tables for chunk in table.column(columns[name]).chunks])
         rows[name] = values
-        if name in source.labels and not pa.types.is_floating(values.type):
-            named = tuple(features.get(columns[name], {}).get("names") or ())
+        if name in named:
+            own = tuple(features.get(columns[name], {}).get("names") or ())
             rows[name], classes = numbered(values, classes_of(like, name), columns[name], source.path)
-            fields[name] = label_field(classes or named)
+            fields[name] = label_field(classes or own)
     read = {name: column for name, column in columns.items() if name not in known}
     _tell_images(fields, read, tables[0])
     return Manifest(pa.table(rows), replace(reader, columns=read), Schema(fields), known)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow.fs
 
 from raytrain.config.data import ImageFolderSource
 from raytrain.data.samples.fields import BYTES, Field, Schema
-from raytrain.data.sources.files import Listing, Place, counted, described, list_files, path_of
+from raytrain.data.sources.files import Listing, Place, below, counted, described, path_of
 from raytrain.data.sources.labels import LABEL, classes_of, label_field
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.readers import FileReader
@@ -26,7 +25,7 @@ def image_folder(path: Place, *, limit: int | None = None) -> ImageFolderSource:
 
 
 def open_image_folder(source: ImageFolderSource, like: Schema | None) -> Manifest:
-    listing = list_files(source.path)
+    listing = below(source.path)
     images = [name for name in listing.names if "/" in name and name.lower().endswith(IMAGE_SUFFIXES)]
     if not images:
         raise DataError(
@@ -67,7 +66,3 @@ def refuse_unreadable(listing: Listing, names: list[str]) -> None:
             raise DataError(f"cannot read {path}: not a file, or a link to nothing")
         if not os.access(path, os.R_OK):
             raise DataError(f"cannot read {path}: permission denied")
-
-
-def is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from raytrain.config.own_code import import_object, own_place
 from raytrain.data.samples.fields import IMAGE, Field, Kind, Sample, Schema, field_of
-from raytrain.data.samples.values import kind_of, of_image, plain
+from raytrain.data.samples.values import kind_of, of_image, of_mask, plain
 from raytrain.data.sources.labels import LABEL, classes_of, label_field
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stages.options import check_options
@@ -96,7 +96,7 @@ def from_torch(
     names = tuple(fields)
     if len({*names}) != len(names) or not names:
         raise ConfigError(f"from_torch: fields must be different names (given: {', '.join(names) or 'none'})")
-    return FromTorch(dataset, names, tuple({IMAGE, *images}), tuple(masks))
+    return FromTorch(dataset, names, (IMAGE, *images), tuple(masks))
 
 
 def factory_of(source: OwnSource, key: str) -> Callable[..., Any]:
@@ -214,17 +214,22 @@ class OwnReader:
         """Of the first sample that can be read.
 
         Raises:
-            DataError: see `read`.
+            DataError: see `read`; or none of the first can be read.
         """
+        last: Exception | None = None
         for index in range(min(rows.num_rows, FIRST_TRIES)):
             place = self.describe(rows, index)
             sample = self.read(rows, index)
             if isinstance(sample, Exception):
+                last = sample
                 continue
             given = self._given(rows.column("number")[index].as_py(), place)
             kinds = {name: self._kind(given[name], name) for name in sample}
             return {name: _of_any_length(field_of(value, name, kinds[name])) for name, value in sample.items()}
-        return {}
+        if last is None:
+            return {}
+        tried = min(rows.num_rows, FIRST_TRIES)
+        raise DataError(f"source {self.name!r}: none of its first {tried} samples can be read: {named(last)}")
 
     def describe(self, rows: pa.Table, index: int) -> str:
         number = rows.column("number")[index].as_py()
@@ -254,7 +259,11 @@ class OwnReader:
         return kind_of(value, IMAGE if name in self.source.images else name)
 
     def _value(self, value: Any, name: str, place: str) -> Any:
-        return plain(of_image(value) if name in self.source.images else value, f"field `{name}` of {place}")
+        if name in self.source.masks:
+            value = of_mask(value)
+        elif name in self.source.images:
+            value = of_image(value)
+        return plain(value, f"field `{name}` of {place}")
 
 
 def _of_any_length(what: Field) -> Field:

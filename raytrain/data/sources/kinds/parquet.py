@@ -15,7 +15,7 @@ from raytrain.data.samples.fields import IMAGE, Field, Schema
 from raytrain.data.sources.arrow import cell, field_of_type, looks_like_image
 from raytrain.data.sources.cache import made_once
 from raytrain.data.sources.files import Listing, Places, described, list_files, path_of
-from raytrain.data.sources.labels import classes_of, label_field, numbered
+from raytrain.data.sources.labels import classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.readers import ParquetReader
 from raytrain.errors import DataError, nearest, one_line
@@ -75,8 +75,7 @@ def _made(source: ParquetSource, listing: Listing, files: list[str], like: Schem
                 if types is None:
                     types = file.schema_arrow
                     columns = columns or {name: name for name in types.names}
-                    wanted = {name for name in (*source.labels, source.weights) if name in columns}
-                    beforehand = {name: [] for name in columns if name in wanted}
+                    beforehand = {name: [] for name in columns if _is_known(name, columns[name], types, source)}
                 for column in columns.values():
                     if column not in file.schema_arrow.names:
                         names = file.schema_arrow.names
@@ -97,10 +96,13 @@ def _made(source: ParquetSource, listing: Listing, files: list[str], like: Schem
     assert types is not None
     if total == 0:
         raise DataError(f"{listing.told} holds no samples")
-    rows, fields = {name: np.concatenate(parts) for name, parts in places.items()}, _fields(columns, types, source)
+    rows, fields = (
+        {name: np.concatenate(parts) for name, parts in places.items()},
+        _fields(columns, types, source, listing.told),
+    )
     for name, chunks in beforehand.items():
         values = pa.chunked_array(chunks)
-        if name in source.labels and not pa.types.is_floating(values.type):
+        if name in source.labels and names_classes(values.type):
             rows[name], classes = numbered(values, classes_of(like, name), columns[name], listing.told)
             fields[name] = label_field(classes)
         else:
@@ -111,15 +113,19 @@ def _made(source: ParquetSource, listing: Listing, files: list[str], like: Schem
     return Manifest(pa.table(rows), reader, schema, tuple(beforehand), np.asarray(starts, dtype=np.int64))
 
 
-def _fields(columns: Mapping[str, str], types: pa.Schema, source: ParquetSource) -> dict[str, Field]:
+def _is_known(name: str, column: str, types: pa.Schema, source: ParquetSource) -> bool:
+    """Whether its values are read beforehand."""
+    place = types.get_field_index(column)
+    return name == source.weights or (name in source.labels and place >= 0 and names_classes(types.field(place).type))
+
+
+def _fields(columns: Mapping[str, str], types: pa.Schema, source: ParquetSource, told: str) -> dict[str, Field]:
     fields = {}
     for name, column in columns.items():
         kind = types.field(column).type
         found = field_of_type(kind, name)
         if found is None:
-            raise DataError(
-                f"{source.path}: column {column!r} is {kind}, which can be no field; leave it out with `columns`"
-            )
+            raise DataError(f"{told}: column {column!r} is {kind}, which can be no field; leave it out with `columns`")
         if name in source.shapes:
             shape = source.shapes[name]
             found = replace(found, shape=shape, kind="image" if name == IMAGE and len(shape) == 3 else found.kind)
@@ -132,7 +138,7 @@ def _with_images(fields: dict[str, Field], reader: ParquetReader, rows: Mapping[
     encoded = [name for name in reader.columns if fields[name].dtype == "bytes" and not fields[name].kind]
     if not encoded:
         return fields
-    first = reader._row_group((0, int(rows["group"][0])))  # of the first file that has rows
+    first = reader._row_group((int(rows["file"][0]), int(rows["group"][0])))
     for name in encoded:
         if name == IMAGE or looks_like_image(cell(first.column(reader.columns[name])[0])):
             fields[name] = replace(fields[name], kind="image")

@@ -10,7 +10,6 @@ from typing import IO, Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs
 
 from raytrain.config.data import WebDatasetSource
 from raytrain.data.samples.fields import ANYTHING, BYTES, IMAGE, TEXT, Field, Schema
@@ -80,13 +79,13 @@ def _made(source: WebDatasetSource, listing: Listing, shards: list[str], like: S
             members.append((number, key, parts))
     if not members:
         raise DataError(f"{listing.told} holds no samples")
-    return _manifest(source, like, listing.filesystem, tuple(shards), members, extensions)
+    return _manifest(source, like, listing, tuple(shards), members, extensions)
 
 
 def _manifest(
     source: WebDatasetSource,
     like: Schema | None,
-    filesystem: pyarrow.fs.FileSystem,
+    listing: Listing,
     shards: tuple[str, ...],
     members: list[tuple[int, str, dict[str, Any]]],
     extensions: Mapping[str, str],
@@ -100,9 +99,11 @@ def _manifest(
     for name, extension in extensions.items():
         values = [parts[extension] for _, _, parts in members]
         if name == LABEL:
-            columns[name], classes = numbered(
-                pa.chunked_array([pa.array(values)]), classes_of(like, name), name, str(source.path)
-            )
+            try:
+                column = pa.array(values)
+            except (pa.ArrowException, OverflowError):
+                raise DataError(f"{listing.told}: labels must be all whole numbers or all text") from None
+            columns[name], classes = numbered(pa.chunked_array([column]), classes_of(like, name), name, listing.told)
             fields[name] = label_field(classes)
             continue
         places = np.array(values, np.int64)
@@ -112,7 +113,7 @@ def _manifest(
     starts = None
     if any(shard.endswith(PACKED) for shard in shards):  # which are unpacked whole
         starts = np.flatnonzero(np.diff(columns["shard"], prepend=-1))
-    return Manifest(pa.table(columns), ShardReader(filesystem, shards, forms), Schema(fields), known, starts)
+    return Manifest(pa.table(columns), ShardReader(listing.filesystem, shards, forms), Schema(fields), known, starts)
 
 
 def _form(extension: str, kind: Any) -> tuple[str, Field]:
