@@ -29,12 +29,13 @@ def plain(value: Any, place: str) -> Any:
     Raises:
         DataError: it is something else.
     """
-    if isinstance(value, np.ndarray | np.generic):
-        found: Any = value
-    elif isinstance(value, str | bytes):
-        return value
-    elif isinstance(value, bytearray | memoryview):
+    found: Any
+    if isinstance(value, str):
+        return str(value)  # of NumPy's too
+    if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
+    if isinstance(value, np.ndarray | np.generic):
+        found = value
     elif (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
         found = _of_tensor(value, torch)
     elif isinstance(value, bool | int | float | complex):
