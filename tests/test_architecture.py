@@ -57,7 +57,9 @@ def test_folders_stay_small(folder):
 def test_tests_mirror_the_rooms():
     """And no two files have one name: pytest imports them by it."""
     found = sorted((ROOT / "tests").rglob("test_*.py"))
-    assert {path.parent.name for path in found} - {"tests"} <= set(FLOORS)
+    folders = [path.relative_to(ROOT / "tests").parts[:-1] for path in found]
+    assert {parts[0] for parts in folders if parts} <= set(FLOORS)
+    assert all((PACKAGE / Path(*parts)).is_dir() for parts in folders)
     assert len({path.name for path in found}) == len(found)
 
 

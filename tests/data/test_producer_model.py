@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from plan_model import TAILS, num_ranks, planned, plans, positions, samples_of, specs
 
-from raytrain.data.samples.block import batches_of
 from raytrain.data.producer import Producer, SplitWork, StreamWork
+from raytrain.data.samples.block import batches_of
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stages.stage import Stage
 from raytrain.errors import DataError

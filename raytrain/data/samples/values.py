@@ -39,7 +39,8 @@ def plain(value: Any, place: str) -> Any:
     elif (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
         found = _of_tensor(value, torch)
     elif isinstance(value, bool | int | float | complex):
-        found = np.asarray(value)[()]
+        found = np.asarray(value)
+        found = found if found.dtype == object else found[()]  # what is too large is an object
     elif isinstance(value, list | tuple):
         found = _of_list(value, place)
     elif type(value).__module__.startswith("PIL."):

@@ -110,7 +110,11 @@ def test_the_row_of_a_block():
     assert table.column_names == ["header", "packed", "0", "1", "2"]
     assert [table.column(str(n)).type.byte_width for n in range(3)] == [128 * KIB, 128 * KIB, 9 * KIB]
     told = json.loads(table.column("header")[0].as_py())
-    assert [(h["batch"], h["num_samples"], h["in_parts"]) for h in told] == [(0, 2, False), (1, 0, False), (2, 3, False)]
+    assert [(h["batch"], h["num_samples"], h["in_parts"]) for h in told] == [
+        (0, 2, False),
+        (1, 0, False),
+        (2, 3, False),
+    ]
     image = ["image", "dense", "uint8", [1, 128 * KIB, 1], [0, 1, 2], 2, 256 * KIB]
     assert told[0]["fields"] == [image, ["label", "dense", "int64", [], [], -1, 16]]
     packed = np.frombuffer(table.column("packed")[0].as_py(), np.int64)
@@ -130,11 +134,18 @@ def test_a_field_of_less_than_4_kib_is_put_beside_others():
 def test_nothing_in_a_block_is_pickled():
     """Text, bytes and numbers stand in it as they are, so that whoever reads it runs nothing."""
     words = ["Grüße", "日本"]
-    made = prepared(flat(8), text=words, data=[b"\0\1", b""], x=[np.arange(2.0), np.arange(3.0)], collate={"x": ragged()})
+    made = prepared(
+        flat(8), text=words, data=[b"\0\1", b""], x=[np.arange(2.0), np.arange(3.0)], collate={"x": ragged()}
+    )
     table = to_table([made])
     assert [str(field.type) for field in table.schema] == ["string", "large_binary"]
     packed = table.column("packed")[0].as_py()
-    parts = [b"".join(each.tobytes() for each in flat(8)), np.int64([50, 51]), "".join(words).encode(), np.int64([7, 6])]
+    parts = [
+        b"".join(each.tobytes() for each in flat(8)),
+        np.int64([50, 51]),
+        "".join(words).encode(),
+        np.int64([7, 6]),
+    ]
     parts += [b"\0\1", np.int64([2, 0]), np.float64([0, 1, 0, 1, 2]), np.int64([2, 3]), np.int64([70, 71])]
     by_hand = [bytes(part) for part in parts]
     assert packed == b"".join(part + bytes(-len(part) % 16) for part in by_hand)
