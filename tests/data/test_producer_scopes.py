@@ -88,7 +88,7 @@ UNWANTED = {
     "of some": stage(lambda fields: {} if is_odd(fields) else None, on=["number"], name="odd"),
     "a condition": keep_if(is_odd),
     "a condition on a field": keep_if(lambda number: number % 2, on="number"),
-    "none of several": stage(lambda sample: [sample] * is_odd(sample), on="*", name="odd"),
+    "none of several": stage(lambda sample: [sample] if is_odd(sample) else [], on="*", name="odd"),
 }
 
 
