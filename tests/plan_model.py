@@ -8,7 +8,7 @@ from itertools import cycle, islice
 import numpy as np
 from hypothesis import strategies as st
 
-from raytrain.data.order import Position, Segment, StreamPlan, StreamSpec, epoch_order
+from raytrain.data.order import Buckets, Position, Segment, StreamPlan, StreamSpec, epoch_order
 
 TAILS = ("share", "drop_last", "pad", "carry")
 
@@ -31,7 +31,8 @@ class Pass:
 
 
 def own_samples(spec: StreamSpec, epoch: int) -> list[tuple[int, int]]:
-    return [(epoch, i) for i in epoch_order(spec.num_train, spec.seed, epoch, spec.group_starts).tolist()]
+    order = epoch_order(spec.num_train, spec.seed, epoch, spec.group_starts, spec.buckets)
+    return [(epoch, i) for i in order.tolist()]
 
 
 def shared_out(samples: list, batch_size: int, world: int) -> list[list]:
@@ -104,6 +105,8 @@ def specs(draw, tails=TAILS, worlds=4, most=60, validation=20) -> StreamSpec:
     train = draw(st.integers(batch * worlds, batch * worlds + most))
     length = draw(st.sampled_from([{"epochs": e} for e in (3, 2, 1)] + [{"steps": s} for s in (17, 9, 1)]))
     groups = np.arange(0, train, draw(st.integers(1, 9))) if draw(st.booleans()) else None
+    lengths = np.random.default_rng(train).integers(1, 50, train)
+    buckets = Buckets(lengths, batch, draw(st.integers(1, 4))) if draw(st.booleans()) else None
     held_out = draw(st.integers(0, validation))
     return StreamSpec(
         train,
@@ -113,6 +116,7 @@ def specs(draw, tails=TAILS, worlds=4, most=60, validation=20) -> StreamSpec:
         **length,
         tail=draw(st.sampled_from(tails)),
         group_starts=groups,
+        buckets=buckets,
     )
 
 

@@ -111,17 +111,21 @@ class SampleRng:
         self._generator = np.random.Generator(self._bits)
         self._state = self._bits.state  # nothing drawn ahead
 
-    def of(self, epoch: int, index: int, part: int = 0, *, reading: bool = False) -> np.random.Generator:
+    def of(
+        self, epoch: int, index: int, part: int = 0, *, reading: bool = False, batch: bool = False
+    ) -> np.random.Generator:
         """The generator at the start of the sample's numbers; valid until the next call.
 
         Args:
-            part: of those that a stage has made of the sample.
+            part: of those that stages have made of the sample, from 1; 0 of itself.
             reading: those that its source draws from, before any stage.
+            batch: those that stages draw from that work on the batch whose first sample it is.
         """
         if epoch != self._epoch:
             key = np.asarray(np.random.SeedSequence((self._seed, epoch)).generate_state(2, np.uint64), np.uint64)
             self._state["state"], self._epoch = {"counter": np.zeros(4, np.uint64), "key": key}, epoch
-        self._state["state"]["counter"][1:] = index, part, reading  # 2 ** 64 blocks away from the next sample's
+        counter = self._state["state"]["counter"]
+        counter[1:] = index, part, reading + 2 * batch  # 2 ** 64 blocks away from the next sample's
         self._bits.state = self._state
         return self._generator
 

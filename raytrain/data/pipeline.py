@@ -18,7 +18,7 @@ from raytrain.config.own_code import own_code
 from raytrain.data.order import Buckets, Split, Tail
 from raytrain.data.producer import SplitWork
 from raytrain.data.samples.fields import Schema
-from raytrain.data.samples.rules import collated, parse_collation
+from raytrain.data.samples.rules import check_arrivals, collated, parse_collation
 from raytrain.data.sources.cache import kept_in
 from raytrain.data.sources.kinds.arrays import InMemory
 from raytrain.data.sources.kinds.from_ray import FromRay
@@ -151,7 +151,7 @@ class Pipeline:
         settled, schema = settle(stages, manifest.schema, f"data.{key}")
         schema.check_has(self.collate, "data.collate")
         schema = collated(schema, self.collate)
-        schema.check_has(self.fields, "data.fields")
+        check_arrivals(schema, self.fields)
         return settled, schema
 
 

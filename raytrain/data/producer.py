@@ -9,16 +9,17 @@ import ctypes
 import pickle
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from itertools import count
 
 import numpy as np
 import pyarrow as pa
 
 from raytrain.data.order import SampleRng, Segment, Split, StreamPlan
 from raytrain.data.samples.block import Header, Prepared, to_table
-from raytrain.data.samples.collate import Collation, Column, columns_of, without_samples
+from raytrain.data.samples.collate import Collation, Column, check_fields, columns_of, without_samples
 from raytrain.data.samples.fields import Sample
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stage_clock import StageClock
@@ -156,8 +157,9 @@ class Producer:
         made = _Made()
         for place, (epoch, index, sample) in enumerate(zip(epochs, ids, raw, strict=True)):
             rng = self._rng.of(epoch, index) if random else None
+            of_parts = map(partial(self._rng.of, epoch, index), count(1))
             try:
-                results = self._run(each, sample, rng, clock, lambda part: self._rng.of(epoch, index, part))  # noqa: B023
+                results = self._run(each, sample, rng, of_parts, clock)
             except StageFailed as failed:  # it is counted and listed
                 where, reason = split.manifest.describe(index), named(failed.error)[:300]
                 made.failures.append(Failure(int(index), where, reason, failed.stage))
@@ -166,47 +168,56 @@ class Producer:
             for part, result in enumerate(results):
                 if not self._copies and made.samples and _overlaps(result, made.samples):
                     return None
-                made.samples.append(_copied(result) if self._copies else result)
+                made.samples.append(result)
                 made.places.append(place)
                 made.parts.append(part)
         if len(made.samples) == 1 and made.places[0] + 1 < len(ids) and not self._copies:
             return None  # a stage that reuses its memory may have put there what failed after it
-        for stage in split.stages[len(each) :]:
-            self._on_batch(stage, split, made, epochs, ids, clock)
+        if made.samples and len(each) < len(split.stages):
+            self._on_batch(split.stages[len(each) :], split, made, epochs, ids, clock)
         return made
 
     def _on_batch(
-        self, stage: Stage, split: SplitWork, made: _Made, epochs: list[int], ids: list[int], clock: StageClock
+        self,
+        stages: Sequence[Stage],
+        split: SplitWork,
+        made: _Made,
+        epochs: list[int],
+        ids: list[int],
+        clock: StageClock,
     ) -> None:
         """
         Raises:
-            DataError: it failed, which no single sample is to blame for.
+            DataError: one failed, which no single sample is to blame for.
         """
-        if not made.samples:
-            return
+        check_fields(made.samples, lambda place: split.manifest.describe(ids[made.places[place]]))
+        first = made.places[0]
+        rng = self._rng.of(epochs[first], ids[first], made.parts[0], batch=True)
         clock.begin()
-        place = made.places[0]
-        rng = self._rng.of(epochs[place], ids[place], made.parts[0]) if stage.random else None
-        try:
-            made.samples = stage.on_batch(made.samples, rng)
-        except RaytrainError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a user's stage may raise anything
-            first, last = (split.manifest.describe(ids[made.places[n]]) for n in (0, -1))
-            raise DataError(
-                f"the stage `{stage.name}` failed on the batch from {first} to {last}: {named(error)[:300]}"
-            ) from None
-        clock.lap(stage.name)
+        for stage in stages:
+            try:
+                made.samples = stage.on_batch(made.samples, rng if stage.random else None)
+            except RaytrainError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a user's stage may raise anything
+                ends = (split.manifest.describe(ids[made.places[n]]) for n in (0, -1))
+                raise DataError(
+                    f"the stage `{stage.name}` failed on the batch from {' to '.join(ends)}: {named(error)[:300]}"
+                ) from None
+            clock.lap(stage.name)
 
     def _run(
         self,
         stages: Sequence[Stage],
         sample: Sample | Exception,
         rng: np.random.Generator | None,
+        of_parts: Iterator[np.random.Generator],
         clock: StageClock,
-        rng_of: Callable[[int], np.random.Generator],
     ) -> list[Sample]:
         """What the stages make of a sample: one, none where it is not wanted, or several.
+
+        Args:
+            of_parts: the random numbers of those that a stage makes of one, each valid until the next is asked for.
 
         Raises:
             StageFailed: on this sample.
@@ -227,12 +238,10 @@ class Producer:
                 return []
             if isinstance(result, list):
                 rest = stages[number + 1 :]
-                parts = [
-                    self._run(rest, each, rng_of(n) if rng else None, clock, rng_of) for n, each in enumerate(result)
-                ]
+                parts = [self._run(rest, each, next(of_parts) if rng else None, of_parts, clock) for each in result]
                 return [each for part in parts for each in part]
             sample = result
-        return [sample]
+        return [_copied(sample) if self._copies else sample]
 
     def _template(self, name: Split, epoch: int) -> dict[str, Column]:
         """Columns without samples like those that others have, for when a whole batch cannot be prepared.
@@ -246,14 +255,25 @@ class Producer:
         found: dict[str, Column] = {}
         last = split.manifest.num_samples - 1
         for index in np.unique(np.linspace(0, last, TEMPLATE_TRIES, dtype=np.int64)).tolist():
-            clock = StageClock(s.name for s in split.stages)  # read by nobody: this is not the batch's own work
-            made = self._stages_of(split, split.manifest.read_many([index]), [epoch], [index], clock)
-            if made is not None and made.samples:
-                columns = columns_of(made.samples[:1], split.collations, lambda _: split.manifest.describe(index))  # noqa: B023
-                found = {name: without_samples(each) for name, each in columns.items()}
+            try:
+                found = self._columns_of_one(split, epoch, index)
+            except DataError:  # which its own batch will meet, if it is one of that too
+                continue
+            if found:
                 break
         self._templates[name] = found
         return found
+
+    def _columns_of_one(self, split: SplitWork, epoch: int, index: int) -> dict[str, Column]:
+        clock = StageClock(stage.name for stage in split.stages)  # read by nobody: this is not the batch's own work
+        made = None
+        while made is None:
+            made = self._stages_of(split, split.manifest.read_many([index]), [epoch], [index], clock)
+            self._copies |= made is None
+        if not made.samples:
+            return {}
+        columns = columns_of(made.samples[:1], split.collations, lambda _: split.manifest.describe(index))
+        return {name: without_samples(each) for name, each in columns.items()}
 
     def _of(self, part: Segment, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The epoch whose random numbers each sample gets, and its id; validation draws the same in every epoch."""

@@ -20,7 +20,7 @@ class Arrived:
     Attributes:
         dtype: None as it was sent.
         channels_first: (size, height, width, channels) becomes (size, channels, height, width).
-        normalize: `(x * scale - mean) / std`.
+        normalize: `(x * scale - mean) / std`, by channel: along the last axis as it was sent.
     """
 
     dtype: torch.dtype | None = None
@@ -69,17 +69,18 @@ class Receiver:
         made = self._arrived.get(name)
         if made is None:
             return value
-        if made.channels_first and value.ndim == 4:
+        first = made.channels_first and value.ndim == 4
+        if first:
             value = value.permute(0, 3, 1, 2)
         if name in self._affine:
-            scale, shift = self._affine[name]
+            scale, shift = (each[:, None, None] if first else each for each in self._affine[name])
             value = value.to(torch.float32) * scale + shift
         return value if made.dtype is None else value.to(made.dtype)
 
 
 def _affine(normalize: Normalize, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(x * scale - mean) / std` as `x * a + b`, each (1, channels, 1, 1) float32."""
+    """`(x * scale - mean) / std` as `x * a + b`, each (channels,) float32."""
     mean, std = torch.tensor(normalize.mean), torch.tensor(normalize.std)
     scale, shift = normalize.scale / std, -mean / std
-    a, b = (t.to(torch.float32).reshape(1, -1, 1, 1).to(device) for t in (scale, shift))
+    a, b = (t.to(torch.float32).to(device) for t in (scale, shift))
     return a, b

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from raytrain.data.samples.block import Header
+from raytrain.data.samples.collate import Form
 
 
 @dataclass
@@ -18,6 +19,7 @@ class Arriving:
     Attributes:
         fields: by name, a tensor on the host or, with `copied_between`, on the device; text and bytes stay lists. Of a
             ragged field the values.
+        forms: of the fields.
         offsets: of the ragged fields.
         lengths: of the ragged fields, on the host.
         copied_between: CUDA events around the copy.
@@ -26,6 +28,7 @@ class Arriving:
     segment: int
     header: Header
     fields: dict[str, Any]
+    forms: dict[str, Form]
     offsets: dict[str, torch.Tensor]
     lengths: dict[str, np.ndarray]
     key: np.ndarray

@@ -20,6 +20,7 @@ import torch
 
 from raytrain.data.order import Split, StreamPlan
 from raytrain.data.samples.block import Batch, RaggedArray, batches_of
+from raytrain.data.samples.collate import Form, padded_names
 from raytrain.data.samples.fields import BFLOAT16
 from raytrain.device.arrival import Arrived, Receiver
 from raytrain.device.batch import DeviceBatch, Ragged
@@ -196,7 +197,7 @@ class RankIngest:
         Raises:
             DataError: a field has come or gone, or has another type or number of axes.
         """
-        now = {name: _Like.of(value, name in arriving.offsets) for name, value in arriving.fields.items()}
+        now = {name: _Like.of(value, arriving.forms[name]) for name, value in arriving.fields.items()}
         before = self._seen.setdefault(split, now)
         for name in {**before, **now}:
             was, told = before.get(name), now.get(name)
@@ -211,8 +212,9 @@ class RankIngest:
             self._seen[split] = now
 
     def _blank(self, split: Split, empty: Arriving) -> dict[str, Any]:
-        """The fields of a batch of one blank sample, as the worker or this rank knew them from others. Sets the offsets
-        and lengths of the ragged ones.
+        """The fields of a batch of one blank sample, as the worker or this rank knew them from others: zeros, of which
+        what is padded is full, or a mean over what there is would be no number. Sets the offsets and lengths of the
+        ragged ones.
 
         Raises:
             DataError: nobody has seen a sample, so that none can stand in for it.
@@ -225,10 +227,17 @@ class RankIngest:
                 f"set, so that there is nothing to train on: {some or 'the batch was empty'}; mend the files or "
                 "data.stages"
             )
-        ragged = [name for name, each in like.items() if each.ragged]
+        ragged = [name for name, each in like.items() if each.form == "ragged"]
         empty.offsets = {name: torch.tensor([0, 1], device=self.device) for name in ragged}
         empty.lengths = {name: np.ones(1, np.int64) for name in ragged}
-        return {name: each.blank(self.device) for name, each in like.items()}
+        blank = {name: each.blank(self.device) for name, each in like.items()}
+        for mask, length in map(padded_names, like):
+            if mask in like and length in like and like[mask].dtype == torch.bool:
+                full = torch.ones_like(blank[mask])
+                if blank[length].numel() == full.ndim - 1:
+                    blank[mask] = full
+                    blank[length] = torch.tensor(full.shape[1:], device=self.device).reshape(blank[length].shape)
+        return blank
 
     def _await_copy(self, arriving: Arriving) -> None:
         """Have the compute stream wait for the batch; the host goes on."""
@@ -296,7 +305,9 @@ class RankIngest:
                 offsets[name] = torch.from_numpy(np.append(0, np.cumsum(value.lengths)))
             else:
                 fields[name] = _tensor(value) if isinstance(value, np.ndarray) else value
-        arriving = Arriving(segment, batch.header, fields, offsets, lengths, batch.key, batch.part, batch.nbytes)
+        arriving = Arriving(
+            segment, batch.header, fields, batch.forms, offsets, lengths, batch.key, batch.part, batch.nbytes
+        )
         return self._copier.copy(arriving) if self._copier is not None and len(batch.key) else arriving
 
 
@@ -328,33 +339,29 @@ class _Like:
     """What a field of a batch is.
 
     Attributes:
-        kind: dtype of a tensor, `text` or `bytes`; None of strings of which none was there.
-        shape: of a tensor, behind the first axis.
-        ragged: its tensor holds the samples' values behind one another.
+        dtype, shape: of a tensor, the shape behind its first axis.
     """
 
-    kind: torch.dtype | str | None
+    form: Form
+    dtype: torch.dtype | None = None
     shape: torch.Size = torch.Size()
-    ragged: bool = False
 
     @classmethod
-    def of(cls, value: Any, ragged: bool) -> _Like:
-        if isinstance(value, torch.Tensor):
-            return cls(value.dtype, value.shape[1:], ragged)
-        return cls(("text" if isinstance(value[0], str) else "bytes") if value else None)
+    def of(cls, value: Any, form: Form) -> _Like:
+        return cls(form, value.dtype, value.shape[1:]) if isinstance(value, torch.Tensor) else cls(form)
 
     def agrees(self, other: _Like) -> bool:
         """Sizes may differ from batch to batch, as padding makes them."""
-        alike = self.kind == other.kind or not ({self.kind, other.kind} - {None, "text", "bytes"})
-        return alike and (len(self.shape), self.ragged) == (len(other.shape), other.ragged)
+        mine, others = ((each.form, each.dtype, len(each.shape)) for each in (self, other))
+        return mine == others
 
     def blank(self, device: torch.device) -> Any:
         """Of a batch of one sample."""
-        if isinstance(self.kind, torch.dtype):
-            return torch.zeros((1, *self.shape), dtype=self.kind, device=device)
-        return [b""] if self.kind == "bytes" else [""]
+        if self.dtype is not None:
+            return torch.zeros((1, *self.shape), dtype=self.dtype, device=device)
+        return [b""] if self.form == "bytes" else [""]
 
     def __str__(self) -> str:
-        if isinstance(self.kind, torch.dtype):
-            return f"{str(self.kind).removeprefix('torch.')} with {len(self.shape)} axes"
-        return self.kind or "text"
+        if self.dtype is None:
+            return self.form
+        return f"{str(self.dtype).removeprefix('torch.')} with {len(self.shape)} axes"

@@ -225,3 +225,11 @@ def test_steps_that_end_a_run_carry_and_drop_nothing():
         last = plan.segments[-1]
         assert plan.total_steps == 1
         assert not last.whole and (last.dropped, last.repeated, last.carried) == (0, 0, 0)
+
+
+def test_parts_reading_and_batches_have_numbers_of_their_own():
+    uses = [{}, {"part": 1}, {"part": 2}, {"reading": True}, {"batch": True}, {"part": 1, "batch": True}]
+    drawn = [tuple(SampleRng(0).of(1, 7, **use).random(3)) for use in uses]
+    assert len({*drawn}) == len(uses)
+    ours = SampleRng(0)
+    assert [tuple(ours.of(1, 7, **use).random(3)) for use in reversed(uses)] == drawn[::-1], "in whichever order"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raytrain.data.samples.collate import Column, Form
+from raytrain.data.samples.collate import ANY_TEXT, Column, Form
 from raytrain.data.samples.fields import np_dtype
 from raytrain.record.status import Failure
 
@@ -90,11 +90,13 @@ class Batch:
 
     Attributes:
         fields: dense ones as one array (samples, ...).
+        forms: of the fields; a list that is empty does not tell.
         key, part: see Prepared.
         nbytes: of the fields.
     """
 
     fields: dict[str, Value]
+    forms: dict[str, Form]
     key: np.ndarray
     header: Header
     part: np.ndarray | None = None
@@ -161,14 +163,16 @@ def batches_of(table: pa.Table) -> list[Batch]:
 def _batch(header: dict[str, Any], memory: _Memory) -> Batch:
     size, in_parts, fields = header.pop("num_samples"), header.pop("in_parts"), header.pop("fields")
     found: dict[str, Value] = {}
+    forms: dict[str, Form] = {}
     for name, form, dtype, shape, axes, pieces, nbytes in fields:
         data = memory.packed(nbytes) if pieces < 0 else memory.pieces(pieces)
         lengths = None if form == "dense" else memory.numbers(size)
+        forms[name] = form
         found[name] = _value(form, data, np_dtype(dtype), size, shape, axes, lengths)
     key = memory.numbers(size)
     part = memory.numbers(size) if in_parts else None
     header["failures"] = [Failure(**failure) for failure in header["failures"]]
-    return Batch(found, key, Header(**header), part, sum(each[-1] for each in fields))
+    return Batch(found, forms, key, Header(**header), part, sum(each[-1] for each in fields))
 
 
 def _value(
@@ -187,7 +191,7 @@ def _value(
         return RaggedArray(data.view(dtype).reshape((int(lengths.sum()), *shape)), lengths)
     whole, ends = data.tobytes(), np.cumsum(lengths).tolist()
     each = [whole[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
-    return [one.decode() for one in each] if form == "text" else each
+    return [one.decode(errors=ANY_TEXT) for one in each] if form == "text" else each
 
 
 class _Memory:

@@ -12,13 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raytrain.data.samples.fields import BYTES, TEXT, Sample
+from raytrain.data.samples.fields import BYTES, DTYPES, TEXT, Sample
 from raytrain.errors import ConfigError, DataError
 
 PIECE_BYTES = 128 << 10  # samples from here on are worth a piece each
+ANY_TEXT = "surrogatepass"  # paths with bytes that are no UTF-8 too, as Python has them
 ALIGNED = 64  # bytes: how Ray lays out buffers; pieces of whole multiples lie side by side
 
 Form = Literal["dense", "ragged", "bytes", "text"]
+_KNOWN = frozenset(DTYPES)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def columns_of(
     *,
     together: bool = False,
 ) -> dict[str, Column]:
-    """The columns of a batch of one sample or more, all with the same fields.
+    """The columns of a batch of one sample or more.
 
     Large values stay where they are, unless they shall be put `together`; small ones always are.
 
@@ -115,8 +117,9 @@ def columns_of(
         describe: a sample by its place in the batch, for messages.
 
     Raises:
-        DataError: values of one field that do not go together.
+        DataError: samples with different fields, or values of one field that do not go together.
     """
+    check_fields(samples, describe)
     columns: dict[str, Column] = {}
     for name in samples[0]:
         values = [sample[name] for sample in samples]
@@ -129,7 +132,7 @@ def columns_of(
         elif isinstance(rule, Ragged):
             columns[name] = _ragged(name, values, describe)
         else:
-            _check_shapes(name, values, describe)
+            _check_shapes(name, values, (), describe, rule)
             columns[name] = dense(values, together=together)
     return columns
 
@@ -155,33 +158,71 @@ def without_samples(column: Column) -> Column:
     return Column(column.form, column.dtype, column.shape, column.axes, [], lengths)
 
 
+def check_fields(samples: Sequence[Sample], describe: Callable[[int], str]) -> None:
+    """
+    Raises:
+        DataError: samples with different fields, or without any.
+    """
+    first = samples[0].keys()
+    if not first:
+        raise DataError(f"no field is left of {describe(0)}; have its last stage return a dict that has some")
+    for number, sample in enumerate(samples):
+        if sample.keys() != first:
+            told = (f"{', '.join(each) or 'none'} of {describe(n)}" for n, each in ((0, first), (number, sample)))
+            raise DataError(
+                f"samples come out with different fields: {' and '.join(told)}; have a stage give all of them the same"
+            )
+
+
 def _check_alike(name: str, values: list[Any], describe: Callable[[int], str]) -> None:
-    """Of one kind of value and dtype, with as many axes."""
+    """Of one kind of value and dtype, in any byte order, with as many axes."""
     first = values[0]
     if isinstance(first, str | bytes):
-        other = next((n for n, value in enumerate(values) if type(value) is not type(first)), None)
+        kind = str if isinstance(first, str) else bytes
+        other = next((n for n, value in enumerate(values) if not isinstance(value, kind)), None)
     else:
-        like = (first.dtype, first.ndim)
-        other = next((n for n, v in enumerate(values) if isinstance(v, str | bytes) or (v.dtype, v.ndim) != like), None)
+        if first.dtype.name not in _KNOWN:
+            raise DataError(
+                f"field `{name}` of {describe(0)} is {first.dtype}, which cannot travel; have a stage make it one of "
+                f"{', '.join(DTYPES)}, text or bytes"
+            )
+        other = next((number for number, value in enumerate(values) if not _agree(first, value)), None)
     if other is not None:
-        raise _unlike(name, values, other, describe)
+        raise _unlike(name, values, other, describe, "have a stage make them alike")
 
 
-def _check_shapes(name: str, values: list[Any], describe: Callable[[int], str]) -> None:
-    shape = values[0].shape
+def _agree(first: Any, other: Any) -> bool:
+    if isinstance(other, str | bytes) or first.ndim != other.ndim:
+        return False
+    return bool(first.dtype == other.dtype) or first.dtype.name == other.dtype.name  # which is without the byte order
+
+
+def _check_shapes(
+    name: str, values: list[Any], vary: tuple[int, ...], describe: Callable[[int], str], rule: Collation | None
+) -> None:
+    """Whether values agree along the axes that do not vary."""
+    first = values[0].shape
     for number, value in enumerate(values):
-        if value.shape != shape:
-            raise _unlike(name, values, number, describe)
+        if value.shape != first and any(
+            n != m for axis, (n, m) in enumerate(zip(first, value.shape, strict=True)) if axis not in vary
+        ):
+            raise _unlike(name, values, number, describe, _mend(name, values[0], rule))
 
 
-def _unlike(name: str, values: list[Any], other: int, describe: Callable[[int], str]) -> DataError:
+def _mend(name: str, like: Any, rule: Collation | None) -> str:
+    alike = "end its stages with a resize" if like.ndim == 3 else "have a stage make them alike"
+    if rule is None:
+        return f"{alike}, or give it a collation (collate: {{{name}: padded}} or ragged)"
+    if isinstance(rule, Ragged):
+        return f"{alike}: `ragged` lets the first axis vary alone"
+    return f"{alike}, or name what else varies in `axes` of `padded` (now {list(rule.axes)})"
+
+
+def _unlike(name: str, values: list[Any], other: int, describe: Callable[[int], str], mend: str) -> DataError:
     first, second = (_told(values[number]) for number in (0, other))
-    mend = "end its stages with a resize" if getattr(values[0], "ndim", 0) == 3 else "have a stage make them alike"
-    same = _told(values[0])[1] == _told(values[other])[1]
     return DataError(
-        f"samples come out in different {'shapes' if same else 'types'}: field `{name}` is {first[0]} of {describe(0)} "
-        f"and {second[0]} of {describe(other)}"
-        + (f"; {mend}, or give it a collation (collate: {{{name}: padded}} or ragged)" if same else "")
+        f"samples come out in different {'shapes' if first[1] == second[1] else 'types'}: field `{name}` is {first[0]} "
+        f"of {describe(0)} and {second[0]} of {describe(other)}; {mend}"
     )
 
 
@@ -189,19 +230,19 @@ def _told(value: Any) -> tuple[str, str]:
     if isinstance(value, str | bytes):
         kind = TEXT if isinstance(value, str) else BYTES
         return kind, kind
-    return f"{value.shape} {value.dtype}", value.dtype.name
+    return f"{value.shape} {value.dtype.name}", value.dtype.name
 
 
 def _strings(values: list[Any]) -> Column:
     form: Form = "text" if isinstance(values[0], str) else "bytes"
-    data = [value.encode() if form == "text" else value for value in values]
+    data = [value.encode(errors=ANY_TEXT) if form == "text" else value for value in values]
     lengths = np.array([len(each) for each in data], np.int64)
     return Column(form, "uint8", (), (), [np.frombuffer(b"".join(data), np.uint8)], lengths)
 
 
 def _ragged(name: str, values: list[np.ndarray], describe: Callable[[int], str]) -> Column:
     first = values[0]
-    _check_axes(name, values, (0,), describe)
+    _check_axes(name, values, (0,), describe, Ragged())
     dtype = first.dtype.newbyteorder("=")
     lengths = np.array([len(value) for value in values], np.int64)
     shape = first.shape[1:]
@@ -210,7 +251,9 @@ def _ragged(name: str, values: list[np.ndarray], describe: Callable[[int], str])
 
 def _padded(name: str, values: list[np.ndarray], rule: Pad, describe: Callable[[int], str]) -> dict[str, Column]:
     first = values[0]
-    _check_axes(name, values, rule.axes, describe)
+    _check_axes(name, values, rule.axes, describe, rule)
+    if not can_fill(rule.value, first.dtype):
+        raise DataError(f"collate: `{name}` is padded with {rule.value:g}, which {first.dtype.name} cannot hold")
     if rule.most is not None:
         cut = (*(slice(None) for _ in range(rule.axes[0])), slice(rule.most))
         values = [value[cut] for value in values]
@@ -234,13 +277,21 @@ def stacked(array: np.ndarray) -> Column:
     return Column("dense", array.dtype.name, array.shape[1:], tuple(range(array.ndim - 1)), [array])
 
 
-def _check_axes(name: str, values: list[np.ndarray], vary: tuple[int, ...], describe: Callable[[int], str]) -> None:
+def can_fill(value: float, dtype: np.dtype) -> bool:
+    """Whether a whole number or truth value of this type can be `value`; all others come near it."""
+    if dtype.kind not in "biu":
+        return True
+    with np.errstate(invalid="ignore"):
+        return bool(np.asarray(value).astype(dtype) == value)
+
+
+def _check_axes(
+    name: str, values: list[np.ndarray], vary: tuple[int, ...], describe: Callable[[int], str], rule: Collation
+) -> None:
     """Whether values agree along the axes that do not vary, and have those that do."""
     first = values[0].shape
     if len(first) <= vary[-1]:
         raise DataError(
             f"field `{name}` of {describe(0)} has the shape {first}, and no axis {vary[-1]} that could vary"
         )
-    for number, value in enumerate(values):
-        if any(n != m for axis, (n, m) in enumerate(zip(first, value.shape, strict=True)) if axis not in vary):
-            raise _unlike(name, values, number, describe)
+    _check_shapes(name, values, vary, describe, rule)

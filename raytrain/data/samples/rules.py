@@ -1,14 +1,14 @@
-"""Which fields of a batch go together how: before anything starts, and not in the workers."""
+"""Which fields of a batch go together how, and what may become of them: before anything starts, not in the workers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from raytrain.config.data import Collate
-from raytrain.data.samples.collate import Collation, Pad, Ragged, padded_names
-from raytrain.data.samples.fields import Field, Schema
-from raytrain.errors import ConfigError
+from raytrain.config.data import Arrival, Collate
+from raytrain.data.samples.collate import Collation, Pad, Ragged, can_fill, padded_names
+from raytrain.data.samples.fields import DTYPES, Field, Schema, np_dtype
+from raytrain.errors import ConfigError, nearest
 
 
 def parse_collation(name: str, given: Any) -> Collation:
@@ -30,7 +30,7 @@ def collated(schema: Schema, collations: Mapping[str, Collation]) -> Schema:
     """What a batch's fields are, by sample.
 
     Raises:
-        ConfigError: a field that has no length, or one whose name is taken.
+        ConfigError: a field that has no length, that cannot hold what it is padded with, or one whose name is taken.
     """
     for name, rule in collations.items():
         what = schema.get(name, Field())
@@ -38,6 +38,8 @@ def collated(schema: Schema, collations: Mapping[str, Collation]) -> Schema:
             raise ConfigError(f"collate: field `{name}` is {what}, which has no axis whose length could vary")
         if isinstance(rule, Ragged):
             continue
+        if what.dtype and not can_fill(rule.value, np_dtype(what.dtype)):
+            raise ConfigError(f"collate: `{name}` is padded with {rule.value:g}, which {what.dtype} cannot hold")
         mask, length = padded_names(name)
         for each in (mask, length):
             if each in schema:
@@ -46,3 +48,21 @@ def collated(schema: Schema, collations: Mapping[str, Collation]) -> Schema:
         sizes = () if axes == 1 else (axes,)
         schema = schema.but(**{mask: Field("bool", (None,) * axes), length: Field("int64", sizes)})
     return schema
+
+
+def check_arrivals(schema: Schema, fields: Mapping[str, Arrival]) -> None:
+    """Whether what is to become of fields on the device can.
+
+    Raises:
+        ConfigError: there is no such field or type, or it is no array.
+    """
+    schema.check_has(fields, "data.fields")
+    for name, each in fields.items():
+        what = schema.get(name, Field())
+        if each.dtype is not None and each.dtype not in DTYPES:
+            raise ConfigError(
+                f"data.fields.{name}: unknown dtype {each.dtype!r}{nearest(each.dtype, DTYPES)} (known: "
+                f"{', '.join(DTYPES)})"
+            )
+        if not what.may_be_array and each != Arrival():
+            raise ConfigError(f"data.fields.{name}: field `{name}` is {what}, which arrives as it was sent")

@@ -29,16 +29,18 @@ def plain(value: Any, place: str) -> Any:
     Raises:
         DataError: it is something else.
     """
-    if isinstance(value, np.ndarray | np.generic):
-        found: Any = value
-    elif isinstance(value, str | bytes):
-        return value
-    elif isinstance(value, bytearray | memoryview):
+    found: Any
+    if isinstance(value, str):
+        return str(value)  # of NumPy's too
+    if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
+    if isinstance(value, np.ndarray | np.generic):
+        found = value
     elif (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
         found = _of_tensor(value, torch)
     elif isinstance(value, bool | int | float | complex):
-        found = np.asarray(value)[()]
+        found = np.asarray(value)
+        found = found if found.dtype == object else found[()]  # what is too large is an object
     elif isinstance(value, list | tuple):
         found = _of_list(value, place)
     elif type(value).__module__.startswith("PIL."):

@@ -103,7 +103,8 @@ class Stage:
         fields: dict[str, Any] = {}
         for name in samples[0]:
             values = [sample[name] for sample in samples]
-            alike = not isinstance(values[0], str | bytes) and len({np.shape(value) for value in values}) == 1
+            kinds = {(np.shape(value), getattr(value, "dtype", None)) for value in values}
+            alike = not isinstance(values[0], str | bytes) and len(kinds) == 1
             fields[name] = np.stack(values) if alike else values
         result = self.function(fields, **({**self.options, "rng": rng} if self.random else self.options))
         if not isinstance(result, Mapping):
@@ -280,7 +281,7 @@ def stage(
             it returns the dict that goes on, None, or a list of dicts, each a sample. Without: the field `image`, or
             the only one that is an array.
         whole_batch: it is called with a dict of all fields of a batch, each an array (samples, ...) where the shapes
-            agree, else a list, and returns the like.
+            and types agree, else a list, and returns the like.
         gives: the fields that it returns, where a later stage should be checked against them before anything starts.
         name: in tables and the record; by default the function's.
         options: keyword arguments of the function.
