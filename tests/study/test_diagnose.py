@@ -19,7 +19,8 @@ from raytrain.cost.profile import Figure, parse_profile
 from raytrain.data.pipeline import Pipeline
 from raytrain.data.sources.kinds.image_folder import image_folder
 from raytrain.data.sources.kinds.synthetic import synthetic
-from raytrain.data.stages.images import decode, resize
+from raytrain.data.stages.geometry import resize
+from raytrain.data.stages.images import decode
 from raytrain.errors import ConfigError, DataError
 from raytrain.record.schema import RankFigures, StageFigures
 from raytrain.report.diagnosis import diagnosis_lines, show_diagnosis, what_helps

@@ -50,7 +50,7 @@ def collated(schema: Schema, collations: Mapping[str, Collation]) -> Schema:
     return schema
 
 
-def check_arrivals(schema: Schema, fields: Mapping[str, Arrival]) -> None:
+def check_arrivals(schema: Schema, fields: Mapping[str, Any]) -> None:
     """Whether what is to become of fields on the device can.
 
     Raises:
