@@ -58,7 +58,7 @@ def _bucketed(order: np.ndarray, rng: np.random.Generator, buckets: Buckets) -> 
         ids = order[first : first + window]
         ids = ids[np.argsort(buckets.lengths[ids], kind="stable")]
         whole = len(ids) // size * size
-        start = int(rng.integers(len(ids) - whole + 1))  # whichever are left over: not always the longest
+        start = int(rng.integers(whole + 1))  # whichever are left over: not always the longest
         rest = ids[start : start + len(ids) - whole]
         full = np.delete(ids, np.s_[start : start + len(rest)]).reshape(-1, size)
         parts += [rng.permutation(full).reshape(-1), rest]
