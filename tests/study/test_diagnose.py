@@ -64,6 +64,7 @@ def test_the_parts_and_the_whole(diagnosed):
     assert said["preprocessing"] < 1.1 * cores / profile.cpu_s(profile.cpu_kind), "by the clock it takes no less"
     assert said["preprocessing_alone"] < 1.1 / profile.cpu_s_per_sample_alone.value
     assert said["together"] < min(said["preprocessing"], said["accelerator"]), "the rank and the stages share cores"
+    assert said["everything"] < 1.1 * cores / profile.cpu_s(profile.cpu_kind), "nor do the stages of the whole"
     assert said["lost_share"] == pytest.approx(max(1 - said["everything"] / said["accelerator"], 0))
     assert said["ranks_on_cpu"] and said["verdict"]["text"].startswith(said["verdict"]["kind"])
     assert [stage["name"] for stage in said["stages"]] == ["read", "gaussian_blur", "resize"]
