@@ -19,7 +19,7 @@ from raytrain.cli.main import app
 FILES = rooms.files()
 FLOORS = rooms.floors()
 AT_THE_ROOT = {"__init__.py", "__main__.py", "errors.py"}
-TORCH_AT_MODULE_LEVEL = {f"device/{name}.py" for name in ("batch", "copier", "loader")} | {
+TORCH_AT_MODULE_LEVEL = {f"device/{name}.py" for name in ("arrival", "batch", "copier", "loader")} | {
     f"train/{name}.py" for name in ("checkpoints/checkpoint", "context", "loop", "losses", "modules", "update")
 }
 

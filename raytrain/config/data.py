@@ -186,7 +186,7 @@ def _is_no_factor(value: float) -> float:
 class Normalize(Section):
     """Applied on the device: `(x * scale - mean) / std`, channel by channel."""
 
-    scale: Annotated[float, AfterValidator(_is_no_factor)] = Field(
+    scale: Annotated[float, AfterValidator(_is_no_factor), Field(gt=0, le=1)] = Field(
         1 / 255, description="multiplies first, above 0 and at most 1; 1 / 255 brings 0 to 255 to 0 to 1"
     )
     mean: tuple[float, ...] = Field((0.0,), description="subtracted then; one number, or one a channel")
@@ -221,8 +221,10 @@ class Collate(Section):
 def _is_a_collation(value: Any) -> Any:
     if value in ("padded", "ragged"):
         return {value: {} if value == "padded" else True}
-    if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in ("padded", "ragged"):
-        return value
+    if isinstance(value, dict):
+        said = {key: given for key, given in value.items() if given is not None and given is not False}
+        if len(said) == 1 and next(iter(said)) in ("padded", "ragged"):
+            return said
     raise ValueError(f"`padded`, `padded: {{value: 0}}` with its options, or `ragged`, not {value!r}")
 
 

@@ -99,7 +99,8 @@ def explain(error: ValidationError, root: type[BaseModel], where: str) -> str:
     keys.sort(key=lambda key: problems[key][1]["type"] == "missing")  # what is missing may only be mistyped
     place, first = problems[keys[0]]
     more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-    return f"{where}: {_problem(first, place, root)}{more}"
+    said = f"{where}: {_problem(first, place, root)}{more}"
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in said)  # a key may hold anything
 
 
 def _problem(found: Any, place: tuple[Any, ...], root: type[BaseModel]) -> str:

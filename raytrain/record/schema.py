@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raytrain.errors import ConfigError
-from raytrain.record.status import EXACTLY_ONCE
+from raytrain.record.guarantee import EXACTLY_ONCE
 
 SCHEMA_VERSION: Final = 4
 POINTS = 600  # of a timeline

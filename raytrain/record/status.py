@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raytrain.record.schema import RankFigures, StageFigures
 
-EXACTLY_ONCE = "each sample exactly once an epoch, as counted from the checkpoint that a run goes on from"
-
 
 @dataclass(frozen=True)
 class Failure:

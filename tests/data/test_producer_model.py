@@ -146,7 +146,8 @@ def test_a_sample_is_the_same_whatever_the_shape_of_the_cluster(tail, world, oth
         for part in [part for part in plan.segments if part.split == "train"][:2]:
             for number in range(0, part.num_batches - count + 1, count):
                 for batch in batches_of(made.block(part.number, number, count)):
-                    images |= zip(samples_of(plan, part, batch.key), batch.fields["image"].copy(), strict=True)
+                    if len(batch.key):
+                        images |= zip(samples_of(plan, part, batch.key), batch.fields["image"].copy(), strict=True)
         found.append(images)
     for sample in found[0].keys() & found[1].keys():
         assert np.array_equal(found[0][sample], found[1][sample])

@@ -389,7 +389,7 @@ def test_lengths_that_vary_are_padded_or_left_as_the_pipeline_says():
         [batch] = Made(Numbers(4), [stage(cut, on="x")], collate={"x": rule}).batches()
         assert batch.forms["x"] == form
     with pytest.raises(
-        DataError, match=r"different shapes: .* or give it a collation \(collate: {x: padded}} or ragged\)"
+        DataError, match=r"different shapes: .* or give it a collation \(collate: {x: padded} or ragged\)"
     ):
         Made(Numbers(12), [stage(cut, on="x")], 12).batches()
 

@@ -19,7 +19,7 @@ from raytrain.data.samples.fields import Sample, Schema
 from raytrain.data.sources.arrow import cell
 from raytrain.data.sources.readers import reading_pool
 from raytrain.errors import DataError, one_line
-from raytrain.record.status import EXACTLY_ONCE
+from raytrain.record.guarantee import EXACTLY_ONCE
 
 
 class Reader(Protocol):
