@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from raytrain.config.data import Arrival, Normalize
@@ -53,13 +54,20 @@ def arrivals(schema: Schema, fields: Mapping[str, Arrival], normalize: Normalize
 
 
 class Receiver:
-    """Makes the fields of batches ready, on one device."""
+    """Makes the fields of batches ready, on one device. On the CPU, bytes become float32 by a table of what each of
+    their 256 values becomes: one pass over the memory, where arithmetic takes four."""
 
     def __init__(self, arrived: Mapping[str, Arrived], device: torch.device):
-        self._arrived, self._device = arrived, device
+        self._arrived = arrived
         self._affine = {
             name: _affine(each.normalize, device) for name, each in arrived.items() if each.normalize is not None
         }
+        self._tables: dict[str, np.ndarray] = {}
+        if device.type == "cpu":
+            levels = torch.arange(256, dtype=torch.uint8)[:, None]
+            for name, each in arrived.items():
+                if each.normalize is not None or each.dtype == torch.float32:
+                    self._tables[name] = self._normalized(name, levels).to(torch.float32).numpy()[None]
 
     def ready(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """
@@ -69,13 +77,32 @@ class Receiver:
         made = self._arrived.get(name)
         if made is None:
             return value
-        first = made.channels_first and value.ndim == 4
-        if first:
-            value = value.permute(0, 3, 1, 2)
-        if name in self._affine:
-            scale, shift = (each[:, None, None] if first else each for each in self._affine[name])
-            value = value.to(torch.float32) * scale + shift
-        return value if made.dtype is None else value.to(made.dtype)
+        table = self._tables.get(name) if value.dtype == torch.uint8 and value.numel() else None
+        if table is not None and table.shape[2] in (1, value.shape[-1]):
+            value = _looked_up(value, table)
+        else:
+            value = self._normalized(name, value)
+        if made.dtype is not None:
+            value = value.to(made.dtype)
+        return value.permute(0, 3, 1, 2) if made.channels_first and value.ndim == 4 else value
+
+    def _normalized(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        if name not in self._affine:
+            return value
+        scale, shift = self._affine[name]
+        return value.to(torch.float32) * scale + shift
+
+
+def _looked_up(value: torch.Tensor, table: np.ndarray) -> torch.Tensor:
+    """
+    Args:
+        value: uint8 (...) or (..., channels).
+        table: (1, 256, 1 or channels) float32.
+    """
+    import cv2
+
+    found = cv2.LUT(value.numpy().reshape(1, -1, table.shape[2]), table)
+    return torch.from_numpy(found).reshape(value.shape)
 
 
 def _affine(normalize: Normalize, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

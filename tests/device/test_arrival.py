@@ -68,3 +68,22 @@ def test_what_is_not_named_stays_the_tensor_that_it_was():
     receiver = Receiver({"x": Arrived(torch.bfloat16)}, torch.device("cpu"))
     assert receiver.ready("y", value) is value
     assert receiver.ready("x", value).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("by", [NORMALIZE, Normalize(mean=(0.5,), std=(0.25,)), None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, None])
+def test_bytes_become_what_arithmetic_makes_of_them_to_the_last_bit(by, dtype):
+    """On the CPU a table is looked up in."""
+    image = torch.randint(0, 256, (2, 5, 4, 3), dtype=torch.uint8)
+    receiver = Receiver({"image": Arrived(dtype, True, by)}, torch.device("cpu"))
+    wide = receiver.ready("image", image.to(torch.int16))  # the other way
+    assert torch.equal(receiver.ready("image", image), wide if by or dtype else wide.to(torch.uint8))
+    none = receiver.ready("image", image[:0])
+    assert (none.shape, none.dtype) == ((0, 3, 5, 4), wide.dtype if by or dtype else torch.uint8)
+
+
+def test_single_bytes_are_looked_up_too():
+    receiver = Receiver(
+        {"age": Arrived(torch.float32, normalize=Normalize(scale=1, mean=(40.0,)))}, torch.device("cpu")
+    )
+    assert receiver.ready("age", torch.tensor([0, 40, 255], dtype=torch.uint8)).tolist() == [-40, 0, 215]
