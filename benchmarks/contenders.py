@@ -3,7 +3,7 @@
     python benchmarks/contenders.py CONTENDER '{"workload": "blur", "epochs": 3, "num_samples": 512, ...}'
 
 Everything is delivered as (batch, channels, height, width) float32 torch tensors, cast by the consumer, since on a
-training host the device does that.
+training host the device does that; workloads `as_bytes` as (batch, height, width, channels) uint8.
 """
 
 from __future__ import annotations
@@ -152,13 +152,51 @@ def dataloader(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
             rng = np.random.default_rng()
             sample = manifest.read_many([index])[0]
             image = workload.transform(sample["image"], rng)
-            return torch.from_numpy(image).permute(2, 0, 1), int(sample["label"])
+            tensor = torch.from_numpy(image)
+            return tensor if workload.as_bytes else tensor.permute(2, 0, 1), int(sample["label"])
 
     samples = Subset(Samples(), range(min(workload.num_samples, manifest.num_samples)))
     account = Account()
     for _ in range(workload.epochs):
         for image, _label in DataLoader(samples, workload.batch_size, shuffle=True, num_workers=options["workers"]):
-            image.to(torch.float32)
+            image if workload.as_bytes else image.to(torch.float32)
+            account.arrived(len(image), image.nbytes)
+    return account.figures()
+
+
+def dataloader_pillow(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
+    """The same with Pillow in place of OpenCV."""
+    return dataloader(replace(workload, transform=workloads.small_with_pillow), options)
+
+
+# --- SPDL ---------------------------------------------------------------------------------------------------------
+
+
+def spdl(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
+    """Its own decoder and scaler (FFmpeg's), in as many threads as there are cores."""
+    import spdl.io
+    import torch
+    from spdl.pipeline import PipelineBuilder
+
+    manifest = workload.open()
+    side = workloads.SIDE
+
+    def sources() -> Iterator[list[bytes]]:
+        for epoch in range(workload.epochs):
+            ids = order(workload, manifest, epoch)
+            for at in range(0, len(ids), workload.batch_size):
+                yield [int(i) for i in ids[at : at + workload.batch_size]]
+
+    def load(ids: list[int]) -> torch.Tensor:
+        encoded = [sample["image"] for sample in manifest.read_many(ids)]
+        return spdl.io.to_torch(spdl.io.load_image_batch(encoded, width=side, height=side, pix_fmt="rgb24"))
+
+    pipeline = (
+        PipelineBuilder().add_source(sources()).pipe(load, concurrency=CORES).add_sink(2).build(num_threads=CORES)
+    )
+    account = Account()
+    with pipeline.auto_stop():
+        for image in pipeline:
             account.arrived(len(image), image.nbytes)
     return account.figures()
 
@@ -227,11 +265,11 @@ def raytrain(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
     cluster = local.start((), 0)
     try:
         feeds = [start_feed(workload, 1, 4 * workload.batch_size), start_feed(workload, workload.epochs)]
-        for _ in batches(feeds[0]):
+        for _ in batches(feeds[0], workload.as_bytes):
             pass  # warms the workers
         ray.kill(feeds[0])
         account = Account()
-        for image, num_bytes in batches(feeds[1]):
+        for image, num_bytes in batches(feeds[1], workload.as_bytes):
             account.arrived(len(image), num_bytes)
         return account.figures()
     finally:
@@ -249,7 +287,8 @@ def start_feed(workload: Workload, epochs: int, most: int | None = None) -> Any:
     from raytrain.data.pipeline import Pipeline
     from raytrain.data.stream import FeedOptions
 
-    opened = Pipeline(workload.source(), [stage(workload.transform)], batch_size=workload.batch_size).open(0)
+    stages = list(workload.stages) or [stage(workload.transform)]
+    opened = Pipeline(workload.source(), stages, batch_size=workload.batch_size).open(0)
     num_samples = min(most or workload.num_samples, opened.train.num_samples)
     spec = StreamSpec(num_samples, 0, workload.batch_size, 0, epochs=epochs)
     options = FeedOptions(CORES, {}, None, 0.0, public_ray=public_ray())
@@ -258,7 +297,12 @@ def start_feed(workload: Workload, epochs: int, most: int | None = None) -> Any:
     return feed
 
 
-def batches(feed: Any) -> Iterator[tuple[Any, int]]:
+def raytrain_float(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
+    """What is delivered as bytes elsewhere, made float32 and channels first by a CPU rank."""
+    return raytrain(replace(workload, as_bytes=False), options)
+
+
+def batches(feed: Any, as_bytes: bool) -> Iterator[tuple[Any, int]]:
     """What one CPU rank gets: every batch, with its bytes on the wire."""
     import ray
     import torch
@@ -267,10 +311,9 @@ def batches(feed: Any) -> Iterator[tuple[Any, int]]:
     from raytrain.device.arrival import Arrived
     from raytrain.device.loader import RankIngest
 
-    as_float = {"image": Arrived(torch.float32, channels_first=True)}
-
+    arrived = {"image": Arrived() if as_bytes else Arrived(torch.float32, channels_first=True)}
     plan = ray.get(feed.begin.remote("only", Position(), 1, 0))
-    rank = RankIngest(feed, "only", 0, plan, torch.device("cpu"), as_float)
+    rank = RankIngest(feed, "only", 0, plan, torch.device("cpu"), arrived)
     for segment in plan.segments:
         for batch in rank.segment(segment.number):
             sent, rank.meter.wire_bytes = rank.meter.wire_bytes, 0
@@ -278,7 +321,8 @@ def batches(feed: Any) -> Iterator[tuple[Any, int]]:
     rank.close()
 
 
-CONTENDERS = {f.__name__: f for f in (raw, raw_process, dataloader, ray_data, raytrain)}
+WAYS = (raw, raw_process, dataloader, dataloader_pillow, spdl, ray_data, raytrain, raytrain_float)
+CONTENDERS = {way.__name__: way for way in WAYS}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""What benchmarks/ingest.py prepares: five workloads as plain functions, called alike by every contender.
+"""What benchmarks/ingest.py prepares: workloads as plain functions, called alike by every contender.
 
 Preparing a sample is reading it, and one function of an array and a random generator. raytrain runs the same reader and
-the same function as its only stage.
+the same function as its only stage, but where a workload has stages: there each does it in its own way.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,24 @@ from raytrain.data.sources.kinds.synthetic import synthetic
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.open import open_manifest
 from raytrain.data.stages.color import color_jitter_image
-from raytrain.data.stages.geometry import random_crop_field, random_horizontal_flip_field, random_resized_crop_field
-from raytrain.data.stages.images import decode_field, gaussian_blur_image
+from raytrain.data.stages.geometry import (
+    random_box,
+    random_crop_field,
+    random_horizontal_flip_field,
+    random_resized_crop,
+    random_resized_crop_field,
+    resize,
+)
+from raytrain.data.stages.images import decode, decode_field, gaussian_blur_image
+from raytrain.data.stages.stage import Stage
 from raytrain.data.toy import write_digits
 
 CACHE = Path(__file__).parents[1] / "data" / "benchmarks"
 PHOTOGRAPHS, PHOTOGRAPH_NAMES = 24, 256
 PHOTOGRAPH_SHAPE = (2000, 3000, 3)  # 6 megapixels
 NARROW_SHAPE, WIDE_TILES = (64, 1024, 4), (16, 1, 1)  # a row is 16 times it: float32, 16 MiB
+SMALLS, SMALL = 2024, 64  # photographs of 500 x 375
+SIDE, CROP = 224, 96
 BLURS, KERNEL, SIGMA = 10, 11, (0.1, 2.0)
 
 
@@ -41,6 +52,8 @@ class Workload:
         transform: one sample's array or encoded bytes and a random generator in, (height, width, channels) out.
         num_samples: of an epoch.
         epochs: that a contender prepares in one go.
+        stages: of raytrain, where it has its own way.
+        as_bytes: delivered as uint8, (height, width, channels); else as float32, channels first.
     """
 
     name: str
@@ -49,6 +62,8 @@ class Workload:
     batch_size: int
     num_samples: int
     epochs: int
+    stages: tuple[Stage, ...] = ()
+    as_bytes: bool = False
 
     def open(self) -> Manifest:
         return open_manifest(self.source())
@@ -88,6 +103,25 @@ def digit(data: bytes, rng: np.random.Generator) -> np.ndarray:
     return random_crop_field(image, rng, "image", image.shape[:2], 32, padding=2, padding_mode="edge")
 
 
+def small(data: bytes, rng: np.random.Generator) -> np.ndarray:
+    """Decoded and squeezed, without antialiasing, as one writes it with OpenCV."""
+    return cv2.resize(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), (SIDE, SIDE))
+
+
+def small_with_pillow(data: bytes, rng: np.random.Generator) -> np.ndarray:
+    from PIL import Image
+
+    return np.array(Image.open(BytesIO(data)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def crop(data: bytes, rng: np.random.Generator) -> np.ndarray:
+    """Decoded whole, and the crop's areas averaged: raytrain's way before it decoded at a scale."""
+    image = decode_field(data, "image")
+    top, left, height, width = random_box(image.shape[:2], rng, (0.08, 1.0), (3 / 4, 4 / 3))
+    part = image[top : top + height, left : left + width]
+    return cv2.resize(part, (CROP, CROP), interpolation=cv2.INTER_AREA)
+
+
 def wide(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Writes 16 MiB once, and does nothing else."""
     return np.tile(image, WIDE_TILES)
@@ -111,6 +145,22 @@ def photographs(folder: Path | None = None) -> Source:
             path.write_bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
         else:
             os.link(place / f"{name % PHOTOGRAPHS:04d}.jpg", path)
+    return image_folder(str(place.parent))
+
+
+def small_photographs() -> Source:
+    """2,024 JPEGs of 500 x 375, as many different ones as there are of `SMALL`; linked under many names."""
+    place = CACHE / "jpegs" / "any"
+    place.mkdir(parents=True, exist_ok=True)
+    for name in range(SMALLS):
+        path = place / f"{name:04d}.jpg"
+        if path.exists():
+            continue
+        if name < SMALL:
+            image = generated_photograph(name, (375, 500, 3))
+            path.write_bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
+        else:
+            os.link(place / f"{name % SMALL:04d}.jpg", path)
     return image_folder(str(place.parent))
 
 
@@ -152,6 +202,8 @@ WORKLOADS = {
         Workload("blur", lambda: synthetic(256), torchvision_blur, 16, 256, 3),
         Workload("own_blur", lambda: synthetic(2048), own_blur, 64, 2048, 3),
         Workload("photographs", photographs, photograph, 16, 256, 3),
+        Workload("jpegs", small_photographs, small, 64, SMALLS, 3, (decode(), resize((SIDE, SIDE))), as_bytes=True),
+        Workload("crops", photographs, crop, 16, 256, 3, (decode(), random_resized_crop(CROP)), as_bytes=True),
         Workload("digits", digits, digit, 64, 1437, 30),
         Workload("wide", lambda: synthetic(320, shape=NARROW_SHAPE), wide, 4, 320, 3),
     )
