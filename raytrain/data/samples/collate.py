@@ -47,9 +47,9 @@ class Pad:
     def __post_init__(self) -> None:
         for name, given in (("multiple_of", self.multiple_of), ("most", self.most)):
             if given is not None and (not isinstance(given, int) or given < 1):
-                raise ConfigError(f"pad: {name} must be a whole number of at least 1 (given: {given!r})")
+                raise ConfigError(f"padded: {name} must be a whole number of at least 1 (given: {given!r})")
         if not self.axes or sorted({*self.axes}) != list(self.axes) or self.axes[0] < 0:
-            raise ConfigError(f"pad: axes must be different axes in order, from 0 (given: {list(self.axes)})")
+            raise ConfigError(f"padded: axes must be different axes in order, from 0 (given: {list(self.axes)})")
 
 
 @dataclass(frozen=True)
