@@ -49,7 +49,7 @@ Loader.yaml_implicit_resolvers = {
     first: [each for each in resolvers if each[0] != BOOL]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-Loader.add_implicit_resolver(BOOL, re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+Loader.add_implicit_resolver(BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def from_yaml(text: str) -> Any:

@@ -167,7 +167,7 @@ def test_a_file_that_is_no_job_says_so(tmp_path, text, message):
 def test_words_are_no_truth_values(word):
     """As in YAML 1.2; a stage has an option `on`."""
     assert from_yaml(f"{{{word}: {word}}}") == {word: word}
-    assert from_yaml("[true, False]") == [True, False]
+    assert from_yaml("[true, False, falsehood]") == [True, False, "falsehood"]
 
 
 def test_an_unreadable_job_file_says_why(tmp_path):
