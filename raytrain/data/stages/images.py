@@ -35,7 +35,7 @@ def decode(*, scaled: bool = True, on: On = None) -> Stage:
 
     Args:
         scaled: decode a JPEG at a half, a quarter or an eighth of its size where the next stage, a `resize` or
-            `random_resized_crop` of the same field, shrinks it by as much.
+            `random_resized_crop` of the same field, shrinks it by as much; the pixels then differ slightly.
     """
     return built_in(decode_field, "decode", on, kinds=("image", "mask"), change=_decoded, decodes=True, scaled=scaled)
 
