@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ IMAGES = "train: {kind: synthetic, num_samples: 8, shape: [8, 8, 3]}\n"
 def table(tmp_path, monkeypatch):
     columns = {"tokens": [[1], [2, 3]], "label": ["x", "y"], "share": [0.5, 1.5], "text": ["a", "bc"]}
     pq.write_table(pa.table(columns), tmp_path / "table.parquet")
+    np.savez(tmp_path / "one.npz", x=np.float32(3))
     monkeypatch.chdir(tmp_path)
 
 
@@ -69,6 +71,7 @@ def opened(section: str):
             "job: unknown key 'data.train.fields.x.shap'; did you mean 'shape'?",
         ),
         (TABLE % "" + "collate: {tokens: {ragged: false}}", "job: data.collate.tokens: `padded`, `padded: {value: 0}`"),
+        ("train: {kind: arrays, path: one.npz}", "one.npz: `x` is a single number; an array has the samples along"),
         ("train: {kind: from_torch}", "job: data.train: `from_torch` is for Python; name your data set itself"),
     ],
 )
