@@ -62,7 +62,7 @@ Collation = Pad | Ragged
 
 def padded(value: float = 0, *, axes: Sequence[int] = (0,), multiple_of: int = 1, most: int | None = None) -> Pad:
     """Fill values of different lengths up to the longest of their batch. Beside field `x` there are then `x_mask`,
-    bool, true where there was something, and `x_length`, int64, how much; see `Pad`."""
+    bool, true where there was something, and `x_length`, int64, how much: one number, or one an axis of `axes`."""
     return Pad(value, tuple(axes), multiple_of, most)
 
 

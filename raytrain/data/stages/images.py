@@ -92,7 +92,7 @@ def gaussian_blur(kernel_size: int, *, sigma: Range = (0.1, 2.0), times: int = 1
     The same kernel as torchvision's `gaussian_blur`, `exp(-x**2 / (2 * sigma**2))` scaled to a sum of 1, along both
     axes. On float images several
     blurs are one: their kernels are convolved, which the reflected border leaves exact, and what lies further out than
-    BLUR_TOLERANCE of the kernel's mass is cut off. On integer images every blur rounds, so each is made.
+    1e-6 of the kernel's mass is cut off. On integer images every blur rounds, so each is made.
 
     Args:
         kernel_size: pixels, odd.
