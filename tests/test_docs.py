@@ -17,6 +17,7 @@ from money import profile, run_on
 from patience import patient
 
 from raytrain import Job, Pipeline, fit
+from raytrain.config.file import from_yaml
 from raytrain.record.schema import read_record
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -118,6 +119,18 @@ def test_the_reference_has_every_member_of_a_context_and_of_a_batch():
     fields = {field.name for field in dataclasses.fields(DeviceBatch)}
     fields |= {name for name, each in vars(DeviceBatch).items() if isinstance(each, property)}
     assert set(re.findall(r"batch\.([a-z_]+)", REFERENCE)) == fields
+
+
+def sections():
+    """What stands in the guide as YAML, by key of `data`; of several examples of one key, a line each."""
+    blocks = re.findall(r"^```yaml\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.M | re.S)
+    return [text for block in blocks for text in (block.splitlines() if block.startswith("train") else [block])]
+
+
+@pytest.mark.parametrize("text", sections())
+def test_the_sections_of_the_guide_are_what_a_job_takes(text):
+    data = {"train": {"kind": "synthetic", "num_samples": 8}, **from_yaml(text)}
+    Pipeline.from_config(Job.from_dict({"name": "guide", "data": data, "training": {"epochs": 1}}).data)
 
 
 def test_the_guide_has_what_a_source_of_ones_own_may_have():

@@ -219,6 +219,8 @@ class Collate(Section):
 
 
 def _is_a_collation(value: Any) -> Any:
+    if isinstance(value, dict) and [*value.values()] == [None]:  # `padded:` and nothing behind it
+        value = next(iter(value))
     if value in ("padded", "ragged"):
         return {value: {} if value == "padded" else True}
     if isinstance(value, dict):

@@ -151,7 +151,7 @@ class Pipeline:
         settled, schema = settle(stages, manifest.schema, f"data.{key}")
         schema.check_has(self.collate, "data.collate")
         schema = collated(schema, self.collate)
-        check_arrivals(schema, self.fields)
+        check_arrivals(schema, self.fields, self.normalize)  # type: ignore[arg-type]
         return settled, schema
 
 
@@ -184,15 +184,15 @@ def _check_source(name: str, value: Any) -> None:
         raise ConfigError(f"Pipeline: {name} must be a data set, not its class: write {value.__name__}(...)")
     if isinstance(value, str | os.PathLike):
         raise ConfigError(
-            f"Pipeline: {name} must be a source, not a path; write image_folder({str(value)!r}), or parquet or "
-            "webdataset, from raytrain.data"
+            f"Pipeline: {name} must be a source, not a path; write image_folder({str(value)!r}), or another source of "
+            "raytrain.data"
         )
     if isinstance(value, MapDataset) and not isinstance(value, Mapping):
         return
     what = "nothing" if value is None else type(value).__name__
     raise ConfigError(
-        f"Pipeline: {name} must be a source of raytrain.data (image_folder, parquet, webdataset or synthetic), or a "
-        f"map-style data set of your own, with __len__ and __getitem__, not {what}"
+        f"Pipeline: {name} must be a source of raytrain.data, such as image_folder or from_torch, or a map-style data "
+        f"set of your own, with __len__ and __getitem__, not {what}"
     )
 
 

@@ -48,7 +48,7 @@ def train_loop(ctx: TrainContext) -> None:
     def loss_of(batch: Any) -> torch.Tensor:
         logits = model(batch[ctx.task.input])
         check_outputs(ctx.job.model, logits.shape[-1], ctx.num_classes or 0)
-        return F.cross_entropy(logits, batch[ctx.task.target], label_smoothing=training.label_smoothing)
+        return F.cross_entropy(logits, batch[ctx.task.target].long(), label_smoothing=training.label_smoothing)
 
     for _ in ctx.epochs():
         model.train()
@@ -70,7 +70,7 @@ def evaluate(ctx: TrainContext, model: torch.nn.Module) -> dict[str, float]:
             continue
         with ctx.autocast():
             logits = model(batch[ctx.task.input])
-        target = batch[ctx.task.target]
+        target = batch[ctx.task.target].long()
         loss += F.cross_entropy(logits.float(), target, reduction="sum").item()
         correct += (logits.argmax(1) == target).sum().item()
         count += batch.size

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raytrain.config.file import from_yaml
 from raytrain.config.job import Job
 from raytrain.config.training import Model
 from raytrain.errors import ConfigError, nearest
@@ -91,7 +92,7 @@ def test_set_overrides_a_key_with_a_yaml_value(job_file):
         ("data.stages=[{}]", r"data.stages.0: a stage is one name, or one name with its options"),
         ("data.validation={kind: held_out}", r"'data.validation.share' is missing$"),
         ("data.validation={kind: held_out, share: 1}", r"data.validation.share must be less than 1 \(given: 1\)"),
-        ("data.train={kind: held_out, share: 0.5}", r"data.train: unknown kind 'held_out'"),
+        ("data.train={kind: held_out, share: 0.5}", r"data.train: `held_out` is for `data.validation` alone"),
         ("data.train.limit=0", r"data.train.limit must be greater than 0 \(given: 0\)"),
         ("data.train={kind: parquet, path: [a, 3]}", r"data.train.path.1 must be text \(given: 3\)"),
         (
@@ -160,6 +161,13 @@ def test_a_file_that_is_no_job_says_so(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         Job.from_yaml(path)
+
+
+@pytest.mark.parametrize("word", ["on", "off", "yes", "no"])
+def test_words_are_no_truth_values(word):
+    """As in YAML 1.2; a stage has an option `on`."""
+    assert from_yaml(f"{{{word}: {word}}}") == {word: word}
+    assert from_yaml("[true, False, falsehood]") == [True, False, "falsehood"]
 
 
 def test_an_unreadable_job_file_says_why(tmp_path):

@@ -46,12 +46,12 @@ class Whole(Photos):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (["/data"], {}, "Pipeline: train must be a source, not a path; write image_folder('/data'), or parquet or "),
+        (["/data"], {}, "Pipeline: train must be a source, not a path; write image_folder('/data'), or another "),
         ([Path("/data")], {}, "Pipeline: train must be a source, not a path; write image_folder('/data')"),
         ([Photos()], {}, "a map-style data set of your own, with __len__ and __getitem__, not Photos"),
         ([{0: "a"}], {}, "with __len__ and __getitem__, not dict"),
         ([Whole], {}, "Pipeline: train must be a data set, not its class: write Whole(...)"),
-        ([None], {}, "Pipeline: train must be a source of raytrain.data (image_folder, parquet, webdataset or "),
+        ([None], {}, "Pipeline: train must be a source of raytrain.data, such as image_folder or "),
         ([None], {}, "not nothing"),
         ([SOURCE], {"validation": "/data"}, "Pipeline: validation must be a source, not a path"),
         (

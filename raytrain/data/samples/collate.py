@@ -47,9 +47,9 @@ class Pad:
     def __post_init__(self) -> None:
         for name, given in (("multiple_of", self.multiple_of), ("most", self.most)):
             if given is not None and (not isinstance(given, int) or given < 1):
-                raise ConfigError(f"pad: {name} must be a whole number of at least 1 (given: {given!r})")
+                raise ConfigError(f"padded: {name} must be a whole number of at least 1 (given: {given!r})")
         if not self.axes or sorted({*self.axes}) != list(self.axes) or self.axes[0] < 0:
-            raise ConfigError(f"pad: axes must be different axes in order, from 0 (given: {list(self.axes)})")
+            raise ConfigError(f"padded: axes must be different axes in order, from 0 (given: {list(self.axes)})")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ Collation = Pad | Ragged
 
 def padded(value: float = 0, *, axes: Sequence[int] = (0,), multiple_of: int = 1, most: int | None = None) -> Pad:
     """Fill values of different lengths up to the longest of their batch. Beside field `x` there are then `x_mask`,
-    bool, true where there was something, and `x_length`, int64, how much; see `Pad`."""
+    bool, true where there was something, and `x_length`, int64, how much: one number, or one an axis of `axes`."""
     return Pad(value, tuple(axes), multiple_of, most)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raytrain.data.samples.fields import Sample
+from raytrain.data.samples.fields import Field, Sample
 from raytrain.data.sources.manifest import Manifest
 from raytrain.errors import DataError, nearest
 
@@ -24,6 +24,9 @@ def lengths_of(manifest: Manifest, by: str) -> np.ndarray:
     if by not in manifest.schema and by not in manifest.rows.column_names:
         known = [*manifest.schema]
         raise DataError(f"buckets: there is no field `{by}`{nearest(by, known)}; there are {manifest.schema.names}")
+    what = manifest.schema.get(by, Field())
+    if what.shape == () and what.dtype.startswith(("float", "bfloat", "complex", "bool")):
+        raise DataError(f"buckets: field `{by}` is {what}, which has no length")
     if by in manifest.rows.column_names:
         return _of_column(manifest.rows.column(by), by)
     if f"{by}.size" in manifest.rows.column_names:  # of a shard: encoded bytes

@@ -35,6 +35,7 @@ from raytrain.data.sources.kinds.own import FromTorch, MapDataset, made_by, open
 from raytrain.data.sources.kinds.parquet import open_parquet
 from raytrain.data.sources.kinds.synthetic import open_synthetic
 from raytrain.data.sources.kinds.webdataset import open_webdataset
+from raytrain.data.sources.labels import LABEL
 from raytrain.data.sources.manifest import Manifest
 from raytrain.errors import ConfigError, DataError, nearest
 
@@ -81,9 +82,22 @@ def _opened(source: Any, seed: int, like: Schema | None) -> tuple[Any, Manifest]
     manifest = _listed(made, name, seed, like)
     if manifest.num_samples == 0:
         raise DataError(f"{getattr(source, 'path', None) or name} holds no samples")
+    if isinstance(made, BuiltIn | InMemory | FromRay | FromTorch):
+        _check_named(made, name, manifest.schema)
     if isinstance(made, BuiltIn | InMemory) and made.limit is not None:
         manifest = manifest.of(np.arange(min(made.limit, manifest.num_samples)))
     return made, manifest
+
+
+def _check_named(made: Any, name: str, schema: Schema) -> None:
+    """
+    Raises:
+        ConfigError: the description speaks of a field that the data has not.
+    """
+    schema.check_has(getattr(made, "masks", ()), f"source {name!r}: `masks`")
+    schema.check_has(getattr(made, "shapes", ()), f"source {name!r}: `shapes`")
+    labels = getattr(made, "labels", ())
+    schema.check_has(labels if labels != (LABEL,) else (), f"source {name!r}: `labels`")
 
 
 def _by_weights(made: Any, manifest: Manifest, seed: int) -> Manifest:
@@ -126,9 +140,11 @@ def _drawn(manifest: Manifest, by: str, seed: int) -> np.ndarray:
     """
     weights = manifest.values(by)
     if weights is None:
+        numbers = [name for name in manifest.known if manifest.values(name) is not None]
+        hint = "" if by in manifest.schema else nearest(by, numbers)
         raise DataError(
-            f"weights: {by!r} is no number that is known before samples are read"
-            f"{nearest(by, manifest.known)} (those are: {', '.join(manifest.known) or 'none'})"
+            f"weights: {by!r} is no number that is known before samples are read{hint} (those are: "
+            f"{', '.join(numbers) or 'none'})"
         )
     weights = weights.astype(np.float64)
     if not np.isfinite(weights).all() or weights.min() < 0 or weights.sum() == 0:

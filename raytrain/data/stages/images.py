@@ -35,7 +35,7 @@ def decode(*, scaled: bool = True, on: On = None) -> Stage:
 
     Args:
         scaled: decode a JPEG at a half, a quarter or an eighth of its size where the next stage, a `resize` or
-            `random_resized_crop` of the same field, shrinks it by as much.
+            `random_resized_crop` of the same field, shrinks it by as much; the pixels then differ slightly.
     """
     return built_in(decode_field, "decode", on, kinds=("image", "mask"), change=_decoded, decodes=True, scaled=scaled)
 
@@ -92,7 +92,7 @@ def gaussian_blur(kernel_size: int, *, sigma: Range = (0.1, 2.0), times: int = 1
     The same kernel as torchvision's `gaussian_blur`, `exp(-x**2 / (2 * sigma**2))` scaled to a sum of 1, along both
     axes. On float images several
     blurs are one: their kernels are convolved, which the reflected border leaves exact, and what lies further out than
-    BLUR_TOLERANCE of the kernel's mass is cut off. On integer images every blur rounds, so each is made.
+    1e-6 of the kernel's mass is cut off. On integer images every blur rounds, so each is made.
 
     Args:
         kernel_size: pixels, odd.

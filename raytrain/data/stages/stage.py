@@ -235,6 +235,8 @@ class Stage:
             raise ConfigError(f"{who} needs decoded images, and field `{name}` is encoded; put `decode` before it")
         if not what.may_be_array:
             raise ConfigError(f"{who} works on arrays, and field `{name}` is {what}")
+        if self.kinds and what.shape is not None and len(what.shape) < 2:
+            raise ConfigError(f"{who} is for {', '.join(self.kinds)}, and field `{name}` is {what}")
 
     def _kind(self, what: Field | None, name: str) -> Kind:
         if what is not None and what.kind:
@@ -296,7 +298,7 @@ def stage(
         function,
         options=options,
         scope=scope,
-        on=on_names(on) if scope in ("field", "fields") else None,
+        on=on_names(on, label) if scope in ("field", "fields") else None,
         gives=None if gives is None else Schema(dict(gives)),
     )
     try:
@@ -335,12 +337,21 @@ def built_in(
     told = frozenset({"kind", "canvas"} & set(parameters))
     random = "rng" in parameters
     return Stage(
-        name, function, random, options, on=on_names(on), kinds=kinds, change=change, decodes=decodes, told=told
+        name, function, random, options, on=on_names(on, name), kinds=kinds, change=change, decodes=decodes, told=told
     )
 
 
-def on_names(on: On) -> tuple[str, ...] | None:
-    return (on,) if isinstance(on, str) else None if on is None else tuple(on)
+def on_names(on: On, label: str) -> tuple[str, ...] | None:
+    """
+    Raises:
+        ConfigError: it names no fields.
+    """
+    names = (on,) if isinstance(on, str) else on
+    if names is not None and (
+        not isinstance(names, Sequence) or not names or not all(isinstance(n, str) and n != WHOLE for n in names)
+    ):
+        raise ConfigError(f"stage {label!r}: `on` is a field or a list of fields (given: {on!r})")
+    return None if names is None else tuple(names)
 
 
 def _scope(label: str, on: On, whole_batch: bool) -> Scope:

@@ -44,7 +44,7 @@ def _stage(name: str, function: Callable[..., Any], random: bool, on: On, **opti
         random,
         options,
         scope="fields",
-        on=on_names(on),
+        on=on_names(on, name),
         kinds=KINDS,
         change=_unknown,
         told=frozenset({"kinds"}),

@@ -199,13 +199,13 @@ def test_arrays_that_cannot_travel_are_told(value):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"multiple_of": 0}, "pad: multiple_of must be a whole number of at least 1 (given: 0)"),
-        ({"multiple_of": 2.0}, "pad: multiple_of must be a whole number of at least 1 (given: 2.0)"),
-        ({"most": 0}, "pad: most must be a whole number of at least 1 (given: 0)"),
-        ({"axes": ()}, "pad: axes must be different axes in order, from 0 (given: [])"),
-        ({"axes": (1, 0)}, "pad: axes must be different axes in order, from 0 (given: [1, 0])"),
-        ({"axes": (0, 0)}, "pad: axes must be different axes in order, from 0 (given: [0, 0])"),
-        ({"axes": (-1,)}, "pad: axes must be different axes in order, from 0 (given: [-1])"),
+        ({"multiple_of": 0}, "padded: multiple_of must be a whole number of at least 1 (given: 0)"),
+        ({"multiple_of": 2.0}, "padded: multiple_of must be a whole number of at least 1 (given: 2.0)"),
+        ({"most": 0}, "padded: most must be a whole number of at least 1 (given: 0)"),
+        ({"axes": ()}, "padded: axes must be different axes in order, from 0 (given: [])"),
+        ({"axes": (1, 0)}, "padded: axes must be different axes in order, from 0 (given: [1, 0])"),
+        ({"axes": (0, 0)}, "padded: axes must be different axes in order, from 0 (given: [0, 0])"),
+        ({"axes": (-1,)}, "padded: axes must be different axes in order, from 0 (given: [-1])"),
     ],
 )
 def test_padding_that_cannot_be_is_refused(options, told):

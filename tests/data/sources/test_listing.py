@@ -106,5 +106,5 @@ def test_lengths_that_are_known_are_not_read(tmp_path, monkeypatch):
     assert lengths.lengths_of(open_manifest(synthetic(3, num_classes=2)), "label").tolist() == [0, 1, 0]
     pq.write_table(pa.table({"weight": [0.5, 1.0], "x": [1, 2]}), tmp_path / "x.parquet")
     weighted = open_manifest(parquet(tmp_path / "x.parquet", weights="weight"))
-    with pytest.raises(DataError, match="buckets: field `weight` is double, which has no length"):
+    with pytest.raises(DataError, match="buckets: field `weight` is float64, which has no length"):
         lengths.lengths_of(weighted, "weight")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pictures import apply, photo, rng
@@ -316,7 +318,7 @@ def test_a_field_that_only_the_sample_lacks_is_told_when_it_comes():
 
 def test_a_shape_that_is_no_images_is_told():
     with pytest.raises(TypeError, match=r"field `image` has the shape \(3,\), expected \(height, width, channels\)"):
-        apply(resize(8), {"image": np.arange(3)}, image="image")
+        replace(resize(8), on=("image",), on_kinds=("image",))({"image": np.arange(3)}, None)  # of an unknown shape
 
 
 @pytest.mark.parametrize(

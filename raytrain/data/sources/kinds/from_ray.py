@@ -48,7 +48,7 @@ def from_ray(
     It is run once, when the run starts, and its blocks stay in the object stores (which spill to disk); what is random
     in it is drawn once, and not anew each epoch. In this run every row is consumed exactly once an epoch. A run that is
     resumed runs it again, which gives the same rows only if it is deterministic: files read in order, no shuffle
-    without a seed. Where it has other rows, the resume is refused.
+    without a seed. Where it has other numbers of rows, or other labels, the resume is refused.
 
     Args:
         dataset: it.
