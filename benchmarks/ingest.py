@@ -18,7 +18,7 @@ On `jpegs` (small photographs, squeezed to 224 and delivered as uint8) each deco
 
     dataloader          OpenCV, bilinear without antialiasing
     dataloader_pillow   Pillow, antialiased
-    spdl                SPDL's threads and FFmpeg's scaler (pip install spdl-io)
+    spdl                SPDL's threads, FFmpeg's decoder and scaler (if installed: pip install spdl-io, Debian's ffmpeg)
     raytrain_float      raytrain whose CPU rank makes float32 of it, channels first
 
 On `crops` (large photographs, a random part resized to 96) raytrain decodes at a scale; raw decodes whole and averages
@@ -38,6 +38,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ SMOKE = {"epochs": 1, "batch_size": 2, "num_samples": 20}
 
 def contenders_of(workload: str, public: bool) -> tuple[str, ...]:
     known = OTHERS.get(workload, ORDER)
+    if find_spec("spdl") is None:
+        known = tuple(name for name in known if name != "spdl")
     return (*known, PUBLIC) if public else known
 
 
@@ -149,6 +152,7 @@ def main() -> None:
     options: dict[str, Any] = dict(SMOKE) if arguments.smoke else {}
     variants = {}
     for workload in workloads:
+        WORKLOADS[workload].open()  # writes its files
         own = {**options, "folder": arguments.photographs if workload == "photographs" else None}
         compares = "dataloader" in contenders_of(workload, arguments.public)
         workers = best_worker_count(workload, own) if compares and not arguments.smoke else 2
