@@ -120,7 +120,8 @@ class BlockReader:
         it keeps them alive as long as this process is connected."""
         import ray
 
-        return {**self.__dict__, "references": ray.cloudpickle.dumps(self.references), "_cache": OrderedDict()}
+        rays_own: Any = ray.cloudpickle
+        return {**self.__dict__, "references": rays_own.dumps(self.references), "_cache": OrderedDict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, references=pickle.loads(state["references"]))
