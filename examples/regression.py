@@ -1,6 +1,8 @@
-"""Regression on a table: scikit-learn's diabetes data from a Parquet file. python examples/regression.py [FOLDER]"""
+"""Regression on a table: scikit-learn's diabetes data from a Parquet file. It ends at a validation R² of about 0.5.
 
-import sys
+python examples/regression.py
+"""
+
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from raytrain.data import held_out, parquet, stage
 
 
 def write_table(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     data = load_diabetes(as_frame=True).frame
     pq.write_table(pa.Table.from_pandas(data, preserve_index=False), path, row_group_size=100)
     return path
@@ -35,20 +38,16 @@ def train_loop(ctx) -> None:
     for _ in ctx.epochs():
         for batch in ctx.batches("train"):
             update(batch, loss_of)
-        wrong = total = 0.0
+        sums = np.zeros(4)
         for batch in ctx.batches("validation"):
-            with torch.no_grad():
-                wrong += float(loss_of(batch)) * batch.size
-            total += batch.size
-        wrong, total = ctx.sum_over_ranks(wrong, total)
-        ctx.log(validation_loss=wrong / total)  # of a target whose variance is 1: 1 - R²
+            y = batch["target"]
+            sums += [loss_of(batch).item() * batch.size, y.square().sum().item(), y.sum().item(), batch.size]
+        wrong, squares, total, count = ctx.sum_over_ranks(*sums)
+        ctx.log(validation_r2=1 - wrong / (squares - total**2 / count))
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "data")
-    folder.mkdir(parents=True, exist_ok=True)
-    table = parquet(write_table(folder / "diabetes.parquet"))
+    table = parquet(write_table(Path("data/diabetes.parquet")))
     pipeline = Pipeline(table, [stage(as_vector, on="*")], batch_size=32, validation=held_out(0.2))
-    job = {"name": "regression", "training": {"epochs": 20, "checkpoint": {"best": "validation_loss"}}}
-    record = fit(train_loop, pipeline, Job.from_dict(job))
-    print(f"validation R²: {1 - min(epoch['validation_loss'] for epoch in record.epochs):.2f}")
+    record = fit(train_loop, pipeline, Job.from_dict({"name": "regression", "training": {"epochs": 5}}))
+    print(f"validation R²: {record.epochs[-1]['validation_r2']:.2f}")

@@ -320,3 +320,13 @@ def test_each_row_of_a_ray_data_set_once(tmp_path, two_nodes):
     opened = same_run(of_ray(tmp_path), CROP, "share", collate={"tokens": "padded"})
     assert (opened.train.num_samples, opened.schema["label"].classes) == (COUNT, ("a", "b"))
     assert "only if the ray.data.Dataset is deterministic" in opened.train.guarantee
+    import ray
+
+    @ray.remote
+    def read(splits: bytes) -> list[Any]:
+        _, work = pickle.loads(splits)
+        return work["train"].manifest.read_many([0, COUNT - 1])
+
+    here = opened.train.read_many([0, COUNT - 1])
+    for sample, other in zip(ray.get(read.remote(opened.pickled_splits())), here, strict=True):
+        assert sample["label"] == other["label"] and np.array_equal(sample["tokens"], other["tokens"]), "in a worker"

@@ -6,6 +6,7 @@ can be gone on with after a restart; see `from_ray`.
 
 from __future__ import annotations
 
+import pickle
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -115,7 +116,15 @@ class BlockReader:
         return table
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict()}
+        """The references with their owner, without whom no worker finds the blocks: only Ray's own pickle tells it, and
+        it keeps them alive as long as this process is connected."""
+        import ray
+
+        rays_own: Any = ray.cloudpickle
+        return {**self.__dict__, "references": rays_own.dumps(self.references), "_cache": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, references=pickle.loads(state["references"]))
 
 
 def open_from_ray(source: FromRay, like: Schema | None) -> Manifest:
