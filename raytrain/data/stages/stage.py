@@ -26,6 +26,7 @@ Change = Callable[[Field], Field]
 
 WHOLE = "*"  # all fields
 DECODED_FROM = ".decoded_from"  # behind a field's name: (height, width) of an image that was decoded smaller
+SAMPLES = "expected a dict of all fields, a list of such, or None to leave the sample out"
 CALLED_WITH = {
     "field": "one array",
     "fields": "a dict of fields",
@@ -173,13 +174,24 @@ class Stage:
         if isinstance(result, Mapping):
             return {name: self._plain(value, name) for name, value in result.items()}
         if isinstance(result, Iterable) and not isinstance(result, str | bytes | np.ndarray):
-            several = list(result)
-            if all(isinstance(each, Mapping) for each in several):
-                return [{name: self._plain(value, name) for name, value in each.items()} for each in several]
-        raise TypeError(
-            f"it returned {type(result).__name__}, expected a dict of all fields, a list of such, or None to leave the "
-            "sample out"
-        )
+            return self._several(result)
+        raise TypeError(f"it returned {type(result).__name__}, {SAMPLES}")
+
+    def _several(self, results: Iterable[Any]) -> list[Sample]:
+        """Samples that share no memory: a generator may fill the same for each, and stages may change what they get."""
+        lazy, seen = not isinstance(results, list | tuple), set()
+        found: list[Sample] = []
+        for each in results:
+            if not isinstance(each, Mapping):
+                raise TypeError(f"it returned {type(results).__name__}, {SAMPLES}")
+            sample = {name: self._plain(value, name) for name, value in each.items()}
+            for name, value in sample.items():
+                if isinstance(value, np.ndarray):
+                    is_shared = lazy or not value.flags.owndata or id(value) in seen
+                    sample[name] = value.copy() if is_shared else value
+                    seen.add(id(sample[name]))
+            found.append(sample)
+        return found
 
     # --- before anything starts ---
 
