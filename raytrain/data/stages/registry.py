@@ -16,6 +16,7 @@ from raytrain.data.stages.options import check_options
 from raytrain.data.stages.stage import Stage, stage
 from raytrain.data.stages.torchvision import is_transform, of_transform
 from raytrain.errors import ConfigError, nearest, one_line
+from raytrain.record.status import READ
 
 
 def as_stage(value: Any) -> Stage:
@@ -43,7 +44,7 @@ def settle(stages: Sequence[Stage], schema: Schema, key: str) -> tuple[tuple[Sta
         ConfigError: one wants a field that there is not, or something else than it is.
     """
     settled: list[Stage] = []
-    seen: dict[str, int] = {}
+    seen: dict[str, int] = {READ: 1}
     for number, each in enumerate(stages, start=1):
         who = f"{key}: stage {number}, `{each.name}`,"
         if settled and settled[-1].scope == "batch" and each.scope != "batch":

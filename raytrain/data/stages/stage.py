@@ -26,6 +26,8 @@ Change = Callable[[Field], Field]
 
 WHOLE = "*"  # all fields
 DECODED_FROM = ".decoded_from"  # behind a field's name: (height, width) of an image that was decoded smaller
+FEWER_PIXELS = "put it after the crop or the resize, where there are fewer pixels"
+STORE_SMALLER = "store the images nearer to the size that you train on"
 SAMPLES = "expected a dict of all fields, a list of such, or None to leave the sample out"
 CALLED_WITH = {
     "field": "one array",
@@ -51,6 +53,7 @@ class Stage:
         gives: the fields that come out, instead, where its maker said so.
         keeps: the function says whether the sample goes on, and changes nothing.
         decodes: it takes encoded bytes.
+        helps: where it takes much of the time, what to do; empty where only its author knows.
         told: which of `kind` (of `fields`: `kinds`, by name) and `canvas`, (height, width) of an image or mask, for
             boxes that of the first of these, its function is called with too.
     """
@@ -66,6 +69,7 @@ class Stage:
     gives: Schema | None = None
     keeps: bool = False
     decodes: bool = False
+    helps: str = ""
     told: frozenset[str] = frozenset()
     on_kinds: tuple[Kind, ...] = ()  # of the fields `on`, once settled
 
@@ -334,6 +338,7 @@ def built_in(
     kinds: tuple[Kind, ...],
     change: Change,
     decodes: bool = False,
+    helps: str = FEWER_PIXELS,
     **options: Any,
 ) -> Stage:
     """One of ours, on each of its fields alike.
@@ -347,7 +352,16 @@ def built_in(
     told = frozenset({"kind", "canvas"} & set(parameters))
     random = "rng" in parameters
     return Stage(
-        name, function, random, options, on=on_names(on), kinds=kinds, change=change, decodes=decodes, told=told
+        name,
+        function,
+        random,
+        options,
+        on=on_names(on),
+        kinds=kinds,
+        change=change,
+        decodes=decodes,
+        helps=helps,
+        told=told,
     )
 
 
