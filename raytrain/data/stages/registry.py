@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from raytrain import data, public_names
 from raytrain.config.own_code import import_object
@@ -68,28 +68,43 @@ STAGES: dict[str, Callable[..., Stage]] = {
 
 
 def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
-    """`name`, `{name: {option: value}}`, or `package.module:function` in place of the name.
+    """`name`, `{name: {option: value}}`, or `package.module:name` of one's own: a function of one array, a function or
+    class that makes a Stage (its return type says so), or a Stage, which is taken as it is.
 
     Raises:
         ConfigError: an unknown stage (naming the nearest), an option that it does not have, a module without it.
     """
     name, options = next(iter(spec.items())) if isinstance(spec, dict) else (spec, None)
-    known = [] if ":" in name else _options_of(name)
+    found = STAGES[name] if name in STAGES else import_object(name) if ":" in name else _unknown(name)
+    makes = _makes_stages(found)
+    known = list(inspect.signature(found).parameters.values()) if makes else []
     if not isinstance(options, dict | None):
         option = next((each.name for each in known), "option")
         raise ConfigError(f"stage {name!r}: write its options by name, such as `{name}: {{{option}: {options!r}}}`")
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in (options or {}).items()}
-    if ":" in name:
-        own = import_object(name)
-        return own(**options) if isinstance(own, type) and issubclass(own, Stage) else stage(own, **options)
+    if makes:
+        return _made(name, found, known, options)
+    if not isinstance(found, Stage) and not is_transform(found):
+        return stage(found, **options)
+    if options:
+        raise ConfigError(f"stage {name!r} has been made already and takes no options; name the function that makes it")
+    return as_stage(found)
+
+
+def _makes_stages(found: Any) -> bool:
+    if isinstance(found, type):
+        return issubclass(found, Stage)
+    returns = getattr(found, "__annotations__", {}).get("return")
+    return returns is Stage or (isinstance(returns, str) and returns.rpartition(".")[2] == Stage.__name__)
+
+
+def _made(name: str, makes: Callable[..., Stage], known: list[inspect.Parameter], options: dict[str, Any]) -> Stage:
     check_options(f"stage {name!r}", known, options)
     try:
-        return STAGES[name](**options)
+        return makes(**options)
     except (TypeError, ValueError) as error:  # a value of another type than it takes
         raise ConfigError(f"stage {name!r} does not take the values {options!r}: {one_line(error)}") from None
 
 
-def _options_of(name: str) -> list[inspect.Parameter]:
-    if name not in STAGES:
-        raise ConfigError(f"unknown stage {name!r}{nearest(name, STAGES)} (known: {', '.join(STAGES)})")
-    return list(inspect.signature(STAGES[name]).parameters.values())
+def _unknown(name: str) -> NoReturn:
+    raise ConfigError(f"unknown stage {name!r}{nearest(name, STAGES)} (known: {', '.join(STAGES)})")
