@@ -51,7 +51,7 @@ class Whole(Photos):
         ([Photos()], {}, "a map-style data set of your own, with __len__ and __getitem__, not Photos"),
         ([{0: "a"}], {}, "with __len__ and __getitem__, not dict"),
         ([Whole], {}, "Pipeline: train must be a data set, not its class: write Whole(...)"),
-        ([None], {}, "Pipeline: train must be a source of raytrain.data (image_folder, parquet, webdataset or "),
+        ([None], {}, "Pipeline: train must be a source of raytrain.data (arrays, coco, "),
         ([None], {}, "not nothing"),
         ([SOURCE], {"validation": "/data"}, "Pipeline: validation must be a source, not a path"),
         (

@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 from raytrain import data, public_names
-from raytrain.config.own_code import import_object
+from raytrain.config.own_code import OFFERED_STAGES, import_object, offered
 from raytrain.data.samples.fields import Schema
 from raytrain.data.stages.ahead import looking_ahead
 from raytrain.data.stages.options import check_options
@@ -57,25 +57,25 @@ def settle(stages: Sequence[Stage], schema: Schema, key: str) -> tuple[tuple[Sta
 
 # --- from a job file ----------------------------------------------------------------------------------------------
 
-PLACES = tuple(f"raytrain.data.stages.{module}" for module in ("images", "geometry", "torchvision"))
-"""Modules whose public functions are stages by their name."""
-
 STAGES: dict[str, Callable[..., Stage]] = {
     name: getattr(import_module(module), name)
     for name, module in public_names(data.__file__).items()
-    if module in PLACES
+    if module.startswith("raytrain.data.stages.") and module != Stage.__module__
 }
+"""By the lines of `raytrain/data/__init__.pyi`: the public functions of this folder, but for those that make a stage of
+anything."""
 
 
 def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
-    """`name`, `{name: {option: value}}`, or `package.module:name` of one's own: a function of one array, a function or
-    class that makes a Stage (its return type says so), or a Stage, which is taken as it is.
+    """`name`, or `{name: {option: value}}`. The name is that of a stage of ours, `package.module:name` of one's own, or
+    what an installed package calls its own (`[project.entry-points."raytrain.stages"]`): a function of one array, a
+    function or class that makes a Stage (its return type says so), or a Stage, which is taken as it is.
 
     Raises:
         ConfigError: an unknown stage (naming the nearest), an option that it does not have, a module without it.
     """
     name, options = next(iter(spec.items())) if isinstance(spec, dict) else (spec, None)
-    found = STAGES[name] if name in STAGES else import_object(name) if ":" in name else _unknown(name)
+    found = STAGES[name] if name in STAGES else import_object(name if ":" in name else _offered(name))
     makes = _makes_stages(found)
     known = list(inspect.signature(found).parameters.values()) if makes else []
     if not isinstance(options, dict | None):
@@ -106,5 +106,10 @@ def _made(name: str, makes: Callable[..., Stage], known: list[inspect.Parameter]
         raise ConfigError(f"stage {name!r} does not take the values {options!r}: {one_line(error)}") from None
 
 
-def _unknown(name: str) -> NoReturn:
-    raise ConfigError(f"unknown stage {name!r}{nearest(name, STAGES)} (known: {', '.join(STAGES)})")
+def _offered(name: str) -> str:
+    """Where the stage of an installed package is."""
+    known = offered(OFFERED_STAGES)
+    if name not in known:
+        every = [*STAGES, *known]
+        raise ConfigError(f"unknown stage {name!r}{nearest(name, every)} (known: {', '.join(every)})")
+    return known[name]

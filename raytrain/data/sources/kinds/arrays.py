@@ -18,11 +18,12 @@ from raytrain.data.samples.fields import DTYPES, IMAGE, TEXT, Field, Kind, Sampl
 from raytrain.data.sources.files import Listing, Place, described, list_files, path_of
 from raytrain.data.sources.labels import classes_of, label_field, numbered
 from raytrain.data.sources.manifest import Manifest
+from raytrain.data.sources.registry import InProgram
 from raytrain.errors import DataError, one_line
 
 
 @dataclass(frozen=True)
-class InMemory:
+class InMemory(InProgram):
     """Arrays of the program's own. Those that are memory-mapped files stay there, and workers open them anew."""
 
     arrays: Mapping[str, np.ndarray]
@@ -30,7 +31,8 @@ class InMemory:
     labels: tuple[str, ...] = ("label",)
     limit: int | None = None
     weights: str | None = None
-    kind: str = "arrays"
+
+    kind = "arrays"
 
 
 def arrays(
@@ -132,7 +134,7 @@ def _value(row: Any) -> Any:
     return str(row) if isinstance(row, np.str_) else np.asarray(row)[()]
 
 
-def open_arrays(source: ArraysSource | InMemory, like: Schema | None) -> Manifest:
+def open_arrays(source: ArraysSource | InMemory, like: Schema | None, seed: int) -> Manifest:
     filesystem: pyarrow.fs.FileSystem = pyarrow.fs.LocalFileSystem()
     told = "arrays"
     places: dict[str, Stored | np.ndarray] = {}

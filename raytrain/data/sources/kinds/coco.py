@@ -45,7 +45,7 @@ def coco(
     )
 
 
-def open_coco(source: CocoSource, like: Schema | None) -> Manifest:
+def open_coco(source: CocoSource, like: Schema | None, seed: int) -> Manifest:
     tree = _tree(source.annotations)
     categories = sorted(tree["categories"], key=lambda each: each["id"])
     number = {each["id"]: place for place, each in enumerate(categories)}

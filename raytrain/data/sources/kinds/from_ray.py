@@ -18,6 +18,7 @@ from raytrain.data.samples.fields import BYTES, IMAGE, Field, Sample, Schema
 from raytrain.data.sources.arrow import cell, field_of_type, looks_like_image
 from raytrain.data.sources.labels import classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
+from raytrain.data.sources.registry import InProgram
 from raytrain.errors import ConfigError, DataError, named
 
 BLOCK_CACHE_BYTES = 256 << 20
@@ -26,14 +27,15 @@ GUARANTEE = "each row exactly once an epoch in this run; after a resume, only if
 
 
 @dataclass(frozen=True)
-class FromRay:
+class FromRay(InProgram):
     """See `from_ray`."""
 
     dataset: Any
     columns: Mapping[str, str] | None = None
     masks: tuple[str, ...] = ()
     labels: tuple[str, ...] = ("label",)
-    kind: str = "from_ray"
+
+    kind = "from_ray"
 
 
 def from_ray(
@@ -118,7 +120,7 @@ class BlockReader:
         return {**self.__dict__, "_cache": OrderedDict()}
 
 
-def open_from_ray(source: FromRay, like: Schema | None) -> Manifest:
+def open_from_ray(source: FromRay, like: Schema | None, seed: int) -> Manifest:
     import ray
 
     try:

@@ -97,7 +97,7 @@ class ArrowReader:
         return {**self.__dict__, "_tables": {}}
 
 
-def open_huggingface(source: HuggingFaceSource, like: Schema | None) -> Manifest:
+def open_huggingface(source: HuggingFaceSource, like: Schema | None, seed: int) -> Manifest:
     filesystem, root = filesystem_of(source.path)
     root = _of_split(source, filesystem, root)
     state = _json(filesystem, f"{root}/{STATE}", source.path)

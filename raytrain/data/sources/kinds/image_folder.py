@@ -24,7 +24,7 @@ def image_folder(path: Place, *, limit: int | None = None) -> ImageFolderSource:
     return described(ImageFolderSource, "image_folder", path=path_of(path), limit=limit)
 
 
-def open_image_folder(source: ImageFolderSource, like: Schema | None) -> Manifest:
+def open_image_folder(source: ImageFolderSource, like: Schema | None, seed: int) -> Manifest:
     listing = below(source.path)
     images = [name for name in listing.names if "/" in name and name.lower().endswith(IMAGE_SUFFIXES)]
     if not images:

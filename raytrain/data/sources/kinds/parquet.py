@@ -53,7 +53,7 @@ def parquet(
     )
 
 
-def open_parquet(source: ParquetSource, like: Schema | None) -> Manifest:
+def open_parquet(source: ParquetSource, like: Schema | None, seed: int) -> Manifest:
     listing = list_files(source.path)
     files = listing.ending(".parquet", ".pq")
     if not files:

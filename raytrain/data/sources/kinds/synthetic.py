@@ -52,7 +52,7 @@ def _described(what: Field) -> dict[str, object]:
     }
 
 
-def open_synthetic(source: SyntheticSource, seed: int) -> Manifest:
+def open_synthetic(source: SyntheticSource, like: Schema | None, seed: int) -> Manifest:
     numbers = np.arange(source.num_samples, dtype=np.int64)
     if source.fields is None:
         image, names = Field("float32", source.shape, "image"), _names(source.num_classes)
