@@ -15,7 +15,7 @@ import pyarrow.fs
 
 from raytrain.config.data import ArraysSource
 from raytrain.data.samples.fields import DTYPES, IMAGE, TEXT, Field, Kind, Sample, Schema
-from raytrain.data.sources.files import Listing, Place, described, list_files, path_of
+from raytrain.data.sources.files import Listing, Places, described, list_files, path_of
 from raytrain.data.sources.labels import classes_of, label_field, numbered
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.registry import InProgram
@@ -36,7 +36,7 @@ class InMemory(InProgram):
 
 
 def arrays(
-    given: Place | Mapping[str, Any],
+    path: Places | Mapping[str, Any],
     *,
     masks: Sequence[str] = (),
     labels: Sequence[str] = ("label",),
@@ -46,8 +46,8 @@ def arrays(
     """Arrays with the samples along their first axis: an `.npz` file, a folder of `.npy` files, or a dict of arrays.
 
     Args:
-        given: where they are. A field is named as the array in the `.npz` file, or the `.npy` file, is. `image` is
-            (samples, height, width, channels).
+        path: where they are, or the dict. A field is named as the array in the `.npz` file, or the `.npy` file, is.
+            `image` is (samples, height, width, channels).
         masks: fields that are masks.
         labels: fields whose text names classes.
         limit, weights: see `raytrain.config.data.BuiltIn`.
@@ -55,20 +55,21 @@ def arrays(
     Raises:
         DataError: a value of a dict is no array.
     """
-    if not isinstance(given, Mapping):
-        return described(
-            ArraysSource,
-            "arrays",
-            path=path_of(given),
-            masks=tuple(masks),
-            labels=tuple(labels),
-            limit=limit,
-            weights=weights,
-        )
-    for name, value in given.items():
+    asked = described(
+        ArraysSource,
+        "arrays",
+        path="in memory" if isinstance(path, Mapping) else path_of(path),
+        masks=tuple(masks),
+        labels=tuple(labels),
+        limit=limit,
+        weights=weights,
+    )
+    if not isinstance(path, Mapping):
+        return asked
+    for name, value in path.items():
         if not isinstance(value, np.ndarray) or value.ndim == 0:
             raise DataError(f"arrays: `{name}` must be a NumPy array with the samples along its first axis")
-    return InMemory(dict(given), tuple(masks), tuple(labels), limit, weights)
+    return InMemory(dict(path), asked.masks, asked.labels, asked.limit, asked.weights)
 
 
 @dataclass(frozen=True)
