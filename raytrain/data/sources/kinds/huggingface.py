@@ -13,10 +13,11 @@ import pyarrow.fs
 
 from raytrain.config.data import HuggingFaceSource
 from raytrain.data.samples.fields import BYTES, IMAGE, Field, Sample, Schema
-from raytrain.data.sources.arrow import cell, field_of_type, looks_like_image
+from raytrain.data.sources.arrow import cell, field_of_type, lengths_of, looks_like_image
 from raytrain.data.sources.files import Place, described, filesystem_of, path_of
 from raytrain.data.sources.labels import classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
+from raytrain.data.sources.readers import at_places
 from raytrain.errors import DataError, looked_for, nearest, one_line
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
@@ -92,6 +93,11 @@ class ArrowReader:
                     source = pa.py_buffer(stream.read())
             self._tables[number] = pa.ipc.open_stream(source).read_all()
         return self._tables[number]
+
+    def lengths(self, rows: pa.Table, name: str) -> np.ndarray | None:
+        """Of one field, int64 by row; None of what has no length."""
+        each = [lengths_of(self.table(number).column(self.columns[name])) for number in range(len(self.files))]
+        return at_places(each, rows.column("file").to_numpy(), rows.column("row").to_numpy())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tables": {}}
