@@ -16,7 +16,7 @@ import pyarrow.fs
 from raytrain.config.data import ArraysSource
 from raytrain.data.samples.fields import DTYPES, IMAGE, TEXT, Field, Kind, Sample, Schema
 from raytrain.data.sources.files import Listing, Places, described, list_files, path_of
-from raytrain.data.sources.labels import classes_of, label_field, numbered
+from raytrain.data.sources.labels import check_apart, classes_of, label_field, numbered
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.registry import InProgram
 from raytrain.errors import DataError, one_line
@@ -157,11 +157,12 @@ def open_arrays(source: ArraysSource | InMemory, like: Schema | None, seed: int)
     fields: dict[str, Field] = {}
     for name, array in found.items():
         if name in source.labels and array.ndim == 1 and array.dtype.kind in "iubU":
+            check_apart([name], ["number"], told)
             rows[name], classes = numbered(pa.chunked_array([pa.array(array)]), classes_of(like, name), name, told)
             fields[name] = label_field(classes)
         else:
             fields[name] = _field(name, array, name in source.masks, told)
-            if array.ndim == 1 and array.dtype.kind in "iuf":  # what may be weights or lengths
+            if array.ndim == 1 and array.dtype.kind in "iuf" and name not in rows:  # what may be weights or lengths
                 rows[name] = np.asarray(array)
     known = tuple(name for name in rows if name != "number")
     rest = {name: where for name, where in places.items() if name not in known}

@@ -15,7 +15,7 @@ from raytrain.config.data import HuggingFaceSource
 from raytrain.data.samples.fields import BYTES, IMAGE, Field, Sample, Schema
 from raytrain.data.sources.arrow import cell, field_of_type, lengths_of, looks_like_image
 from raytrain.data.sources.files import Place, described, filesystem_of, path_of
-from raytrain.data.sources.labels import classes_of, label_field, names_classes, numbered
+from raytrain.data.sources.labels import check_apart, classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.readers import at_places
 from raytrain.errors import DataError, looked_for, nearest, one_line
@@ -133,6 +133,7 @@ def open_huggingface(source: HuggingFaceSource, like: Schema | None, seed: int) 
     fields = {name: _field(name, column, types, features, source) for name, column in columns.items()}
     named = {name for name in fields if name in source.labels and names_classes(types.field(columns[name]).type)}
     known = tuple(name for name in fields if name in named or name == source.weights)
+    check_apart(known, rows, source.path)
     for name in known:
         values = pa.chunked_array([chunk for table in tables for chunk in table.column(columns[name]).chunks])
         rows[name] = values
