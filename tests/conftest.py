@@ -246,6 +246,7 @@ def record(job_tree) -> RunRecord:
             "samples": 640,
             "samples_per_s": 64.0,
             "wait_share": 0.2,
+            "limited_by": "balanced",
             "bottleneck": "balanced: the ranks wait for data 20% of the time; stage 'decode' takes longest",
             "attempts": 1,
         },

@@ -20,9 +20,11 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from raytrain import Job, data
-from raytrain.config.data import BuiltInSource, HeldOut, OwnSource, Padded, StageSpec
+from raytrain.config import data as sections
+from raytrain.config.data import HeldOut, OwnSource, Padded, StageSpec
 from raytrain.config.section import ObjectPath, Section
 from raytrain.data.samples.fields import Field
+from raytrain.data.sources import registry
 from raytrain.data.stages.registry import STAGES
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
@@ -30,12 +32,13 @@ BLOCK = re.compile(r"(<!-- (\w+), by tests/reference.py -->\n).*?(?=<!-- /\2 -->
 
 COLLATIONS = ("padded", "ragged")
 OF_OWN = ("stage", "keep_if", "Field")  # for stages of one's own
-SOURCES = sorted((set(data.__all__) - {*STAGES, *COLLATIONS, *OF_OWN}), key=lambda name: (name == "held_out", name))
+SOURCES = [*sorted(registry.SOURCES), "held_out"]
 SECTIONS: dict[str, type[Section]] = {  # whose keys the arguments of a function are
-    **{get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in (*get_args(BuiltInSource), HeldOut)},
+    **sections.SOURCES,
+    "held_out": HeldOut,
     "padded": Padded,
 }
-ON_ITS_OWN = (*get_args(BuiltInSource), HeldOut, OwnSource)  # sections with a table of their own
+ON_ITS_OWN = (*sections.SOURCES.values(), HeldOut, OwnSource)  # sections with a table of their own
 MADE_WITH = {"dtype": "uint8", "transform": "Resize"}  # a stage, to see what it is; other options are 3
 MARKED = {get_args(ObjectPath)[1]: "`package.module:name`", get_args(StageSpec)[1]: "[stage](#stages)"}
 PLAIN = {int: "whole number", float: "number", bool: "true or false", str: "text", Field: "`Field`", Any: "anything"}

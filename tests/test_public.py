@@ -28,12 +28,12 @@ SIGNATURES = {
     "raytrain.Job.from_dict": "(tree: dict[str, Any], where: str = job) -> Job",
     "raytrain.data.Field": "(dtype: str = , shape: tuple[int | None, ...] | None = None, kind: Kind = , "
     "classes: tuple[str, ...] = ()) -> None",
-    "raytrain.data.arrays": "(given: Place | Mapping[str, Any], *, masks: Sequence[str] = (), labels: "
+    "raytrain.data.arrays": "(path: Places | Mapping[str, Any], *, masks: Sequence[str] = (), labels: "
     "Sequence[str] = (label,), limit: int | None = None, weights: str | None = None) -> ArraysSource | "
     "InMemory",
     "raytrain.data.center_crop": "(size: Size, *, on: On = None) -> Stage",
     "raytrain.data.coco": '(images: Place, annotations: Place, *, task: "Literal[detection, segmentation]" = '
-    "detection, limit: int | None = None) -> CocoSource",
+    "detection, limit: int | None = None, weights: str | None = None) -> CocoSource",
     "raytrain.data.color_jitter": "(brightness: Range = 0.0, contrast: Range = 0.0, saturation: Range = 0.0, "
     "hue: Range = 0.0, *, on: On = None) -> Stage",
     "raytrain.data.decode": "(*, scaled: bool = True, on: On = None) -> Stage",
@@ -48,7 +48,8 @@ SIGNATURES = {
     "raytrain.data.huggingface": "(path: Place, *, split: str | None = None, columns: Mapping[str, str] | "
     "None = None, masks: Sequence[str] = (), labels: Sequence[str] = (label,), limit: int | None = None, "
     "weights: str | None = None) -> HuggingFaceSource",
-    "raytrain.data.image_folder": "(path: Place, *, limit: int | None = None) -> ImageFolderSource",
+    "raytrain.data.image_folder": "(path: Place, *, limit: int | None = None, weights: str | None = None) -> "
+    "ImageFolderSource",
     "raytrain.data.image_list": "(path: Places, *, files: Mapping[str, str] | None = None, root: Place | None "
     "= None, masks: Sequence[str] = (), labels: Sequence[str] = (label,), limit: int | None = None, weights: "
     "str | None = None) -> ImageListSource",
@@ -73,7 +74,8 @@ SIGNATURES = {
     "raytrain.data.stage": "(function: Callable[..., Any], *, on: On = None, whole_batch: bool = False, "
     "gives: Mapping[str, Field] | None = None, name: str | None = None, **options: Any) -> Stage",
     "raytrain.data.synthetic": "(num_samples: int, *, shape: tuple[int, int, int] = (224, 224, 3), "
-    "num_classes: int = 1000, fields: Mapping[str, Field] | None = None, longest: int = 64) -> SyntheticSource",
+    "num_classes: int = 1000, fields: Mapping[str, Field] | None = None, longest: int = 64, "
+    "limit: int | None = None, weights: str | None = None) -> SyntheticSource",
     "raytrain.data.to_dtype": "(dtype: str, *, scale: bool = False, on: On = None) -> Stage",
     "raytrain.data.to_uint8": "(*, on: On = None) -> Stage",
     "raytrain.data.torchvision": "(transform: str, *, on: On = None, **options: Any) -> Stage",

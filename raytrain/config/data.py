@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from raytrain.config.own_code import OFFERED_SOURCES, offered
 from raytrain.config.section import ObjectPath, PositiveInt, Section, Share
 
 
@@ -28,6 +29,7 @@ Shape = tuple[PositiveInt | None, ...]
 class BuiltIn(Section):
     """What every source of ours may say."""
 
+    kind: str
     limit: PositiveInt | None = Field(None, description="the first so many samples alone")
     weights: str | None = Field(
         None, description="field with a number a sample: it comes so many times as often as one of weight 1"
@@ -138,34 +140,41 @@ class HeldOut(Section):
     seed: int = Field(0, description="of the draw; that of the job has no part in it")
 
 
+def _path_of(kind: Any) -> Any:
+    return offered(OFFERED_SOURCES).get(kind, kind) if isinstance(kind, str) and ":" not in kind else kind
+
+
 class OwnSource(Section):
-    """A class or function of the user's own, called with the other keys: a map-style data set."""
+    """A class or function of the user's own, called with the other keys: a map-style data set. Its `kind` is where it
+    is, or the name that an installed package gives it (`[project.entry-points."raytrain.sources"]`)."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    kind: ObjectPath
+    kind: Annotated[ObjectPath, BeforeValidator(_path_of)]
 
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
 
+SOURCES: dict[str, type[BuiltIn]] = {
+    get_args(each.model_fields["kind"].annotation)[0]: each for each in BuiltIn.__subclasses__()
+}
+"""By kind, the sections above."""
+
+
 def _whose(value: Any) -> str:
     kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return "own" if isinstance(kind, str) and ":" in kind else "built-in"
+    if not isinstance(kind, str) or kind in SOURCES or kind in get_args(HeldOut.model_fields["kind"].annotation):
+        return "built-in"
+    return "own" if ":" in kind or kind in offered(OFFERED_SOURCES) else "built-in"
 
 
-BuiltInSource = (
-    ImageFolderSource
-    | ImageListSource
-    | ParquetSource
-    | WebDatasetSource
-    | HuggingFaceSource
-    | ArraysSource
-    | CocoSource
-    | SyntheticSource
-)
-AnySource = BuiltInSource | OwnSource
+if TYPE_CHECKING:
+    BuiltInSource = BuiltIn
+else:
+    BuiltInSource = Union[tuple(SOURCES.values())]  # noqa: UP007 - of as many as there are
+AnySource = BuiltIn | OwnSource
 Source = Annotated[
     Annotated[BuiltInSource, Field(discriminator="kind"), Tag("built-in")] | Annotated[OwnSource, Tag("own")],
     Discriminator(_whose),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from raytrain.config.own_code import OFFERED_SOURCES, offered
 from raytrain.errors import ConfigError, nearest, one_line
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -140,7 +141,7 @@ def _problem(found: Any, place: tuple[Any, ...], root: type[BaseModel]) -> str:
     if kind == "missing":
         return f"{key!r} is missing"
     if kind.startswith("union_tag_"):
-        kinds = list(_kinds(_walk(root, found["loc"])[1]))
+        kinds = [*_kinds(_walk(root, found["loc"])[1]), *offered(OFFERED_SOURCES)]
         known = f"{', '.join(kinds)}, or package.module:name for your own"
         if "tag" not in ctx:
             return f"{key}: 'kind' is missing; it is one of {known}"

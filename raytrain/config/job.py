@@ -10,7 +10,7 @@ from pydantic import Field
 from raytrain.config.cluster import Cluster
 from raytrain.config.data import Data
 from raytrain.config.file import read_tree, section_of
-from raytrain.config.own_code import look_in
+from raytrain.config.own_code import OFFERED_STAGES, look_in, offered
 from raytrain.config.sagemaker import SageMaker
 from raytrain.config.section import Section
 from raytrain.config.training import Model, Training
@@ -47,11 +47,12 @@ class Job(Section):
         """Every `package.module:name` that it names: its loop, model, sources and stages."""
         data = self.data
         stages = (*data.stages, *(data.validation_stages or ())) if data else ()
+        known = offered(OFFERED_STAGES) if stages else {}
         names = [
             self.training.loop,
             self.model and self.model.name,
             *(source and source.kind for source in ((data.train, data.validation) if data else ())),
-            *(name for spec in stages for name in ([spec] if isinstance(spec, str) else spec)),
+            *(known.get(name, name) for spec in stages for name in ([spec] if isinstance(spec, str) else spec)),
         ]
         return tuple(dict.fromkeys(name for name in names if name and ":" in name))
 

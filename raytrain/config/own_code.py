@@ -10,6 +10,7 @@ import ast
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -26,6 +27,7 @@ from typing import Any
 
 from raytrain.errors import ConfigError, named, nearest
 
+OFFERED_SOURCES, OFFERED_STAGES = "raytrain.sources", "raytrain.stages"  # groups of entry points
 OBJECT_PATH_FORM = "must look like package.module:name"
 MOST_BYTES = 16 << 20  # of source that travels; more is a package to install
 PACKAGE_FOLDERS = frozenset(["site-packages", "dist-packages"])
@@ -57,6 +59,22 @@ def import_object(path: str, key: str = "") -> Any:
         of = f" ({module.__file__})" if getattr(module, "__file__", None) else ""
         raise ConfigError(f"{start}module {name!r}{of} has no {attribute!r}{nearest(attribute, vars(module))}")
     return getattr(module, attribute)
+
+
+def offered(group: str) -> dict[str, str]:
+    """By name, the `package.module:name` that installed packages have entry points for.
+
+    Raises:
+        ConfigError: two packages give one name to two things.
+    """
+    found: dict[str, str] = {}
+    for each in importlib.metadata.entry_points(group=group):
+        before = found.setdefault(each.name, each.value)
+        if before != each.value:
+            raise ConfigError(
+                f"{each.name!r} is {before} of one installed package and {each.value} of another; name it so"
+            )
+    return found
 
 
 def is_object_path(path: str) -> bool:

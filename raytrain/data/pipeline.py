@@ -7,11 +7,11 @@ import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import cloudpickle
 
-from raytrain.config.data import AnySource, Arrival, BuiltInSource, Data, HeldOut, Normalize, OwnSource
+from raytrain.config.data import AnySource, Arrival, BuiltIn, Data, HeldOut, Normalize, OwnSource
 from raytrain.config.data import Buckets as BucketsOf
 from raytrain.config.file import section_of
 from raytrain.config.own_code import own_code
@@ -20,18 +20,16 @@ from raytrain.data.producer import SplitWork
 from raytrain.data.samples.fields import Schema
 from raytrain.data.samples.rules import check_arrivals, collated, parse_collation
 from raytrain.data.sources.cache import kept_in
-from raytrain.data.sources.kinds.arrays import InMemory
-from raytrain.data.sources.kinds.from_ray import FromRay
-from raytrain.data.sources.kinds.own import FromTorch, MapDataset, factory_of
+from raytrain.data.sources.kinds.own import MapDataset, factory_of
 from raytrain.data.sources.lengths import lengths_of
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.open import open_manifest, open_split
+from raytrain.data.sources.registry import SOURCES, InProgram
 from raytrain.data.stages.registry import as_stage, parse_stage, settle
 from raytrain.data.stages.stage import Stage
 from raytrain.errors import ConfigError, RaytrainError, named
 
-Described = AnySource | InMemory | FromRay | FromTorch
-Source = Described | MapDataset
+Source: TypeAlias = AnySource | InProgram | MapDataset
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ class Pipeline:
             _check_same(schema, other)
             splits["validation"] = SplitWork(validation, checked, self.collate)
         opened = OpenPipeline(self, splits, schema, buckets)
-        if not all(isinstance(each, BuiltInSource | HeldOut | None) for each in (self.train, self.validation)):
+        if not all(isinstance(each, BuiltIn | HeldOut | None) for each in (self.train, self.validation)):
             opened.pickled_splits()  # before anything is started
         return opened
 
@@ -178,7 +176,7 @@ def _check_same(training: Schema, validation: Schema) -> None:
 def _check_source(name: str, value: Any) -> None:
     if isinstance(value, OwnSource):
         factory_of(value, f"data.{name}")
-    if isinstance(value, Described):
+    if isinstance(value, AnySource | InProgram):
         return
     if isinstance(value, type):
         raise ConfigError(f"Pipeline: {name} must be a data set, not its class: write {value.__name__}(...)")

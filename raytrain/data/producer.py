@@ -25,7 +25,7 @@ from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stage_clock import StageClock
 from raytrain.data.stages.stage import Stage
 from raytrain.errors import ConfigError, DataError, RaytrainError, named
-from raytrain.record.status import Failure
+from raytrain.record.status import READ, Failure
 
 CACHED_SEGMENTS = 3
 TEMPLATE_TRIES = 64
@@ -103,12 +103,12 @@ class Producer:
         epochs, ids = self._of(part, keys)
         stages = [s.name for s in split.stages]
 
-        clock = StageClock(["read", *stages])
+        clock = StageClock([READ, *stages])
         raw = split.manifest.read_many(
             ids, lambda place: self._rng.of(int(epochs[place]), int(ids[place]), reading=True)
         )
-        clock.lap("read")
-        clock.settle(["read"])
+        clock.lap(READ)
+        clock.settle([READ])
         read_bytes = _encoded_bytes(raw)
         made = self._stages_of(split, raw, epochs.tolist(), ids.tolist(), clock)
         if made is None:  # what came before has been overwritten

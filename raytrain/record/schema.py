@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from raytrain.errors import ConfigError
 from raytrain.record.guarantee import EXACTLY_ONCE
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 POINTS = 600  # of a timeline
 
 
@@ -112,12 +112,13 @@ class StageFigures(Part):
 
 class Totals(Part):
     """Over the last attempt. `samples_per_s` (all ranks) and `wait_share` are of training time: waiting, transferring
-    and computing, without start-up, evaluation and checkpoints."""
+    and computing, without start-up, evaluation and checkpoints. `limited_by` is told at length in `bottleneck`."""
 
     wall_s: float
     samples: int
     samples_per_s: float
     wait_share: float
+    limited_by: Literal["compute", "balanced", "input", "unknown"]
     bottleneck: str
     attempts: int
 
@@ -246,7 +247,7 @@ class RunRecord(Part):
         guarantee: what holds of the samples of an epoch.
     """
 
-    schema_version: Literal[4] = SCHEMA_VERSION
+    schema_version: Literal[5] = SCHEMA_VERSION
     name: str
     status: Literal["finished", "stopped", "failed"]
     error: str | None

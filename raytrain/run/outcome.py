@@ -129,12 +129,14 @@ def _totals(started_at: float, status: Status, results: Sequence[RankResult], st
     waited = sum(result.times.wait_s for result in results)
     trained = sum(result.times.train_s for result in results)
     share = waited / trained if trained else 0.0
+    verdict = who_waits(share, [result.figures for result in results], stages)
     return Totals(
         wall_s=time.time() - started_at,
         samples=samples,
         samples_per_s=samples / (trained / len(results)) if trained else 0.0,
         wait_share=share,
-        bottleneck=who_waits(share, [result.figures for result in results], stages).text,
+        limited_by=verdict.kind,
+        bottleneck=verdict.text,
         attempts=status.attempts,
     )
 

@@ -235,6 +235,53 @@ def test_a_stage_that_reuses_its_memory_may_come_behind_one_that_makes_several(c
     }
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("how", ["arrays", "tensors", "one dict", "views"])
+def test_a_stage_that_makes_several_may_fill_the_same_memory_for_each(how, count):
+    memory, one = np.empty((2, 3)), {}
+
+    def each(sample):
+        for factor in (1, 10, 100):
+            memory[:] = sample["x"] * factor
+            x = torch.from_numpy(memory)[0] if how == "tensors" else memory[0]
+            found = one if how == "one dict" else {}
+            found.update(sample, x=x)
+            if how == "views":
+                found["more"] = memory[1:]
+            yield found
+
+    found = Made(Numbers(6), [stage(each, on="*"), stage(noisy, on="number")], 2, count=count).samples()
+    assert {key: value["x"].tolist() for key, value in found.items()} == {
+        (i, part): [i * factor] * 3 for i in range(6) for part, factor in enumerate((1, 10, 100))
+    }
+    if how == "views":
+        assert all(np.array_equal(value["more"][0], value["x"]) for value in found.values())
+
+
+def test_a_generator_may_fill_the_memory_of_the_sample_itself():
+    def in_place(sample):
+        for _ in range(3):
+            sample["x"] += 1
+            yield sample
+
+    found = Made(Numbers(4), [stage(in_place, on="*")]).samples()
+    assert {key: value["x"].tolist() for key, value in found.items()} == {
+        (i, part): [i + part + 1] * 3 for i in range(4) for part in range(3)
+    }
+
+
+def test_what_a_later_stage_changes_in_one_of_several_is_not_changed_in_the_others():
+    def in_place(x):
+        x += 1
+        return x
+
+    for shared in (lambda sample: [sample] * 3, lambda sample: [{**sample, "x": sample["x"][:2]} for _ in range(3)]):
+        found = Made(Numbers(4), [stage(shared, on="*", name="shared"), stage(in_place, on="x")]).samples()
+        assert {key: set(value["x"].tolist()) for key, value in found.items()} == {
+            (i, part): {i + 1} for i in range(4) for part in range(3)
+        }
+
+
 def test_a_batch_of_nothing_but_failures_has_the_others_fields_though_one_sample_becomes_several():
     def views(sample):
         if sample["number"] == 0:

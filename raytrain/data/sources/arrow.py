@@ -59,6 +59,29 @@ def _array(value: pa.DataType, shape: tuple[int | None, ...], name: str) -> Fiel
     return Field(inner.dtype, shape, kind) if inner is not ANYTHING else None
 
 
+def lengths_of(values: pa.Array | pa.ChunkedArray) -> np.ndarray | None:
+    """int64: of lists along their first axis, of text in characters, of bytes; of a whole number, it; 0 where there is
+    nothing. None of what has no length."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        return lengths_of(values.cast(kind.value_type))
+    if pa.types.is_struct(kind) and is_binary(kind):  # the {bytes, path} of Hugging Face data sets
+        return lengths_of(pc.struct_field(values, "bytes"))
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return np.full(len(values), kind.shape[0], np.int64)
+    if pa.types.is_integer(kind):
+        lengths = values
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        lengths = pc.utf8_length(values)
+    elif is_binary(kind):
+        lengths = pc.binary_length(values)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        lengths = pc.list_value_length(values)
+    else:
+        return None
+    return np.asarray(pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False), np.int64)
+
+
 def cell(value: pa.Scalar) -> Any:
     """An Arrow value as a field's; None where it is null.
 

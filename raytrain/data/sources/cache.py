@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,9 @@ from raytrain.config.data import BuiltIn
 from raytrain.data.samples.fields import Field, Schema
 from raytrain.data.sources.files import Listing
 from raytrain.data.sources.manifest import Manifest
-from raytrain.data.sources.readers import FileReader, ParquetReader, ShardReader
 
-READERS: dict[str, Any] = {each.__name__: each for each in (FileReader, ParquetReader, ShardReader)}
-VERSION = 1
+READERS = "raytrain.data.sources."  # where they are
+VERSION = 2
 MOST_KEPT = 16  # the latest
 _FOLDER: ContextVar[Path | None] = ContextVar("manifests", default=None)
 
@@ -67,7 +67,7 @@ def _stamp(source: BuiltIn, listing: Listing, like: Schema | None) -> str:
 
 def _write(path: Path, manifest: Manifest) -> None:
     about = {
-        "reader": [type(manifest.reader).__name__, _of_reader(manifest.reader)],
+        "reader": [type(manifest.reader).__module__, type(manifest.reader).__qualname__, _of_reader(manifest.reader)],
         "schema": {name: asdict(each) for name, each in manifest.schema.items()},
         "known": manifest.known,
         "starts": None if manifest.group_starts is None else manifest.group_starts.tolist(),
@@ -90,10 +90,14 @@ def _read(path: Path, filesystem: pyarrow.fs.FileSystem) -> Manifest | None:
         with pa.OSFile(str(path), "rb") as source:
             rows = pa.ipc.open_file(source).read_all()
         about = json.loads(rows.schema.metadata[b"about"])
-        name, given = about["reader"]
-        reader = READERS[name](filesystem=filesystem, **{key: _frozen(value) for key, value in given.items()})
+        module, name, given = about["reader"]
+        if not module.startswith(READERS):
+            return None
+        reader = getattr(import_module(module), name)(
+            filesystem=filesystem, **{key: _frozen(value) for key, value in given.items()}
+        )
         schema = {each: Field(**{key: _frozen(v) for key, v in what.items()}) for each, what in about["schema"].items()}
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, ImportError):
         return None
     starts = None if about["starts"] is None else np.array(about["starts"], np.int64)
     rows = rows.replace_schema_metadata(None)

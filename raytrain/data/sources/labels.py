@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 
@@ -54,6 +56,18 @@ def numbered(
         raise DataError(f"class {unknown[0]!r} of {told} is not among the training classes")
     table = np.array([number[each] for each in texts], dtype=np.int64)
     return table[encoded.indices.to_numpy()] if len(values) else table, classes
+
+
+def check_apart(known: Iterable[str], taken: Iterable[str], told: str) -> None:
+    """
+    Raises:
+        DataError: what is known beforehand has the name that the manifest has for the place of a row.
+    """
+    for name in sorted({*known} & {*taken}):
+        raise DataError(
+            f"{told}: labels and weights cannot be called {name!r}; give that field another name, in its file or with "
+            "`columns`"
+        )
 
 
 def label_field(classes: tuple[str, ...]) -> Field:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raytrain.data.samples.fields import Field, Sample
+from raytrain.data.sources import arrow
 from raytrain.data.sources.manifest import Manifest
 from raytrain.errors import DataError, nearest
 
@@ -21,13 +21,13 @@ def lengths_of(manifest: Manifest, by: str) -> np.ndarray:
     Raises:
         DataError: there is no such field, it has no length, or too many samples would have to be read for it.
     """
-    if by not in manifest.schema and by not in manifest.rows.column_names:
+    if by not in manifest.schema:
         known = [*manifest.schema]
         raise DataError(f"buckets: there is no field `{by}`{nearest(by, known)}; there are {manifest.schema.names}")
-    what = manifest.schema.get(by, Field())
+    what = manifest.schema[by]
     if what.shape == () and what.dtype.startswith(("float", "bfloat", "complex", "bool")):
         raise DataError(f"buckets: field `{by}` is {what}, which has no length")
-    if by in manifest.rows.column_names:
+    if by in manifest.known:
         return _of_column(manifest.rows.column(by), by)
     if f"{by}.size" in manifest.rows.column_names:  # of a shard: encoded bytes
         return np.asarray(manifest.rows.column(f"{by}.size").to_numpy(), np.int64)
@@ -46,18 +46,10 @@ def lengths_of(manifest: Manifest, by: str) -> np.ndarray:
 
 
 def _of_column(column: pa.ChunkedArray, by: str) -> np.ndarray:
-    kind = column.type
-    if pa.types.is_integer(kind):
-        lengths = column
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        lengths = pc.utf8_length(column)
-    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        lengths = pc.binary_length(column)
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        lengths = pc.list_value_length(column)
-    else:
-        raise DataError(f"buckets: field `{by}` is {kind}, which has no length")
-    return np.asarray(pc.fill_null(lengths, 0).to_numpy(), np.int64)
+    found = arrow.lengths_of(column)
+    if found is None:
+        raise DataError(f"buckets: field `{by}` is {column.type}, which has no length")
+    return found
 
 
 def _length(sample: Sample | Exception, by: str) -> int:

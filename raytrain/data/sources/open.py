@@ -6,43 +6,21 @@ A source is a frozen value; nothing is listed or opened before `open_manifest`. 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from raytrain.config.data import (
-    AnySource,
-    ArraysSource,
-    BuiltIn,
-    CocoSource,
-    HeldOut,
-    HuggingFaceSource,
-    ImageFolderSource,
-    ImageListSource,
-    OwnSource,
-    ParquetSource,
-    SyntheticSource,
-    WebDatasetSource,
-)
+from raytrain.config.data import AnySource, BuiltIn, HeldOut, OwnSource
 from raytrain.data.samples.fields import Schema
-from raytrain.data.sources.kinds.arrays import InMemory, open_arrays
-from raytrain.data.sources.kinds.coco import open_coco
-from raytrain.data.sources.kinds.from_ray import FromRay, open_from_ray
-from raytrain.data.sources.kinds.huggingface import open_huggingface
-from raytrain.data.sources.kinds.image_folder import open_image_folder
-from raytrain.data.sources.kinds.image_list import open_image_list
-from raytrain.data.sources.kinds.own import FromTorch, MapDataset, made_by, open_own
-from raytrain.data.sources.kinds.parquet import open_parquet
-from raytrain.data.sources.kinds.synthetic import open_synthetic
-from raytrain.data.sources.kinds.webdataset import open_webdataset
+from raytrain.data.sources.kinds.own import FromTorch, MapDataset, made_by
 from raytrain.data.sources.labels import LABEL
 from raytrain.data.sources.manifest import Manifest
+from raytrain.data.sources.registry import InProgram, opener
 from raytrain.errors import ConfigError, DataError, nearest
 
 
-def open_manifest(
-    source: AnySource | InMemory | FromRay | FromTorch | MapDataset, *, seed: int = 0, like: Schema | None = None
-) -> Manifest:
+def open_manifest(source: AnySource | InProgram | MapDataset, *, seed: int = 0, like: Schema | None = None) -> Manifest:
     """List what the source holds.
 
     Args:
@@ -75,21 +53,25 @@ def open_split(source: Any, part: HeldOut, *, seed: int = 0) -> tuple[Manifest, 
     return _by_weights(made, whole.of(np.flatnonzero(~drawn)), seed), whole.of(np.flatnonzero(drawn))
 
 
-def _opened(source: Any, seed: int, like: Schema | None) -> tuple[Any, Manifest]:
+def _opened(source: Any, seed: int, like: Schema | None) -> tuple[BuiltIn | InProgram, Manifest]:
     """A source of ours or a data set, and what it holds."""
-    name = getattr(source, "kind", type(source).__name__)
+    named = source.kind if isinstance(source, OwnSource) else ""
     made: Any = made_by(source) if isinstance(source, OwnSource) else source
-    manifest = _listed(made, name, seed, like)
+    made = made if isinstance(made, BuiltIn | InProgram) else FromTorch(made)
+    if isinstance(made, FromTorch):
+        made = replace(made, name=named)
+    manifest = opener(made.kind)(made, like, seed)
     if manifest.num_samples == 0:
-        raise DataError(f"{getattr(source, 'path', None) or name} holds no samples")
-    if isinstance(made, BuiltIn | InMemory | FromRay | FromTorch):
-        _check_named(made, name, manifest.schema)
-    if isinstance(made, BuiltIn | InMemory) and made.limit is not None:
+        raise DataError(
+            f"{getattr(source, 'path', None) or named or getattr(made, 'told', made.kind)} holds no samples"
+        )
+    _check_named(made, named or made.kind, manifest.schema)
+    if made.limit is not None:
         manifest = manifest.of(np.arange(min(made.limit, manifest.num_samples)))
     return made, manifest
 
 
-def _check_named(made: Any, name: str, schema: Schema) -> None:
+def _check_named(made: BuiltIn | InProgram, name: str, schema: Schema) -> None:
     """
     Raises:
         ConfigError: the description speaks of a field that the data has not.
@@ -100,35 +82,8 @@ def _check_named(made: Any, name: str, schema: Schema) -> None:
     schema.check_has(labels if labels != (LABEL,) else (), f"source {name!r}: `labels`")
 
 
-def _by_weights(made: Any, manifest: Manifest, seed: int) -> Manifest:
-    if isinstance(made, BuiltIn | InMemory) and made.weights is not None:
-        return manifest.of(_drawn(manifest, made.weights, seed))
-    return manifest
-
-
-def _listed(source: Any, name: str, seed: int, like: Schema | None) -> Manifest:
-    match source:
-        case ImageFolderSource():
-            return open_image_folder(source, like)
-        case ImageListSource():
-            return open_image_list(source, like)
-        case ParquetSource():
-            return open_parquet(source, like)
-        case WebDatasetSource():
-            return open_webdataset(source, like)
-        case HuggingFaceSource():
-            return open_huggingface(source, like)
-        case ArraysSource() | InMemory():
-            return open_arrays(source, like)
-        case CocoSource():
-            return open_coco(source, like)
-        case SyntheticSource():
-            return open_synthetic(source, seed)
-        case FromRay():
-            return open_from_ray(source, like)
-        case FromTorch():
-            return open_own(source, name, like)
-    return open_own(FromTorch(source), name, like)
+def _by_weights(made: BuiltIn | InProgram, manifest: Manifest, seed: int) -> Manifest:
+    return manifest if made.weights is None else manifest.of(_drawn(manifest, made.weights, seed))
 
 
 def _drawn(manifest: Manifest, by: str, seed: int) -> np.ndarray:

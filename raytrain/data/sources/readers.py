@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from statistics import NormalDist
 from typing import Any
@@ -21,10 +21,14 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from raytrain.data.samples.fields import BFLOAT16, BYTES, TEXT, Field, Sample, np_dtype
-from raytrain.data.sources.arrow import cell
+from raytrain.data.sources.arrow import cell, lengths_of
+from raytrain.errors import DataError, one_line
 
 REMOTE_READS_IN_FLIGHT = 16
 ROW_GROUP_CACHE_BYTES = 256 << 20
+GROUPS_AT_ONCE = 16  # row groups of a file that one thread learns the lengths of
+LENGTHS_BATCH_BYTES, LENGTHS_BATCH_ROWS = 8 << 20, 8192  # that it has in memory
+LENGTHS_BUFFER_BYTES = 1 << 20
 UNPACKED_BYTES = 1 << 30  # of packed shards that a worker keeps
 PACKED = (".tar.gz", ".tgz")
 
@@ -191,6 +195,37 @@ class ParquetReader:
         place = {name: rows.column(name)[index].as_py() for name in ("file", "group", "row")}
         return f"{self.files[place['file']]} (row group {place['group']}, row {place['row']})"
 
+    def lengths(self, rows: pa.Table, name: str) -> np.ndarray | None:
+        """Of one field, int64 by row: its column is read and no other, in batches that are not kept. None of what has
+        no length.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        if name in self.shapes:
+            return np.full(rows.num_rows, self.shapes[name][0], np.int64)
+        file, group, row = (rows.column(each).to_numpy() for each in ("file", "group", "row"))
+        keys, inverse = np.unique(file.astype(np.int64) << 32 | group, return_inverse=True)
+        parts = [keys[at] for at in _runs(keys >> 32, GROUPS_AT_ONCE)]
+        found = reading_pool().map(partial(self._lengths_of, self.columns[name]), parts)
+        return at_places([each for part in found for each in part], inverse, row)
+
+    def _lengths_of(self, column: str, keys: np.ndarray) -> list[np.ndarray | None]:
+        """By row group of one file."""
+        path, found = self.files[int(keys[0] >> 32)], []
+        try:
+            with self.filesystem.open_input_file(path) as handle:
+                file = pq.ParquetFile(handle, buffer_size=LENGTHS_BUFFER_BYTES)
+                for group in (keys & 0xFFFFFFFF).tolist():
+                    rows = _rows_at_once(file.metadata.row_group(group), column)
+                    batches = file.iter_batches(rows, row_groups=[group], columns=[column])
+                    each = [lengths_of(batch.column(0)) for batch in batches]
+                    known = [part for part in each if part is not None]
+                    found.append(np.concatenate([np.empty(0, np.int64), *known]) if len(known) == len(each) else None)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"cannot read {path}: {one_line(error)}") from None
+        return found
+
     def _row_group(self, key: tuple[int, int]) -> pa.Table:
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -204,6 +239,36 @@ class ParquetReader:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict()}
+
+
+def at_places(parts: list[np.ndarray | None], part: np.ndarray, row: np.ndarray) -> np.ndarray | None:
+    """The numbers in these rows of these parts; None where a part has none."""
+    known = [each for each in parts if each is not None]
+    if len(known) < len(parts):
+        return None
+    starts = np.cumsum([0, *(len(each) for each in known)])
+    found: np.ndarray = np.concatenate(known)[starts[part] + row]
+    return found
+
+
+def _rows_at_once(group: pq.RowGroupMetaData, column: str) -> int:
+    """So many that their values are about LENGTHS_BATCH_BYTES."""
+    parts = [
+        each for each in map(group.column, range(group.num_columns)) if each.path_in_schema.split(".")[0] == column
+    ]
+    size = sum(max(each.total_uncompressed_size, 8 * each.num_values) for each in parts) / max(group.num_rows, 1)
+    return int(np.clip(LENGTHS_BATCH_BYTES / max(size, 1), 1, LENGTHS_BATCH_ROWS))
+
+
+def _runs(values: np.ndarray, most: int) -> list[slice]:
+    """Of equal values, which are sorted, each of `most` at most."""
+    ends = np.append(np.flatnonzero(np.diff(values)) + 1, len(values)).tolist()
+    starts = [0, *ends[:-1]]
+    return [
+        slice(at, min(at + most, end))
+        for start, end in zip(starts, ends, strict=True)
+        for at in range(start, end, most)
+    ]
 
 
 @cache

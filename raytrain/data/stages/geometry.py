@@ -17,7 +17,7 @@ import numpy as np
 from raytrain.data.samples.fields import KINDS, Field, Kind
 from raytrain.data.stages.options import check_order, check_range
 from raytrain.data.stages.resampling import MOST_CHANNELS, Interpolation, resample, resample_nearest
-from raytrain.data.stages.stage import On, Stage, built_in
+from raytrain.data.stages.stage import STORE_SMALLER, On, Stage, built_in
 from raytrain.errors import ConfigError
 
 Canvas = tuple[int, int]
@@ -46,7 +46,7 @@ def resize(
     """
     options: dict[str, Any] = {"size": size, "interpolation": interpolation, "max_size": max_size}
     change = _sized(None if isinstance(size, int) else size)
-    made = built_in(resize_field, "resize", on, kinds=KINDS, change=change, **options)
+    made = built_in(resize_field, "resize", on, kinds=KINDS, change=change, helps=STORE_SMALLER, **options)
     check_range("resize", 1, size=size, max_size=max_size)
     if max_size is not None and (not isinstance(size, int) or max_size <= size):
         raise ConfigError(f"stage 'resize': max_size must be larger than one size (given: {max_size} and {size!r})")
@@ -81,7 +81,9 @@ def center_crop(size: Size, *, on: On = None) -> Stage:
     Args:
         size: of a square, or (height, width).
     """
-    made = built_in(center_crop_field, "center_crop", on, kinds=KINDS, change=_sized(size), size=size)
+    made = built_in(
+        center_crop_field, "center_crop", on, kinds=KINDS, change=_sized(size), helps=STORE_SMALLER, size=size
+    )
     check_range("center_crop", 1, size=size)
     return made
 
@@ -123,7 +125,9 @@ def random_crop(
         "fill": fill,
         "padding_mode": padding_mode,
     }
-    made = built_in(random_crop_field, "random_crop", on, kinds=KINDS, change=_sized(size), **options)
+    made = built_in(
+        random_crop_field, "random_crop", on, kinds=KINDS, change=_sized(size), helps=STORE_SMALLER, **options
+    )
     check_range("random_crop", 1, size=size)
     check_range("random_crop", 0, padding=padding)
     return made
@@ -184,6 +188,7 @@ def random_resized_crop(
         on,
         kinds=KINDS,
         change=_sized(size),
+        helps=STORE_SMALLER,
         **options,
     )
     check_range("random_resized_crop", 1, size=size)

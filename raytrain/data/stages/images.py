@@ -16,7 +16,7 @@ import numpy as np
 from raytrain.data.samples.fields import BFLOAT16, DTYPES, Field, Kind, np_dtype
 from raytrain.data.stages.color import color_jitter_image, grayscale_image, random_grayscale_image
 from raytrain.data.stages.options import check_order, check_range
-from raytrain.data.stages.stage import On, Stage, built_in
+from raytrain.data.stages.stage import FEWER_PIXELS, STORE_SMALLER, On, Stage, built_in
 from raytrain.errors import ConfigError, nearest, one_line
 
 BLUR_TOLERANCE = 1e-6
@@ -37,7 +37,17 @@ def decode(*, scaled: bool = True, on: On = None) -> Stage:
         scaled: decode a JPEG at a half, a quarter or an eighth of its size where the next stage, a `resize` or
             `random_resized_crop` of the same field, shrinks it by as much; the pixels then differ slightly.
     """
-    return built_in(decode_field, "decode", on, kinds=("image", "mask"), change=_decoded, decodes=True, scaled=scaled)
+    return built_in(
+        decode_field,
+        "decode",
+        on,
+        kinds=("image", "mask"),
+        change=_decoded,
+        decodes=True,
+        helps=f"{STORE_SMALLER}, since every pixel is decoded; or put a `resize` or `random_resized_crop` behind it, "
+        "for which a JPEG is decoded at a half, a quarter or an eighth of its size",
+        scaled=scaled,
+    )
 
 
 def decode_field(value: bytes | np.ndarray, kind: Kind, scaled: bool = True) -> Image:
@@ -109,6 +119,8 @@ def gaussian_blur(kernel_size: int, *, sigma: Range = (0.1, 2.0), times: int = 1
         on,
         kinds=("image",),
         change=_same,
+        helps=f"{FEWER_PIXELS}; a smaller kernel; where it blurs several times, `to_dtype: {{dtype: float32}}` before "
+        "it makes one blur of them",
         kernel_size=kernel_size,
         sigma=sigma,
         times=times,

@@ -26,6 +26,9 @@ Change = Callable[[Field], Field]
 
 WHOLE = "*"  # all fields
 DECODED_FROM = ".decoded_from"  # behind a field's name: (height, width) of an image that was decoded smaller
+FEWER_PIXELS = "put it after the crop or the resize, where there are fewer pixels"
+STORE_SMALLER = "store the images nearer to the size that you train on"
+SAMPLES = "expected a dict of all fields, a list of such, or None to leave the sample out"
 CALLED_WITH = {
     "field": "one array",
     "fields": "a dict of fields",
@@ -50,6 +53,7 @@ class Stage:
         gives: the fields that come out, instead, where its maker said so.
         keeps: the function says whether the sample goes on, and changes nothing.
         decodes: it takes encoded bytes.
+        helps: where it takes much of the time, what to do; empty where only its author knows.
         told: which of `kind` (of `fields`: `kinds`, by name) and `canvas`, (height, width) of an image or mask, for
             boxes that of the first of these, its function is called with too.
     """
@@ -65,6 +69,7 @@ class Stage:
     gives: Schema | None = None
     keeps: bool = False
     decodes: bool = False
+    helps: str = ""
     told: frozenset[str] = frozenset()
     on_kinds: tuple[Kind, ...] = ()  # of the fields `on`, once settled
 
@@ -173,13 +178,24 @@ class Stage:
         if isinstance(result, Mapping):
             return {name: self._plain(value, name) for name, value in result.items()}
         if isinstance(result, Iterable) and not isinstance(result, str | bytes | np.ndarray):
-            several = list(result)
-            if all(isinstance(each, Mapping) for each in several):
-                return [{name: self._plain(value, name) for name, value in each.items()} for each in several]
-        raise TypeError(
-            f"it returned {type(result).__name__}, expected a dict of all fields, a list of such, or None to leave the "
-            "sample out"
-        )
+            return self._several(result)
+        raise TypeError(f"it returned {type(result).__name__}, {SAMPLES}")
+
+    def _several(self, results: Iterable[Any]) -> list[Sample]:
+        """Samples that share no memory: a generator may fill the same for each, and stages may change what they get."""
+        lazy, seen = not isinstance(results, list | tuple), set()
+        found: list[Sample] = []
+        for each in results:
+            if not isinstance(each, Mapping):
+                raise TypeError(f"it returned {type(results).__name__}, {SAMPLES}")
+            sample = {name: self._plain(value, name) for name, value in each.items()}
+            for name, value in sample.items():
+                if isinstance(value, np.ndarray):
+                    is_shared = lazy or not value.flags.owndata or id(value) in seen
+                    sample[name] = value.copy() if is_shared else value
+                    seen.add(id(sample[name]))
+            found.append(sample)
+        return found
 
     # --- before anything starts ---
 
@@ -324,6 +340,7 @@ def built_in(
     kinds: tuple[Kind, ...],
     change: Change,
     decodes: bool = False,
+    helps: str = FEWER_PIXELS,
     **options: Any,
 ) -> Stage:
     """One of ours, on each of its fields alike.
@@ -337,7 +354,16 @@ def built_in(
     told = frozenset({"kind", "canvas"} & set(parameters))
     random = "rng" in parameters
     return Stage(
-        name, function, random, options, on=on_names(on, name), kinds=kinds, change=change, decodes=decodes, told=told
+        name,
+        function,
+        random,
+        options,
+        on=on_names(on, name),
+        kinds=kinds,
+        change=change,
+        decodes=decodes,
+        helps=helps,
+        told=told,
     )
 
 

@@ -47,6 +47,8 @@ def _stage(name: str, function: Callable[..., Any], random: bool, on: On, **opti
         on=on_names(on, name),
         kinds=KINDS,
         change=_unknown,
+        helps="raytrain's own stage of that name where there is one (ColorJitter is color_jitter, and so on): the same "
+        "images for a fraction of the time",
         told=frozenset({"kinds"}),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from formats import write_tar
 
-from raytrain.data.sources import files, lengths
+from raytrain import Pipeline
+from raytrain.data import from_torch, huggingface
+from raytrain.data.sources import files, lengths, readers
 from raytrain.data.sources.files import Listing, expand_braces, list_files
 from raytrain.data.sources.kinds.parquet import parquet
 from raytrain.data.sources.kinds.synthetic import synthetic
@@ -92,11 +95,104 @@ def test_lengths_of_fields(tmp_path, monkeypatch):
         DataError, match="buckets: there is no field `txt`; did you mean 'text'.; there are `x`, `text`"
     ):
         lengths.lengths_of(manifest, "txt")
+    manifest = open_manifest(from_torch([{"x": [1, 2]}, {"x": [3]}, {"x": []}]))
+    assert lengths.lengths_of(manifest, "x").tolist() == [2, 1, 0]
     monkeypatch.setattr(lengths, "MOST_READ", 2)
     with pytest.raises(
         DataError, match="the lengths of `x` are not known beforehand, and 3 samples are too many to be"
     ):
         lengths.lengths_of(manifest, "x")
+
+
+def write_documents(folder, count=23_000):
+    """Three files of several row groups each; by column the lengths."""
+    rng = np.random.default_rng(0)
+    number = rng.integers(0, 9, count)
+    tokens = pa.array([range(n) for n in number.tolist()], pa.list_(pa.int32()))
+    blank = np.arange(count) % 100 == 7
+    columns = {
+        "tokens": tokens,
+        "long": tokens.cast(pa.large_list(pa.int32())),
+        "nested": pa.array([[[1, 2]] * n for n in number.tolist()]),
+        "text": pa.array([None if no else "ä" * n for n, no in zip(number.tolist(), blank, strict=True)]),
+        "word": pa.array(["ab" * n for n in number.tolist()]).dictionary_encode(),
+        "image": pa.array([b"\xff" * 3 * n for n in number.tolist()]),
+        "file": pa.array([{"bytes": b"\xff" * n, "path": "x"} for n in number.tolist()]),
+        "pair": pa.array([[1, 2]] * count, pa.list_(pa.int8(), 2)),
+        "flat": pa.array([[0] * 6] * count),
+        "number": pa.array(number),
+        "part": pa.array(number / 2),
+    }
+    table = pa.table(columns)
+    for file, (start, stop) in enumerate(((0, 9_000), (9_000, 9_100), (9_100, count))):
+        pq.write_table(table.slice(start, stop - start), folder / f"{file}.parquet", row_group_size=700)
+    same = dict.fromkeys(("tokens", "long", "nested", "number", "file"), number)
+    other = {"text": np.where(blank, 0, number), "word": 2 * number, "image": 3 * number}
+    return same | other | {"pair": np.full(count, 2), "flat": np.full(count, 3)}
+
+
+def test_lengths_of_a_parquet_column_are_read_of_any_number_of_rows(tmp_path):
+    known = write_documents(tmp_path)
+    manifest = open_manifest(parquet(tmp_path, shapes={"flat": (3, 2)}))
+    assert manifest.num_samples > lengths.MOST_READ
+    for name, expected in known.items():
+        found = lengths.lengths_of(manifest, name)
+        assert np.array_equal(found, expected) and found.dtype == np.int64, name
+    ids = np.random.default_rng(1).integers(0, manifest.num_samples, 5_000)
+    assert np.array_equal(lengths.lengths_of(manifest.of(ids), "tokens"), known["tokens"][ids]), (
+        "some of them, any order"
+    )
+    renamed = open_manifest(parquet(tmp_path, columns={"x": "text"}, limit=12_000))
+    assert np.array_equal(lengths.lengths_of(renamed, "x"), known["text"][:12_000])
+    with pytest.raises(
+        DataError, match="the lengths of `part` are not known beforehand, and 23,000 samples are too many"
+    ):
+        lengths.lengths_of(manifest, "part")
+    opened = Pipeline(parquet(tmp_path, columns={"tokens": "tokens"}), batch_size=8, buckets={"by": "tokens"}).open(0)
+    assert np.array_equal(opened.buckets.lengths, known["tokens"])
+
+
+def write_dataset(folder, rows, files):
+    """As `save_to_disk` does, with `datasets`' rows over several files."""
+    table, names = pa.table(rows), [f"data-{number}.arrow" for number in range(files)]
+    size = -(-len(table) // files)
+    for number, name in enumerate(names):
+        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.slice(number * size, size), max_chunksize=4)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+def test_lengths_of_a_hugging_face_column_are_read_of_any_number_of_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(lengths, "MOST_READ", 0)
+    rows = {"tokens": [[1] * (n % 5) for n in range(40)], "text": ["ö" * (n % 3) for n in range(40)]}
+    manifest = open_manifest(huggingface(write_dataset(tmp_path, rows, 3)))
+    assert lengths.lengths_of(manifest, "tokens").tolist() == [n % 5 for n in range(40)]
+    assert lengths.lengths_of(manifest.of(np.array([39, 2, 20])), "text").tolist() == [0, 2, 2]
+
+
+def test_for_lengths_no_other_column_is_read_and_nothing_is_kept(tmp_path, monkeypatch):
+    """Every byte of the other columns is broken."""
+    known = write_documents(tmp_path, 3_000)
+    manifest = open_manifest(parquet(tmp_path, columns={"tokens": "tokens", "number": "number"}))
+    for path in tmp_path.glob("*.parquet"):
+        data = bytearray(path.read_bytes())
+        about = pq.read_metadata(path)
+        for group in range(about.num_row_groups):
+            for column in map(about.row_group(group).column, range(about.num_columns)):
+                if not column.path_in_schema.startswith("tokens"):
+                    start = column.dictionary_page_offset or column.data_page_offset
+                    data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+        path.write_bytes(data)
+    monkeypatch.setattr(readers, "LENGTHS_BATCH_BYTES", 1 << 12)
+    before, seen, real = pa.total_allocated_bytes(), [], readers.lengths_of
+    monkeypatch.setattr(readers, "lengths_of", lambda values: seen.append(len(values)) or real(values))
+    assert np.array_equal(lengths.lengths_of(manifest, "tokens"), known["tokens"])
+    assert pa.total_allocated_bytes() == before
+    assert max(seen) < 200, "in batches; a row group has 700"
+    with pytest.raises(DataError, match="cannot read .*0.parquet: "):
+        lengths.lengths_of(manifest, "number")
 
 
 def test_lengths_that_are_known_are_not_read(tmp_path, monkeypatch):

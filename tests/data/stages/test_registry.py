@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import pickle
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -157,3 +159,90 @@ def test_a_stage_of_any_module():
     stage = registry.parse_stage({"numpy:clip": {"a_min": 0, "a_max": 1, "on": "x"}})
     assert stage.on == ("x",)
     assert stage({"x": np.array([5])}, None)["x"].tolist() == [1]
+
+
+# --- of one's own -------------------------------------------------------------------------------------------------
+
+OWN = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torchvision.transforms import v2
+
+from raytrain.data import stage
+from raytrain.data.stages import stage as stages
+from raytrain.data.stages.stage import Stage
+
+def half(image):
+    return image / 2
+
+def scaled(by: float, *, on=None) -> Stage:
+    return stage(times, by=by, on=on)
+
+def also(by: float = 3) -> stages.Stage:
+    return scaled(by)
+
+def times(image, by):
+    return image * by
+
+class Scaled(Stage):
+    pass
+
+made = stage(times, by=5, name="five times")
+flip = v2.RandomHorizontalFlip(1.0)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_stages.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("own_stages")
+    del sys.modules["own_stages"]
+
+
+def test_a_stage_that_has_been_made_is_taken_as_it_is(own):
+    assert registry.parse_stage("own_stages:made") is own.made
+    assert registry.parse_stage({"own_stages:made": None}) is own.made
+    with pytest.raises(
+        ConfigError, match="'own_stages:made' has been made already and takes no options; name the func"
+    ):
+        registry.parse_stage({"own_stages:made": {"by": 2}})
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "factor"),
+    [
+        ("own_stages:half", "half", 0.5),
+        ({"own_stages:times": {"by": 4}}, "times", 4),
+        ({"own_stages:scaled": {"by": 2.0, "on": "image"}}, "times", 2),
+        ("own_stages:also", "times", 3),
+        ({"own_stages:Scaled": {"name": "called", "function": np.negative, "on": ("image",)}}, "called", -1),
+        ("raytrain.data:to_uint8", "to_uint8", 1),
+    ],
+)
+def test_a_path_names_a_function_of_an_array_or_what_makes_a_stage(own, spec, name, factor):
+    stage = registry.parse_stage(spec)
+    assert stage.name == name
+    image = np.arange(12.0).reshape(2, 2, 3)
+    assert np.array_equal(apply_to(stage, image.copy()), image * factor)
+
+
+def test_a_path_may_name_a_transform_of_torchvisions(own):
+    image = photo()
+    flipped = apply_to(registry.parse_stage("own_stages:flip"), image.copy(), rng())
+    assert np.array_equal(flipped, image[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"own_stages:scaled": {"bye": 2}}, r"'own_stages:scaled' has no option 'bye'; did you mean 'by'\?"),
+        ("own_stages:scaled", r"'own_stages:scaled' needs its option 'by'"),
+        ({"own_stages:scaled": 2}, r"such as `own_stages:scaled: \{by: 2\}`"),
+    ],
+)
+def test_options_of_what_makes_a_stage_are_checked(own, spec, message):
+    with pytest.raises(ConfigError, match=message):
+        registry.parse_stage(spec)

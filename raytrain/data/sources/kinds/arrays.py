@@ -15,14 +15,15 @@ import pyarrow.fs
 
 from raytrain.config.data import ArraysSource
 from raytrain.data.samples.fields import DTYPES, IMAGE, TEXT, Field, Kind, Sample, Schema
-from raytrain.data.sources.files import Listing, Place, described, list_files, path_of
-from raytrain.data.sources.labels import classes_of, label_field, numbered
+from raytrain.data.sources.files import Listing, Places, described, list_files, path_of
+from raytrain.data.sources.labels import check_apart, classes_of, label_field, numbered
 from raytrain.data.sources.manifest import Manifest
+from raytrain.data.sources.registry import InProgram
 from raytrain.errors import DataError, one_line
 
 
 @dataclass(frozen=True)
-class InMemory:
+class InMemory(InProgram):
     """Arrays of the program's own. Those that are memory-mapped files stay there, and workers open them anew."""
 
     arrays: Mapping[str, np.ndarray]
@@ -30,11 +31,12 @@ class InMemory:
     labels: tuple[str, ...] = ("label",)
     limit: int | None = None
     weights: str | None = None
-    kind: str = "arrays"
+
+    kind = "arrays"
 
 
 def arrays(
-    given: Place | Mapping[str, Any],
+    path: Places | Mapping[str, Any],
     *,
     masks: Sequence[str] = (),
     labels: Sequence[str] = ("label",),
@@ -44,8 +46,8 @@ def arrays(
     """Arrays with the samples along their first axis: an `.npz` file, a folder of `.npy` files, or a dict of arrays.
 
     Args:
-        given: where they are. A field is named as the array in the `.npz` file, or the `.npy` file, is. `image` is
-            (samples, height, width, channels).
+        path: where they are, or the dict. A field is named as the array in the `.npz` file, or the `.npy` file, is.
+            `image` is (samples, height, width, channels).
         masks: fields that are masks.
         labels: fields whose text names classes.
         limit, weights: see `raytrain.config.data.BuiltIn`.
@@ -53,20 +55,21 @@ def arrays(
     Raises:
         DataError: a value of a dict is no array.
     """
-    if not isinstance(given, Mapping):
-        return described(
-            ArraysSource,
-            "arrays",
-            path=path_of(given),
-            masks=tuple(masks),
-            labels=tuple(labels),
-            limit=limit,
-            weights=weights,
-        )
-    for name, value in given.items():
+    asked = described(
+        ArraysSource,
+        "arrays",
+        path="in memory" if isinstance(path, Mapping) else path_of(path),
+        masks=tuple(masks),
+        labels=tuple(labels),
+        limit=limit,
+        weights=weights,
+    )
+    if not isinstance(path, Mapping):
+        return asked
+    for name, value in path.items():
         if not isinstance(value, np.ndarray) or value.ndim == 0:
             raise DataError(f"arrays: `{name}` must be a NumPy array with the samples along its first axis")
-    return InMemory(dict(given), tuple(masks), tuple(labels), limit, weights)
+    return InMemory(dict(path), asked.masks, asked.labels, asked.limit, asked.weights)
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def _value(row: Any) -> Any:
     return str(row) if isinstance(row, np.str_) else np.asarray(row)[()]
 
 
-def open_arrays(source: ArraysSource | InMemory, like: Schema | None) -> Manifest:
+def open_arrays(source: ArraysSource | InMemory, like: Schema | None, seed: int) -> Manifest:
     filesystem: pyarrow.fs.FileSystem = pyarrow.fs.LocalFileSystem()
     told = "arrays"
     places: dict[str, Stored | np.ndarray] = {}
@@ -154,11 +157,12 @@ def open_arrays(source: ArraysSource | InMemory, like: Schema | None) -> Manifes
     fields: dict[str, Field] = {}
     for name, array in found.items():
         if name in source.labels and array.ndim == 1 and array.dtype.kind in "iubU":
+            check_apart([name], ["number"], told)
             rows[name], classes = numbered(pa.chunked_array([pa.array(array)]), classes_of(like, name), name, told)
             fields[name] = label_field(classes)
         else:
             fields[name] = _field(name, array, name in source.masks, told)
-            if array.ndim == 1 and array.dtype.kind in "iuf":  # what may be weights or lengths
+            if array.ndim == 1 and array.dtype.kind in "iuf" and name not in rows:  # what may be weights or lengths
                 rows[name] = np.asarray(array)
     known = tuple(name for name in rows if name != "number")
     rest = {name: where for name, where in places.items() if name not in known}

@@ -28,6 +28,7 @@ def coco(
     *,
     task: Literal["detection", "segmentation"] = "detection",
     limit: int | None = None,
+    weights: str | None = None,
 ) -> CocoSource:
     """Images and a JSON file of COCO's form.
 
@@ -38,14 +39,20 @@ def coco(
             pixels, and `labels`, int64 (number,), the place of the category among those of the file, sorted by their
             ids; crowds are left out. `segmentation` gives `image` and `mask`, uint8 (height, width), 0 where nothing
             is, else the category's place from 1; what comes later in the file lies on top.
-        limit: see `raytrain.config.data.BuiltIn`.
+        limit, weights: see `raytrain.config.data.BuiltIn`.
     """
     return described(
-        CocoSource, "coco", images=path_of(images), annotations=path_of(annotations), task=task, limit=limit
+        CocoSource,
+        "coco",
+        images=path_of(images),
+        annotations=path_of(annotations),
+        task=task,
+        limit=limit,
+        weights=weights,
     )
 
 
-def open_coco(source: CocoSource, like: Schema | None) -> Manifest:
+def open_coco(source: CocoSource, like: Schema | None, seed: int) -> Manifest:
     tree = _tree(source.annotations)
     categories = sorted(tree["categories"], key=lambda each: each["id"])
     number = {each["id"]: place for place, each in enumerate(categories)}

@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from raytrain.data.samples.fields import BYTES, IMAGE, Field, Sample, Schema
 from raytrain.data.sources.arrow import cell, field_of_type, looks_like_image
-from raytrain.data.sources.labels import classes_of, label_field, names_classes, numbered
+from raytrain.data.sources.labels import check_apart, classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
+from raytrain.data.sources.registry import InProgram
 from raytrain.errors import ConfigError, DataError, named
 
 BLOCK_CACHE_BYTES = 256 << 20
@@ -27,14 +28,15 @@ GUARANTEE = "each row exactly once an epoch in this run; after a resume, only if
 
 
 @dataclass(frozen=True)
-class FromRay:
+class FromRay(InProgram):
     """See `from_ray`."""
 
     dataset: Any
     columns: Mapping[str, str] | None = None
     masks: tuple[str, ...] = ()
     labels: tuple[str, ...] = ("label",)
-    kind: str = "from_ray"
+
+    kind = "from_ray"
 
 
 def from_ray(
@@ -127,7 +129,7 @@ class BlockReader:
         self.__dict__.update(state, references=pickle.loads(state["references"]))
 
 
-def open_from_ray(source: FromRay, like: Schema | None) -> Manifest:
+def open_from_ray(source: FromRay, like: Schema | None, seed: int) -> Manifest:
     import ray
 
     try:
@@ -160,6 +162,7 @@ def open_from_ray(source: FromRay, like: Schema | None) -> Manifest:
             raise ConfigError(f"from_ray: column {column!r} is {kind}, which can be no field; leave it out")
         fields[name] = replace(found, kind="mask") if name in source.masks else found
     known = tuple(n for n, column in columns.items() if n in source.labels and names_classes(types.field(column).type))
+    check_apart(known, rows, TOLD)
     for name in known:
         values = pa.chunked_array([part for number in full for part in told[number][2][name].chunks])
         rows[name], classes = numbered(values, classes_of(like, name), columns[name], TOLD)

@@ -13,10 +13,11 @@ import pyarrow.fs
 
 from raytrain.config.data import HuggingFaceSource
 from raytrain.data.samples.fields import BYTES, IMAGE, Field, Sample, Schema
-from raytrain.data.sources.arrow import cell, field_of_type, looks_like_image
+from raytrain.data.sources.arrow import cell, field_of_type, lengths_of, looks_like_image
 from raytrain.data.sources.files import Place, described, filesystem_of, path_of
-from raytrain.data.sources.labels import classes_of, label_field, names_classes, numbered
+from raytrain.data.sources.labels import check_apart, classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
+from raytrain.data.sources.readers import at_places
 from raytrain.errors import DataError, looked_for, nearest, one_line
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
@@ -93,11 +94,16 @@ class ArrowReader:
             self._tables[number] = pa.ipc.open_stream(source).read_all()
         return self._tables[number]
 
+    def lengths(self, rows: pa.Table, name: str) -> np.ndarray | None:
+        """Of one field, int64 by row; None of what has no length."""
+        each = [lengths_of(self.table(number).column(self.columns[name])) for number in range(len(self.files))]
+        return at_places(each, rows.column("file").to_numpy(), rows.column("row").to_numpy())
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tables": {}}
 
 
-def open_huggingface(source: HuggingFaceSource, like: Schema | None) -> Manifest:
+def open_huggingface(source: HuggingFaceSource, like: Schema | None, seed: int) -> Manifest:
     filesystem, root = filesystem_of(source.path)
     root = _of_split(source, filesystem, root)
     state = _json(filesystem, f"{root}/{STATE}", source.path)
@@ -127,6 +133,7 @@ def open_huggingface(source: HuggingFaceSource, like: Schema | None) -> Manifest
     fields = {name: _field(name, column, types, features, source) for name, column in columns.items()}
     named = {name for name in fields if name in source.labels and names_classes(types.field(columns[name]).type)}
     known = tuple(name for name in fields if name in named or name == source.weights)
+    check_apart(known, rows, source.path)
     for name in known:
         values = pa.chunked_array([chunk for table in tables for chunk in table.column(columns[name]).chunks])
         rows[name] = values

@@ -19,12 +19,16 @@ from raytrain.errors import DataError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
-def image_folder(path: Place, *, limit: int | None = None) -> ImageFolderSource:
-    """Images in class folders: `path/<class name>/<image>`, as `image` (encoded) and `label`."""
-    return described(ImageFolderSource, "image_folder", path=path_of(path), limit=limit)
+def image_folder(path: Place, *, limit: int | None = None, weights: str | None = None) -> ImageFolderSource:
+    """Images in class folders: `path/<class name>/<image>`, as `image` (encoded) and `label`.
+
+    Args:
+        limit, weights: see `raytrain.config.data.BuiltIn`.
+    """
+    return described(ImageFolderSource, "image_folder", path=path_of(path), limit=limit, weights=weights)
 
 
-def open_image_folder(source: ImageFolderSource, like: Schema | None) -> Manifest:
+def open_image_folder(source: ImageFolderSource, like: Schema | None, seed: int) -> Manifest:
     listing = below(source.path)
     images = [name for name in listing.names if "/" in name and name.lower().endswith(IMAGE_SUFFIXES)]
     if not images:

@@ -55,7 +55,7 @@ def image_list(
     )
 
 
-def open_image_list(source: ImageListSource, like: Schema | None) -> Manifest:
+def open_image_list(source: ImageListSource, like: Schema | None, seed: int) -> Manifest:
     listing = list_files(source.path)
     lists = [listing.path(name) for name in listing.names]
     told = listing.told

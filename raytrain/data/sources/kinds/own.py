@@ -22,6 +22,7 @@ from raytrain.data.samples.fields import IMAGE, Field, Kind, Sample, Schema, fie
 from raytrain.data.samples.values import kind_of, of_image, of_mask, plain
 from raytrain.data.sources.labels import LABEL, classes_of, label_field
 from raytrain.data.sources.manifest import Manifest
+from raytrain.data.sources.registry import InProgram
 from raytrain.data.stages.options import check_options
 from raytrain.errors import ConfigError, DataError, RaytrainError, named, one_line
 
@@ -54,24 +55,27 @@ class MapDataset(Protocol):
 
 
 @dataclass(frozen=True)
-class FromTorch:
+class FromTorch(InProgram):
     """A map-style data set, and how its samples become fields.
 
     Attributes:
         fields: names of what a tuple holds.
         masks: fields that are masks.
         images: fields that are images, beside `image`.
+        name: in messages, where a job file gave it one; else that of its class.
     """
 
     dataset: Any
     fields: tuple[str, ...] = PAIR
     images: tuple[str, ...] = (IMAGE,)
     masks: tuple[str, ...] = ()
+    name: str = ""
+
+    kind = "from_torch"
 
     @property
-    def kind(self) -> str:
-        """For messages."""
-        return type(self.dataset).__name__
+    def told(self) -> str:
+        return self.name or type(self.dataset).__name__
 
 
 def from_torch(
@@ -134,15 +138,12 @@ def made_by(source: OwnSource) -> Any:
         raise DataError(f"source {source.kind!r} cannot be made: {named(error)}{own_place(error)}") from None
 
 
-def open_own(source: FromTorch, name: str, like: Schema | None) -> Manifest:
+def open_from_torch(source: FromTorch, like: Schema | None, seed: int) -> Manifest:
     """
-    Args:
-        name: of the data set, in messages.
-
     Raises:
         DataError: its samples or labels are something else than they must be.
     """
-    dataset = source.dataset
+    dataset, name = source.dataset, source.told
     if not isinstance(dataset, MapDataset):
         raise DataError(
             f"source {name!r} makes {type(dataset).__name__}, which is no map-style data set: it needs __len__ "
@@ -159,7 +160,7 @@ def open_own(source: FromTorch, name: str, like: Schema | None) -> Manifest:
     rows: dict[str, Any] = {"number": np.arange(count, dtype=np.int64)}
     if labels is not None:
         rows[LABEL] = labels
-    reader = OwnReader(source, name)
+    reader = OwnReader(source)
     manifest = Manifest(pa.table(rows), reader, Schema(), (LABEL,) if labels is not None else ())
     if not count:
         return manifest
@@ -176,7 +177,6 @@ class OwnReader:
     """Indexes the data set: column `number`."""
 
     source: FromTorch
-    name: str
 
     remote = False  # nobody knows whether threads may share it
 
@@ -229,12 +229,12 @@ class OwnReader:
         if last is None:
             return {}
         tried = min(rows.num_rows, FIRST_TRIES)
-        raise DataError(f"source {self.name!r}: none of its first {tried} samples can be read: {named(last)}")
+        raise DataError(f"source {self.source.told!r}: none of its first {tried} samples can be read: {named(last)}")
 
     def describe(self, rows: pa.Table, index: int) -> str:
         number = rows.column("number")[index].as_py()
         own = getattr(self.source.dataset, "describe", None)
-        return str(own(number)) if callable(own) else f"{self.name}[{number}]"
+        return str(own(number)) if callable(own) else f"{self.source.told}[{number}]"
 
     def _given(self, number: int, place: str) -> Mapping[str, Any]:
         sample = self.source.dataset[number]

@@ -15,7 +15,7 @@ from raytrain.data.samples.fields import IMAGE, Field, Schema
 from raytrain.data.sources.arrow import cell, field_of_type, looks_like_image
 from raytrain.data.sources.cache import made_once
 from raytrain.data.sources.files import Listing, Places, described, list_files, path_of
-from raytrain.data.sources.labels import classes_of, label_field, names_classes, numbered
+from raytrain.data.sources.labels import check_apart, classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.readers import ParquetReader
 from raytrain.errors import DataError, nearest, one_line
@@ -53,7 +53,7 @@ def parquet(
     )
 
 
-def open_parquet(source: ParquetSource, like: Schema | None) -> Manifest:
+def open_parquet(source: ParquetSource, like: Schema | None, seed: int) -> Manifest:
     listing = list_files(source.path)
     files = listing.ending(".parquet", ".pq")
     if not files:
@@ -100,6 +100,7 @@ def _made(source: ParquetSource, listing: Listing, files: list[str], like: Schem
         {name: np.concatenate(parts) for name, parts in places.items()},
         _fields(columns, types, source, listing.told),
     )
+    check_apart(beforehand, rows, listing.told)
     for name, chunks in beforehand.items():
         values = pa.chunked_array(chunks)
         if name in source.labels and names_classes(values.type):

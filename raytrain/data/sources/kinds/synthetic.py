@@ -23,6 +23,8 @@ def synthetic(
     num_classes: int = 1000,
     fields: Mapping[str, Field] | None = None,
     longest: int = 64,
+    limit: int | None = None,
+    weights: str | None = None,
 ) -> SyntheticSource:
     """Noise made from (seed, id): `image`, normal, and `label`, `id % num_classes`; or `fields` of any kind.
 
@@ -30,6 +32,7 @@ def synthetic(
         shape: of the image, (height, width, channels).
         fields: by name. Floats are normal, whole numbers equally likely, below the number of `classes` where there are.
         longest: length of an axis that varies.
+        limit, weights: see `raytrain.config.data.BuiltIn`.
     """
     given = None if fields is None else {name: _described(each) for name, each in fields.items()}
     return described(
@@ -40,6 +43,8 @@ def synthetic(
         num_classes=num_classes,
         fields=given,
         longest=longest,
+        limit=limit,
+        weights=weights,
     )
 
 
@@ -52,7 +57,7 @@ def _described(what: Field) -> dict[str, object]:
     }
 
 
-def open_synthetic(source: SyntheticSource, seed: int) -> Manifest:
+def open_synthetic(source: SyntheticSource, like: Schema | None, seed: int) -> Manifest:
     numbers = np.arange(source.num_samples, dtype=np.int64)
     if source.fields is None:
         image, names = Field("float32", source.shape, "image"), _names(source.num_classes)

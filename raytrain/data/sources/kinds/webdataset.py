@@ -53,7 +53,7 @@ def webdataset(
     )
 
 
-def open_webdataset(source: WebDatasetSource, like: Schema | None) -> Manifest:
+def open_webdataset(source: WebDatasetSource, like: Schema | None, seed: int) -> Manifest:
     listing = list_files(source.path)
     shards = listing.ending(".tar", *PACKED)
     if not shards:

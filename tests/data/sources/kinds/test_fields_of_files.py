@@ -13,6 +13,7 @@ from formats import write_tar
 from pictures import encoded, photo
 
 from raytrain.data.samples.fields import Field
+from raytrain.data.sources.kinds.arrays import arrays
 from raytrain.data.sources.kinds.parquet import parquet
 from raytrain.data.sources.kinds.synthetic import synthetic
 from raytrain.data.sources.kinds.webdataset import webdataset
@@ -187,3 +188,30 @@ def test_noise_of_no_known_type_is_refused():
         open_manifest(synthetic(1, fields={"x": Field("flaot32", ())}))
     with pytest.raises(ConfigError, match="a synthetic source with `fields` needs one at least"):
         open_manifest(synthetic(1, fields={}))
+
+
+# --- names that a manifest has for places -------------------------------------------------------------------------
+
+
+def test_fields_may_have_the_names_of_places(tmp_path):
+    table = {"file": [5, 6, 7], "group": ["a", "b", "c"], "row": [[1], [2], [3]], "number": [9.0, 8.0, 7.0]}
+    manifest = open_manifest(parquet(written(tmp_path / "x.parquet", **table)))
+    assert [[sample[name] for name in ("file", "group", "number")] for sample in manifest.read_many([2, 0])] == [
+        [7, "c", 7.0],
+        [5, "a", 9.0],
+    ]
+    numbers = open_manifest(arrays({"number": np.array([7, 8, 9]), "x": np.array([[1], [2], [3]])}))
+    assert [(sample["number"], sample["x"].tolist()) for sample in numbers.read_many([2, 0])] == [(9, [3]), (7, [1])]
+
+
+def test_labels_and_weights_may_not(tmp_path):
+    path = written(tmp_path / "x.parquet", group=["a", "b"], row=[1.0, 2.0])
+    for options in ({"labels": ["group"]}, {"weights": "row"}):
+        with pytest.raises(
+            DataError, match="labels and weights cannot be called '(group|row)'; give that field another"
+        ):
+            open_manifest(parquet(path, **options))
+    renamed = open_manifest(parquet(path, columns={"kind": "group"}, labels=["kind"]))
+    assert renamed.schema["kind"].classes == ("a", "b")
+    with pytest.raises(DataError, match="arrays: labels and weights cannot be called 'number'"):
+        open_manifest(arrays({"number": np.array([1, 0])}, labels=["number"]))

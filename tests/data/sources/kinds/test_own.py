@@ -165,7 +165,7 @@ class Interrupted(Photos):
 
 def test_ctrl_c_while_it_is_listed_is_a_stop():
     with pytest.raises(Stopped):
-        own.open_own(own.FromTorch(Interrupted(0)), "slow", None)
+        own.open_from_torch(own.FromTorch(Interrupted(0)), None, 0)
     with pytest.raises(Stopped):
         open_manifest(Interrupted(1)).read_many([1])
 
