@@ -72,7 +72,7 @@ def same(one, other):
     """All that a run knows of a manifest, and all that it reads by it."""
     assert one.fingerprint == other.fingerprint
     assert (dict(one.schema), one.known, one.guarantee) == (dict(other.schema), other.known, other.guarantee)
-    assert one.rows.schema == other.rows.schema
+    assert one.rows.schema.equals(other.rows.schema, check_metadata=True)
     assert one.reader == other.reader
     assert (one.group_starts is None) == (other.group_starts is None)
     if one.group_starts is not None:
@@ -136,7 +136,7 @@ def grow(path):
 CHANGES = {
     "one more": lambda folder: pq.write_table(pq.read_table(folder / "1.parquet"), folder / "2.parquet"),
     "one less": lambda folder: (folder / "0.parquet").unlink(),
-    "another name": lambda folder: (folder / "0.parquet").rename(folder / "9.parquet"),
+    "another name": lambda folder: (folder / "0.parquet").rename(folder / "00.parquet"),
     "another time": lambda folder: touch(folder / "1.parquet"),
     "another size": lambda folder: grow(folder / "1.parquet"),
 }
@@ -173,12 +173,9 @@ def test_another_option_of_the_source_is_another_manifest(options, rows, tmp_pat
 def test_classes_of_other_training_data_are_another_manifest(rows, tmp_path, looks):
     """`class 1` of validation is a different number beside each of them."""
     train = open_manifest(parquet(rows))
-    more = train.schema.but(
-        label=type(train.schema["label"])("int64", (), classes=("a", *train.schema["label"].classes))
-    )
-    labels = [
-        opened(parquet(rows), tmp_path / "kept", like=each).values("label") for each in (None, train.schema, more)
-    ]
+    more = train.schema.but(label=Field("int64", (), classes=("a", *train.schema["label"].classes)))
+    each = [opened(parquet(rows), tmp_path / "kept", like=like) for like in (None, train.schema, more)]
+    labels = [manifest.values("label") for manifest in each]
     assert labels[1].tolist() == labels[0].tolist() == (labels[2] - 1).tolist()
 
 
@@ -238,10 +235,10 @@ def test_two_that_write_at_once_do_not_spoil_each_others_file(rows, tmp_path, mo
     @contextmanager
     def stopped(sink, schema):
         with real(sink, schema) as writer:
+            yield writer
             if (name := threading.current_thread().name) in go_on:
                 in_the_middle[name].set()
                 assert go_on[name].wait(60)
-            yield writer
 
     monkeypatch.setattr(cache.pa.ipc, "new_file", stopped)
     found = []
