@@ -227,16 +227,19 @@ def test_where_nothing_can_be_kept_the_run_goes_on(how, rows, tmp_path, monkeypa
 
 
 def test_two_that_write_at_once_do_not_spoil_each_others_file(rows, tmp_path, monkeypatch):
-    """Two runs on hosts that share the folder may even have one process id: when both are in the middle of their files,
-    what the first then makes of its own is whole."""
+    """Two runs on hosts that share the folder may even have one process id: one has written its file but for the
+    end, when the other opens its own, and what the first then makes of it is whole."""
     folder, real = tmp_path / "kept", pa.ipc.new_file
     in_the_middle, go_on = ({name: threading.Event() for name in ("one", "other")} for _ in range(2))
 
     @contextmanager
     def stopped(sink, schema):
         with real(sink, schema) as writer:
+            if (name := threading.current_thread().name) == "other":
+                in_the_middle[name].set()
+                assert go_on[name].wait(60)
             yield writer
-            if (name := threading.current_thread().name) in go_on:
+            if name == "one":
                 in_the_middle[name].set()
                 assert go_on[name].wait(60)
 
