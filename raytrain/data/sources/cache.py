@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,6 @@ import pyarrow.fs
 
 from raytrain.config.data import BuiltIn
 from raytrain.data.samples.fields import Field, Schema
-from raytrain.data.sources.files import Listing
 from raytrain.data.sources.manifest import Manifest
 
 READERS = "raytrain.data.sources."  # where they are
@@ -42,13 +41,19 @@ def kept_in(folder: Path | None) -> Iterator[None]:
         _FOLDER.reset(token)
 
 
-def made_once(source: BuiltIn, listing: Listing, like: Schema | None, make: Callable[[], Manifest]) -> Manifest:
-    """The manifest of files, from the cache if they have not changed."""
+def made_once(
+    source: BuiltIn,
+    filesystem: pyarrow.fs.FileSystem,
+    paths: Sequence[str],
+    like: Schema | None,
+    make: Callable[[], Manifest],
+) -> Manifest:
+    """The manifest of the files at `paths`, from the cache if they have not changed."""
     folder = _FOLDER.get()
     if folder is None:
         return make()
-    path = folder / f"{_stamp(source, listing, like)}.arrow"
-    found = _read(path, listing.filesystem)
+    path = folder / f"{_stamp(source, filesystem, paths, like)}.arrow"
+    found = _read(path, filesystem)
     if found is None:
         found = make()
         with contextlib.suppress(OSError):  # a full disk is no reason not to train
@@ -56,11 +61,11 @@ def made_once(source: BuiltIn, listing: Listing, like: Schema | None, make: Call
     return found
 
 
-def _stamp(source: BuiltIn, listing: Listing, like: Schema | None) -> str:
+def _stamp(source: BuiltIn, filesystem: pyarrow.fs.FileSystem, paths: Sequence[str], like: Schema | None) -> str:
     digest = hashlib.sha256(f"{VERSION} {source.model_dump_json()} {like}".encode())
     if like is not None:
         digest.update(json.dumps([each.classes for each in like.values()]).encode())
-    for info in listing.filesystem.get_file_info([listing.path(name) for name in listing.names]):
+    for info in filesystem.get_file_info(list(paths)):
         digest.update(f"\n{info.path} {info.size} {info.mtime_ns}".encode())
     return digest.hexdigest()[:24]
 
@@ -74,11 +79,14 @@ def _write(path: Path, manifest: Manifest) -> None:
         "guarantee": manifest.guarantee,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}")
+    draft = path.with_suffix(f".{uuid4().hex}")  # hosts that share the folder may have one process id
     rows = manifest.rows.replace_schema_metadata({"about": json.dumps(about)})
-    with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
-        writer.write_table(rows)
-    draft.replace(path)
+    try:
+        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
     kept = sorted(path.parent.glob("*.arrow"), key=lambda each: each.stat().st_mtime_ns, reverse=True)
     for old in kept[MOST_KEPT:]:
         old.unlink()

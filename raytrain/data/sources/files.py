@@ -67,8 +67,16 @@ class Listing:
         return f"{self.root}/{name}" if self.root else name
 
     def ending(self, *suffixes: str) -> list[str]:
-        """Whole paths of the files whose names end so."""
-        return [self.path(name) for name in self.names if name.lower().endswith(suffixes)]
+        """Whole paths of the files whose names end so.
+
+        Raises:
+            DataError: one is no UTF-8, which pyarrow cannot open.
+        """
+        found = [self.path(name) for name in self.names if name.lower().endswith(suffixes)]
+        for path in found:
+            if not path.isascii() and path != path.encode(errors="replace").decode():
+                raise DataError(f"cannot read {ascii(path)}: its name is no UTF-8; rename it")
+        return found
 
 
 def filesystem_of(path: str) -> tuple[pyarrow.fs.FileSystem, str]:

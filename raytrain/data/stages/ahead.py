@@ -40,7 +40,8 @@ def looking_ahead(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     made = list(stages)
     for number, (stage, behind) in enumerate(zip(stages, stages[1:], strict=False)):
         fits = stage.function is decode_field and stage.options.get("scaled", True) and behind.function in SHRINK
-        if fits and stage.on == behind.on and stage.on_kinds == ("image",):
+        averages = behind.options.get("interpolation") != "nearest"  # which takes pixels as they are
+        if fits and averages and stage.on == behind.on and stage.on_kinds == ("image",):
             options = {"shrinks": behind.function, "options": behind.options}
             made[number] = replace(
                 stage,
@@ -70,8 +71,9 @@ def decode_for(
             image = cv2.imdecode(np.frombuffer(data, np.uint8), REDUCED[factor])
             if image is None:
                 raise ValueError("not a decodable image")
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-            return {name: image, f"{name}{DECODED_FROM}": np.array(canvas)}
+            if image.shape[:2] == tuple(-(-side // factor) for side in canvas):  # else OpenCV has read EXIF otherwise
+                image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+                return {name: image, f"{name}{DECODED_FROM}": np.array(canvas)}
     return {name: decode_field(data, kinds[name])}
 
 
@@ -85,4 +87,4 @@ def shrinks_by(canvas: Canvas, stage: Any, options: dict[str, Any], rng: np.rand
         state = rng.bit_generator.state
         kept, target = random_box(canvas, rng, options["scale"], options["ratio"])[2:], both_sides(size)
         rng.bit_generator.state = state
-    return min(kept[0] / target[0], kept[1] / target[1])
+    return min(kept[0] / max(target[0], 1), kept[1] / max(target[1], 1))  # a side of 0 is for the stage to refuse

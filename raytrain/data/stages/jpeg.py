@@ -14,7 +14,9 @@ def upright_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) once turned as its EXIF data says; None of what is no JPEG file, or a broken one."""
     if data[:2] != b"\xff\xd8":
         return None
-    at, turned = 2, False
+    at = 2
+    size: tuple[int, int] | None = None
+    orientation: int | None = None
     try:
         while True:
             while data[at] == 0xFF and data[at + 1] == 0xFF:  # padding
@@ -25,16 +27,16 @@ def upright_size(data: bytes) -> tuple[int, int] | None:
             at += 2
             if marker in _ALONE:
                 continue
+            if marker in (0xDA, 0xD9):  # the image, or its end
+                return size[::-1] if size is not None and orientation in _TURNED else size
             (length,) = struct.unpack_from(">H", data, at)
             if marker in _SIZES:
                 height, width = struct.unpack_from(">HH", data, at + 3)
                 if not height or not width:
                     return None
-                return (width, height) if turned else (height, width)
-            if marker == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0":
-                turned = _orientation(data[at + 8 : at + length]) in _TURNED
-            if marker in (0xDA, 0xD9):  # the image, or its end, before its size
-                return None
+                size = height, width
+            if marker == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0" and orientation is None:  # the first counts
+                orientation = _orientation(data[at + 8 : at + length])
             at += length
     except (IndexError, struct.error):
         return None

@@ -58,7 +58,7 @@ def open_parquet(source: ParquetSource, like: Schema | None, seed: int) -> Manif
     files = listing.ending(".parquet", ".pq")
     if not files:
         raise DataError(f"{listing.told} holds no Parquet files (*.parquet)")
-    return made_once(source, listing, like, lambda: _made(source, listing, files, like))
+    return made_once(source, listing.filesystem, files, like, lambda: _made(source, listing, files, like))
 
 
 def _made(source: ParquetSource, listing: Listing, files: list[str], like: Schema | None) -> Manifest:

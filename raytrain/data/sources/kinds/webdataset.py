@@ -58,7 +58,7 @@ def open_webdataset(source: WebDatasetSource, like: Schema | None, seed: int) ->
     shards = listing.ending(".tar", *PACKED)
     if not shards:
         raise DataError(f"{listing.told} holds no tar shards (*.tar, *.tar.gz)")
-    return made_once(source, listing, like, lambda: _made(source, listing, shards, like))
+    return made_once(source, listing.filesystem, shards, like, lambda: _made(source, listing, shards, like))
 
 
 def _made(source: WebDatasetSource, listing: Listing, shards: list[str], like: Schema | None) -> Manifest:
