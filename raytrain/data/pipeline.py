@@ -24,7 +24,7 @@ from raytrain.data.sources.kinds.own import MapDataset, factory_of
 from raytrain.data.sources.lengths import lengths_of
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.open import open_manifest, open_split
-from raytrain.data.sources.registry import SOURCES, InProgram
+from raytrain.data.sources.registry import InProgram
 from raytrain.data.stages.registry import as_stage, parse_stage, settle
 from raytrain.data.stages.stage import Stage
 from raytrain.errors import ConfigError, RaytrainError, named

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raytrain.data.samples.fields import Field, Sample
+from raytrain.data.samples.fields import Sample
 from raytrain.data.sources import arrow
 from raytrain.data.sources.manifest import Manifest
 from raytrain.errors import DataError, nearest
