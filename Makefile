@@ -32,11 +32,13 @@ $(BIN)/chromium $(BIN)/tmux: | install-test
 	  --no-install-recommends $(@F); } >/dev/null 2>&1; \
 	  ln -s "$$(command -v $(@F))" $@ || echo "no $(@F): Debian's package could not be installed"
 
-# Another release of Ray, in an environment of its own: what raytrain knows of Ray's own parts, the feed, and the main
-# path in both ways (`both_ways`): whole runs, kills, stops, a cluster that is there, and simulated hosts.
+# The main path through Ray's public API alone (`both_ways`: whole runs, kills, stops, a cluster that is there, simulated
+# hosts), of which `make test` runs two short ones. Then another release of Ray, in an environment of its own: what
+# raytrain knows of Ray's own parts, the feed, and the main path in both ways.
 test-ray: $(OTHER)/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m both_ways --both-ways -k public tests
 	PATH="$(CURDIR)/$(OTHER)/bin:$$PATH" $(OTHER)/bin/python -m pytest tests/ray_internals tests/data/test_feed.py
-	PATH="$(CURDIR)/$(OTHER)/bin:$$PATH" $(OTHER)/bin/python -m pytest -m both_ways tests
+	PATH="$(CURDIR)/$(OTHER)/bin:$$PATH" $(OTHER)/bin/python -m pytest -m both_ways --both-ways tests
 
 $(OTHER)/.installed: pyproject.toml constraints.txt | install-test
 	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)

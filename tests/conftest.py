@@ -41,6 +41,10 @@ OURS = "RAYTRAIN_TESTS"  # in the environment of every process that the tests st
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--both-ways", action="store_true", help="run all tests marked both_ways in both ways")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     """Every test is of a kind, and its time-out fits how slow the machine is."""
     for item in items:
@@ -56,10 +60,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that is marked so runs through what raytrain knows of Ray's own parts, and through its public API."""
-    if metafunc.definition.get_closest_marker("both_ways"):
+    """A test that is marked so runs through what raytrain knows of Ray's own parts, and through its public API as well
+    where it is marked `always` or that is asked for."""
+    if mark := metafunc.definition.get_closest_marker("both_ways"):
+        both = mark.kwargs.get("always") or metafunc.config.getoption("both_ways")
         metafunc.fixturenames.append("way")
-        metafunc.parametrize("way", ["private", "public"], indirect=True)
+        metafunc.parametrize("way", ["private", "public"] if both else ["private"], indirect=True)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def no_ray_process_is_left():
     wait_for(lambda: not ray_processes() - before, 30, "all of Ray has ended", ray_processes, every_s=0.2)
 
 
-@pytest.mark.both_ways
+@pytest.mark.both_ways(always=True)
 @pytest.mark.ray
 def test_a_job_trains_on_several_nodes_and_leaves_a_record(job_file, tmp_path):
     result = run_cli("train", job_file(training__epochs=4), "--nodes", "train=1x1,cpu=2x1", "--json")
@@ -77,7 +77,7 @@ def test_a_job_trains_on_several_nodes_and_leaves_a_record(job_file, tmp_path):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.both_ways
+@pytest.mark.both_ways(always=True)
 @pytest.mark.ray
 def test_emulated_gpus_make_ranks_that_train_together(job_file, tmp_path):
     job = job_file(training__accumulate=2, training__precision="bf16", training__clip_norm=1.0)
