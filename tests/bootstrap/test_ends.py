@@ -15,6 +15,8 @@ from conftest import ROOT
 from patience import patient, wait_for
 from simulated_job import GONE_WITHIN_S, ONE, STUBBORN, THREE, TOKEN, TWO, Job, on_simulated_hosts
 
+from raytrain.record.schema import read_record
+
 pytestmark = on_simulated_hosts
 
 
@@ -205,23 +207,75 @@ def training_job(job_tree, started: Job, images: Path, **training: object) -> No
         shutil.copytree(images, host.ml / "input/data/images")
 
 
-def test_source_dir_trains_on_the_cluster_as_on_a_laptop(job, job_tree, images):
-    started = job(TWO)
-    training_job(job_tree, started, images, epochs=1)
-    started.start("--", "train.py", "job.yaml")
+COORDINATED = {"head": ("ml.t3.large", ["algo-1"]), "work": ("ml.g5.xlarge", ["algo-2"])}
+COORDINATOR = ("--head-group", "head", "--head-cpus", "0", "--head-gpus", "0")  # all work is the other host's
+
+MINE = """
+import numpy as np
+from beside import here
+
+def mark(image):
+    return np.full_like(image, here())
+
+def net(num_classes):
+    import torch
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8 * 8 * 3, num_classes))
+
+def train(ctx):
+    import torch
+    model = net(ctx.num_classes)
+    model, optimizer = ctx.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for _ in ctx.epochs():
+        marks = set()
+        for batch in ctx.batches("train"):
+            marks |= set(batch.image.flatten().tolist())
+            loss = torch.nn.functional.cross_entropy(model(batch.image), batch.label)
+            (loss * batch.weight).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            ctx.report(loss)
+        [prepared] = marks
+        ctx.log(prepared_on=prepared, trained_on=here())
+"""
+BESIDE = """
+import os, socket
+
+def here():
+    \"\"\"The number of this host, and 100 more where this file lies.\"\"\"
+    return int(socket.gethostname()[-1]) + 100 * os.path.exists(__file__)
+"""
+OWN_JOB = """
+name: own
+run_dir: /opt/ml/checkpoints
+data:
+  train: {kind: synthetic, num_samples: 48, shape: [8, 8, 3], num_classes: 3}
+  stages: ["mine:mark"]
+  batch_size: 16
+training: {loop: "mine:train", epochs: 2}
+"""
+
+
+def test_source_dir_trains_with_modules_that_only_the_head_has(job):
+    """Stage, loop and model, and what they import, run on a host that has no such folder, as the head's is its own."""
+    started = job(COORDINATED)
+    started.write("train.py", (ROOT / "source_dir/train.py").read_text())
+    for name, text in {"mine.py": MINE, "beside.py": BESIDE, "job.yaml": OWN_JOB}.items():
+        path = started.hosts["algo-1"].ml / "code/jobs" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    started.start(*COORDINATOR, "--", "train.py", "jobs/job.yaml")
     started.check({"algo-1": 0, "algo-2": 0}, failure=None)
-    assert "Ray nodes: 2" in started.head_log("algo-1")
-    record = started.hosts["algo-1"].ml / "checkpoints/small/record.json"
-    assert '"status": "finished"' in record.read_text()
+    record = read_record(started.hosts["algo-1"].ml / "checkpoints/own/record.json")
+    assert [(epoch["prepared_on"], epoch["trained_on"]) for epoch in record.epochs] == [(2.0, 2.0)] * 2
+    assert {host.name: host.samples_prepared for host in record.hosts} == {"algo-1": 0, "algo-2": 2 * 48}
+    assert (record.status, record.totals.samples) == ("finished", 2 * 48)
 
 
 @pytest.mark.parametrize("how", ["killed", "unplugged"])
 def test_a_lost_training_rank_ends_the_job(job, job_tree, images, how):
-    coordinator = {"head": ("ml.t3.large", ["algo-1"]), "work": ("ml.g5.xlarge", ["algo-2"])}
-    started = job(coordinator)
+    started = job(COORDINATED)
     training_job(job_tree, started, images, epochs=10_000)
-    words = ("--head-group", "head", "--head-cpus", "0", "--head-gpus", "0", "--grace", "12", "--", "train.py")
-    started.start(*words, "job.yaml")
+    started.start(*COORDINATOR, "--grace", "12", "--", "train.py", "job.yaml")
     started.until("algo-1", "step", timeout_s=120)
     time.sleep(patient(2))  # the head looks every second where the ranks are, and says nothing about it
     if how == "killed":
