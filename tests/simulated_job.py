@@ -16,7 +16,8 @@ from patience import patient, wait_for
 from raytrain.errors import ClusterError
 from raytrain.simulate.hosts import SimulatedHost, SimulatedHosts, unavailable
 
-on_simulated_hosts = [pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))]
+needs_hosts = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+on_simulated_hosts = [needs_hosts]
 
 TOKEN = "0123456789abcdef" * 4
 TWO = {"gpu": ("ml.g5.xlarge", ["algo-1"]), "cpu": ("ml.c5.4xlarge", ["algo-2"])}

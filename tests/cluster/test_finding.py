@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run_cli
+from docs_lines import as_it_stands
 from patience import patient, wait_for
 
 from raytrain.cluster import finding
@@ -135,11 +136,12 @@ def test_over_tls_nothing_is_said_in_clear(monkeypatch):
 
 
 @pytest.mark.ray
-def test_a_run_leaves_the_machines_current_cluster_alone(job_file, folder):
+def test_a_run_leaves_the_machines_current_cluster_alone(checkout, folder):
     current = folder / "ray" / "ray_current_cluster"
     current.parent.mkdir()
     current.write_text("10.9.8.7:6379")
-    result = run_cli("train", job_file(training__epochs=1), "--nodes", "train=1x1", RAY_TMPDIR=str(folder))
+    line = as_it_stands("raytrain train launch/digits.yaml")
+    result = run_cli(*line, "--set", "training.epochs=1", cwd=checkout, RAY_TMPDIR=str(folder))
     assert result.returncode == 0, result.stderr
     assert current.read_text() == "10.9.8.7:6379"
     assert [path.name for path in current.parent.glob("session_2*")], "Ray ran in this folder"
@@ -147,7 +149,7 @@ def test_a_run_leaves_the_machines_current_cluster_alone(job_file, folder):
 
 @pytest.mark.both_ways
 @pytest.mark.ray
-def test_a_users_own_cluster_is_entered_with_the_users_token(job_file, folder, tmp_path, way):
+def test_a_users_own_cluster_is_entered_with_the_users_token(job_file, checkout, folder, way):
     """A plain `ray.init()` makes a token, and lets nobody in without it."""
     home = {"RAY_TMPDIR": str(folder), "HOME": str(folder)}
     users_own = subprocess.Popen(
@@ -163,9 +165,10 @@ def test_a_users_own_cluster_is_entered_with_the_users_token(job_file, folder, t
         if way == "private":
             _check_refused(job_file, address, home)
         (folder / "ray" / "ray_current_cluster").write_text(address)
-        found = run_cli("train", job_file(training__epochs=1), "--address", "auto", **home)
+        line = as_it_stands("raytrain train launch/digits.yaml --address auto")
+        found = run_cli(*line, "--set", "training.epochs=1", cwd=checkout, **home)
         assert found.returncode == 0, found.stderr
-        assert read_record(tmp_path / "runs" / "small" / "record.json").cluster_attached
+        assert read_record(checkout / "runs" / "digits" / "record.json").cluster_attached
         assert way == "public" or not re.search(r"\.cc:|oken", found.stderr), found.stderr
         assert users_own.poll() is None
     finally:

@@ -23,6 +23,7 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT, ray_processes, run_cli
+from docs_lines import as_it_stands
 from patience import patient, wait_for
 
 from raytrain.cluster.topology import Topology
@@ -47,12 +48,14 @@ def no_ray_process_is_left():
 
 @pytest.mark.both_ways(always=True)
 @pytest.mark.ray
-def test_a_job_trains_on_several_nodes_and_leaves_a_record(job_file, tmp_path):
-    result = run_cli("train", job_file(training__epochs=4), "--nodes", "train=1x1,cpu=2x1", "--json")
+def test_a_job_trains_on_several_nodes_and_leaves_a_record(checkout):
+    line = as_it_stands("raytrain train launch/digits.yaml --nodes train=1x1,cpu=2x1")
+    changes = ("--set", "training.epochs=4", "--set", "data.batch_size=16")
+    result = run_cli(*line, *changes, "--json", cwd=checkout)
     assert result.returncode == 0, result.stderr
     tree = json.loads(result.stdout)
     jsonschema.validate(tree, RunRecord.model_json_schema())
-    record = read_record(tmp_path / "runs" / "small" / "record.json")
+    record = read_record(checkout / "runs" / "digits" / "record.json")
     assert record == RunRecord.model_validate(tree)
     assert (record.status, record.error, record.world_size, record.cpu_slots) == ("finished", None, 1, 3)
     assert [host.group for host in record.hosts] == ["train", "cpu", "cpu"]
@@ -79,11 +82,12 @@ def test_a_job_trains_on_several_nodes_and_leaves_a_record(job_file, tmp_path):
 
 @pytest.mark.both_ways(always=True)
 @pytest.mark.ray
-def test_emulated_gpus_make_ranks_that_train_together(job_file, tmp_path):
-    job = job_file(training__accumulate=2, training__precision="bf16", training__clip_norm=1.0)
-    result = run_cli("train", job, "--nodes", "gpu=1x1x2,cpu=1x1")
+def test_emulated_gpus_make_ranks_that_train_together(checkout):
+    line = as_it_stands("raytrain train launch/digits.yaml --nodes gpu=1x2x2,cpu=1x2")
+    changes = ("data.batch_size=16", "training.epochs=2", "training.accumulate=2", "training.precision=bf16")
+    result = run_cli(*line, *(word for change in changes for word in ("--set", change)), cwd=checkout)
     assert result.returncode == 0, result.stderr
-    record = read_record(tmp_path / "runs" / "small" / "record.json")
+    record = read_record(checkout / "runs" / "digits" / "record.json")
     assert (record.world_size, record.emulated_gpus) == (2, True)
     assert [rank.num_samples for rank in record.ranks] == [120, 120]
     assert [rank.num_batches for rank in record.ranks] == [8, 8]

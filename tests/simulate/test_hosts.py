@@ -11,12 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 from patience import patient, wait_for
+from simulated_job import needs_hosts
 
 from raytrain.errors import ClusterError
 from raytrain.simulate import hosts as simulated
 from raytrain.simulate.hosts import SimulatedHosts, unavailable
-
-needs_hosts = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
 
 @pytest.fixture

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import time
 
 import numpy as np
 import pytest
-from conftest import figures, run_cli
+from conftest import ROOT, figures, run_cli
+from docs_lines import as_it_stands
 from patience import patient
 from rich.console import Console
 
@@ -31,35 +33,33 @@ from raytrain.study.alone import PARTS, preprocess
 from raytrain.study.diagnose import Findings, diagnose, duration_s
 from raytrain.study.timed_loop import TimedContext, TimedLoop
 
+BLURRED = (
+    "data.train={kind: synthetic, num_samples: 400, shape: [96, 96, 3], num_classes: 3}",
+    "data.validation=null",
+    "data.stages=[{gaussian_blur: {kernel_size: 11, times: 10}}, {resize: {size: 16}}]",
+    "data.batch_size=16",
+    "model.options={img_size: 16, patch_size: 8, embed_dim: 8, depth: 1, num_heads: 1, num_classes: 3}",
+    "training={steps: 50}",
+)
+
 
 @pytest.fixture(scope="module")
 def diagnosed(tmp_path_factory):
     """A job that blurs a lot and trains a little, as a user diagnoses it."""
     folder = tmp_path_factory.mktemp("diagnosed")
-    (folder / "job.yaml").write_text(
-        f"""
-name: blurred
-run_dir: {folder}/runs
-data:
-  train: {{kind: synthetic, num_samples: 400, shape: [96, 96, 3], num_classes: 3}}
-  stages: [{{gaussian_blur: {{kernel_size: 11, times: 10}}}}, {{resize: {{size: 16}}}}]
-  batch_size: 16
-model:
-  name: timm.models:VisionTransformer
-  options: {{img_size: 16, patch_size: 8, embed_dim: 8, depth: 1, num_heads: 1, num_classes: 3}}
-training: {{steps: 50}}
-"""
-    )
-    result = run_cli("diagnose", folder / "job.yaml", "--seconds", "2", "--json", timeout=250)
+    shutil.copytree(ROOT / "launch", folder / "launch")
+    line = as_it_stands("raytrain diagnose launch/digits.yaml")
+    changes = [word for change in BLURRED for word in ("--set", change)]
+    result = run_cli(*line, *changes, "--seconds", "2", "--json", cwd=folder, timeout=250)
     assert result.returncode == 0, result.stderr
     said = json.loads(result.stdout.splitlines()[-1])
-    with open(said["profile"]) as file:
+    with open(folder / said["profile"]) as file:
         return said, parse_profile(json.load(file), "profile"), folder
 
 
 def test_the_parts_and_the_whole(diagnosed):
-    said, profile, folder = diagnosed
-    assert said["profile"] == str(folder / "runs" / "blurred.profile.json")
+    said, profile, _ = diagnosed
+    assert said["profile"] == "runs/digits.profile.json"
     cores = len(os.sched_getaffinity(0))
     assert said["preprocessing"] < 1.1 * cores / profile.cpu_s(profile.cpu_kind), "by the clock it takes no less"
     assert said["preprocessing_alone"] < 1.1 / profile.cpu_s_per_sample_alone.value
@@ -83,12 +83,12 @@ def test_the_profile_has_every_figure_with_its_spread(diagnosed):
     assert profile.accelerator_memory_bytes is None, "there is no GPU"
     assert 3 < profile.startup_s.value < patient(120)
     assert (profile.num_samples, profile.epochs) == (400, pytest.approx(50 * 16 / 400))
-    assert Job.from_dict(profile.job).name == "blurred"
+    assert Job.from_dict(profile.job).name == "digits"
 
 
 def test_nothing_is_left_behind(diagnosed):
     _, _, folder = diagnosed
-    assert sorted(p.name for p in (folder / "runs").rglob("*")) == ["blurred.profile.json"]
+    assert sorted(p.name for p in (folder / "runs").rglob("*")) == ["digits.profile.json"]
 
 
 @pytest.mark.process
