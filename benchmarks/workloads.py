@@ -38,7 +38,7 @@ CACHE = Path(__file__).parents[1] / "data" / "benchmarks"
 PHOTOGRAPHS, PHOTOGRAPH_NAMES = 24, 256
 PHOTOGRAPH_SHAPE = (2000, 3000, 3)  # 6 megapixels
 NARROW_SHAPE, WIDE_TILES = (64, 1024, 4), (16, 1, 1)  # a row is 16 times it: float32, 16 MiB
-SMALLS, SMALL = 2024, 64  # photographs of 500 x 375
+SMALLS, SMALL, SMALL_SHAPE = 2024, 64, (375, 500, 3)
 SIDE, CROP = 224, 96
 BLURS, KERNEL, SIGMA = 10, 11, (0.1, 2.0)
 
@@ -134,34 +134,27 @@ def photographs(folder: Path | None = None) -> Source:
     """A folder of class folders of one's own, or generated photographs, written once and linked under many names."""
     if folder is not None:
         return image_folder(str(folder))
-    place = CACHE / "photographs" / "any"
-    place.mkdir(parents=True, exist_ok=True)
-    for name in range(PHOTOGRAPH_NAMES):
-        path = place / f"{name:04d}.jpg"
-        if path.exists():
-            continue
-        if name < PHOTOGRAPHS:
-            image = generated_photograph(name)
-            path.write_bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
-        else:
-            os.link(place / f"{name % PHOTOGRAPHS:04d}.jpg", path)
-    return image_folder(str(place.parent))
+    return image_folder(str(written("photographs", PHOTOGRAPH_NAMES, PHOTOGRAPHS, PHOTOGRAPH_SHAPE)))
 
 
 def small_photographs() -> Source:
-    """2,024 JPEGs of 500 x 375, as many different ones as there are of `SMALL`; linked under many names."""
-    place = CACHE / "jpegs" / "any"
+    return image_folder(str(written("jpegs", SMALLS, SMALL, SMALL_SHAPE)))
+
+
+def written(kind: str, names: int, images: int, shape: tuple[int, int, int]) -> Path:
+    """A folder with one class folder of JPEGs, `names` of them, of which so many `images` are different."""
+    place = CACHE / kind / "any"
     place.mkdir(parents=True, exist_ok=True)
-    for name in range(SMALLS):
+    for name in range(names):
         path = place / f"{name:04d}.jpg"
         if path.exists():
             continue
-        if name < SMALL:
-            image = generated_photograph(name, (375, 500, 3))
+        if name < images:
+            image = generated_photograph(name, shape)
             path.write_bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
         else:
-            os.link(place / f"{name % SMALL:04d}.jpg", path)
-    return image_folder(str(place.parent))
+            os.link(place / f"{name % images:04d}.jpg", path)
+    return place.parent
 
 
 def generated_photograph(seed: int, shape: tuple[int, int, int] = PHOTOGRAPH_SHAPE) -> np.ndarray:

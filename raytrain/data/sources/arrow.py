@@ -5,13 +5,14 @@ Imported by every preprocessing worker, so it imports NumPy and pyarrow and noth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raytrain.data.samples.fields import ANYTHING, BYTES, IMAGE, TEXT, Field, Kind
+from raytrain.data.samples.fields import ANYTHING, BYTES, IMAGE, TEXT, Field, Kind, Sample
 
 # the first bytes of an image file: JPEG, PNG, WebP, BMP, TIFF (both byte orders)
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\x00", b"MM\x00*")
@@ -80,6 +81,17 @@ def lengths_of(values: pa.Array | pa.ChunkedArray) -> np.ndarray | None:
     else:
         return None
     return np.asarray(pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False), np.int64)
+
+
+def cells(table: pa.Table, row: int, columns: Mapping[str, str]) -> Sample | Exception:
+    """A row's fields, each from its column; or which one has no value."""
+    sample: Sample = {}
+    for name, column in columns.items():
+        value = cell(table.column(column)[row])
+        if value is None:
+            return ValueError(f"column {column!r} is null")
+        sample[name] = value
+    return sample
 
 
 def cell(value: pa.Scalar) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.data.samples.fields import BYTES, IMAGE, Field, Sample, Schema
-from raytrain.data.sources.arrow import cell, field_of_type, looks_like_image
+from raytrain.data.sources.arrow import cells, field_of_type, looks_like_image
 from raytrain.data.sources.labels import check_apart, classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.registry import InProgram
@@ -83,15 +83,8 @@ class BlockReader:
     remote = False  # a block is fetched at once
 
     def read(self, rows: pa.Table, index: int) -> Sample | Exception:
-        block, row = rows.column("block")[index].as_py(), rows.column("row")[index].as_py()
-        table = self._table(block)
-        sample: Sample = {}
-        for name, column in self.columns.items():
-            value = cell(table.column(column)[row])
-            if value is None:
-                return ValueError(f"column {column!r} is null")
-            sample[name] = value
-        return sample
+        table = self._table(rows.column("block")[index].as_py())
+        return cells(table, rows.column("row")[index].as_py(), self.columns)
 
     def describe(self, rows: pa.Table, index: int) -> str:
         return f"{TOLD}'s block {rows.column('block')[index].as_py()}, row {rows.column('row')[index].as_py()}"

@@ -13,7 +13,7 @@ import pyarrow.fs
 
 from raytrain.config.data import HuggingFaceSource
 from raytrain.data.samples.fields import BYTES, IMAGE, Field, Sample, Schema
-from raytrain.data.sources.arrow import cell, field_of_type, lengths_of, looks_like_image
+from raytrain.data.sources.arrow import cell, cells, field_of_type, lengths_of, looks_like_image
 from raytrain.data.sources.files import Place, described, filesystem_of, path_of
 from raytrain.data.sources.labels import check_apart, classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
@@ -67,14 +67,8 @@ class ArrowReader:
     remote = False  # a file is read at once
 
     def read(self, rows: pa.Table, index: int) -> Sample | Exception:
-        table, row = self.table(rows.column("file")[index].as_py()), rows.column("row")[index].as_py()
-        sample: Sample = {}
-        for name, column in self.columns.items():
-            value = cell(table.column(column)[row])
-            if value is None:
-                return ValueError(f"column {column!r} is null")
-            sample[name] = value
-        return sample
+        table = self.table(rows.column("file")[index].as_py())
+        return cells(table, rows.column("row")[index].as_py(), self.columns)
 
     def describe(self, rows: pa.Table, index: int) -> str:
         return f"{self.files[rows.column('file')[index].as_py()]} (row {rows.column('row')[index].as_py()})"
