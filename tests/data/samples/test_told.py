@@ -62,9 +62,8 @@ def test_a_later_sample_that_does_not_go_with_the_first(how, by):
     stages = []
     if by == "a stage":
         of, stages = np.int64, [stage(of, on="x")]
-    assert told(Rows(of), stages).startswith(
-        f"samples come out in different {what}: field `x` is {first} of Rows[0] and {other} of Rows[4]; have a stage make"
-    )
+    differ = f"field `x` is {first} of Rows[0] and {other} of Rows[4]"
+    assert told(Rows(of), stages).startswith(f"samples come out in different {what}: {differ}; have a stage make")
 
 
 @pytest.mark.parametrize(("rule", "fits"), [(padded(), True), (ragged(), True), (None, False)])
@@ -73,7 +72,7 @@ def test_shapes_that_differ_want_a_collation(rule, fits):
     if fits:
         assert batches(source, collate={"x": rule})[0].key.tolist() == list(range(6))
         return
-    assert told(source).endswith("make them alike, or give it a collation (collate: {x: padded}) or ragged")
+    assert told(source).endswith("make them alike, or give it a collation (collate: {x: padded} or ragged)")
 
 
 def test_files_are_named_by_their_paths(images, tmp_path):
