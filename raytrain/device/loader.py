@@ -169,7 +169,7 @@ class RankIngest:
             carried, ids = np.divmod(arriving.key, self.plan.spec.num_train)
         stand_in = len(ids) == 0
         if arriving.fields:
-            self._check_like(split, arriving)
+            self._check_like(split, arriving, ids)
         fields = self._blank(split, arriving) if stand_in else arriving.fields  # every rank steps, whatever there was
         made: dict[str, Any] = {}
         for name, value in fields.items():
@@ -191,7 +191,7 @@ class RankIngest:
             filtered=arriving.header.filtered,
         )
 
-    def _check_like(self, split: Split, arriving: Arriving) -> None:
+    def _check_like(self, split: Split, arriving: Arriving, ids: np.ndarray) -> None:
         """Whether a batch has the fields that the one before it had.
 
         Raises:
@@ -202,13 +202,13 @@ class RankIngest:
         for name in {**before, **now}:
             was, told = before.get(name), now.get(name)
             if was is None or told is None or not was.agrees(told):
-                where = f", first of id {arriving.key[0]}" if len(arriving.key) else ""
+                where = f", first of id {ids[0]}" if len(ids) else ""
                 raise DataError(
                     f"the {split} samples have changed within the run: field `{name}` was {was or 'not there'} and is "
                     f"{told or 'not there'} in batch {arriving.header.batch}{where}; every sample must have the same "
                     "fields, of the same type"
                 )
-        if len(arriving.key):
+        if len(ids):
             self._seen[split] = now
 
     def _blank(self, split: Split, empty: Arriving) -> dict[str, Any]:

@@ -280,3 +280,11 @@ def test_a_model_has_no_fewer_classes_than_the_data(options, classes, message):
     with pytest.raises(ConfigError) as caught:
         check_data(opened, 4, True, job)
     assert message in str(caught.value)
+
+
+def test_a_model_takes_no_encoded_images(images):
+    opened = Pipeline(image_folder(images / "train"), batch_size=4).open(0)
+    with pytest.raises(ConfigError) as caught:
+        check_data(opened, 4, True, Job.from_dict({**TRAINING, "model": {"name": "resnet18"}}))
+    told = "data.stages: field `image` arrives as encoded bytes, and no stage decodes them; add `decode`"
+    assert str(caught.value) == told

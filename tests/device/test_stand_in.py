@@ -146,3 +146,10 @@ def test_a_field_that_changes_within_the_run_is_told(later, told):
 def test_lengths_may_differ_from_batch_to_batch():
     made = [prepared(n, [{"x": np.zeros(length)}], {"x": padded()}) for n, length in enumerate((2, 5))]
     assert [tuple(batch["x"].shape) for batch in ranks_batches(*made, arrived={})] == [(1, 2), (1, 5)]
+
+
+def test_a_sample_that_an_epoch_has_carried_is_told_by_its_id():
+    """Its key is beyond the ids: those of 4 samples, one epoch late."""
+    later = replace(prepared(1, [{"x": np.float32(1)}]), key=np.array([4 + 3]))
+    with pytest.raises(DataError, match="is float32 with 0 axes in batch 1, first of id 3;"):
+        ranks_batches(prepared(0, [{"x": np.int64(1)}]), later)
