@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from patience import patient
 
 from raytrain.data import (
     Field,
@@ -328,5 +329,6 @@ def test_each_row_of_a_ray_data_set_once(tmp_path, two_nodes):
         return work["train"].manifest.read_many([0, COUNT - 1])
 
     here = opened.train.read_many([0, COUNT - 1])
-    for sample, other in zip(ray.get(read.remote(opened.pickled_splits())), here, strict=True):
+    there = ray.get(read.remote(opened.pickled_splits()), timeout=patient(60))  # it waits for a block without an owner
+    for sample, other in zip(there, here, strict=True):
         assert sample["label"] == other["label"] and np.array_equal(sample["tokens"], other["tokens"]), "in a worker"
