@@ -22,7 +22,7 @@ On `jpegs` (small photographs, squeezed to 224 and delivered as uint8) each deco
     raytrain_float      raytrain whose CPU rank makes float32 of it, channels first
 
 On `crops` (large photographs, a random part resized to 96) raytrain decodes at a scale; raw decodes whole and averages
-areas, as raytrain did.
+areas, as raytrain did. `record` has an image, a mask and three numbers, `one_image` one image of as many bytes.
 
 Samples a second are those of the steady state (without the first fifth and the last tenth of the batches). Plain Ray
 Data has none in runs of this length: its few tasks hand over what they have made when they end, in one burst. So it is
@@ -54,11 +54,13 @@ PUBLIC = "raytrain_public"
 ORDER = ("raw", "raw_tuned", "dataloader", "dataloader_tuned", "ray_data", "raytrain")
 OTHERS = {
     "own_blur": ("raw", "raw_tuned", "raytrain"),
+    "one_image": ("raw", "raw_tuned", "raytrain"),
+    "record": ("raw", "raw_tuned", "raytrain"),
     "crops": ("raw", "raw_tuned", "raytrain"),
     "jpegs": (*ORDER[:4], "dataloader_pillow", "spdl", "raytrain", "raytrain_float"),
 }
 BEST = "best of the others"
-RATE, WHOLE_RATE = "samples_per_s", "whole_samples_per_s"
+RATE, WHOLE_RATE, CPU = "samples_per_s", "whole_samples_per_s", "cpu_s_per_sample"
 TIMEOUT_S = 600
 SMOKE = {"epochs": 1, "batch_size": 2, "num_samples": 20}
 
@@ -97,7 +99,7 @@ def with_limit(rows: dict[str, list[dict[str, float]]]) -> None:
     rows["limit"] = [{**row, WHOLE_RATE: row[RATE]} for row in better]  # nothing is started before it is timed
     for name in set(rows) - {"raw", "raw_tuned", "limit"}:
         for row, limit in zip(rows[name], rows["limit"], strict=True):
-            row["cpu_s_per_sample_outside"] = row["cpu_s_per_sample"] - limit["cpu_s_per_sample"]
+            row["cpu_s_per_sample_outside"] = row[CPU] - limit[CPU]
 
 
 def rate_of(contender: str) -> tuple[str, str]:
@@ -167,6 +169,10 @@ def main() -> None:
         ratios[workload] = ratios_of(rows[workload])
     if {"blur", "own_blur"} <= set(rows):
         ratios["own_blur"] |= own_blur_against_torchvision(rows)
+    if {"one_image", "record"} <= set(rows):
+        both = {name: rows[name]["raytrain"] for name in ("record", "one_image")}
+        ratios["record"]["raytrain, record / one_image, samples/s"] = ratio(both, RATE, "record", "one_image")
+        ratios["record"]["raytrain, record / one_image, CPU seconds"] = ratio(both, CPU, "record", "one_image")
     for workload, found in ratios.items():
         for name, values in found.items():
             print(f"{workload}: {name}", {key: float(f"{value:.4g}") for key, value in values.items()})

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from raytrain.config.data import Source
+from raytrain.data.samples.fields import Field
 from raytrain.data.sources.kinds.image_folder import image_folder
 from raytrain.data.sources.kinds.synthetic import synthetic
 from raytrain.data.sources.manifest import Manifest
@@ -31,7 +32,7 @@ from raytrain.data.stages.geometry import (
     resize,
 )
 from raytrain.data.stages.images import decode, decode_field, gaussian_blur_image
-from raytrain.data.stages.stage import Stage
+from raytrain.data.stages.stage import Stage, stage
 from raytrain.data.toy import write_digits
 
 CACHE = Path(__file__).parents[1] / "data" / "benchmarks"
@@ -40,6 +41,14 @@ PHOTOGRAPH_SHAPE = (2000, 3000, 3)  # 6 megapixels
 NARROW_SHAPE, WIDE_TILES = (64, 1024, 4), (16, 1, 1)  # a row is 16 times it: float32, 16 MiB
 SMALLS, SMALL, SMALL_SHAPE = 2024, 64, (375, 500, 3)
 SIDE, CROP = 224, 96
+ONE_IMAGE = {"image": Field("uint8", (256, 256, 4), "image")}
+RECORD = {  # as many bytes, but for the numbers
+    "image": Field("uint8", (256, 256, 3), "image"),
+    "mask": Field("uint8", (256, 256), "mask"),
+    "age": Field("float32", ()),
+    "weight": Field("float64", ()),
+    "label": Field("int64", (), classes=tuple("abc")),
+}
 BLURS, KERNEL, SIGMA = 10, 11, (0.1, 2.0)
 
 
@@ -122,6 +131,13 @@ def crop(data: bytes, rng: np.random.Generator) -> np.ndarray:
     return cv2.resize(part, (CROP, CROP), interpolation=cv2.INTER_AREA)
 
 
+def same(image: np.ndarray) -> np.ndarray:
+    return image
+
+
+SAME = (stage(same),)
+
+
 def wide(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Writes 16 MiB once, and does nothing else."""
     return np.tile(image, WIDE_TILES)
@@ -197,6 +213,10 @@ WORKLOADS = {
         Workload("photographs", photographs, photograph, 16, 256, 3),
         Workload("jpegs", small_photographs, small, 64, SMALLS, 3, (decode(), resize((SIDE, SIDE))), as_bytes=True),
         Workload("crops", photographs, crop, 16, 256, 3, (decode(), random_resized_crop(CROP)), as_bytes=True),
+        Workload(
+            "one_image", lambda: synthetic(1024, fields=ONE_IMAGE), same, 32, 1024, 4, (stage(same),), as_bytes=True
+        ),
+        Workload("record", lambda: synthetic(1024, fields=RECORD), same, 32, 1024, 4, (stage(same),), as_bytes=True),
         Workload("digits", digits, digit, 64, 1437, 30),
         Workload("wide", lambda: synthetic(320, shape=NARROW_SHAPE), wide, 4, 320, 3),
     )
