@@ -77,7 +77,7 @@ def test_the_profile_has_every_figure_with_its_spread(diagnosed):
     assert profile.accelerator_s_per_sample["CPU"].n == PARTS
     assert profile.cpu_s_per_sample[profile.cpu_kind].n == PARTS * len(os.sched_getaffinity(0))
     assert profile.efficiency.n == PARTS
-    assert profile.wire_bytes_per_sample.value == 16 * 16 * 3 * 4
+    assert profile.wire_bytes_per_sample.value == 16 * 16 * 3 * 4 + 8, "the label too"
     assert profile.startup_s.n == 2
     assert profile.worker_memory_bytes > 20e6
     assert profile.accelerator_memory_bytes is None, "there is no GPU"
@@ -103,7 +103,7 @@ def test_preprocessing_alone_takes_the_time_that_it_takes():
     assert 0.01 <= np.median(found.wall_s) < patient(0.2)
     assert np.median(found.cpu_s) < 0.005, "it only waits"
     assert found.memory_bytes > 20e6
-    assert set(found.wire_bytes) == {2 * 2 * 3 * 4}
+    assert set(found.wire_bytes) == {2 * 2 * 3 * 4 + 8}, "the label too"
 
 
 @pytest.mark.process
