@@ -1,5 +1,5 @@
 """Which pixels belong to a shape: discs and boxes on noise; image and mask are cropped and mirrored together.
-It ends at an IoU of about 0.97.
+It ends at an IoU of about 0.95.
 
 python examples/segmentation.py
 """
@@ -53,5 +53,5 @@ if __name__ == "__main__":
     train, validation = (from_torch(Shapes(*of), masks=["mask"]) for of in ((400,), (100, 400)))
     stages = [random_crop(32), random_horizontal_flip()]
     pipeline = Pipeline(train, stages, batch_size=32, validation=validation, normalize={"mean": [0.4], "std": [0.2]})
-    record = fit(train_loop, pipeline, Job.from_dict({"name": "segmentation", "training": {"epochs": 4}}))
+    record = fit(train_loop, pipeline, Job.from_dict({"name": "segmentation", "training": {"epochs": 2}}))
     print(f"validation IoU: {record.epochs[-1]['validation_iou']:.2f}")
