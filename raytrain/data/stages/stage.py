@@ -367,17 +367,17 @@ def built_in(
     )
 
 
-def on_names(on: On, label: str) -> tuple[str, ...] | None:
+def on_names(on: On, label: str, what: str = "a field or a list of fields") -> tuple[str, ...] | None:
     """
     Raises:
         ConfigError: it names no fields.
     """
+    if on is None:
+        return None
     names = (on,) if isinstance(on, str) else on
-    if names is not None and (
-        not isinstance(names, Sequence) or not names or not all(isinstance(n, str) and n != WHOLE for n in names)
-    ):
-        raise ConfigError(f"stage {label!r}: `on` is a field or a list of fields (given: {on!r})")
-    return None if names is None else tuple(names)
+    if not isinstance(names, Sequence) or not names or not all(isinstance(n, str) and n != WHOLE for n in names):
+        raise ConfigError(f"stage {label!r}: `on` is {what} (given: {on!r})")
+    return tuple(names)
 
 
 def _scope(label: str, on: On, whole_batch: bool) -> Scope:
@@ -387,11 +387,8 @@ def _scope(label: str, on: On, whole_batch: bool) -> Scope:
         return "batch"
     if on == WHOLE:
         return "sample"
-    if on is None or isinstance(on, str):
-        return "field"
-    if not on or not all(isinstance(each, str) for each in on):
-        raise ConfigError(f'stage {label!r}: `on` is a field, a list of fields, or "*" (given: {on!r})')
-    return "fields"
+    on_names(on, label, 'a field, a list of fields, or "*"')
+    return "field" if on is None or isinstance(on, str) else "fields"
 
 
 def keep_if(condition: Callable[..., Any], *, on: On = WHOLE, **options: Any) -> Stage:
