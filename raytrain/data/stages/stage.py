@@ -351,19 +351,17 @@ def built_in(
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     check_types(name, function, options)
     parameters = inspect.signature(function).parameters
-    told = frozenset({"kind", "canvas"} & set(parameters))
-    random = "rng" in parameters
     return Stage(
         name,
         function,
-        random,
+        "rng" in parameters,
         options,
         on=on_names(on, name),
         kinds=kinds,
         change=change,
         decodes=decodes,
         helps=helps,
-        told=told,
+        told=frozenset({"kind", "canvas"} & set(parameters)),
     )
 
 
