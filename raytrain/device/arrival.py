@@ -12,6 +12,7 @@ from raytrain.config.data import Arrival, Normalize
 from raytrain.data.samples.fields import Schema
 
 IMAGE_DTYPE = "float32"
+MOST_LOOKED_UP = 128  # channels, OpenCV's most
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class Receiver:
             levels = torch.arange(256, dtype=torch.uint8)[:, None]
             for name, each in arrived.items():
                 if each.normalize is not None or each.dtype == torch.float32:
-                    self._tables[name] = self._normalized(name, levels).to(torch.float32).numpy()[None]
+                    table = self._normalized(name, levels).to(torch.float32).numpy()[None]
+                    if table.shape[2] <= MOST_LOOKED_UP:
+                        self._tables[name] = table
 
     def ready(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """
@@ -101,6 +104,13 @@ def _looked_up(value: torch.Tensor, table: np.ndarray) -> torch.Tensor:
     """
     import cv2
 
+    if not value.is_contiguous() and value.ndim == 4 and value.permute(0, 3, 1, 2).is_contiguous():  # and stays so
+        planes = value.permute(0, 3, 1, 2).numpy()
+        found = np.empty(planes.shape, np.float32)
+        by_channel = np.broadcast_to(table[0], (256, planes.shape[1])).T.copy()
+        for place in np.ndindex(planes.shape[:2]):
+            cv2.LUT(planes[place], by_channel[place[1]][None], found[place])
+        return torch.from_numpy(found).permute(0, 2, 3, 1)
     found = cv2.LUT(value.numpy().reshape(1, -1, table.shape[2]), table)
     return torch.from_numpy(found).reshape(value.shape)
 

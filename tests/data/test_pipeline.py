@@ -25,7 +25,7 @@ from raytrain.data import (
     torchvision,
     webdataset,
 )
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, DataError
 from raytrain.run.checks import check_data, checked
 
 SOURCE = image_folder("/data")
@@ -288,3 +288,61 @@ def test_a_model_takes_no_encoded_images(images):
         check_data(opened, 4, True, Job.from_dict({**TRAINING, "model": {"name": "resnet18"}}))
     told = "data.stages: field `image` arrives as encoded bytes, and no stage decodes them; add `decode`"
     assert str(caught.value) == told
+
+
+class Numbered:
+    """A data set that does not say its labels."""
+
+    def __init__(self, labels):
+        self.all = labels
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def __getitem__(self, index):
+        return {"image": np.zeros((4, 4, 3), np.uint8), "kind": self.all[index]}
+
+
+def coarse(sample):
+    sample["coarse"] = np.int64(sample["kind"] // 2)
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("labels", "target", "options", "number"),
+    [
+        ([0, 4, 2], "kind", {}, 5),
+        ([False, True, True], "kind", {}, 2),
+        ([0, 4, 2], "coarse", {}, None),  # a stage makes it: nobody knows
+        ([0] * 10_001, "coarse", {}, None),
+        ([0] * 10_001, "kind", {"num_classes": 3}, None),  # as the message of the next says
+        (
+            [0] * 10_001,
+            "kind",
+            {},
+            "nobody says which classes the 10,001 samples have: give the source `classes` or `labels` (an attribute of "
+            "that name), or the model model.options.num_classes; no more than 10,000 samples are read for it",
+        ),
+        ([0, -1, 2], "kind", {}, "the label of Numbered[1] must be a whole number from 0 (given: -1)"),
+    ],
+)
+def test_how_many_classes_there_are_is_read_where_nobody_says_so(labels, target, options, number):
+    training = {"epochs": 1, "task": {"target": target}}
+    job = Job.from_dict({"name": "a", "model": {"name": "resnet18", "options": options}, "training": training})
+    opened = Pipeline(Numbered(labels), [stage(coarse, on="*")], batch_size=2).open(0)
+    if isinstance(number, str):
+        with pytest.raises(DataError) as caught:
+            check_data(opened, 2, True, job)
+        assert number in str(caught.value)
+        return
+    assert check_data(opened, 2, True, job).num_classes == number
+
+
+def test_a_column_of_truth_values_has_two_classes(tmp_path):
+    table = pa.table({"image": pa.array([[0.0] * 4] * 3), "good": pa.array([False, True, True])})
+    pq.write_table(table, tmp_path / "a.parquet")
+    job = Job.from_dict(
+        {**TRAINING, "model": {"name": "resnet18"}, "training": {"epochs": 1, "task": {"target": "good"}}}
+    )
+    opened = Pipeline(parquet(str(tmp_path / "a.parquet"))).open(0)
+    assert check_data(opened, 2, True, job).num_classes == 2

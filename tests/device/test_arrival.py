@@ -87,3 +87,19 @@ def test_single_bytes_are_looked_up_too():
         {"age": Arrived(torch.float32, normalize=Normalize(scale=1, mean=(40.0,)))}, torch.device("cpu")
     )
     assert receiver.ready("age", torch.tensor([0, 40, 255], dtype=torch.uint8)).tolist() == [-40, 0, 215]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 128, 129, 768])
+def test_any_number_of_channels_is_normalised(channels):
+    by = Normalize(mean=tuple(n / channels for n in range(channels)), std=(0.5,) * channels)
+    value = torch.randint(0, 256, (2, 5, channels), dtype=torch.uint8)
+    found = Receiver({"x": Arrived(normalize=by)}, torch.device("cpu")).ready("x", value)
+    torch.testing.assert_close(found, normalized(value, by))
+
+
+def test_an_image_of_a_torchvision_transform_lies_in_memory_as_it_was_sent():
+    sent = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
+    image = sent.permute(0, 2, 3, 1)
+    found = Receiver({"image": Arrived(torch.float32, True, NORMALIZE)}, torch.device("cpu")).ready("image", image)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, normalized(image, NORMALIZE).permute(0, 3, 1, 2))
