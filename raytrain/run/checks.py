@@ -17,7 +17,7 @@ from raytrain.data.samples.fields import Field, Schema
 from raytrain.data.sources.lengths import MOST_READ
 from raytrain.data.sources.manifest import Manifest
 from raytrain.errors import ConfigError, DataError
-from raytrain.train.models import check_classes, check_model
+from raytrain.train.models import CLASSES, check_classes, check_model
 from raytrain.train.tasks import Task
 
 
@@ -82,10 +82,16 @@ def check_data(opened: OpenPipeline, batch_size: int, default_loop: bool, job: J
     asked = job.training.task
     if classifies:
         _check_fields(opened.schema, asked.input, asked.target)
-    train, own = opened.train, opened.train.schema.get(asked.target, Field())
-    task = Task(asked.input, asked.target, own.classes, num_classes(train, asked.target, read=classifies))
+    own = opened.train.schema.get(asked.target, Field())
+    said = classifies and job.model is not None and CLASSES in job.model.options
+
+    def number(manifest: Manifest) -> int | None:
+        read = classifies and (not said or manifest.num_samples <= MOST_READ)
+        return num_classes(manifest, asked.target, read=read)
+
+    task = Task(asked.input, asked.target, own.classes, number(opened.train))
     if classifies:
-        other = 0 if opened.validation is None else num_classes(opened.validation, asked.target, read=True) or 0
+        other = 0 if opened.validation is None else number(opened.validation) or 0
         check_classes(job.model, task.num_classes or 0, other)
     return task
 
@@ -126,7 +132,10 @@ def num_classes(manifest: Manifest, target: str, *, read: bool) -> int | None:
     return int(values.max()) + 1
 
 
-def _read_labels(manifest: Manifest, target: str) -> np.ndarray:
+def _read_labels(manifest: Manifest, target: str) -> np.ndarray | None:
+    """None where they are not in the source: a stage makes them."""
+    if manifest.schema.whole and target not in manifest.schema:
+        return None
     total = manifest.num_samples
     if total > MOST_READ:
         raise DataError(
@@ -139,7 +148,9 @@ def _read_labels(manifest: Manifest, target: str) -> np.ndarray:
         sample = manifest.read_many([index])[0]
         if isinstance(sample, Exception):
             continue
-        label = sample.get(target, 0)
+        if target not in sample:
+            return None
+        label = sample[target]
         if np.ndim(label) or np.asarray(label).dtype.kind not in "iub" or label < 0:
             raise DataError(
                 f"the label of {manifest.describe(index)} must be a whole number from 0 (given: {str(label)[:60]})"

@@ -20,6 +20,7 @@ from raytrain.data import (
     parquet,
     random_horizontal_flip,
     resize,
+    stage,
     synthetic,
     to_dtype,
     torchvision,
@@ -336,13 +337,3 @@ def test_how_many_classes_there_are_is_read_where_nobody_says_so(labels, target,
         assert number in str(caught.value)
         return
     assert check_data(opened, 2, True, job).num_classes == number
-
-
-def test_a_column_of_truth_values_has_two_classes(tmp_path):
-    table = pa.table({"image": pa.array([[0.0] * 4] * 3), "good": pa.array([False, True, True])})
-    pq.write_table(table, tmp_path / "a.parquet")
-    job = Job.from_dict(
-        {**TRAINING, "model": {"name": "resnet18"}, "training": {"epochs": 1, "task": {"target": "good"}}}
-    )
-    opened = Pipeline(parquet(str(tmp_path / "a.parquet"))).open(0)
-    assert check_data(opened, 2, True, job).num_classes == 2
