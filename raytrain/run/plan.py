@@ -130,7 +130,7 @@ class DataPlan:
             group_starts=opened.train.group_starts,
             buckets=opened.buckets,
         )
-        path, restored = _checkpoint(options, opened.train.fingerprint) if options.resume else (None, None)
+        path, restored = _checkpoint(options, opened.train.fingerprint, task) if options.resume else (None, None)
         found = cls(opened, task, spec, listed_at, path, restored, *position_of(restored))
         if found.is_finished and not options.started_again:
             raise CheckpointError(
@@ -191,11 +191,11 @@ class RunPlan:
         )
 
 
-def _checkpoint(options: RunOptions, fingerprint: str) -> tuple[str, Any]:
+def _checkpoint(options: RunOptions, fingerprint: str, task: Task) -> tuple[str, Any]:
     """The run's last whole checkpoint, checked against the data.
 
     Raises:
-        CheckpointError: there is none, or it was written for other data or another seed.
+        CheckpointError: there is none, or it was written for other data, other classes or another seed.
     """
     from raytrain.train.checkpoints import checkpoint
     from raytrain.train.contract import Restored
@@ -209,6 +209,11 @@ def _checkpoint(options: RunOptions, fingerprint: str) -> tuple[str, Any]:
     facts = shelf.read_facts(found)
     if facts.fingerprint != fingerprint:
         raise CheckpointError(f"{found} was written for other training data; {afresh}")
+    if facts.classes != list(task.classes):
+        was, now = (", ".join(each[:5]) or "none" for each in (facts.classes, list(task.classes)))
+        raise CheckpointError(
+            f"{found} was written for other classes of field `{task.target}` ({was}, and not {now}); {afresh}"
+        )
     if facts.seed != seed:
         raise CheckpointError(f"{found} was written with seed {facts.seed}, not {seed}; {afresh}")
     return str(found.absolute()), Restored(facts, checkpoint.load_state(found))
