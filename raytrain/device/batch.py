@@ -94,12 +94,22 @@ class DeviceBatch(Mapping[str, Any]):
     @property
     def image(self) -> torch.Tensor:
         """`batch["image"]`."""
-        return self["image"]  # type: ignore[no-any-return]
+        return self._member("image")
 
     @property
     def label(self) -> torch.Tensor:
         """`batch["label"]`."""
-        return self["label"]  # type: ignore[no-any-return]
+        return self._member("label")
+
+    def _member(self, name: str) -> torch.Tensor:
+        """
+        Raises:
+            AttributeError: there is no such field, so that `hasattr` and debuggers can tell.
+        """
+        try:
+            return self[name]  # type: ignore[no-any-return]
+        except KeyError as error:
+            raise AttributeError(error.args[0]) from None
 
     def empty(self) -> None:
         """Take the blank sample out of a stand-in."""

@@ -33,6 +33,13 @@ def test_a_field_that_is_not_there_is_told_with_those_that_are():
     assert error.value.args == ("a batch has no field 'mask'; it has image, label, points, text",)
 
 
+def test_a_batch_without_an_image_has_no_such_attribute():
+    made = DeviceBatch({"tokens": torch.zeros(3, 2)}, 3, np.arange(3), 0)
+    assert not hasattr(made, "image") and getattr(made, "label", None) is None
+    with pytest.raises(AttributeError, match="a batch has no field 'image'; it has tokens"):
+        made.image  # noqa: B018
+
+
 def test_ragged_values_come_one_by_one_or_as_torchs_nested_tensor():
     points = batch()["points"]
     assert len(points) == 3
