@@ -70,7 +70,7 @@ class _Made:
     places: list[int] = field(default_factory=list)  # within the batch
     parts: list[int] = field(default_factory=list)  # of a sample that a stage has made several of
     failures: list[Failure] = field(default_factory=list)
-    filtered: int = 0
+    unwanted: list[int] = field(default_factory=list)  # places of those that a stage did not want
 
 
 class Producer:
@@ -133,7 +133,7 @@ class Producer:
             clock.cpu_s,
             made.failures,
             left_out=np.delete(keys[:fresh], np.unique(at[at < fresh])).tolist(),
-            filtered=made.filtered,
+            filtered=sum(place < fresh for place in made.unwanted),
             repeated=int(np.count_nonzero(at >= fresh)),
             read_bytes=read_bytes,
             node=self._node,
@@ -164,7 +164,8 @@ class Producer:
                 where, reason = split.manifest.describe(index), named(failed.error)[:300]
                 made.failures.append(Failure(int(index), where, reason, failed.stage))
                 continue
-            made.filtered += not results
+            if not results:
+                made.unwanted.append(place)
             for part, result in enumerate(results):
                 if not self._copies and made.samples and _overlaps(result, made.samples):
                     return None

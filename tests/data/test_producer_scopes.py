@@ -42,7 +42,8 @@ class Made:
 
     def __init__(self, dataset, stages, batch_size=4, world=1, epochs=1, count=1, seed=0, **options):
         pipeline = Pipeline(dataset, stages, batch_size=batch_size, **options).open(seed)
-        spec = StreamSpec(pipeline.train.num_samples, pipeline.num_validation, batch_size, seed, epochs=epochs)
+        count_of = (pipeline.train.num_samples, pipeline.num_validation)
+        spec = StreamSpec(*count_of, batch_size, seed, epochs=epochs, tail=pipeline.pipeline.tail)
         self.plan = StreamPlan(spec, Position(), world)
         self.producer = Producer(StreamWork(self.plan, pipeline.pickled_splits()))
         self.count = count
@@ -120,6 +121,13 @@ def test_a_batch_of_which_nothing_is_wanted_is_empty_and_has_the_others_fields()
     assert all((batch.header.filtered, batch.header.failures) == (1, []) for batch in empty)
 
 
+def test_what_is_not_wanted_counts_once_though_it_is_repeated():
+    """Five samples in batches of four: the last is filled up with three that the epoch has had."""
+    made = Made(Numbers(5), [keep_if(lambda number: number == 3, on="number")], tail="pad")
+    headers = [batch.header for batch in made.batches()]
+    assert sum(header.filtered for header in headers) == sum(len(header.left_out) for header in headers) == 4
+
+
 # --- several of one -----------------------------------------------------------------------------------------------
 
 
@@ -165,7 +173,8 @@ def test_what_comes_of_samples_is_the_models(several, shape, tail, broken):
             assert list(zip(batch.key.tolist(), parts, strict=True)) == expected
             assert batch.fields.get("n", np.arange(0)).tolist() == [n for _, n in expected]
             assert [failure.id for failure in batch.header.failures] == [i for _, i in ids if i in broken]
-            assert batch.header.filtered == sum(several[i] == 0 and i not in broken for _, i in ids)
+            unwanted = [key for key, i in ids if several[i] == 0 and i not in broken and key not in done]
+            assert batch.header.filtered == len(unwanted)
             gone = [key for key, i in ids if (i in broken or not several[i]) and key not in done]
             assert batch.header.left_out == gone
             fresh = max(min(part.num_ids - part.repeated - start, stop - start), 0)
