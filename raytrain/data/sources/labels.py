@@ -58,6 +58,17 @@ def numbered(
     return table[encoded.indices.to_numpy()] if len(values) else table, classes
 
 
+def check_alike(classes: tuple[str, ...], training: tuple[str, ...], told: str) -> None:
+    """
+    Raises:
+        DataError: the names that a data set has for its numbers are not those of the training split.
+    """
+    if classes and training and classes != training:
+        both = zip(classes, training, strict=False)
+        one, other = next(((a, b) for a, b in both if a != b), (len(classes), len(training)))
+        raise DataError(f"{told} numbers other classes than the training data does: {one} for {other}")
+
+
 def check_apart(known: Iterable[str], taken: Iterable[str], told: str) -> None:
     """
     Raises:
