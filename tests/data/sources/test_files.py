@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import pickle
 import re
 
@@ -194,6 +195,19 @@ def test_an_unreadable_file_is_found_before_training(folder, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: not path.endswith("001.jpg"))
     with pytest.raises(DataError, match=r"cannot read .*/cat/001.jpg: permission denied"):
         open_manifest(image_folder(folder))
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(folder, monkeypatch):
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", closed)
+    with pytest.raises(DataError, match="cannot list .*: .*Permission denied.*/cat"):
+        open_manifest(webdataset(folder))
 
 
 def test_a_file_that_goes_away_during_training_is_named(folder, tmp_path):
