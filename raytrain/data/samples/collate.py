@@ -53,8 +53,8 @@ class Pad:
         axes = self.axes
         whole = isinstance(axes, tuple) and all(isinstance(each, int) for each in axes)
         if not whole or not axes or sorted({*axes}) != list(axes) or axes[0] < 0:
-            given = list(axes) if isinstance(axes, tuple) else axes
-            raise ConfigError(f"padded: axes must be different axes in order, from 0 (given: {given!r})")
+            told = list(axes) if isinstance(axes, tuple) else axes
+            raise ConfigError(f"padded: axes must be different axes in order, from 0 (given: {told!r})")
 
 
 @dataclass(frozen=True)
