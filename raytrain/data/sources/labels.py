@@ -36,7 +36,7 @@ def numbered(
         told: where they come from, for messages.
 
     Raises:
-        DataError: null, negative, or a class that the training data does not have.
+        DataError: null, negative, or a class or number that the training data does not have.
     """
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
@@ -46,6 +46,9 @@ def numbered(
         numbers = values.to_numpy().astype(np.int64)
         if len(numbers) and numbers.min() < 0:
             raise DataError(f"{told}: column {name!r} holds the negative label {numbers.min()}")
+        if classes and len(numbers) and numbers.max() >= len(classes):
+            many = f"{len(classes)} training classes"
+            raise DataError(f"{told}: column {name!r} holds the label {numbers.max()}, which none of the {many} has")
         return numbers, classes
     encoded = values.combine_chunks().dictionary_encode()
     texts = encoded.dictionary.to_pylist()

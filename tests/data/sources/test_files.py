@@ -132,6 +132,10 @@ def test_text_labels_of_validation_are_numbered_as_in_training(folder, tmp_path)
     assert train.schema["label"].classes == ("cat", "dog")
     with pytest.raises(DataError, match="class 'cat' of .* is not among the training classes"):
         open_manifest(source, like=Schema({"label": label_field(("dog", "horse"))}))
+    numbers = parquet(write_parquet(tmp_path / "n", folder))
+    assert open_manifest(numbers, like=train.schema).values("label").max() == 1
+    with pytest.raises(DataError, match="column 'label' holds the label 1, which none of the 1 training classes has"):
+        open_manifest(numbers, like=Schema({"label": label_field(("dog",))}))
 
 
 def test_the_fingerprint_tells_data_sets_apart(folder, tmp_path):
