@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -55,23 +56,26 @@ def passes(spec: StreamSpec, world: int, epoch: int = 0, done: set | None = None
     a_round = spec.batch_size * world
     while steps < spec.steps if spec.epochs is None else epoch < spec.epochs:
         own = own_samples(spec, epoch)
-        samples, fresh = [*brought, *own], len(own)
+        fresh = [s for s in own if done is None or s not in done]
         if done is not None:
-            before = own_samples(spec, epoch - 1) if epoch else []
-            samples, fresh = [s for s in before + own if s not in done], sum(s not in done for s in own)
+            brought = tuple(s for s in (own_samples(spec, epoch - 1) if epoch else []) if s not in done)
             done = None
+        if spec.buckets is not None:  # the last ones fill the batch that it ends in, and the others stay whole
+            fresh = deque(fresh)
+            fresh.rotate(-len(brought) % spec.batch_size)
+        samples = [*brought, *fresh]
         this, rest = Pass(epoch, "train", []), len(samples) % a_round
         if spec.tail == "pad" and rest:
             this.repeated = a_round - rest
             samples += islice(cycle(own), this.repeated)
         elif spec.tail == "drop_last":
             this.dropped, samples = rest, samples[: len(samples) - rest]
-        elif spec.tail == "carry" and rest <= fresh and epoch + 1 != spec.epochs:
+        elif spec.tail == "carry" and rest <= len(fresh) and epoch + 1 != spec.epochs:
             this.left_over, samples = tuple(samples[len(samples) - rest :]), samples[: len(samples) - rest]
         this.batches = shared_out(samples, spec.batch_size, world)
         if spec.steps is not None and len(this.batches) > (spec.steps - steps) * world:
             this = Pass(epoch, "train", this.batches[: (spec.steps - steps) * world], whole=False)
-        steps, brought = steps + len(this.batches) // world, this.left_over
+        steps, brought = steps + len(this.batches) // world, tuple(s for s in own if s in this.left_over)
         found.append(this)
         if spec.num_validation:
             ids = [(epoch, i) for i in range(spec.num_validation)]

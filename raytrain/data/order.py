@@ -287,17 +287,31 @@ class StreamPlan:
         order = self._order(epoch)
         if epoch == self.position.epoch and self.position.consumed is not None:
             order = remaining(order, self.position.consumed[: self.spec.num_train])
+        if self.spec.buckets is not None:  # what was brought over ends within a batch, which the last ids fill
+            order = np.roll(order, -self._num_brought(epoch) % self.spec.batch_size)
         return order
+
+    def _num_brought(self, epoch: int) -> int:
+        if epoch > self.position.epoch:
+            return next(s.carried for s in self.segments if (s.epoch, s.split) == (epoch - 1, "train"))
+        consumed = self.position.consumed
+        return 0 if consumed is None else int(np.count_nonzero(~consumed[self.spec.num_train :]))
 
     def _brought(self, epoch: int) -> np.ndarray:
         """The ids that come first in an epoch because the one before left them over."""
-        if epoch > self.position.epoch:
-            carried = next(s.carried for s in self.segments if (s.epoch, s.split) == (epoch - 1, "train"))
-            return self._own(epoch - 1)[-carried:] if carried else np.arange(0)
-        if self.position.consumed is None:
+        count = self._num_brought(epoch)
+        if not count:
             return np.arange(0)
-        order = self._order(epoch - 1) if epoch else np.arange(0)
-        return remaining(order, self.position.consumed[self.spec.num_train :])
+        if epoch > self.position.epoch:
+            left = self._own(epoch - 1)[-count:]
+            if self.spec.buckets is None:
+                return left
+            consumed = np.ones(self.spec.num_train, dtype=bool)
+            consumed[left] = False
+        else:
+            assert self.position.consumed is not None
+            consumed = self.position.consumed[self.spec.num_train :]
+        return remaining(self._order(epoch - 1) if epoch else np.arange(0), consumed)
 
     def _order(self, epoch: int) -> np.ndarray:
         spec = self.spec

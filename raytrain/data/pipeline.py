@@ -73,16 +73,19 @@ class Pipeline:
             raise ConfigError(f"batch_size must be a whole number of at least 1 (given: {self.batch_size!r})")
         if self.tail not in get_args(Tail):
             raise ConfigError(f"tail must be one of {', '.join(get_args(Tail))} (given: {self.tail!r})")
-        if not 0 <= self.max_corrupt_share <= 1:
+        share, per_task = self.max_corrupt_share, self.batches_per_task
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ConfigError(f"max_corrupt_share must be a share from 0 to 1 (given: {self.max_corrupt_share!r})")
-        if isinstance(self.normalize, dict):
-            object.__setattr__(self, "normalize", section_of(Normalize, self.normalize, "Pipeline: normalize"))
-        if isinstance(self.buckets, dict):
-            object.__setattr__(self, "buckets", section_of(BucketsOf, self.buckets, "Pipeline: buckets"))
-        arrivals = {
-            name: section_of(Arrival, each, f"Pipeline: fields.{name}") if isinstance(each, dict) else each
-            for name, each in self.fields.items()
-        }
+        if per_task is not None and (not isinstance(per_task, int) or per_task < 1):
+            raise ConfigError(f"batches_per_task must be a whole number of at least 1 (given: {per_task!r})")
+        for name, each in (("fields", self.fields), ("collate", self.collate)):
+            if not isinstance(each, Mapping):
+                raise ConfigError(f"Pipeline: {name} must be a dict with the names of fields (given: {each!r})")
+        if self.normalize is not None:
+            object.__setattr__(self, "normalize", _section(Normalize, self.normalize, "normalize"))
+        if self.buckets is not None:
+            object.__setattr__(self, "buckets", _section(BucketsOf, self.buckets, "buckets"))
+        arrivals = {name: _section(Arrival, each, f"fields.{name}") for name, each in self.fields.items()}
         object.__setattr__(self, "fields", arrivals)
         object.__setattr__(self, "collate", {name: parse_collation(name, each) for name, each in self.collate.items()})
         object.__setattr__(self, "stages", _as_stages("stages", self.stages))
@@ -151,6 +154,17 @@ class Pipeline:
         schema = collated(schema, self.collate)
         check_arrivals(schema, self.fields, self.normalize)  # type: ignore[arg-type]
         return settled, schema
+
+
+def _section(kind: Any, given: Any, key: str) -> Any:
+    """From a dict of its keys, where it is none yet."""
+    if isinstance(given, kind):
+        return given
+    if not isinstance(given, dict):
+        raise ConfigError(
+            f"Pipeline: {key} must be a dict of its keys: {', '.join(kind.model_fields)} (given: {given!r})"
+        )
+    return section_of(kind, given, f"Pipeline: {key}")
 
 
 def held_out(share: float, *, seed: int = 0) -> HeldOut:

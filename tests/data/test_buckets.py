@@ -95,3 +95,32 @@ def test_batches_that_are_consumed_whole_leave_the_others_as_they_were(world):
     consumed[order[[1, 4]]] = True
     left = StreamPlan(spec, Position(0, consumed), world).segment_keys(0).reshape(-1, 8)
     assert left.tolist() == np.delete(order, [1, 4], axis=0).tolist()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_what_is_carried_over_leaves_the_batches_behind_it_as_they_were(world):
+    """But for the one that it ends in, and the last."""
+    lengths = lengths_of(1003)
+    spec = StreamSpec(1003, 0, 16, 3, epochs=4, tail="carry", buckets=Buckets(lengths, 16, 8))
+    plan = StreamPlan(spec, Position(), world)
+    for part in plan.segments:
+        keys, brought = plan.segment_keys(part.number), part.carried and plan.segments[part.number - 1].carried
+        start = -(-brought // 16) * 16
+        assert spread(keys[start:] % 1003, lengths, 16) < 1.3 * spread(plan.segment_keys(0), lengths, 16)
+
+
+@few
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 3), st.integers(1, 4))
+def test_what_is_carried_over_is_prepared_once_and_the_same_after_a_resume(train, batch, world, epochs):
+    spec = StreamSpec(train, 0, batch, 3, epochs=epochs, tail="carry", buckets=Buckets(lengths_of(train), batch, 3))
+    if train < batch * world:
+        return
+    plan = StreamPlan(spec, Position(), world)
+    seen = []
+    for part in plan.segments:
+        keys = plan.segment_keys(part.number)
+        seen += [(part.epoch - key // train, key % train) for key in keys.tolist()]
+        if part.carried:
+            rest = StreamPlan(spec, Position(part.epoch + 1, plan.after(part.number)), world)
+            assert rest.segment_keys(0).tolist() == plan.segment_keys(part.number + 1).tolist()
+    assert sorted(seen) == [(epoch, index) for epoch in range(epochs) for index in range(train)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raytrain.data.order import Position, SampleRng, StreamPlan, StreamSpec, batch_sizes, epoch_order
@@ -136,6 +136,7 @@ def test_a_resumed_epoch_keeps_the_order_of_what_is_left():
 tails = st.sampled_from(["share", "drop_last", "pad", "carry"])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 80), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), tails, st.booleans())
 def test_what_becomes_of_a_tail(train, batch, world, epochs, tail, grouped):
     """Counted sample by sample over a whole run: each once in its epoch, but for what was dropped or repeated."""

@@ -69,6 +69,18 @@ class Whole(Photos):
         ([SOURCE], {"validation_stages": 3}, "Pipeline: validation_stages must be a list of stages"),
         ([SOURCE], {"batch_size": "8"}, "batch_size must be a whole number of at least 1 (given: '8')"),
         ([SOURCE], {"max_corrupt_share": 3}, "max_corrupt_share must be a share from 0 to 1 (given: 3)"),
+        ([SOURCE], {"max_corrupt_share": "1%"}, "max_corrupt_share must be a share from 0 to 1 (given: '1%')"),
+        ([SOURCE], {"batches_per_task": -3}, "batches_per_task must be a whole number of at least 1 (given: -3)"),
+        ([SOURCE], {"fields": ["image"]}, "Pipeline: fields must be a dict with the names of fields (given: ['image'"),
+        ([SOURCE], {"collate": "padded"}, "Pipeline: collate must be a dict with the names of fields (given: 'padded'"),
+        (
+            [SOURCE],
+            {"buckets": "tokens"},
+            "Pipeline: buckets must be a dict of its keys: by, batches (given: 'tokens')",
+        ),
+        ([SOURCE], {"normalize": ([0.5], [0.5])}, "Pipeline: normalize must be a dict of its keys: scale, mean, std ("),
+        ([SOURCE], {"fields": {"image": "float32"}}, "Pipeline: fields.image must be a dict of its keys: dtype, chan"),
+        ([SOURCE], {"fields": {"image": None}}, "Pipeline: fields.image must be a dict of its keys: dtype, "),
         ([SOURCE], {"normalize": {"men": [0.5]}}, "Pipeline: normalize: unknown key 'men'; did you mean 'mean'?"),
     ],
 )

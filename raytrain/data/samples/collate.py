@@ -48,8 +48,13 @@ class Pad:
         for name, given in (("multiple_of", self.multiple_of), ("most", self.most)):
             if given is not None and (not isinstance(given, int) or given < 1):
                 raise ConfigError(f"padded: {name} must be a whole number of at least 1 (given: {given!r})")
-        if not self.axes or sorted({*self.axes}) != list(self.axes) or self.axes[0] < 0:
-            raise ConfigError(f"padded: axes must be different axes in order, from 0 (given: {list(self.axes)})")
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+            raise ConfigError(f"padded: value must be a number (given: {self.value!r})")
+        axes = self.axes
+        whole = isinstance(axes, tuple) and all(isinstance(each, int) for each in axes)
+        if not whole or not axes or sorted({*axes}) != list(axes) or axes[0] < 0:
+            told = list(axes) if isinstance(axes, tuple) else axes
+            raise ConfigError(f"padded: axes must be different axes in order, from 0 (given: {told!r})")
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ Collation = Pad | Ragged
 def padded(value: float = 0, *, axes: Sequence[int] = (0,), multiple_of: int = 1, most: int | None = None) -> Pad:
     """Fill values of different lengths up to the longest of their batch. Beside field `x` there are then `x_mask`,
     bool, true where there was something, and `x_length`, int64, how much: one number, or one an axis of `axes`."""
-    return Pad(value, tuple(axes), multiple_of, most)
+    return Pad(value, tuple(axes) if isinstance(axes, Sequence) else axes, multiple_of, most)
 
 
 def ragged() -> Ragged:
@@ -128,7 +133,11 @@ def columns_of(
         if isinstance(values[0], str | bytes):
             columns[name] = _strings(values)
         elif isinstance(rule, Pad):
-            columns |= _padded(name, values, rule, describe)
+            made = _padded(name, values, rule, describe)
+            taken = next((each for each in made if each != name and each in samples[0]), None)
+            if taken is not None:
+                raise DataError(f"collate: padding `{name}` makes a field `{taken}`, and there is one; rename it")
+            columns |= made
         elif isinstance(rule, Ragged):
             columns[name] = _ragged(name, values, describe)
         else:

@@ -21,9 +21,10 @@ def plain(value: Any, place: str) -> Any:
     """An array, NumPy number, bytes or text.
 
     Args:
-        value: one of these, or a Python number, a list of numbers, a torch tensor, or a Pillow image (taken as RGB).
-            Tensors are as they are but for torchvision's `tv_tensors`: an Image or Mask (channels, height, width)
-            becomes (height, width, channels), and boxes are left, top, right and bottom, whatever their format.
+        value: one of these, or a Python number, a list of numbers, a torch tensor, or a Pillow image (taken as RGB,
+            or as one channel where that has more than 8 bits). Tensors are as they are but for torchvision's
+            `tv_tensors`: an Image or Mask (channels, height, width) becomes (height, width, channels), and boxes are
+            left, top, right and bottom, whatever their format.
         place: where it stands, for messages.
 
     Raises:
@@ -44,7 +45,8 @@ def plain(value: Any, place: str) -> Any:
     elif isinstance(value, list | tuple):
         found = _of_list(value, place)
     elif type(value).__module__.startswith("PIL."):
-        found = np.array(value.convert("RGB"))
+        deep = value.mode in ("I", "F") or value.mode.startswith("I;")  # more than a byte, which RGB would cut off
+        found = np.array(value)[:, :, None] if deep else np.array(value.convert("RGB"))
     else:
         raise DataError(
             f"{place} is {'nothing' if value is None else type(value).__name__}; a field is an array, a tensor, a "

@@ -188,7 +188,7 @@ def below(path: str) -> Listing:
         if info.is_file:
             return Listing(filesystem, str(PurePosixPath(root).parent), [PurePosixPath(root).name], path)
         if isinstance(filesystem, pyarrow.fs.LocalFileSystem):  # pyarrow leaves out links to nothing
-            walk = os.walk(root, followlinks=True)
+            walk = os.walk(root, onerror=_raised, followlinks=True)
             each = (os.path.join(folder, name) for folder, _, files in walk for name in files)
             paths = list(counted(each, f"listing {path}", "files"))
         else:
@@ -198,6 +198,11 @@ def below(path: str) -> Listing:
         raise DataError(f"cannot list {path}: {one_line(error)}") from None
     names = (path[len(root) :].lstrip("/") for path in paths)
     return Listing(filesystem, root, sorted(n for n in names if "." not in _firsts(n)), path)
+
+
+def _raised(error: OSError) -> None:
+    """`os.walk` would pass over a folder that it cannot list."""
+    raise error
 
 
 def _firsts(name: str) -> set[str]:

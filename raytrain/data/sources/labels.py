@@ -36,7 +36,7 @@ def numbered(
         told: where they come from, for messages.
 
     Raises:
-        DataError: null, negative, or a class that the training data does not have.
+        DataError: null, negative, or a class or number that the training data does not have.
     """
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
@@ -46,6 +46,9 @@ def numbered(
         numbers = values.to_numpy().astype(np.int64)
         if len(numbers) and numbers.min() < 0:
             raise DataError(f"{told}: column {name!r} holds the negative label {numbers.min()}")
+        if classes and len(numbers) and numbers.max() >= len(classes):
+            many = f"{len(classes)} training classes"
+            raise DataError(f"{told}: column {name!r} holds the label {numbers.max()}, which none of the {many} has")
         return numbers, classes
     encoded = values.combine_chunks().dictionary_encode()
     texts = encoded.dictionary.to_pylist()
@@ -56,6 +59,17 @@ def numbered(
         raise DataError(f"class {unknown[0]!r} of {told} is not among the training classes")
     table = np.array([number[each] for each in texts], dtype=np.int64)
     return table[encoded.indices.to_numpy()] if len(values) else table, classes
+
+
+def check_alike(classes: tuple[str, ...], training: tuple[str, ...], told: str) -> None:
+    """
+    Raises:
+        DataError: the names that a data set has for its numbers are not those of the training split.
+    """
+    if classes and training and classes != training:
+        both = zip(classes, training, strict=False)
+        one, other = next(((a, b) for a, b in both if a != b), (len(classes), len(training)))
+        raise DataError(f"{told} numbers other classes than the training data does: {one} for {other}")
 
 
 def check_apart(known: Iterable[str], taken: Iterable[str], told: str) -> None:

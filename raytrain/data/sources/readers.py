@@ -146,7 +146,8 @@ def parsed(data: bytes, form: str) -> Any:
     """What the bytes of a file are, by the form that its extension tells.
 
     Args:
-        form: `bytes` (as they are), `text`, `integer`, `json` (a number, a list of numbers, or text), or `npy`.
+        form: `bytes` (as they are), `text`, `integer`, `json` (a number, a list of numbers, or text; anything else is
+            text as it stands), or `npy`.
 
     Raises:
         ValueError: it is not of that form.
@@ -155,12 +156,18 @@ def parsed(data: bytes, form: str) -> Any:
         return data
     if form == "text":
         return data.decode()
-    if form == "integer":
-        return np.int64(int(data))
-    if form == "npy":
-        return np.load(BytesIO(data), allow_pickle=False)
+    try:
+        if form == "integer":
+            return np.int64(int(data))
+        if form == "npy":
+            return np.lib.format.read_array(BytesIO(data), allow_pickle=False)
+    except (EOFError, OverflowError) as error:
+        raise ValueError(str(error)) from None
     value = json.loads(data)
-    return value if isinstance(value, str) else np.asarray(value)
+    if isinstance(value, str):
+        return value
+    found = np.asarray(value)
+    return found if found.dtype.kind in "biuf" else data.decode()
 
 
 @dataclass(frozen=True)
@@ -311,7 +318,10 @@ class NoiseReader:
             return _normal_quantiles().take(steps).reshape(shape)
         if what.dtype in ("float16", BFLOAT16, "float64"):
             return _normal_quantiles().take(steps).astype(np_dtype(what.dtype)).reshape(shape)[()]
-        whole = steps % np.uint16(len(what.classes) or 65535)
+        below = len(what.classes) or 65535
+        if below > 65535:
+            steps = np.atleast_1d(bits.random_raw(size))
+        whole = steps % np.asarray(below, steps.dtype)
         return (whole % 2 if what.dtype == "bool" else whole).astype(what.dtype).reshape(shape)[()]
 
     def describe(self, rows: pa.Table, index: int) -> str:

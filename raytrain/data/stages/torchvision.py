@@ -68,6 +68,9 @@ DRAWS_NOTHING = frozenset(
         "Grayscale",
         "RGB",
         "Normalize",
+        "ClampBoundingBoxes",
+        "ConvertBoundingBoxFormat",
+        "SanitizeBoundingBoxes",
         "ToDtype",
         "ToImage",
         "ToPureTensor",
@@ -153,8 +156,9 @@ def _tensors(fields: dict[str, np.ndarray], kinds: dict[str, Kind]) -> dict[str,
     import torch
     from torchvision import tv_tensors
 
-    arrays = {  # torch takes any order of axes as it is, but for mirrored ones
-        name: value.copy() if min(value.strides, default=0) < 0 else value for name, value in fields.items()
+    arrays = {  # torch takes any order of axes as it is, but for mirrored ones; and some transforms work in place
+        name: value.copy() if min(value.strides, default=0) < 0 or not value.flags.writeable else value
+        for name, value in fields.items()
     }
     canvas = next((value.shape[:2] for name, value in arrays.items() if kinds[name] != "boxes"), (0, 0))
     made: dict[str, Any] = {}

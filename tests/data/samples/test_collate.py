@@ -206,9 +206,23 @@ def test_arrays_that_cannot_travel_are_told(value):
         ({"axes": (1, 0)}, "padded: axes must be different axes in order, from 0 (given: [1, 0])"),
         ({"axes": (0, 0)}, "padded: axes must be different axes in order, from 0 (given: [0, 0])"),
         ({"axes": (-1,)}, "padded: axes must be different axes in order, from 0 (given: [-1])"),
+        ({"axes": 1}, "padded: axes must be different axes in order, from 0 (given: 1)"),
+        ({"axes": ["a"]}, "padded: axes must be different axes in order, from 0 (given: ['a'])"),
+        ({"value": "0"}, "padded: value must be a number (given: '0')"),
+        ({"value": None}, "padded: value must be a number (given: None)"),
     ],
 )
 def test_padding_that_cannot_be_is_refused(options, told):
     with pytest.raises(ConfigError) as error:
         padded(**options)
     assert str(error.value) == told
+
+
+@pytest.mark.parametrize("taken", ["x_length", "x_mask"])
+@pytest.mark.parametrize("first", [True, False])
+def test_padding_leaves_no_field_of_the_samples_own_out(taken, first):
+    """Which a stage may have made that did not say so beforehand."""
+    x, own = {"x": np.zeros(2)}, {taken: np.int64(7)}
+    with pytest.raises(DataError) as error:
+        columns_of([x | own if first else own | x], {"x": padded()}, str)
+    assert str(error.value) == f"collate: padding `x` makes a field `{taken}`, and there is one; rename it"

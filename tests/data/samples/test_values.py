@@ -38,6 +38,8 @@ def same(found, expected) -> bool:
         (torch.tensor([1.5, -2], dtype=torch.bfloat16), np.array([1.5, -2], ml_dtypes.bfloat16)),
         (torch.tensor([[True]]), np.array([[True]])),
         (Image.new("L", (2, 1), 7), np.full((1, 2, 3), 7, np.uint8)),
+        (Image.fromarray(np.full((1, 2), 40_000, np.uint16)), np.full((1, 2, 1), 40_000, np.uint16)),
+        (Image.fromarray(np.full((1, 2), 1000.5, np.float32)), np.full((1, 2, 1), 1000.5, np.float32)),
         (tv_tensors.Mask(torch.ones(2, 3, dtype=torch.uint8)), np.ones((2, 3), np.uint8)),
     ],
     ids=lambda value: type(value).__name__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import pickle
 import re
 
@@ -131,6 +132,10 @@ def test_text_labels_of_validation_are_numbered_as_in_training(folder, tmp_path)
     assert train.schema["label"].classes == ("cat", "dog")
     with pytest.raises(DataError, match="class 'cat' of .* is not among the training classes"):
         open_manifest(source, like=Schema({"label": label_field(("dog", "horse"))}))
+    numbers = parquet(write_parquet(tmp_path / "n", folder))
+    assert open_manifest(numbers, like=train.schema).values("label").max() == 1
+    with pytest.raises(DataError, match="column 'label' holds the label 1, which none of the 1 training classes has"):
+        open_manifest(numbers, like=Schema({"label": label_field(("dog",))}))
 
 
 def test_the_fingerprint_tells_data_sets_apart(folder, tmp_path):
@@ -194,6 +199,19 @@ def test_an_unreadable_file_is_found_before_training(folder, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: not path.endswith("001.jpg"))
     with pytest.raises(DataError, match=r"cannot read .*/cat/001.jpg: permission denied"):
         open_manifest(image_folder(folder))
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(folder, monkeypatch):
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", closed)
+    with pytest.raises(DataError, match="cannot list .*: .*Permission denied.*/cat"):
+        open_manifest(webdataset(folder))
 
 
 def test_a_file_that_goes_away_during_training_is_named(folder, tmp_path):

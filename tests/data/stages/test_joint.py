@@ -167,6 +167,7 @@ def test_the_transforms_that_are_said_to_draw_nothing_exist():
 def test_torchvision_transforms_that_draw_nothing_stay_in_validation():
     assert not as_stage(v2.Resize(8)).random
     assert not torchvision("CenterCrop", size=8).random
+    assert not as_stage(v2.Compose([v2.ClampBoundingBoxes(), v2.ConvertBoundingBoxFormat("CXCYWH")])).random
     assert not as_stage(v2.Compose([v2.Resize(8), v2.CenterCrop(4)])).random
     assert as_stage(v2.Compose([v2.Resize(8), v2.RandomCrop(4)])).random
     assert apply_to(torchvision("CenterCrop", size=8), photo()).shape == (8, 8, 3)

@@ -107,7 +107,9 @@ class ArraysReader:
     def _array(self, name: str) -> np.ndarray:
         if name not in self._opened:
             where = self.arrays[name]
-            self._opened[name] = where if isinstance(where, np.ndarray) else load(self.filesystem, where)
+            array = (where if isinstance(where, np.ndarray) else load(self.filesystem, where)).view()
+            array.flags.writeable = False  # a stage that changed what it gets would do so for every epoch to come
+            self._opened[name] = array
         return self._opened[name]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -158,15 +160,21 @@ def open_arrays(source: ArraysSource | InMemory, like: Schema | None, seed: int)
     for name, array in found.items():
         if name in source.labels and array.ndim == 1 and array.dtype.kind in "iubU":
             check_apart([name], ["number"], told)
-            rows[name], classes = numbered(pa.chunked_array([pa.array(array)]), classes_of(like, name), name, told)
+            column = pa.chunked_array([pa.array(_native(array))])
+            rows[name], classes = numbered(column, classes_of(like, name), name, told)
             fields[name] = label_field(classes)
         else:
             fields[name] = _field(name, array, name in source.masks, told)
             if array.ndim == 1 and array.dtype.kind in "iuf" and name not in rows:  # what may be weights or lengths
-                rows[name] = np.asarray(array)
+                rows[name] = _native(array)
     known = tuple(name for name in rows if name != "number")
     rest = {name: where for name, where in places.items() if name not in known}
     return Manifest(pa.table(rows), ArraysReader(filesystem, rest, told), Schema(fields), known)
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """In the machine's own byte order, which is the only one that Arrow takes."""
+    return np.asarray(array, array.dtype.newbyteorder("="))
 
 
 def _loaded(reader: ArraysReader, name: str) -> np.ndarray:

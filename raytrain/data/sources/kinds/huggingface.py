@@ -15,7 +15,7 @@ from raytrain.config.data import HuggingFaceSource
 from raytrain.data.samples.fields import BYTES, IMAGE, Field, Sample, Schema
 from raytrain.data.sources.arrow import cell, cells, field_of_type, lengths_of, looks_like_image
 from raytrain.data.sources.files import Place, described, filesystem_of, path_of
-from raytrain.data.sources.labels import check_apart, classes_of, label_field, names_classes, numbered
+from raytrain.data.sources.labels import check_alike, check_apart, classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.readers import at_places
 from raytrain.errors import DataError, looked_for, nearest, one_line
@@ -132,7 +132,8 @@ def open_huggingface(source: HuggingFaceSource, like: Schema | None, seed: int) 
         values = pa.chunked_array([chunk for table in tables for chunk in table.column(columns[name]).chunks])
         rows[name] = values
         if name in named:
-            own = tuple(features.get(columns[name], {}).get("names") or ())
+            own = tuple((features.get(columns[name]) or {}).get("names") or ())
+            check_alike(own, classes_of(like, name), f"{source.path}: column {columns[name]!r}")
             rows[name], classes = numbered(values, classes_of(like, name), columns[name], source.path)
             fields[name] = label_field(classes or own)
     read = {name: column for name, column in columns.items() if name not in known}

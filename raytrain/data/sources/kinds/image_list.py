@@ -79,6 +79,8 @@ def open_image_list(source: ImageListSource, like: Schema | None, seed: int) -> 
     for name in table.column_names:
         if name in source.files.values():
             continue
+        if name in columns or name in fields:
+            raise DataError(f"{told}: column {name!r} has the name of a field of `files`; rename one of the two")
         values = table.column(name)
         if pa.types.is_temporal(values.type):  # as it is written
             values = values.cast(pa.string())

@@ -20,7 +20,7 @@ import pyarrow as pa
 from raytrain.config.own_code import import_object, own_place
 from raytrain.data.samples.fields import IMAGE, Field, Kind, Sample, Schema, field_of
 from raytrain.data.samples.values import kind_of, of_image, of_mask, plain
-from raytrain.data.sources.labels import LABEL, classes_of, label_field
+from raytrain.data.sources.labels import LABEL, check_alike, classes_of, label_field
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.registry import InProgram
 from raytrain.data.stages.options import check_options
@@ -275,9 +275,7 @@ def _classes(dataset: MapDataset, name: str, labels: np.ndarray | None, training
     own = tuple(map(str, getattr(dataset, "classes", None) or ()))
     if own and labels is not None and len(labels) and labels.max() >= len(own):
         raise DataError(f"source {name!r} names {len(own)} classes, but has the label {labels.max()}")
-    if own and training and own != training:
-        one, other = next(((a, b) for a, b in zip(own, training, strict=False) if a != b), (len(own), len(training)))
-        raise DataError(f"source {name!r} numbers other classes than the training data does: {one} for {other}")
+    check_alike(own, training, f"source {name!r}")
     return own or training
 
 

@@ -37,8 +37,8 @@ def webdataset(
 
     Args:
         fields: by field, the extension. Without: the first image of a sample is `image`, `cls` is `label`, and others
-            go by their extension, dots as underscores. `txt` is text, `json` a number, a list of numbers or text, `npy`
-            an array.
+            go by their extension, dots as underscores. `txt` is text, `json` a number, a list of numbers or text (of
+            anything else as it stands), `npy` an array.
         masks: fields that are masks.
         limit, weights: see `raytrain.config.data.BuiltIn`.
     """
@@ -72,6 +72,9 @@ def _made(source: WebDatasetSource, listing: Listing, shards: list[str], like: S
             raise DataError(f"cannot read {path}: {one_line(error)}") from None
         for key, parts in found.items():
             extensions = extensions or _extensions(parts)
+            if not source.fields and extensions.get(IMAGE) not in parts:  # of another kind than the first sample's
+                other = _extensions(parts).get(IMAGE)
+                parts |= {extensions[IMAGE]: parts[other]} if other and IMAGE in extensions else {}
             for name, extension in extensions.items():
                 if extension not in parts:
                     what = "image" if name == IMAGE else f".{extension} ({name})"

@@ -112,6 +112,11 @@ def npy(array):
     return file.getvalue()
 
 
+def npz(array):
+    np.savez(file := io.BytesIO(), x=array)
+    return file.getvalue()
+
+
 def members(key, **more):
     found = {
         "jpg": PNG,
@@ -154,6 +159,35 @@ def test_a_member_that_is_not_what_its_name_says_is_left_out(tmp_path):
     assert isinstance(bad, ValueError)
 
 
+@pytest.mark.parametrize("member", ["b.npy", "b.index"])
+@pytest.mark.parametrize("data", [b"", b"9" * 40, b"PK\x03\x04", npz(np.ones(2))])
+def test_whatever_is_wrong_with_a_member_its_sample_is_left_out(tmp_path, member, data):
+    write_tar(
+        tmp_path / "0.tar", {"a.txt": b"", f"a{member[1:]}": members("a")[f"a{member[1:]}"], "b.txt": b"", member: data}
+    )
+    good, bad = open_manifest(webdataset(tmp_path)).read_many([0, 1])
+    assert isinstance(bad, ValueError)
+    assert not isinstance(good, Exception)
+
+
+def test_json_that_is_no_array_is_text_as_it_stands(tmp_path):
+    each = {"a": b'{"width": 3}', "b": b"null", "c": b'["x", "y"]', "d": b'"x"', "e": b"[0.5, 1]"}
+    write_tar(tmp_path / "0.tar", {f"{key}.json": data for key, data in each.items()})
+    *texts, numbers = [sample["json"] for sample in open_manifest(webdataset(tmp_path)).read_many(range(5))]
+    assert texts == ['{"width": 3}', "null", '["x", "y"]', "x"]
+    assert numbers.tolist() == [0.5, 1]
+
+
+def test_images_of_a_shard_may_be_of_several_kinds(tmp_path):
+    write_tar(
+        tmp_path / "0.tar", {"a.jpg": b"1", "a.cls": b"0", "b.cls": b"1", "b.png": b"2", "c.JPG": b"3", "c.cls": b"0"}
+    )
+    samples = open_manifest(webdataset(tmp_path)).read_many(range(3))
+    assert [(each["image"], int(each["label"])) for each in samples] == [(b"1", 0), (b"2", 1), (b"3", 0)]
+    with pytest.raises(DataError, match="sample 'b' has no image"):
+        open_manifest(webdataset(tmp_path, fields={"image": "jpg"}))
+
+
 SCHEMA = {
     "x": Field("float16", (3, None)),
     "tokens": Field("int64", (None,)),
@@ -181,6 +215,15 @@ def test_noise_of_any_schema():
     assert (samples[0]["small"].min() < -100, samples[0]["small"].max() > 100) == (True, True)
     assert 400 < samples[0]["flag"].sum() < 600
     assert len(samples[0]["blob"]) == 4
+
+
+def test_noise_of_more_classes_than_a_short_number_has():
+    words = Field("int64", (1000,), classes=tuple(map(str, range(128_000))))
+    drawn = np.concatenate(
+        [each["x"] for each in open_manifest(synthetic(20, fields={"x": words})).read_many(range(20))]
+    )
+    assert (drawn.min() >= 0, drawn.max() < 128_000) == (True, True)
+    assert 0.47 < np.mean(drawn >= 64_000) < 0.53
 
 
 def test_noise_of_no_known_type_is_refused():

@@ -89,6 +89,8 @@ def test_lists_of_several_folders_start_from_their_own(tmp_path):
             "column 'x' is struct<a: int64>; a list has numbers, text an",
         ),
         ("path,label\n0.png,1,2\n", "l.csv", {}, "cannot read"),
+        ("image,path\nA,0.png\n", "l.csv", {}, "column 'image' has the name of a field of `files`; rename one"),
+        ("image.path,path\nA,0.png\n", "l.csv", {}, "column 'image.path' has the name of a field of `files`; rename"),
         ("path\n", "l.csv", {}, "holds no samples"),
         ("path\n0.png\n", "l.xml", {}, "l.xml is no list of files: its name must end in .csv, .tsv or .jsonl"),
     ],

@@ -98,6 +98,32 @@ def test_a_data_set_on_disk_that_cannot_be_read(state, options, told, tmp_path):
     assert refused(huggingface(saved(tmp_path, **state), **options)) == f"{tmp_path} {told}"
 
 
+def labelled(folder, names):
+    folder.mkdir()
+    table = pa.table({"label": [0, 1]})
+    with pa.OSFile(str(folder / "0.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    features = {"label": {"names": names, "_type": "ClassLabel"}}
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "0.arrow"}]}))
+    return huggingface(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"), [(["dog", "cat"], "dog for cat"), (["cat", "dog", "eel"], "3 for 2"), (["cat", "dog"], "")]
+)
+def test_validation_numbers_its_classes_as_training_does(names, told, tmp_path):
+    schema = open_manifest(labelled(tmp_path / "train", ["cat", "dog"])).schema
+    other = labelled(tmp_path / "validation", names)
+    if not told:
+        assert open_manifest(other, like=schema).schema["label"].classes == ("cat", "dog")
+        return
+    with pytest.raises(DataError) as caught:
+        open_manifest(other, like=schema)
+    numbers = f"{tmp_path / 'validation'}: column 'label' numbers other classes than the training data does"
+    assert str(caught.value) == f"{numbers}: {told}"
+
+
 # --- Ray Data -----------------------------------------------------------------------------------------------------
 
 
