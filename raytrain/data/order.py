@@ -7,7 +7,6 @@ ids, so that only numbers travel, never lists of ids.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -154,6 +153,7 @@ class Segment:
         dropped: samples of the epoch that no batch has (`tail: drop_last`).
         repeated: of `num_ids`, the last so many stand in an earlier batch of the epoch as well (`tail: pad`).
         carried: samples that the next epoch begins with (`tail: carry`).
+        num_alike: leading batches of one size, which may take each other's places.
     """
 
     number: int
@@ -165,15 +165,14 @@ class Segment:
     dropped: int = 0
     repeated: int = 0
     carried: int = 0
+    num_alike: int = field(init=False)
+
+    def __post_init__(self) -> None:  # now: a plan is pickled for one rank while the stream's thread uses it
+        object.__setattr__(self, "num_alike", int(np.argmin(np.append(self.sizes == self.sizes[:1], False))))
 
     @property
     def num_batches(self) -> int:
         return len(self.sizes)
-
-    @cached_property
-    def num_alike(self) -> int:
-        """Leading batches of one size, which may take each other's places."""
-        return int(np.argmin(np.append(self.sizes == self.sizes[:1], False)))
 
 
 @dataclass(frozen=True)
