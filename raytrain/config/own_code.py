@@ -7,6 +7,7 @@ leaves those that it has ready.
 from __future__ import annotations
 
 import ast
+import copyreg
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -271,6 +272,18 @@ def _imports(text: bytes) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.partition(".")[0])
     return found
+
+
+def torch_by_name() -> None:
+    """Let `torch.classes` and `torch.ops` be pickled by name as other modules are: cloudpickle takes them along with a
+    script's function that uses torch and has an attribute called so anywhere, such as `ctx.task.classes`."""
+    for name in ("torch.classes", "torch.ops"):
+        if name in sys.modules:
+            copyreg.pickle(type(sys.modules[name]), _import_of)  # type: ignore[arg-type]
+
+
+def _import_of(module: ModuleType) -> tuple[Any, ...]:
+    return importlib.import_module, (module.__name__,)
 
 
 def _arrived(folders: tuple[str, ...], sources: dict[str, Source]) -> OwnCode:

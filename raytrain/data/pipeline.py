@@ -14,7 +14,7 @@ import cloudpickle
 from raytrain.config.data import AnySource, Arrival, BuiltIn, Data, HeldOut, Normalize, OwnSource
 from raytrain.config.data import Buckets as BucketsOf
 from raytrain.config.file import section_of
-from raytrain.config.own_code import own_code
+from raytrain.config.own_code import own_code, torch_by_name
 from raytrain.data.order import Buckets, Split, Tail
 from raytrain.data.producer import SplitWork
 from raytrain.data.samples.fields import Schema
@@ -248,6 +248,7 @@ class OpenPipeline:
         Raises:
             ConfigError: something of the user's cannot be pickled.
         """
+        torch_by_name()
         try:
             return bytes(cloudpickle.dumps((own_code(), self.splits), protocol=pickle.HIGHEST_PROTOCOL))
         except RaytrainError:

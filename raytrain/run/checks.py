@@ -11,12 +11,12 @@ import numpy as np
 from raytrain.cluster.placement import check_free_gpus
 from raytrain.cluster.topology import Topology
 from raytrain.config.job import Job
-from raytrain.config.own_code import import_object
+from raytrain.config.own_code import import_object, torch_by_name
 from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.data.samples.fields import Field, Schema
 from raytrain.data.sources.lengths import MOST_READ
 from raytrain.data.sources.manifest import Manifest
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, named
 from raytrain.train.models import CLASSES, check_classes, check_model
 from raytrain.train.tasks import Task
 
@@ -66,6 +66,25 @@ def check_loop(loop: Any, what: str) -> None:
         signature.bind(None)
     except TypeError:
         raise ConfigError(f"{wanted}; it takes {signature}") from None
+
+
+def check_sendable(loop: Callable[[Any], None] | None) -> None:
+    """By Ray's own pickle, which alone knows of what is Ray's, such as an actor that the loop calls.
+
+    Raises:
+        ConfigError: it cannot travel to the ranks.
+    """
+    import ray
+
+    torch_by_name()
+    pickled: Any = ray.cloudpickle
+    try:
+        pickled.dumps(loop)
+    except Exception as error:  # noqa: BLE001 - a user's object may raise anything
+        raise ConfigError(
+            f"the training loop cannot be sent to the ranks: {named(error)}; let it make within itself what it takes "
+            "from around it, or import it"
+        ) from None
 
 
 def check_data(opened: OpenPipeline, batch_size: int, default_loop: bool, job: Job) -> Task:

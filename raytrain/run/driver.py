@@ -38,7 +38,7 @@ from raytrain.errors import (
 from raytrain.ray_internals.sigterm import sigterm_left_alone
 from raytrain.record.schema import RunRecord
 from raytrain.run.actors import start_feed, start_keeper
-from raytrain.run.checks import checked
+from raytrain.run.checks import check_sendable, checked
 from raytrain.run.course import Course, Seen, Watch
 from raytrain.run.folder import RunFolder
 from raytrain.run.hosted import deliver
@@ -100,6 +100,7 @@ def run(
             cluster = _connect(groups, address, options.job)
             heard.listen()  # again, should Ray have put a handler of its own in place
             heard.check()
+            check_sendable(train_loop)
             plan = RunPlan.of(options, pipeline, train_loop, data, cluster)
             course = Course(options.folder.checkpoints, Samplers(machines(plan.topology, cluster.attached)), watch)
             error = _carry_out(plan, course, watch, heard)

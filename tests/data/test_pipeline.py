@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
+import cloudpickle
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from formats import write_parquet, write_shards
 
 from raytrain import Pipeline
@@ -27,7 +32,7 @@ from raytrain.data import (
     webdataset,
 )
 from raytrain.errors import ConfigError, DataError
-from raytrain.run.checks import check_data, checked
+from raytrain.run.checks import check_data, check_sendable, checked
 
 SOURCE = image_folder("/data")
 
@@ -259,6 +264,32 @@ def test_what_makes_no_run_is_one_clear_line(loop, pipeline, its_job, message):
     with pytest.raises(ConfigError) as caught:
         checked(loop, pipeline, its_job)
     assert message in str(caught.value)
+
+
+def test_a_loop_that_cannot_travel_is_one_clear_line():
+    held = threading.Lock()
+
+    def loop(ctx):
+        with held:
+            pass
+
+    with pytest.raises(ConfigError) as caught:
+        check_sendable(loop)
+    assert str(caught.value) == (
+        "the training loop cannot be sent to the ranks: TypeError: cannot pickle '_thread.lock' object; let it make "
+        "within itself what it takes from around it, or import it"
+    )
+
+
+def test_a_loop_of_a_script_may_read_the_classes():
+    """cloudpickle takes an attribute `classes` of a function that uses torch for the module `torch.classes`."""
+
+    def loop(ctx):
+        return torch.full((1,), len(ctx.task.classes)), ctx.ops
+
+    check_sendable(loop)
+    context = SimpleNamespace(task=SimpleNamespace(classes=("red", "blue")), ops=0)
+    assert pickle.loads(cloudpickle.dumps(loop))(context) == (torch.tensor([2]), 0)
 
 
 def labelled(num_train: int, num_validation: int = 0):
