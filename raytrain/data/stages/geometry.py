@@ -155,7 +155,9 @@ def random_crop_field(
     value = padded(value, kind, (left, top, right, bottom), fill, padding_mode)
     over = canvas[0] + top + bottom - height, canvas[1] + left + right - width
     if min(over) < 0:
-        raise ValueError(f"a crop of {height} x {width} does not fit into {canvas[0]} x {canvas[1]}")
+        raise ValueError(
+            f"a crop of {height} x {width} does not fit into {canvas[0]} x {canvas[1]}; pad_if_needed makes room"
+        )
     top, left = int(rng.integers(over[0] + 1)), int(rng.integers(over[1] + 1))
     return cut(value, kind, (top, left, height, width))
 
