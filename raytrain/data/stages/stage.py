@@ -225,8 +225,8 @@ class Stage:
             found = tuple(name for name, each in schema.items() if each.is_encoded)
             found = found or tuple(name for name, each in schema.items() if each.dtype == BYTES)
             found = found if found and (schema[found[0]].kind or len(found) == 1) else schema.of_kind("image")
-        elif self.kinds:
-            found = schema.of_kind(*self.kinds)
+        elif self.kinds:  # what is still encoded as well, which is refused: no mask moves without its image
+            found = tuple(n for n, f in schema.items() if f.kind in self.kinds and (f.may_be_array or f.is_encoded))
         else:
             found = (IMAGE,) if IMAGE in schema else tuple(n for n, each in schema.items() if _may_be_meant(each))
             found = found if len(found) == 1 else ()
@@ -234,9 +234,6 @@ class Stage:
             return found
         if IMAGE in schema or not schema.whole:
             return (IMAGE,)
-        encoded = [name for name, each in schema.items() if each.is_encoded]
-        if self.kinds and encoded:
-            self._check_takes(encoded[0], schema, who)
         arrays = [n for n, each in schema.items() if each.may_be_array and (each.shape is None or len(each.shape) > 1)]
         if self.kinds and len(arrays) == 1:
             return (arrays[0],)

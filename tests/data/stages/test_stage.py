@@ -220,6 +220,16 @@ def settled(stages, fields, whole=True):
             ENCODED,
             "stage 1, `resize`, needs decoded images, and field `image` is encoded; put `decode` bef",
         ),
+        (
+            [random_crop(8)],
+            {**ENCODED, "mask": Field("uint8", (9, 9), "mask")},
+            "`random_crop`, needs decoded images, and field `image` is encoded",
+        ),
+        (
+            [random_horizontal_flip()],
+            {**ENCODED, "boxes": Field("float32", (None, 4), "boxes")},
+            "`random_horizontal_flip`, needs decoded images, and field `image` is encoded",
+        ),
         ([resize(8)], {"photo": ENCODED["image"]}, "`resize`, needs decoded images, and field `photo` is encoded"),
         ([to_dtype("float16")], ENCODED, "stage 1, `to_dtype`, needs decoded images, and field `image` is encoded"),
         (
