@@ -257,10 +257,10 @@ def test_parquet_that_does_not_fit_says_why(folder, tmp_path):
     ("members", "message"),
     [
         ({"a.jpg": b"x", "a.cls": b"1", "b.jpg": b"x"}, r"sample 'b' has no .cls \(label\)"),
-        ({"a.jpg": b"x", "a.cls": b"1", "b.cls": b"1"}, r"sample 'b' has no image"),
+        ({"a.jpg": b"x", "a.cls": b"1", "b.cls": b"1"}, r"sample 'b' has no \.jpg \(image\); it has \.cls$"),
         ({"a.jpg": b"x", "a.cls": b"true"}, r"a.cls is no label: a whole number, text, or JSON with a `label`: 'true'"),
         ({"a.cls": b"1", "b.cls": b"cat"}, r"labels must be all whole numbers or all text"),
-        ({"d/a.jpg": b"x", "d/a.cls": b"1", "a.cls": b"1"}, r"sample 'a' has no image"),
+        ({"d/a.jpg": b"x", "d/a.cls": b"1", "a.cls": b"1"}, r"sample 'a' has no \.jpg \(image\); it has \.cls$"),
         ({".a.jpg": b"x"}, r"holds no samples"),
     ],
 )

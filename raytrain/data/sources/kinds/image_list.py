@@ -154,5 +154,6 @@ def _field(column: pa.ChunkedArray, name: str, told: str) -> Field:
         raise DataError(f"{told}: {column.null_count} rows have nothing in column {name!r}")
     found = field_of_type(column.type, name)
     if found is None or found.dtype == BYTES:
-        raise DataError(f"{told}: column {name!r} is {column.type}; a list has numbers, text and lists of numbers")
+        what = column.type if found is None else "not UTF-8"
+        raise DataError(f"{told}: column {name!r} is {what}; a list has numbers, text and lists of numbers")
     return found

@@ -38,7 +38,7 @@ def webdataset(
     Args:
         fields: by field, the extension. Without: the first image of a sample is `image`, `cls` is `label`, and others
             go by their extension, dots as underscores. `txt` is text, `json` a number, a list of numbers or text (of
-            anything else as it stands), `npy` an array.
+            anything else as it stands; as `label` also the `label` of an object), `npy` an array.
         masks: fields that are masks.
         limit, weights: see `raytrain.config.data.BuiltIn`.
     """
@@ -77,8 +77,8 @@ def _made(source: WebDatasetSource, listing: Listing, shards: list[str], like: S
                 parts |= {extensions[IMAGE]: parts[other]} if other and IMAGE in extensions else {}
             for name, extension in extensions.items():
                 if extension not in parts:
-                    what = "image" if name == IMAGE else f".{extension} ({name})"
-                    raise DataError(f"{path}: sample {key!r} has no {what}")
+                    there = ", ".join(f".{each}" for each in parts)
+                    raise DataError(f"{path}: sample {key!r} has no .{extension} ({name}); it has {there}")
             members.append((number, key, parts))
     if not members:
         raise DataError(f"{listing.told} holds no samples")

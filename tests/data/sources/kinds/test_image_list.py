@@ -88,6 +88,7 @@ def test_lists_of_several_folders_start_from_their_own(tmp_path):
             {},
             "column 'x' is struct<a: int64>; a list has numbers, text an",
         ),
+        ("path,x\n0.png,K\udcf6ln\n", "l.csv", {}, "column 'x' is not UTF-8; a list has numbers, text and"),
         ("path,label\n0.png,1,2\n", "l.csv", {}, "cannot read"),
         ("image,path\nA,0.png\n", "l.csv", {}, "column 'image' has the name of a field of `files`; rename one"),
         ("image.path,path\nA,0.png\n", "l.csv", {}, "column 'image.path' has the name of a field of `files`; rename"),
@@ -96,7 +97,7 @@ def test_lists_of_several_folders_start_from_their_own(tmp_path):
     ],
 )
 def test_a_list_that_does_not_fit_is_one_clear_line(folder, text, name, options, message):
-    (folder / name).write_text(text)
+    (folder / name).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DataError) as caught:
         open_manifest(image_list(folder / name, **options))
     assert message in str(caught.value)
