@@ -279,7 +279,7 @@ def torch_by_name() -> None:
     script's function that uses torch and has an attribute called so anywhere, such as `ctx.task.classes`."""
     for name in ("torch.classes", "torch.ops"):
         if name in sys.modules:
-            copyreg.pickle(type(sys.modules[name]), _import_of)  # type: ignore[arg-type]
+            copyreg.pickle(type(sys.modules[name]), _import_of)
 
 
 def _import_of(module: ModuleType) -> tuple[Any, ...]:

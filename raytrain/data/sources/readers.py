@@ -64,7 +64,7 @@ class FileReader:
         sample: Sample = {}
         for name, column in self.columns.items():
             data = self._bytes(self.path(rows.column(column)[index].as_py()))
-            sample[name] = parsed(data, self.forms[name]) if name in self.forms else data
+            sample[name] = parsed(data, self.forms[name], name) if name in self.forms else data
         return sample
 
     def path(self, key: str) -> str:
@@ -107,7 +107,7 @@ class ShardReader:
         }
         with self._open(shard) as file:
             data = {name: _range(file, *place) for name, place in places.items()}
-        return {name: parsed(each, self.forms[name]) for name, each in data.items()}
+        return {name: parsed(each, self.forms[name], name) for name, each in data.items()}
 
     def _open(self, shard: str) -> Any:
         if shard.endswith(PACKED):
@@ -142,16 +142,24 @@ def _range(file: Any, offset: int, size: int) -> bytes:
     return data
 
 
-def parsed(data: bytes, form: str) -> Any:
+def parsed(data: bytes, form: str, name: str) -> Any:
     """What the bytes of a file are, by the form that its extension tells.
 
     Args:
         form: `bytes` (as they are), `text`, `integer`, `json` (a number, a list of numbers, or text; anything else is
             text as it stands), or `npy`.
+        name: of the field, for messages.
 
     Raises:
         ValueError: it is not of that form.
     """
+    try:
+        return _parsed(data, form)
+    except ValueError as error:
+        raise ValueError(f"field `{name}` is no {form}: {error}") from None
+
+
+def _parsed(data: bytes, form: str) -> Any:
     if form == "bytes":
         return data
     if form == "text":

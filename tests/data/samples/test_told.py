@@ -105,8 +105,17 @@ def test_text_that_is_no_utf_8_is_left_out_and_listed(tmp_path):
     write_tar(tmp_path / "0.tar", {"a.txt": b"whole", "b.txt": b"\xff\xfe", "c.txt": "é".encode()})
     [batch] = batches(webdataset(tmp_path), batch_size=3)
     assert (batch.key.tolist(), batch.fields["txt"]) == ([0, 2], ["whole", "é"])
-    reason = "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"
+    reason = (
+        "ValueError: field `txt` is no text: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"
+    )
     assert batch.header.failures == [Failure(1, f"{tmp_path}/0.tar:b", reason, None)]
+
+
+def test_json_that_is_none_says_so(tmp_path):
+    write_tar(tmp_path / "0.tar", {"a.json": b"1", "b.json": b'{"label": 0'})
+    [batch] = batches(webdataset(tmp_path), batch_size=2)
+    assert batch.fields["json"].tolist() == [1]
+    assert batch.header.failures[0].reason.startswith("ValueError: field `json` is no json: Expecting ")
 
 
 @pytest.mark.parametrize("where", ["the data set", "a stage"])
