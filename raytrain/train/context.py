@@ -61,7 +61,7 @@ class TrainContext:
         self.task, self.accumulates = task, False
         self.measured: dict[str, Any] | None = None
         self._stream, self._fingerprint, self._num_train = stream, fingerprint, num_train
-        self._restored, self._keep, self._objects = restored, keep, []
+        self._restored, self._keep, self._objects, self._ready = restored, keep, [], ()
         facts = restored.facts if restored else None
         self.steps = facts.steps if facts else 0
         self.updates = facts.updates if facts else 0
@@ -101,14 +101,11 @@ class TrainContext:
         self._objects = list(objects)
         if self._restored is not None:
             checkpoint.restore(self._objects, self._restored.objects, self.rank, self.world_size)
-        ready = tuple(
-            modules.distributed(o, self.device, self.world_size) if isinstance(o, torch.nn.Module) else o
-            for o in objects
-        )
+        self._ready = tuple(modules.distributed(each, self.device, self.world_size) for each in objects)
         if self._restored is not None:
             self._restore_rng()
             self._restored = None  # the run has no more use for it
-        return ready if len(ready) > 1 else ready[0]
+        return self._ready if len(self._ready) > 1 else self._ready[0]
 
     def updater(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> Updater:
         """What turns batches into optimizer steps; see `raytrain.train.update.Updater` for the options."""
@@ -125,7 +122,8 @@ class TrainContext:
             self._end_epoch(epoch, time.time() - began, self.steps - steps, self._own_samples - samples)
 
     def batches(self, split: str = "train") -> Iterator[Any]:
-        """The (rest of the) epoch's batches of a split, on the device: training first, then validation.
+        """The (rest of the) epoch's batches of a split, on the device: training first, then validation, in which there
+        are no stand-ins and forwards of prepared modules wait for no other rank.
 
         Raises:
             TrainingError: a split that this epoch has passed.
@@ -142,13 +140,14 @@ class TrainContext:
             began = time.perf_counter()
             if self.world_size > 1:
                 modules.broadcast_buffers(self._modules)
-            yield from self._stream.segment(number)
+            with modules.forwards_alone(self._ready):
+                yield from (batch for batch in self._stream.segment(number) if not batch.stand_in)
             self._stream.meter.evaluate_s += time.perf_counter() - began
         if self._stream.stopped:
             self._stop()
 
     def num_batches(self, split: str = "train") -> int:
-        """How many batches `batches(split)` gives this rank, undecodable ones included."""
+        """How many batches `batches(split)` gives this rank; of validation at most, since empty ones are left out."""
         number = self._stream.segment_of(self._epoch, split)
         return 0 if number is None else self._stream.num_batches(number)
 

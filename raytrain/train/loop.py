@@ -66,8 +66,6 @@ def evaluate(ctx: TrainContext, model: torch.nn.Module) -> dict[str, float]:
     model.eval()
     loss = correct = count = 0.0
     for batch in ctx.batches("validation"):
-        if batch.stand_in:
-            continue
         with ctx.autocast():
             logits = model(batch[ctx.task.input])
         target = batch[ctx.task.target].long()
