@@ -32,7 +32,8 @@ class BuiltIn(Section):
     kind: str
     limit: PositiveInt | None = Field(None, description="the first so many samples alone")
     weights: str | None = Field(
-        None, description="field with a number a sample: it comes so many times as often as one of weight 1"
+        None,
+        description="field with a number a sample: it comes so many times as often as one of weight 1, as drawn once",
     )
 
 

@@ -71,6 +71,7 @@ class _Made:
     parts: list[int] = field(default_factory=list)  # of a sample that a stage has made several of
     failures: list[Failure] = field(default_factory=list)
     unwanted: list[int] = field(default_factory=list)  # places of those that a stage did not want
+    addresses: set[int] = field(default_factory=set)  # where arrays of the samples begin
 
 
 class Producer:
@@ -167,8 +168,9 @@ class Producer:
             if not results:
                 made.unwanted.append(place)
             for part, result in enumerate(results):
-                if not self._copies and made.samples and _overlaps(result, made.samples):
+                if not self._copies and made.samples and _overlaps(result, made.samples, made.addresses):
                     return None
+                made.addresses |= _addresses(result)
                 made.samples.append(result)
                 made.places.append(place)
                 made.parts.append(part)
@@ -295,8 +297,16 @@ def _copied(sample: Sample) -> Sample:
     return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in sample.items()}
 
 
-def _overlaps(sample: Sample, samples: list[Sample]) -> bool:
+def _addresses(sample: Sample) -> set[int]:
+    """Where its arrays begin."""
+    arrays = (value for value in sample.values() if isinstance(value, np.ndarray) and value.size)
+    return {value.__array_interface__["data"][0] for value in arrays}
+
+
+def _overlaps(sample: Sample, samples: list[Sample], addresses: set[int]) -> bool:
     """Whether a stage has returned the same memory again."""
+    if not addresses.isdisjoint(_addresses(sample)):
+        return True
     for other in (samples[0], samples[-1]):
         for name, value in sample.items():
             before = other.get(name)

@@ -18,7 +18,7 @@ def is_distributed(module: torch.nn.Module, world_size: int) -> bool:
 
 
 def distributed(module: Any, device: torch.device, world_size: int) -> Any:
-    """A module with DDP, which also gives all ranks the first one's parameters and buffers; other things as they are."""
+    """A module with DDP, which also gives all ranks the first one's parameters and buffers; other things as is."""
     if not isinstance(module, torch.nn.Module) or not is_distributed(module, world_size):
         return module
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)

@@ -64,6 +64,41 @@ class Made:
         return found
 
 
+def test_memory_of_which_a_stage_has_two_is_seen_to_come_again():
+    """The first sample is memory of its own, the others take turns."""
+    two, count = [np.empty(3), np.empty(3)], iter(range(1000))
+
+    def in_turns(x):
+        number = next(count)
+        if number == 0:
+            return x.copy()
+        two[number % 2][:] = x
+        return two[number % 2]
+
+    made = Made(Numbers(12), [stage(in_turns, on="x")], batch_size=12).samples()
+    assert {key[0]: fields["x"].tolist() for key, fields in made.items()} == {i: [i] * 3 for i in range(12)}
+
+
+def test_a_stage_that_works_in_place_changes_no_data_set():
+    class Kept:
+        def __init__(self):
+            self.rows = np.zeros((4, 2))
+
+        def __len__(self):
+            return len(self.rows)
+
+        def __getitem__(self, index):
+            return {"x": self.rows[index]}
+
+    def more(x):
+        x += 1
+        return x
+
+    made = Made(Kept(), [stage(more, on="x")], epochs=3)
+    for epoch in range(3):
+        assert all(fields["x"].tolist() == [1, 1] for fields in made.samples(epoch).values())
+
+
 def same(one: dict, other: dict) -> bool:
     assert one.keys() == other.keys()
     return all(np.array_equal(one[sample][name], other[sample][name]) for sample in one for name in one[sample])

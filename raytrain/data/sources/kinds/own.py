@@ -263,7 +263,9 @@ class OwnReader:
             value = of_mask(value)
         elif name in self.source.images:
             value = of_image(value)
-        return plain(value, f"field `{name}` of {place}")
+        found = plain(value, f"field `{name}` of {place}")
+        # what lies in the data set's own memory must be the same in the next epoch, whatever a stage does to it
+        return found.copy() if isinstance(found, np.ndarray) and found.base is not None else found
 
 
 def _of_any_length(what: Field) -> Field:
