@@ -259,19 +259,20 @@ def _package(top: str, root: Path) -> dict[str, Source]:
     return found
 
 
-def _imports(text: bytes) -> set[str]:
+@cache
+def _imports(text: bytes) -> frozenset[str]:
     """First names of the modules that a source imports anywhere."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
-        return set()
-    found = set()
+        return frozenset()
+    found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.partition(".")[0])
-    return found
+    return frozenset(found)
 
 
 def torch_by_name() -> None:

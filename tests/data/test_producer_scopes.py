@@ -175,7 +175,7 @@ def test_several_of_one_have_its_id_and_a_number_each():
     assert batch.header.left_out == [] and batch.header.filtered == 0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     st.lists(st.integers(0, 3), min_size=4, max_size=20),
     st.sampled_from(SHAPES[:3]),
