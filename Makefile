@@ -15,7 +15,8 @@ demo: install-demo
 	$(BIN)/raytrain train launch/digits.yaml --nodes $(DEMO_NODES)
 
 test: install-test lint $(BIN)/prometheus $(BIN)/chromium $(BIN)/tmux
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m pure -n auto
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not pure"
 
 quick: install-test lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m pure -n auto

@@ -3,7 +3,7 @@
     python benchmarks/contenders.py CONTENDER '{"workload": "blur", "epochs": 3, "num_samples": 512, ...}'
 
 Everything is delivered as (batch, channels, height, width) float32 torch tensors, cast by the consumer, since on a
-training host the device does that.
+training host the device does that; workloads `as_bytes` as (batch, height, width, channels) uint8.
 """
 
 from __future__ import annotations
@@ -123,13 +123,13 @@ def raw_process(workload: Workload, options: dict[str, Any]) -> dict[str, float]
     manifest = workload.open()
     mine, of = options["share"]
     rng = np.random.default_rng(mine)
-    workload.transform(manifest.read_many([0])[0], rng)
+    workload.transform(manifest.read_many([0])[0]["image"], rng)
     print("ready", flush=True)
     sys.stdin.readline()
     began, cpu, samples = time.perf_counter(), time.process_time(), 0
     for epoch in range(workload.epochs):
         for index in order(workload, manifest, epoch)[mine::of]:
-            workload.transform(manifest.read_many([int(index)])[0], rng)
+            workload.transform(manifest.read_many([int(index)])[0]["image"], rng)
             samples += 1
     return {"samples": samples, "seconds": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
 
@@ -150,14 +150,53 @@ def dataloader(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
             rng = np.random.default_rng()
-            image = workload.transform(manifest.read_many([index])[0], rng)
-            return torch.from_numpy(image).permute(2, 0, 1), int(manifest.labels[index])
+            sample = manifest.read_many([index])[0]
+            image = workload.transform(sample["image"], rng)
+            tensor = torch.from_numpy(image)
+            return tensor if workload.as_bytes else tensor.permute(2, 0, 1), int(sample["label"])
 
     samples = Subset(Samples(), range(min(workload.num_samples, manifest.num_samples)))
     account = Account()
     for _ in range(workload.epochs):
         for image, _label in DataLoader(samples, workload.batch_size, shuffle=True, num_workers=options["workers"]):
-            image.to(torch.float32)
+            image if workload.as_bytes else image.to(torch.float32)
+            account.arrived(len(image), image.nbytes)
+    return account.figures()
+
+
+def dataloader_pillow(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
+    """The same with Pillow in place of OpenCV."""
+    return dataloader(replace(workload, transform=workloads.small_with_pillow), options)
+
+
+# --- SPDL ---------------------------------------------------------------------------------------------------------
+
+
+def spdl(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
+    """Its own decoder and scaler (FFmpeg's), in as many threads as there are cores."""
+    import spdl.io
+    import torch
+    from spdl.pipeline import PipelineBuilder
+
+    manifest = workload.open()
+    side = workloads.SIDE
+
+    def sources() -> Iterator[list[bytes]]:
+        for epoch in range(workload.epochs):
+            ids = order(workload, manifest, epoch)
+            for at in range(0, len(ids), workload.batch_size):
+                yield [int(i) for i in ids[at : at + workload.batch_size]]
+
+    def load(ids: list[int]) -> torch.Tensor:
+        encoded = [sample["image"] for sample in manifest.read_many(ids)]
+        return spdl.io.to_torch(spdl.io.load_image_batch(encoded, width=side, height=side, pix_fmt="rgb24"))
+
+    pipeline = (
+        PipelineBuilder().add_source(sources()).pipe(load, concurrency=CORES).add_sink(2).build(num_threads=CORES)
+    )
+    account = Account()
+    with pipeline.auto_stop():
+        for image in pipeline:
             account.arrived(len(image), image.nbytes)
     return account.figures()
 
@@ -176,13 +215,14 @@ class Make:
         self.manifest = self.manifest or self.workload.open()
         ids = batch["id"] % self.num_samples
         samples = self.manifest.read_many([int(i) for i in ids])
-        if samples[0].ndim > 1:
-            return {"data": np.stack(samples), "label": self.manifest.labels[ids]}
-        return {"data": np.array(samples + [None], dtype=object)[:-1], "label": self.manifest.labels[ids]}
+        images, labels = ([sample[name] for sample in samples] for name in ("image", "label"))
+        if isinstance(images[0], np.ndarray):
+            return {"data": np.stack(images), "label": np.array(labels)}
+        return {"data": np.array([*images, None], dtype=object)[:-1], "label": np.array(labels)}
 
     def transform(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rng = np.random.default_rng()
-        images = [np.moveaxis(self.workload.transform(np.asarray(data), rng), 2, 0) for data in batch["data"]]
+        images = [np.moveaxis(self.workload.transform(data, rng), 2, 0) for data in batch["data"]]
         return {"image": np.stack(images), "label": batch["label"]}
 
 
@@ -225,11 +265,11 @@ def raytrain(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
     cluster = local.start((), 0)
     try:
         feeds = [start_feed(workload, 1, 4 * workload.batch_size), start_feed(workload, workload.epochs)]
-        for _ in batches(feeds[0]):
+        for _ in batches(feeds[0], workload.as_bytes):
             pass  # warms the workers
         ray.kill(feeds[0])
         account = Account()
-        for image, num_bytes in batches(feeds[1]):
+        for image, num_bytes in batches(feeds[1], workload.as_bytes):
             account.arrived(len(image), num_bytes)
         return account.figures()
     finally:
@@ -247,7 +287,8 @@ def start_feed(workload: Workload, epochs: int, most: int | None = None) -> Any:
     from raytrain.data.pipeline import Pipeline
     from raytrain.data.stream import FeedOptions
 
-    opened = Pipeline(workload.source(), [stage(workload.transform)], batch_size=workload.batch_size).open(0)
+    stages = list(workload.stages) or [stage(workload.transform)]
+    opened = Pipeline(workload.source(), stages, batch_size=workload.batch_size).open(0)
     num_samples = min(most or workload.num_samples, opened.train.num_samples)
     spec = StreamSpec(num_samples, 0, workload.batch_size, 0, epochs=epochs)
     options = FeedOptions(CORES, {}, None, 0.0, public_ray=public_ray())
@@ -256,16 +297,23 @@ def start_feed(workload: Workload, epochs: int, most: int | None = None) -> Any:
     return feed
 
 
-def batches(feed: Any) -> Iterator[tuple[Any, int]]:
+def raytrain_float(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
+    """What is delivered as bytes elsewhere, made float32 and channels first by a CPU rank."""
+    return raytrain(replace(workload, as_bytes=False), options)
+
+
+def batches(feed: Any, as_bytes: bool) -> Iterator[tuple[Any, int]]:
     """What one CPU rank gets: every batch, with its bytes on the wire."""
     import ray
     import torch
 
     from raytrain.data.order import Position
+    from raytrain.device.arrival import Arrived
     from raytrain.device.loader import RankIngest
 
+    arrived = {"image": Arrived() if as_bytes else Arrived(torch.float32, channels_first=True)}
     plan = ray.get(feed.begin.remote("only", Position(), 1, 0))
-    rank = RankIngest(feed, "only", 0, plan, torch.device("cpu"), None)
+    rank = RankIngest(feed, "only", 0, plan, torch.device("cpu"), arrived)
     for segment in plan.segments:
         for batch in rank.segment(segment.number):
             sent, rank.meter.wire_bytes = rank.meter.wire_bytes, 0
@@ -273,7 +321,8 @@ def batches(feed: Any) -> Iterator[tuple[Any, int]]:
     rank.close()
 
 
-CONTENDERS = {f.__name__: f for f in (raw, raw_process, dataloader, ray_data, raytrain)}
+WAYS = (raw, raw_process, dataloader, dataloader_pillow, spdl, ray_data, raytrain, raytrain_float)
+CONTENDERS = {way.__name__: way for way in WAYS}
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from raytrain import Job, Pipeline, fit
-from raytrain.data import cast, gaussian_blur, stage, synthetic, torchvision
+from raytrain.data import gaussian_blur, stage, synthetic, to_dtype, torchvision
 from raytrain.data.producer import prepare_process
 from raytrain.device.clock import CopyEvents, DeviceClock, HostClock
 from raytrain.device.meter import RankMeter
@@ -213,10 +213,10 @@ def hold_back(image: np.ndarray, until: str) -> np.ndarray:
 def pipeline(settings: Settings) -> Pipeline:
     planned = settings.warmup + settings.steps + max(settings.steps // 2, 1)
     source = synthetic(planned * settings.batch_size, shape=settings.shape, num_classes=settings.num_classes)
-    blurs = [gaussian_blur(times=10)]
+    blurs = [gaussian_blur(11, times=10)]
     if settings.workload == "torchvision":
         blurs = [torchvision("GaussianBlur", kernel_size=11)] * 10
-    stages = [*blurs, cast("float16"), stage(hold_back, until=str(settings.flag))]
+    stages = [*blurs, to_dtype("float16"), stage(hold_back, until=str(settings.flag))]
     return Pipeline(source, stages, batch_size=settings.batch_size)
 
 
@@ -233,17 +233,18 @@ class Samples(Dataset):
     """The samples of a pipeline, prepared one by one as raytrain's workers do, random numbers included."""
 
     def __init__(self, source: Pipeline):
-        self._manifest, self._stages = source.open(seed=0).train, source.stages
+        split = source.open(seed=0).splits["train"]
+        self._manifest, self._stages = split.manifest, split.stages
 
     def __len__(self) -> int:
         return self._manifest.num_samples
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         rng = np.random.default_rng((0, 0, index))
-        (image,) = self._manifest.read_many([index])
+        (sample,) = self._manifest.read_many([index])
         for each in self._stages:
-            image = each(image, rng)
-        return image, int(self._manifest.labels[index])
+            sample = each(sample, rng)
+        return sample["image"], int(sample["label"])
 
 
 def start_worker(_number: int, plain: bool) -> None:

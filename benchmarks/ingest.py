@@ -14,6 +14,16 @@ after the other, round by round:
     raytrain       feed and rank as in a run, workers warm
     raytrain_public  the same through Ray's public API alone (with --public)
 
+On `jpegs` (small photographs, squeezed to 224 and delivered as uint8) each decodes and resizes in its own way:
+
+    dataloader          OpenCV, bilinear without antialiasing
+    dataloader_pillow   Pillow, antialiased
+    spdl                SPDL's threads, FFmpeg's decoder and scaler (if installed: pip install spdl-io, Debian's ffmpeg)
+    raytrain_float      raytrain whose CPU rank makes float32 of it, channels first
+
+On `crops` (large photographs, a random part resized to 96) raytrain decodes at a scale; raw decodes whole and averages
+areas, as raytrain did. `record` has an image, a mask and three numbers, `one_image` one image of as many bytes.
+
 Samples a second are those of the steady state (without the first fifth and the last tenth of the batches). Plain Ray
 Data has none in runs of this length: its few tasks hand over what they have made when they end, in one burst. So it is
 held against raytrain, and against the limit, by the whole run.
@@ -28,6 +38,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +52,23 @@ CONTENDERS = Path(__file__).with_name("contenders.py")
 TUNED = {"raw_tuned": "raw", "dataloader_tuned": "dataloader"}
 PUBLIC = "raytrain_public"
 ORDER = ("raw", "raw_tuned", "dataloader", "dataloader_tuned", "ray_data", "raytrain")
-RATE, WHOLE_RATE = "samples_per_s", "whole_samples_per_s"
+OTHERS = {
+    "own_blur": ("raw", "raw_tuned", "raytrain"),
+    "one_image": ("raw", "raw_tuned", "raytrain"),
+    "record": ("raw", "raw_tuned", "raytrain"),
+    "crops": ("raw", "raw_tuned", "raytrain"),
+    "jpegs": (*ORDER[:4], "dataloader_pillow", "spdl", "raytrain", "raytrain_float"),
+}
+BEST = "best of the others"
+RATE, WHOLE_RATE, CPU = "samples_per_s", "whole_samples_per_s", "cpu_s_per_sample"
 TIMEOUT_S = 600
 SMOKE = {"epochs": 1, "batch_size": 2, "num_samples": 20}
 
 
 def contenders_of(workload: str, public: bool) -> tuple[str, ...]:
-    known = ("raw", "raw_tuned", "raytrain") if workload == "own_blur" else ORDER
+    known = OTHERS.get(workload, ORDER)
+    if find_spec("spdl") is None:
+        known = tuple(name for name in known if name != "spdl")
     return (*known, PUBLIC) if public else known
 
 
@@ -78,7 +99,7 @@ def with_limit(rows: dict[str, list[dict[str, float]]]) -> None:
     rows["limit"] = [{**row, WHOLE_RATE: row[RATE]} for row in better]  # nothing is started before it is timed
     for name in set(rows) - {"raw", "raw_tuned", "limit"}:
         for row, limit in zip(rows[name], rows["limit"], strict=True):
-            row["cpu_s_per_sample_outside"] = row["cpu_s_per_sample"] - limit["cpu_s_per_sample"]
+            row["cpu_s_per_sample_outside"] = row[CPU] - limit[CPU]
 
 
 def rate_of(contender: str) -> tuple[str, str]:
@@ -87,9 +108,13 @@ def rate_of(contender: str) -> tuple[str, str]:
 
 
 def ratios_of(rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    others = [name for name in ("dataloader", "dataloader_tuned", "ray_data") if name in rows]
+    ours = tuple(name for name in ("raytrain", "raytrain_float", PUBLIC) if name in rows)
+    others = [name for name in rows if name not in (*ours, "raw", "raw_tuned", "limit")]
     found = {}
-    ours = ("raytrain", *((PUBLIC,) if PUBLIC in rows else ()))
+    if others and "ray_data" not in rows:
+        each_round = zip(*(rows[name] for name in others), strict=True)
+        best = {**rows, BEST: [max(round_, key=lambda row: row[RATE]) for round_ in each_round]}
+        found |= {f"{name} / {BEST}, samples/s": ratio(best, RATE, name, BEST) for name in ours}
     for name in (*others, *ours):
         rate, words = rate_of(name)
         found[f"{name} / limit, {words}"] = ratio(rows, rate, name, "limit")
@@ -129,6 +154,7 @@ def main() -> None:
     options: dict[str, Any] = dict(SMOKE) if arguments.smoke else {}
     variants = {}
     for workload in workloads:
+        WORKLOADS[workload].open()  # writes its files
         own = {**options, "folder": arguments.photographs if workload == "photographs" else None}
         compares = "dataloader" in contenders_of(workload, arguments.public)
         workers = best_worker_count(workload, own) if compares and not arguments.smoke else 2
@@ -143,6 +169,10 @@ def main() -> None:
         ratios[workload] = ratios_of(rows[workload])
     if {"blur", "own_blur"} <= set(rows):
         ratios["own_blur"] |= own_blur_against_torchvision(rows)
+    if {"one_image", "record"} <= set(rows):
+        both = {name: rows[name]["raytrain"] for name in ("record", "one_image")}
+        ratios["record"]["raytrain, record / one_image, samples/s"] = ratio(both, RATE, "record", "one_image")
+        ratios["record"]["raytrain, record / one_image, CPU seconds"] = ratio(both, CPU, "record", "one_image")
     for workload, found in ratios.items():
         for name, values in found.items():
             print(f"{workload}: {name}", {key: float(f"{value:.4g}") for key, value in values.items()})

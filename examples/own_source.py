@@ -35,7 +35,7 @@ def train_loop(ctx) -> None:
         right = total = 0
         for batch in ctx.batches("validation"):
             right += int((model(batch.image).argmax(1) == batch.label).sum())
-            total += len(batch.ids)
+            total += batch.size
         right, total = ctx.sum_over_ranks(right, total)
         ctx.log(validation_accuracy=right / total)
 

@@ -154,7 +154,11 @@ def job_tree(images, tmp_path) -> dict:
         "data": {
             "train": {"kind": "image_folder", "path": str(images / "train")},
             "validation": {"kind": "image_folder", "path": str(images / "validation")},
-            "stages": ["decode", {"random_shift": {"pixels": 1}}, {"resize": {"size": 8}}],
+            "stages": [
+                "decode",
+                {"random_crop": {"size": 16, "padding": 1, "padding_mode": "edge"}},
+                {"resize": {"size": 8}},
+            ],
             "batch_size": 16,
             "normalize": {"mean": [0.5], "std": [0.5]},
         },
@@ -248,6 +252,7 @@ def record(job_tree) -> RunRecord:
             "samples": 640,
             "samples_per_s": 64.0,
             "wait_share": 0.2,
+            "limited_by": "balanced",
             "bottleneck": "balanced: the ranks wait for data 20% of the time; stage 'decode' takes longest",
             "attempts": 1,
         },

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from raytrain import Job, Pipeline, fit
-from raytrain.data import decode, image_folder, random_shift, resize
+from raytrain.data import decode, image_folder, random_crop, resize
 
 EPOCHS = 3
 
@@ -48,5 +48,7 @@ if __name__ == "__main__":
     images, runs, nodes = sys.argv[1:4]
     training = {"epochs": EPOCHS, "checkpoint": {"every_steps": 3}}
     job = Job.from_dict({"name": "counting", "run_dir": runs, "training": training})
-    pipeline = Pipeline(image_folder(images), [decode(), random_shift(1), resize(8)], batch_size=8)
+    pipeline = Pipeline(
+        image_folder(images), [decode(), random_crop(16, padding=1, padding_mode="edge"), resize(8)], batch_size=8
+    )
     fit(train_loop, pipeline, job, nodes=nodes, resume="--resume" in sys.argv)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import write_images
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,10 +33,11 @@ def as_it_stands(line: str) -> list[str]:
 
 
 @pytest.fixture
-def checkout(images, tmp_path) -> Path:
-    """Job files and program as they are, and a few small images in the place of the digits."""
+def checkout(tmp_path) -> Path:
+    """Job files and program as they are, and a few images of their size in the place of the digits."""
     folder = tmp_path / "checkout"
     for name in ("launch", "source_dir"):
         shutil.copytree(ROOT / name, folder / name)
-    shutil.copytree(images, folder / "data/digits")
+    write_images(folder / "data/digits/train", {"dark": 40, "grey": 40, "light": 40}, 32)
+    write_images(folder / "data/digits/validation", {"dark": 10, "grey": 10, "light": 10}, 32, seed=1)
     return folder

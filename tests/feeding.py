@@ -9,12 +9,13 @@ from raytrain.cluster import local
 from raytrain.cluster.environment import prepare_environment
 from raytrain.cluster.placement import place_stages
 from raytrain.config.cluster import parse_nodes
-from raytrain.data.block import batches_of
 from raytrain.data.feed import Feed
 from raytrain.data.order import StreamSpec
 from raytrain.data.pipeline import Pipeline
-from raytrain.data.sources.image_folder import image_folder
-from raytrain.data.stages.images import decode, resize
+from raytrain.data.samples.block import batches_of
+from raytrain.data.sources.kinds.image_folder import image_folder
+from raytrain.data.stages.geometry import resize
+from raytrain.data.stages.images import decode
 from raytrain.data.stream import FeedOptions
 
 IN_THIS_PROCESS: list[Feed] = []

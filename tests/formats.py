@@ -22,18 +22,31 @@ def write_parquet(path, folder, *, struct=False, labels="numbers", rows_a_group=
     return path
 
 
+def write_tar(path, members):
+    """A shard of these members, bytes by name, in order."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
 def write_shards(path, folder, *, label=lambda number: str(number).encode(), extension="cls"):
     path.mkdir()
     files = sorted(folder.glob("*/*.jpg"))
     classes = sorted({f.parent.name for f in files})
     for number, part in enumerate((files[::2], files[1::2])):
-        with tarfile.open(path / f"{number}.tar", "w") as tar:
-            for position, file in enumerate(part):
-                for name, data in (
-                    (f"{position:04d}.jpg", file.read_bytes()),
-                    (f"{position:04d}.{extension}", label(classes.index(file.parent.name))),
-                ):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+        members = {}
+        for position, file in enumerate(part):
+            members[f"{position:04d}.jpg"] = file.read_bytes()
+            members[f"{position:04d}.{extension}"] = label(classes.index(file.parent.name))
+        write_tar(path / f"{number}.tar", members)
+    return path
+
+
+def write_list(path, rows, delimiter=","):
+    """CSV with a header, of a list of dicts."""
+    lines = [delimiter.join(rows[0]), *(delimiter.join(map(str, row.values())) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
     return path

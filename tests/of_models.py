@@ -37,9 +37,10 @@ def values(annotation: Any, rules: Any = (), mend: Mend | None = None) -> st.Sea
     if origin is Annotated:
         more = [rule for each in args[1:] for rule in (each.metadata if isinstance(each, FieldInfo) else [each])]
         return values(args[0], [*rules, *more], mend)
-    if any(isinstance(rule, AfterValidator) for rule in rules):  # where an object is
+    if annotation is not float and any(isinstance(rule, AfterValidator) for rule in rules):  # where an object is
         return st.sampled_from(["mine:thing", "a.b:c"])
-    if any(isinstance(rule, BeforeValidator) for rule in rules):  # a stage
+    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    if not is_section and any(isinstance(rule, BeforeValidator) for rule in rules):  # a stage
         return words | st.dictionaries(words, anything, min_size=1, max_size=1)
     if origin in (Union, types.UnionType):
         return st.one_of([values(each, (), mend) for each in args])
@@ -58,7 +59,7 @@ def values(annotation: Any, rules: Any = (), mend: Mend | None = None) -> st.Sea
         return st.none()
     if annotation is bool:
         return st.booleans()
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if is_section:
         return trees(annotation, mend)
     return _plain(annotation, bounds)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from itertools import cycle, islice
 
 import numpy as np
 from hypothesis import strategies as st
 
-from raytrain.data.order import Position, Segment, StreamPlan, StreamSpec, epoch_order
+from raytrain.data.order import Buckets, Position, Segment, StreamPlan, StreamSpec, epoch_order
 
 TAILS = ("share", "drop_last", "pad", "carry")
 
@@ -31,7 +32,8 @@ class Pass:
 
 
 def own_samples(spec: StreamSpec, epoch: int) -> list[tuple[int, int]]:
-    return [(epoch, i) for i in epoch_order(spec.num_train, spec.seed, epoch, spec.group_starts).tolist()]
+    order = epoch_order(spec.num_train, spec.seed, epoch, spec.group_starts, spec.buckets)
+    return [(epoch, i) for i in order.tolist()]
 
 
 def shared_out(samples: list, batch_size: int, world: int) -> list[list]:
@@ -54,23 +56,26 @@ def passes(spec: StreamSpec, world: int, epoch: int = 0, done: set | None = None
     a_round = spec.batch_size * world
     while steps < spec.steps if spec.epochs is None else epoch < spec.epochs:
         own = own_samples(spec, epoch)
-        samples, fresh = [*brought, *own], len(own)
+        fresh = [s for s in own if done is None or s not in done]
         if done is not None:
-            before = own_samples(spec, epoch - 1) if epoch else []
-            samples, fresh = [s for s in before + own if s not in done], sum(s not in done for s in own)
+            brought = tuple(s for s in (own_samples(spec, epoch - 1) if epoch else []) if s not in done)
             done = None
+        if spec.buckets is not None:  # the last ones fill the batch that it ends in, and the others stay whole
+            fresh = deque(fresh)
+            fresh.rotate(-len(brought) % spec.batch_size)
+        samples = [*brought, *fresh]
         this, rest = Pass(epoch, "train", []), len(samples) % a_round
         if spec.tail == "pad" and rest:
             this.repeated = a_round - rest
             samples += islice(cycle(own), this.repeated)
         elif spec.tail == "drop_last":
             this.dropped, samples = rest, samples[: len(samples) - rest]
-        elif spec.tail == "carry" and rest <= fresh and epoch + 1 != spec.epochs:
+        elif spec.tail == "carry" and rest <= len(fresh) and epoch + 1 != spec.epochs:
             this.left_over, samples = tuple(samples[len(samples) - rest :]), samples[: len(samples) - rest]
         this.batches = shared_out(samples, spec.batch_size, world)
         if spec.steps is not None and len(this.batches) > (spec.steps - steps) * world:
             this = Pass(epoch, "train", this.batches[: (spec.steps - steps) * world], whole=False)
-        steps, brought = steps + len(this.batches) // world, this.left_over
+        steps, brought = steps + len(this.batches) // world, tuple(s for s in own if s in this.left_over)
         found.append(this)
         if spec.num_validation:
             ids = [(epoch, i) for i in range(spec.num_validation)]
@@ -104,6 +109,8 @@ def specs(draw, tails=TAILS, worlds=4, most=60, validation=20) -> StreamSpec:
     train = draw(st.integers(batch * worlds, batch * worlds + most))
     length = draw(st.sampled_from([{"epochs": e} for e in (3, 2, 1)] + [{"steps": s} for s in (17, 9, 1)]))
     groups = np.arange(0, train, draw(st.integers(1, 9))) if draw(st.booleans()) else None
+    lengths = np.random.default_rng(train).integers(1, 50, train)
+    buckets = Buckets(lengths, batch, draw(st.integers(1, 4))) if draw(st.booleans()) else None
     held_out = draw(st.integers(0, validation))
     return StreamSpec(
         train,
@@ -113,6 +120,7 @@ def specs(draw, tails=TAILS, worlds=4, most=60, validation=20) -> StreamSpec:
         **length,
         tail=draw(st.sampled_from(tails)),
         group_starts=groups,
+        buckets=buckets,
     )
 
 

@@ -34,6 +34,7 @@ from raytrain.train.checkpoints.keeper import Keeper
 from raytrain.train.context import TrainContext
 from raytrain.train.contract import Restored, StopTraining
 from raytrain.train.loop import train_loop
+from raytrain.train.tasks import Task
 
 MOST_RANKS = 3
 EXAMPLES = float(os.environ.get("RAYTRAIN_TEST_EXAMPLES", "1"))  # times as many examples of what hypothesis draws
@@ -180,9 +181,11 @@ class MemoryStream:
                 k for k in range(start, stop) if part.split != "train" or self._id(keys[k]) not in self._case.holes
             ]
             ids = np.array([self._id(keys[k]) if part.split == "train" else keys[k] for k in whole], dtype=np.int64)
+            image = images[ids] if whole else torch.zeros(1, *SHAPE)
+            label = labels[ids] if whole else torch.zeros(1, dtype=torch.int64)
             batch = DeviceBatch(
-                (images[ids] if whole else torch.zeros(1, *SHAPE)).to(self._case.device),
-                (labels[ids] if whole else torch.zeros(1, dtype=torch.int64)).to(self._case.device),
+                {"image": image.to(self._case.device), "label": label.to(self._case.device)},
+                max(len(ids), 1),
                 ids,
                 index,
                 weight=1.0 if whole else 0.0,
@@ -227,7 +230,7 @@ def train_rank(case: Case, rank: int) -> Outcome:
         world_size=case.world_size,
         fingerprint="f",
         num_train=case.num_train,
-        num_classes=CLASSES,
+        task=Task(num_classes=CLASSES),
         restored=restored,
         keep=partial(_keep, keeper),
     )

@@ -19,7 +19,7 @@ from raytrain.cli.main import app
 FILES = rooms.files()
 FLOORS = rooms.floors()
 AT_THE_ROOT = {"__init__.py", "__main__.py", "errors.py"}
-TORCH_AT_MODULE_LEVEL = {f"device/{name}.py" for name in ("batch", "copier", "loader")} | {
+TORCH_AT_MODULE_LEVEL = {f"device/{name}.py" for name in ("arrival", "batch", "copier", "loader")} | {
     f"train/{name}.py" for name in ("checkpoints/checkpoint", "context", "loop", "losses", "modules", "update")
 }
 
@@ -57,7 +57,9 @@ def test_folders_stay_small(folder):
 def test_tests_mirror_the_rooms():
     """And no two files have one name: pytest imports them by it."""
     found = sorted((ROOT / "tests").rglob("test_*.py"))
-    assert {path.parent.name for path in found} - {"tests"} <= set(FLOORS)
+    folders = {path.parent.relative_to(ROOT / "tests") for path in found}
+    assert {folder.parts[0] for folder in folders if folder.parts} <= set(FLOORS)
+    assert all((PACKAGE / folder).is_dir() for folder in folders)
     assert len({path.name for path in found}) == len(found)
 
 

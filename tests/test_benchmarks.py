@@ -15,6 +15,7 @@ BENCHMARKS = {
     "ingest": ("digits: ray_data / raytrain, seconds to the first batch {'min':", "ray"),
     "startup": ("raytrain / plain, seconds to the first step {'min':", "ray"),
     "scale": ("throughput / ideal", "ray"),
+    "listing": ("raytrain / walk, seconds {'min':", "process"),
     "planner": ("the pick costs 1.000 of it", "process"),
     "sampling": ("sampling alone, percent of a core {'min':", "ray"),
     "gpu": ("raytrain_with_cpu_node / dataloader, samples_per_s {'min':", "ray"),

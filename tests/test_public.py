@@ -15,35 +15,72 @@ import raytrain
 import raytrain.data
 
 SIGNATURES = {
-    "raytrain.fit": "(train_loop: Callable[[TrainContext], None] | None = None, pipeline: Pipeline | None = None, "
-    "job: Job | None = None, *, nodes: str | None = None, address: str | None = None, resume: bool = False, "
-    "console: Console | None = None, started_at: float | None = None, resume_word: str = resume=True) -> RunRecord",
-    "raytrain.Pipeline": "(train: AnySource | Samples, stages: Sequence[Any] = (), batch_size: int = 64, "
-    "validation: AnySource | Samples | None = None, validation_stages: Sequence[Any] | None = None, "
-    "normalize: Normalize | dict[str, Any] | None = None, max_corrupt_share: float = 0.01, "
-    "batches_per_task: int | None = None, tail: Tail = share) -> None",
+    "raytrain.fit": "(train_loop: Callable[[TrainContext], None] | None = None, pipeline: Pipeline | None = "
+    "None, job: Job | None = None, *, nodes: str | None = None, address: str | None = None, resume: bool = "
+    "False, console: Console | None = None, started_at: float | None = None, resume_word: str = resume=True) "
+    "-> RunRecord",
+    "raytrain.Pipeline": "(train: Source, stages: Sequence[Any] = (), batch_size: int = 64, validation: "
+    "Source | HeldOut | None = None, validation_stages: Sequence[Any] | None = None, collate: Mapping[str, "
+    "Any] = <factory>, buckets: BucketsOf | dict[str, Any] | None = None, normalize: Normalize | dict[str, "
+    "Any] | None = None, fields: Mapping[str, Arrival | dict[str, Any]] = <factory>, max_corrupt_share: float "
+    "= 0.01, batches_per_task: int | None = None, tail: Tail = share) -> None",
     "raytrain.Job.from_yaml": "(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Job",
     "raytrain.Job.from_dict": "(tree: dict[str, Any], where: str = job) -> Job",
-    "raytrain.data.image_folder": "(path: str | os.PathLike[str]) -> ImageFolderSource",
-    "raytrain.data.parquet": "(path: str | os.PathLike[str], *, image_column: str = image, label_column: str = label, "
-    "shape: tuple[int, ...] | None = None) -> ParquetSource",
-    "raytrain.data.webdataset": "(path: str | os.PathLike[str], *, label_extension: str = cls) -> WebDatasetSource",
+    "raytrain.data.Field": "(dtype: str = , shape: tuple[int | None, ...] | None = None, kind: Kind = , "
+    "classes: tuple[str, ...] = ()) -> None",
+    "raytrain.data.arrays": "(path: Places | Mapping[str, Any], *, masks: Sequence[str] = (), labels: "
+    "Sequence[str] = (label,), limit: int | None = None, weights: str | None = None) -> ArraysSource | "
+    "InMemory",
+    "raytrain.data.center_crop": "(size: Size, *, on: On = None) -> Stage",
+    "raytrain.data.coco": '(images: Place, annotations: Place, *, task: "Literal[detection, segmentation]" = '
+    "detection, limit: int | None = None, weights: str | None = None) -> CocoSource",
+    "raytrain.data.color_jitter": "(brightness: Range = 0.0, contrast: Range = 0.0, saturation: Range = 0.0, "
+    "hue: Range = 0.0, *, on: On = None) -> Stage",
+    "raytrain.data.decode": "(*, scaled: bool = True, on: On = None) -> Stage",
+    "raytrain.data.from_ray": "(dataset: Any, *, columns: Mapping[str, str] | None = None, masks: "
+    "Sequence[str] = (), labels: Sequence[str] = (label,)) -> FromRay",
+    "raytrain.data.from_torch": "(dataset: Any, *, fields: Sequence[str] = (image, label), images: "
+    "Sequence[str] = (), masks: Sequence[str] = ()) -> FromTorch",
+    "raytrain.data.gaussian_blur": "(kernel_size: int, *, sigma: Range = (0.1, 2.0), times: int = 1, on: On = "
+    "None) -> Stage",
+    "raytrain.data.grayscale": "(num_output_channels: int = 1, *, on: On = None) -> Stage",
+    "raytrain.data.held_out": "(share: float, *, seed: int = 0) -> HeldOut",
+    "raytrain.data.huggingface": "(path: Place, *, split: str | None = None, columns: Mapping[str, str] | "
+    "None = None, masks: Sequence[str] = (), labels: Sequence[str] = (label,), limit: int | None = None, "
+    "weights: str | None = None) -> HuggingFaceSource",
+    "raytrain.data.image_folder": "(path: Place, *, limit: int | None = None, weights: str | None = None) -> "
+    "ImageFolderSource",
+    "raytrain.data.image_list": "(path: Places, *, files: Mapping[str, str] | None = None, root: Place | None "
+    "= None, masks: Sequence[str] = (), labels: Sequence[str] = (label,), limit: int | None = None, weights: "
+    "str | None = None) -> ImageListSource",
+    "raytrain.data.keep_if": "(condition: Callable[..., Any], *, on: On = *, **options: Any) -> Stage",
+    "raytrain.data.padded": "(value: float = 0, *, axes: Sequence[int] = (0,), multiple_of: int = 1, most: "
+    "int | None = None) -> Pad",
+    "raytrain.data.parquet": "(path: Places, *, columns: Mapping[str, str] | None = None, shapes: "
+    "Mapping[str, tuple[int, ...]] | None = None, masks: Sequence[str] = (), labels: Sequence[str] = (label,), "
+    "limit: int | None = None, weights: str | None = None) -> ParquetSource",
+    "raytrain.data.ragged": "() -> Ragged",
+    "raytrain.data.random_crop": "(size: Size, *, padding: int | tuple[int, int] | tuple[int, int, int, int] "
+    "= 0, pad_if_needed: bool = False, fill: float = 0, padding_mode: PaddingMode = constant, on: On = None) "
+    "-> Stage",
+    "raytrain.data.random_grayscale": "(p: float = 0.1, *, on: On = None) -> Stage",
+    "raytrain.data.random_horizontal_flip": "(p: float = 0.5, *, on: On = None) -> Stage",
+    "raytrain.data.random_resized_crop": "(size: Size, *, scale: tuple[float, float] = (0.08, 1.0), ratio: "
+    "tuple[float, float] = (0.75, 1.3333333333333333), interpolation: Interpolation = bilinear, on: On = None) "
+    "-> Stage",
+    "raytrain.data.random_vertical_flip": "(p: float = 0.5, *, on: On = None) -> Stage",
+    "raytrain.data.resize": "(size: Size, *, interpolation: Interpolation = bilinear, max_size: int | None = "
+    "None, on: On = None) -> Stage",
+    "raytrain.data.stage": "(function: Callable[..., Any], *, on: On = None, whole_batch: bool = False, "
+    "gives: Mapping[str, Field] | None = None, name: str | None = None, **options: Any) -> Stage",
     "raytrain.data.synthetic": "(num_samples: int, *, shape: tuple[int, int, int] = (224, 224, 3), "
-    "num_classes: int = 1000) -> SyntheticSource",
-    "raytrain.data.cast": "(dtype: str) -> Stage",
-    "raytrain.data.center_crop": "(size: int) -> Stage",
-    "raytrain.data.color_jitter": "(brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0) -> Stage",
-    "raytrain.data.decode": "() -> Stage",
-    "raytrain.data.flip": "(probability: float = 0.5) -> Stage",
-    "raytrain.data.gaussian_blur": "(kernel: int = 11, sigma: tuple[float, float] = (0.1, 2.0), "
-    "times: int = 1) -> Stage",
-    "raytrain.data.random_resized_crop": "(size: int, scale: tuple[float, float] = (0.08, 1.0), "
-    "ratio: tuple[float, float] = (0.75, 1.3333333333333333)) -> Stage",
-    "raytrain.data.random_shift": "(pixels: int) -> Stage",
-    "raytrain.data.resize": "(size: int | tuple[int, int]) -> Stage",
-    "raytrain.data.to_uint8": "(size: int | None = None) -> Stage",
-    "raytrain.data.stage": "(function: Callable[..., np.ndarray], *, name: str | None = None, **options: Any) -> Stage",
-    "raytrain.data.torchvision": "(transform: str, **options: Any) -> Stage",
+    "num_classes: int = 1000, fields: Mapping[str, Field] | None = None, longest: int = 64, "
+    "limit: int | None = None, weights: str | None = None) -> SyntheticSource",
+    "raytrain.data.to_dtype": "(dtype: str, *, scale: bool = False, on: On = None) -> Stage",
+    "raytrain.data.to_uint8": "(*, on: On = None) -> Stage",
+    "raytrain.data.torchvision": "(transform: str, *, on: On = None, **options: Any) -> Stage",
+    "raytrain.data.webdataset": "(path: Places, *, fields: Mapping[str, str] | None = None, masks: "
+    "Sequence[str] = (), limit: int | None = None, weights: str | None = None) -> WebDatasetSource",
 }
 SECTIONS = ["name", "seed", "data", "model", "training", "cluster", "sagemaker", "run_dir"]
 
@@ -65,8 +102,8 @@ REVEALED = [
     r"raytrain\.data\.pipeline\.Pipeline",
     r"def \(train_loop: \(def \(raytrain\.train\.context\.TrainContext\)\) \| None =, .*\) "
     r"-> raytrain\.record\.schema\.RunRecord",
-    r"def \(\) -> raytrain\.data\.stages\.stage\.Stage",
-    r"def \(path: str \| os\.PathLike\[str\]\) -> raytrain\.config\.data\.ImageFolderSource",
+    r"def \(.*\) -> raytrain\.data\.stages\.stage\.Stage",
+    r"def \(path: str \| os\.PathLike\[str\].*\) -> raytrain\.config\.data\.ImageFolderSource",
     r"raytrain\.record\.schema\.RunRecord",
 ]
 

@@ -27,17 +27,25 @@ LOCAL_GROUP = "local"
 
 @dataclass
 class RunningCluster:
-    """A connection to a Ray cluster; `close` ends what was started for it and nothing else."""
+    """A connection to a Ray cluster; `close` ends what was started for it and nothing else.
+
+    Attributes:
+        attached: the cluster was there before.
+        joined: so was this process's connection to it, which stays.
+    """
 
     topology: Topology
     address: str
     attached: bool
+    joined: bool = False
     _nodes: LocalNodes | None = field(default=None, repr=False)
     _guardian: Any = field(default=None, repr=False)
 
     def close(self) -> None:
         import ray
 
+        if self.joined:
+            return
         ray.shutdown()
         leave_output_to_ray()
         if self._nodes is not None:
@@ -69,6 +77,16 @@ def attach(address: str) -> RunningCluster:
         raise ClusterError(f"cannot attach to the Ray cluster at {address!r}: {one_line(error, 300)}") from None
     forward_worker_output()
     return RunningCluster(from_ray(ray.nodes()), address, attached=True)
+
+
+def join() -> RunningCluster | None:
+    """The cluster that this process is connected to already, if it is. What its workers print is left to Ray."""
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    address = ray.get_runtime_context().gcs_address
+    return RunningCluster(from_ray(ray.nodes()), address, attached=True, joined=True)
 
 
 def _connect(address: str) -> None:

@@ -14,11 +14,15 @@ from raytrain.errors import ConfigError
 class Group(Section):
     """An instance group: hosts of one kind."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$", max_length=64)]
-    hosts: PositiveInt = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$", max_length=64)] = Field(
+        description="letters, digits and -, at most 64"
+    )
+    hosts: PositiveInt = Field(1, description="how many")
     cpus: PositiveInt | None = Field(None, description="of a host; default: as the instance type has")
     gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="likewise")
-    instance_type: Annotated[str, Field(pattern=r"^ml\.")] | None = None
+    instance_type: Annotated[str, Field(pattern=r"^ml\.")] | None = Field(
+        None, description="SageMaker's, such as ml.g5.xlarge"
+    )
 
     @model_validator(mode="after")
     def _of_some_size(self) -> Group:
@@ -31,6 +35,8 @@ Placement = Literal["anywhere", "cpu-groups-first", "cpu-groups-only"]
 
 
 class Cluster(Section):
+    """Where it runs."""
+
     groups: tuple[Group, ...] = Field((), description="what the job runs on in the cloud; --nodes emulates it here")
     placement: Placement = Field("anywhere", description="where the CPU stages may run")
     reserved_cpus: Annotated[int, Field(ge=0)] | None = Field(

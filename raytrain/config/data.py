@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from raytrain.config.own_code import OFFERED_SOURCES, offered
 from raytrain.config.section import ObjectPath, PositiveInt, Section, Share
 
 
@@ -19,85 +20,256 @@ def _is_a_stage(value: Any) -> Any:
 StageSpec = Annotated[str | dict[str, Any], BeforeValidator(_is_a_stage)]
 
 
-class ImageFolderSource(Section):
-    """`path/<class name>/<image>`; classes are numbered in sorted order."""
+Paths = str | tuple[str, ...]
+"""A file or folder, with `*`, `**`, `?`, `[…]`, `{a,b}` and `{000..012}` as a shell has them; or several of such."""
+
+Shape = tuple[PositiveInt | None, ...]
+
+
+class BuiltIn(Section):
+    """What every source of ours may say."""
+
+    kind: str
+    limit: PositiveInt | None = Field(None, description="the first so many samples alone")
+    weights: str | None = Field(
+        None,
+        description="field with a number a sample: it comes so many times as often as one of weight 1, as drawn once",
+    )
+
+
+class ImageFolderSource(BuiltIn):
+    """`path/<class name>/<image>`; classes are numbered in sorted order. Fields: `image`, `label`."""
 
     kind: Literal["image_folder"]
-    path: str
+    path: str = Field(description="folder of the class folders")
 
 
-class ParquetSource(Section):
-    """Parquet files with an image column (encoded bytes) or an array column, and an integer label column."""
+class ImageListSource(BuiltIn):
+    """A list of files: CSV, TSV or JSON lines, with a header. Every column is a field."""
+
+    kind: Literal["image_list"]
+    path: Paths = Field(description="`.csv`, `.tsv` (or `.txt` with tabs) or `.jsonl`")
+    files: dict[str, str] = Field(
+        {"image": "path"}, description="by field, the column with the path of its file, from `root` on"
+    )
+    root: str | None = Field(None, description="of the files; default: the folder of the list")
+    masks: tuple[str, ...] = Field((), description="of `files`, those that are masks")
+    labels: tuple[str, ...] = Field(("label",), description="columns whose text names classes")
+
+
+class ParquetSource(BuiltIn):
+    """Parquet files. Every column is a field."""
 
     kind: Literal["parquet"]
-    path: str
-    image_column: str = "image"
-    label_column: str = "label"
-    shape: tuple[PositiveInt, ...] | None = Field(None, description="of the array column when it is a flat list")
+    path: Paths = Field(description="`.parquet` or `.pq`")
+    columns: dict[str, str] | None = Field(None, description="by field, the column; default: all by their own names")
+    shapes: dict[str, tuple[PositiveInt, ...]] = Field({}, description="of fields that are flat lists")
+    masks: tuple[str, ...] = Field((), description="fields that are masks")
+    labels: tuple[str, ...] = Field(("label",), description="fields whose text names classes")
 
 
-class WebDatasetSource(Section):
+class WebDatasetSource(BuiltIn):
     """Tar shards: members that share a name up to the first dot are one sample (`.jpg` and `.cls`, say)."""
 
     kind: Literal["webdataset"]
-    path: str
-    label_extension: str = "cls"
+    path: Paths = Field(description="`.tar`")
+    fields: dict[str, str] | None = Field(
+        None,
+        description="by field, the extension; default: the first image is `image`, `cls` is `label`",
+    )
+    masks: tuple[str, ...] = Field((), description="fields that are masks")
 
 
-class SyntheticSource(Section):
-    """Images of normal noise made from (seed, id), labelled `id % num_classes`."""
+class ArraysSource(BuiltIn):
+    """NumPy's arrays, a field each, with the samples along the first axis: an `.npz` file, or `.npy` files."""
+
+    kind: Literal["arrays"]
+    path: Paths = Field(description="`.npz` or `.npy`")
+    masks: tuple[str, ...] = Field((), description="fields that are masks")
+    labels: tuple[str, ...] = Field(("label",), description="fields whose text names classes")
+
+
+class HuggingFaceSource(BuiltIn):
+    """A data set of Hugging Face's `datasets`, as `save_to_disk` leaves it. Every column is a field."""
+
+    kind: Literal["huggingface"]
+    path: str = Field(description="folder that `save_to_disk` has written")
+    split: str | None = Field(None, description="of several in one folder")
+    columns: dict[str, str] | None = Field(None, description="by field, the column; default: all by their own names")
+    masks: tuple[str, ...] = Field((), description="fields that are masks")
+    labels: tuple[str, ...] = Field(("label",), description="fields whose text names classes")
+
+
+class CocoSource(BuiltIn):
+    """Images with annotations of COCO's form."""
+
+    kind: Literal["coco"]
+    images: str = Field(description="their folder")
+    annotations: str = Field(description="the JSON file")
+    task: Literal["detection", "segmentation"] = Field(
+        "detection", description="`boxes` and `labels`, or `mask`, beside `image`"
+    )
+
+
+class FieldOf(Section):
+    """A field of a synthetic source."""
+
+    dtype: str = Field("float32", description="a name of NumPy's, `bfloat16`, `text` or `bytes`; int64 with `classes`")
+    shape: Shape = Field((), description="null for an axis whose length varies")
+    kind: Literal["", "image", "mask", "boxes"] = Field(
+        "", description="what geometry does to it; a field `image` with three axes is an image"
+    )
+    classes: PositiveInt | None = Field(None, description="whole numbers below it")
+
+
+class SyntheticSource(BuiltIn):
+    """Noise made from (seed, id). Without `fields`: `image`, normal float32, and `label`, `id % num_classes`."""
 
     kind: Literal["synthetic"]
-    num_samples: PositiveInt
+    num_samples: PositiveInt = Field(description="how many")
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field((224, 224, 3), description="height, width, channels")
-    num_classes: PositiveInt = 1000
+    num_classes: PositiveInt = Field(1000, description="labels are `id % num_classes`")
+    fields: dict[str, FieldOf] | None = Field(None, description="in place of `image` and `label`")
+    longest: PositiveInt = Field(64, description="length of an axis that varies")
+
+
+class HeldOut(Section):
+    """For `validation`: a share of the training data, drawn by `seed`, which is then not trained on."""
+
+    kind: Literal["held_out"]
+    share: float = Field(gt=0, lt=1, description="of the training data's samples, rounded")
+    seed: int = Field(0, description="of the draw; that of the job has no part in it")
+
+
+def _path_of(kind: Any) -> Any:
+    return offered(OFFERED_SOURCES).get(kind, kind) if isinstance(kind, str) and ":" not in kind else kind
 
 
 class OwnSource(Section):
-    """A class or function of the user's own, called with the other keys: a map-style data set."""
+    """A class or function of the user's own, called with the other keys: a map-style data set. Its `kind` is where it
+    is, or the name that an installed package gives it (`[project.entry-points."raytrain.sources"]`)."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    kind: ObjectPath
+    kind: Annotated[ObjectPath, BeforeValidator(_path_of)]
 
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
 
+SOURCES: dict[str, type[BuiltIn]] = {
+    get_args(each.model_fields["kind"].annotation)[0]: each for each in BuiltIn.__subclasses__()
+}
+"""By kind, the sections above."""
+
+
 def _whose(value: Any) -> str:
     kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return "own" if isinstance(kind, str) and ":" in kind else "built-in"
+    if not isinstance(kind, str) or kind in SOURCES or kind in get_args(HeldOut.model_fields["kind"].annotation):
+        return "built-in"
+    return "own" if ":" in kind or kind in offered(OFFERED_SOURCES) else "built-in"
 
 
-BuiltInSource = ImageFolderSource | ParquetSource | WebDatasetSource | SyntheticSource
-AnySource = BuiltInSource | OwnSource
+if TYPE_CHECKING:
+    BuiltInSource = BuiltIn
+else:
+    BuiltInSource = Union[tuple(SOURCES.values())]  # noqa: UP007 - of as many as there are
+AnySource = BuiltIn | OwnSource
 Source = Annotated[
     Annotated[BuiltInSource, Field(discriminator="kind"), Tag("built-in")] | Annotated[OwnSource, Tag("own")],
     Discriminator(_whose),
 ]
+ForValidation = Annotated[
+    Annotated[BuiltInSource | HeldOut, Field(discriminator="kind"), Tag("built-in")] | Annotated[OwnSource, Tag("own")],
+    Discriminator(_whose),
+]
+
+
+def _is_no_factor(value: float) -> float:
+    """torchvision scales 0 to 255 down, never up."""
+    if not 0 < value <= 1:
+        raise ValueError("scale multiplies: 0.00392 (1 / 255) for values from 0 to 255, 1 to leave them as they are")
+    return value
 
 
 class Normalize(Section):
     """Applied on the device: `(x * scale - mean) / std`, channel by channel."""
 
-    scale: float = 1 / 255
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    scale: Annotated[float, AfterValidator(_is_no_factor), Field(gt=0, le=1)] = Field(
+        1 / 255, description="multiplies first, above 0 and at most 1; 1 / 255 brings 0 to 255 to 0 to 1"
+    )
+    mean: tuple[float, ...] = Field((0.0,), description="subtracted then; one number, or one a channel")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), description="divides last; likewise")
+
+
+class Arrival(Section):
+    """What becomes of a field on the device. Without: an image is float32 and (channels, height, width), and has
+    `normalize`; everything else is as it was sent."""
+
+    dtype: str | None = Field(None, description="that it is converted to; default: float32 of an image, else as sent")
+    channels_first: bool | None = Field(None, description="default: of an image, yes")
+    normalize: Normalize | None = None
+
+
+class Padded(Section):
+    """Values of different lengths are filled up to the longest of their batch."""
+
+    value: float = Field(0, description="that fills")
+    axes: tuple[int, ...] = Field((0,), description="whose lengths vary, from 0; the others must agree")
+    multiple_of: PositiveInt = Field(1, description="the length is rounded up to one, so that there are fewer shapes")
+    most: PositiveInt | None = Field(None, description="what is longer along the first of the axes is cut off")
+
+
+class Collate(Section):
+    """`padded` with its options, or `ragged`."""
+
+    padded: Padded | None = None
+    ragged: bool = Field(False, description="values lie behind one another, with their lengths beside them")
+
+
+def _is_a_collation(value: Any) -> Any:
+    if isinstance(value, dict) and [*value.values()] == [None]:  # `padded:` and nothing behind it
+        value = next(iter(value))
+    if value in ("padded", "ragged"):
+        return {value: {} if value == "padded" else True}
+    if isinstance(value, dict):
+        said = {key: given for key, given in value.items() if given is not None and given is not False}
+        if len(said) == 1 and next(iter(said)) in ("padded", "ragged"):
+            return said
+    raise ValueError(f"`padded`, `padded: {{value: 0}}` with its options, or `ragged`, not {value!r}")
+
+
+class Buckets(Section):
+    """Batches of samples of like length."""
+
+    by: str = Field(description="field whose length is meant, along its first axis, or in characters")
+    batches: PositiveInt = Field(32, description="so many are drawn together and then sorted")
 
 
 class Data(Section):
-    train: Source
-    validation: Source | None = None
+    """Where samples come from, what is done to them, and what a batch is."""
+
+    train: Source = Field(description="where samples come from")
+    validation: ForValidation | None = Field(
+        None, description="of other samples, or `held_out`; without it there is no evaluation"
+    )
     stages: tuple[StageSpec, ...] = Field((), description="CPU stages, in order")
     validation_stages: tuple[StageSpec, ...] | None = Field(
         None, description="default: the stages without the random ones"
     )
-    batch_size: PositiveInt = Field(64, description="samples a rank and step")
+    batch_size: PositiveInt = Field(64, description="samples of the source a rank and step")
     tail: Literal["share", "drop_last", "pad", "carry"] = Field(
         "share", description="what becomes of the samples of an epoch that do not fill a step of full batches"
     )
-    normalize: Normalize | None = None
+    collate: dict[str, Annotated[Collate, BeforeValidator(_is_a_collation)]] = Field(
+        {}, description="what becomes of fields whose shape varies"
+    )
+    buckets: Buckets | None = None
+    normalize: Normalize | None = Field(
+        None, description="of all images, on the device: `(x * scale - mean) / std`, channel by channel"
+    )
+    fields: dict[str, Arrival] = Field({}, description="what becomes of single fields on the device")
     max_corrupt_share: Share = Field(
         0.01,
         description="share of a split's samples that may be undecodable before the run stops; at least one, if not 0",

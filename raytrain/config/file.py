@@ -11,11 +11,18 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from raytrain.config.own_code import OFFERED_SOURCES, offered
 from raytrain.errors import ConfigError, nearest, one_line
 
 Section = TypeVar("Section", bound=BaseModel)
+ONLY_FOR = {  # kinds that the other places do not have
+    "held_out": "is for `data.validation` alone",
+    "from_torch": "is for Python; name your data set itself, package.module:name",
+    "from_ray": "is for Python; name a function of yours that returns it, package.module:name",
+}
 UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 MOST_CHARACTERS_SHOWN = 80
+BOOL = "tag:yaml.org,2002:bool"
 RULES = {  # by how pydantic's name for a problem begins
     "int_": "must be a whole number",
     "float_": "must be a number",
@@ -35,6 +42,25 @@ RULES = {  # by how pydantic's name for a problem begins
 }
 
 
+class Loader(yaml.SafeLoader):
+    """`on`, `off`, `yes` and `no` are text, as in YAML 1.2: a stage has an option `on`, and a class may be `no`."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [each for each in resolvers if each[0] != BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def from_yaml(text: str) -> Any:
+    """
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+
+
 def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
     """The content of a job file with overrides applied (their values are YAML).
 
@@ -46,7 +72,7 @@ def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the job file {path}: {_reason(error)}") from None
     try:
-        tree = yaml.safe_load(text)
+        tree = from_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
@@ -62,7 +88,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"--set {override!r} must look like key.sub=value, such as training.epochs=2")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = from_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {one_line(error)}") from None
     node = tree
@@ -99,7 +125,8 @@ def explain(error: ValidationError, root: type[BaseModel], where: str) -> str:
     keys.sort(key=lambda key: problems[key][1]["type"] == "missing")  # what is missing may only be mistyped
     place, first = problems[keys[0]]
     more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-    return f"{where}: {_problem(first, place, root)}{more}"
+    said = f"{where}: {_problem(first, place, root)}{more}"
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in said)  # a key may hold anything
 
 
 def _problem(found: Any, place: tuple[Any, ...], root: type[BaseModel]) -> str:
@@ -114,10 +141,12 @@ def _problem(found: Any, place: tuple[Any, ...], root: type[BaseModel]) -> str:
     if kind == "missing":
         return f"{key!r} is missing"
     if kind.startswith("union_tag_"):
-        kinds = list(_kinds(_walk(root, found["loc"])[1]))
+        kinds = [*_kinds(_walk(root, found["loc"])[1]), *offered(OFFERED_SOURCES)]
         known = f"{', '.join(kinds)}, or package.module:name for your own"
         if "tag" not in ctx:
             return f"{key}: 'kind' is missing; it is one of {known}"
+        if ctx["tag"] in ONLY_FOR:
+            return f"{key}: `{ctx['tag']}` {ONLY_FOR[ctx['tag']]} (known here: {known})"
         return f"{key}: unknown kind {ctx['tag']!r}{nearest(ctx['tag'], kinds)} (known: {known})"
     if kind == "value_error":
         return f"{key}: {ctx['error']}"
@@ -156,17 +185,24 @@ def _walk(root: type[BaseModel], loc: tuple[Any, ...]) -> tuple[tuple[Any, ...],
     kept: list[Any] = []
     for part in loc:
         sections = _models_in(current)
-        if isinstance(part, int):
+        by_name = _by_name(current)
+        if by_name is not None:
             kept.append(part)
-        elif get_origin(current) is dict:
+            current = get_args(by_name)[1]
+        elif isinstance(part, int):
             kept.append(part)
-            current = get_args(current)[1]
         elif part in (kinds := _kinds(current)):
             current = kinds[part]
         elif owner := next((c for c in sections if part in c.model_fields), None):
             kept.append(part)
             current = owner.model_fields[part].annotation
     return tuple(kept), current
+
+
+def _by_name(annotation: Any) -> Any:
+    """The mapping that may stand there, such as `dict[str, FieldOf] | None`; None where none may."""
+    inside = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return next((each for each in inside if get_origin(each) is dict), None)
 
 
 def _kinds(annotation: Any) -> dict[str, type[BaseModel]]:

@@ -10,7 +10,7 @@ from pydantic import Field
 from raytrain.config.cluster import Cluster
 from raytrain.config.data import Data
 from raytrain.config.file import read_tree, section_of
-from raytrain.config.own_code import look_in
+from raytrain.config.own_code import OFFERED_STAGES, look_in, offered
 from raytrain.config.sagemaker import SageMaker
 from raytrain.config.section import Section
 from raytrain.config.training import Model, Training
@@ -19,8 +19,10 @@ from raytrain.config.training import Model, Training
 class Job(Section):
     """What to train, on what, how, and where."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=63)]
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=63)] = Field(
+        description="of the run: letters, digits and ._-, at most 63"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of everything random")
     data: Data | None = None
     model: Model | None = None
     training: Training
@@ -45,11 +47,12 @@ class Job(Section):
         """Every `package.module:name` that it names: its loop, model, sources and stages."""
         data = self.data
         stages = (*data.stages, *(data.validation_stages or ())) if data else ()
+        known = offered(OFFERED_STAGES) if stages else {}
         names = [
             self.training.loop,
             self.model and self.model.name,
             *(source and source.kind for source in ((data.train, data.validation) if data else ())),
-            *(name for spec in stages for name in ([spec] if isinstance(spec, str) else spec)),
+            *(known.get(name, name) for spec in stages for name in ([spec] if isinstance(spec, str) else spec)),
         ]
         return tuple(dict.fromkeys(name for name in names if name and ":" in name))
 

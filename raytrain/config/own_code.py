@@ -7,9 +7,11 @@ leaves those that it has ready.
 from __future__ import annotations
 
 import ast
+import copyreg
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -26,6 +28,7 @@ from typing import Any
 
 from raytrain.errors import ConfigError, named, nearest
 
+OFFERED_SOURCES, OFFERED_STAGES = "raytrain.sources", "raytrain.stages"  # groups of entry points
 OBJECT_PATH_FORM = "must look like package.module:name"
 MOST_BYTES = 16 << 20  # of source that travels; more is a package to install
 PACKAGE_FOLDERS = frozenset(["site-packages", "dist-packages"])
@@ -57,6 +60,22 @@ def import_object(path: str, key: str = "") -> Any:
         of = f" ({module.__file__})" if getattr(module, "__file__", None) else ""
         raise ConfigError(f"{start}module {name!r}{of} has no {attribute!r}{nearest(attribute, vars(module))}")
     return getattr(module, attribute)
+
+
+def offered(group: str) -> dict[str, str]:
+    """By name, the `package.module:name` that installed packages have entry points for.
+
+    Raises:
+        ConfigError: two packages give one name to two things.
+    """
+    found: dict[str, str] = {}
+    for each in importlib.metadata.entry_points(group=group):
+        before = found.setdefault(each.name, each.value)
+        if before != each.value:
+            raise ConfigError(
+                f"{each.name!r} is {before} of one installed package and {each.value} of another; name it so"
+            )
+    return found
 
 
 def is_object_path(path: str) -> bool:
@@ -240,19 +259,32 @@ def _package(top: str, root: Path) -> dict[str, Source]:
     return found
 
 
-def _imports(text: bytes) -> set[str]:
+@cache
+def _imports(text: bytes) -> frozenset[str]:
     """First names of the modules that a source imports anywhere."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
-        return set()
-    found = set()
+        return frozenset()
+    found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.partition(".")[0])
-    return found
+    return frozenset(found)
+
+
+def torch_by_name() -> None:
+    """Let `torch.classes` and `torch.ops` be pickled by name as other modules are: cloudpickle takes them along with a
+    script's function that uses torch and has an attribute called so anywhere, such as `ctx.task.classes`."""
+    for name in ("torch.classes", "torch.ops"):
+        if name in sys.modules:
+            copyreg.pickle(type(sys.modules[name]), _import_of)
+
+
+def _import_of(module: ModuleType) -> tuple[Any, ...]:
+    return importlib.import_module, (module.__name__,)
 
 
 def _arrived(folders: tuple[str, ...], sources: dict[str, Source]) -> OwnCode:

@@ -23,20 +23,33 @@ class Model(Section):
 
 
 class Optimizer(Section):
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: Annotated[float, Field(gt=0)] = 0.001
-    momentum: Share = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """What makes an update of a gradient."""
+
+    name: Literal["sgd", "adamw"] = Field("sgd", description="torch's")
+    lr: Annotated[float, Field(gt=0)] = Field(0.001, description="learning rate at the schedule's peak")
+    momentum: Share = Field(0.9, description="of `sgd`")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="torch's; biases and norms (parameters of one axis) have none"
+    )
 
 
 class Schedule(Section):
-    name: Literal["constant", "cosine"] = "constant"
-    warmup_share: Share = Field(0.0, description="share of all steps with a linear warm-up")
+    """The learning rate by update, as a factor of `lr`."""
+
+    name: Literal["constant", "cosine"] = Field(
+        "constant",
+        description="1, or `final_share + (1 - final_share) * (1 + cos(pi * p)) / 2` for p from 0 to 1 of what is left",
+    )
+    warmup_share: Share = Field(0.0, description="share of all updates in which it grows linearly to 1")
     final_share: Share = Field(0.0, description="learning rate at the end as a share of the peak")
 
 
 class CheckpointPolicy(Section):
-    every_steps: PositiveInt | None = Field(None, description="beside the one at the end of every epoch")
+    """When the state of the run is written down, and what is kept of it."""
+
+    every_steps: PositiveInt | None = Field(
+        None, description="batches a rank; beside the one at the end of every epoch"
+    )
     keep: PositiveInt = Field(2, description="of the latest, over all attempts")
     best: str | None = Field("validation_accuracy", description="metric whose best checkpoint is kept beside them")
     best_is: Literal["max", "min"] | None = Field(None, description="default: min for a metric whose name ends in loss")
@@ -58,18 +71,34 @@ class CheckpointPolicy(Section):
         return self.best_is == "min" or (self.best_is is None and (self.best or "").endswith("loss"))
 
 
+class Task(Section):
+    """What is learnt from which field."""
+
+    input: str = Field("image", description="field that the model is given")
+    target: str = Field("label", description="field that it predicts")
+
+
 class Training(Section):
+    """What is learnt, how, and for how long."""
+
+    task: Task = Task()
     loop: ObjectPath | None = Field(
         None, description="called with a TrainContext on every rank; default: supervised image classification"
     )
-    epochs: PositiveInt | None = None
-    steps: PositiveInt | None = None
+    epochs: PositiveInt | None = Field(None, description="passes over the training data; this or `steps`")
+    steps: PositiveInt | None = Field(None, description="batches a rank, over the whole run; this or `epochs`")
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="that the model computes in (autocast; `fp16` with a scaled loss)"
+    )
     accumulate: PositiveInt = Field(1, description="batches whose gradients are summed before a step")
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-    label_smoothing: Share = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="a gradient of a larger norm is scaled down to it"
+    )
+    label_smoothing: Share = Field(
+        0.0, description="x: a target is 1 - x of its class, and x spread evenly over all classes"
+    )
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     max_failures: Annotated[int, Field(ge=0)] = Field(3, description="restarts after a lost rank or host")
     on_nan: Literal["stop", "skip"] = Field(

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from raytrain.cost.instances import Catalog
 from raytrain.errors import ConfigError
 from raytrain.record.schema import RunRecord
+from raytrain.record.status import READ
 
 SCHEMA_VERSION: Final = 1
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -196,7 +197,7 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
     accelerator_s = computed / totals.samples
     slots = record.cpu_slots / max(wall_s, cpu_s)  # a worker's other threads can make its CPU time the longer one
     limit = min(record.world_size / accelerator_s, slots, shared_cores(record, cpu_s, accelerator_s))
-    received = sum(stage.num_samples for stage in record.stages if stage.name in ("read", "validation/read"))
+    received = sum(stage.num_samples for stage in record.stages if stage.name in (READ, f"validation/{READ}"))
     training = record.job["training"]
     batch = totals.samples / max(sum(rank.num_batches for rank in record.ranks), 1)
     step = batch * record.world_size
@@ -207,7 +208,7 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
         measured_at=record.started_at,
         hardware=hardware_of(record),
         cpu_s_per_sample={cpu_kind_of(record): Figure.once(cpu_s)},
-        read_wait_s_per_sample=Figure.once(sum(s.wait_s_per_sample for s in stages if s.name == "read")),
+        read_wait_s_per_sample=Figure.once(sum(s.wait_s_per_sample for s in stages if s.name == READ)),
         accelerator_s_per_sample={gpu_of(record, known): Figure.once(accelerator_s)},
         wire_bytes_per_sample=Figure.once(sum(rank.wire_bytes for rank in record.ranks) / max(received, 1)),
         read_bytes_per_sample=Figure.once(sum(rank.read_bytes for rank in record.ranks) / max(received, 1)),

@@ -7,7 +7,6 @@ ids, so that only numbers travel, never lists of ids.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -17,13 +16,55 @@ Tail = Literal["share", "drop_last", "pad", "carry"]
 GROUPS_IN_A_WINDOW = 8
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int, group_starts: np.ndarray | None = None) -> np.ndarray:
+@dataclass(frozen=True)
+class Buckets:
+    """Batches of samples of like length.
+
+    Attributes:
+        lengths: by id, int64.
+        batch_size: samples.
+        batches: so many are drawn together, sorted by length, and shuffled among each other.
+    """
+
+    lengths: np.ndarray
+    batch_size: int
+    batches: int
+
+
+def epoch_order(
+    num_samples: int,
+    seed: int,
+    epoch: int,
+    group_starts: np.ndarray | None = None,
+    buckets: Buckets | None = None,
+) -> np.ndarray:
     """A full permutation of `range(num_samples)`, int64.
 
     With `group_starts` (first id of every stored run) the runs are permuted and ids shuffled within windows of
     GROUPS_IN_A_WINDOW runs, so that a reader need not fetch a whole run for every sample.
     """
     rng = np.random.default_rng((seed, epoch))
+    order = _shuffled(num_samples, rng, group_starts)
+    return order if buckets is None else _bucketed(order, rng, buckets)
+
+
+def _bucketed(order: np.ndarray, rng: np.random.Generator, buckets: Buckets) -> np.ndarray:
+    """The same ids: window by window sorted by length, in batches that are then shuffled; the epoch's last, shorter one
+    stays there, since what does not fill a step of batches comes last."""
+    size, window = buckets.batch_size, buckets.batch_size * buckets.batches
+    parts = []
+    for first in range(0, len(order), window):
+        ids = order[first : first + window]
+        ids = ids[np.argsort(buckets.lengths[ids], kind="stable")]
+        whole = len(ids) // size * size
+        start = int(rng.integers(whole + 1))  # whichever are left over: not always the longest
+        rest = ids[start : start + len(ids) - whole]
+        full = np.delete(ids, np.s_[start : start + len(rest)]).reshape(-1, size)
+        parts += [rng.permutation(full).reshape(-1), rest]
+    return np.concatenate(parts)
+
+
+def _shuffled(num_samples: int, rng: np.random.Generator, group_starts: np.ndarray | None) -> np.ndarray:
     if group_starts is None or len(group_starts) <= 1:
         return rng.permutation(num_samples)
     bounds = np.append(group_starts, num_samples)
@@ -69,12 +110,21 @@ class SampleRng:
         self._generator = np.random.Generator(self._bits)
         self._state = self._bits.state  # nothing drawn ahead
 
-    def of(self, epoch: int, index: int) -> np.random.Generator:
-        """The generator at the start of the sample's numbers; valid until the next call."""
+    def of(
+        self, epoch: int, index: int, part: int = 0, *, reading: bool = False, batch: bool = False
+    ) -> np.random.Generator:
+        """The generator at the start of the sample's numbers; valid until the next call.
+
+        Args:
+            part: of those that stages have made of the sample, from 1; 0 of itself.
+            reading: those that its source draws from, before any stage.
+            batch: those that stages draw from that work on the batch whose first sample it is.
+        """
         if epoch != self._epoch:
             key = np.asarray(np.random.SeedSequence((self._seed, epoch)).generate_state(2, np.uint64), np.uint64)
             self._state["state"], self._epoch = {"counter": np.zeros(4, np.uint64), "key": key}, epoch
-        self._state["state"]["counter"][1] = index  # 2 ** 64 blocks away from the next sample's
+        counter = self._state["state"]["counter"]
+        counter[1:] = index, part, reading + 2 * batch  # 2 ** 64 blocks away from the next sample's
         self._bits.state = self._state
         return self._generator
 
@@ -103,6 +153,7 @@ class Segment:
         dropped: samples of the epoch that no batch has (`tail: drop_last`).
         repeated: of `num_ids`, the last so many stand in an earlier batch of the epoch as well (`tail: pad`).
         carried: samples that the next epoch begins with (`tail: carry`).
+        num_alike: leading batches of one size, which may take each other's places.
     """
 
     number: int
@@ -114,15 +165,14 @@ class Segment:
     dropped: int = 0
     repeated: int = 0
     carried: int = 0
+    num_alike: int = field(init=False)
+
+    def __post_init__(self) -> None:  # now: a plan is pickled for one rank while the stream's thread uses it
+        object.__setattr__(self, "num_alike", int(np.argmin(np.append(self.sizes == self.sizes[:1], False))))
 
     @property
     def num_batches(self) -> int:
         return len(self.sizes)
-
-    @cached_property
-    def num_alike(self) -> int:
-        """Leading batches of one size, which may take each other's places."""
-        return int(np.argmin(np.append(self.sizes == self.sizes[:1], False)))
 
 
 @dataclass(frozen=True)
@@ -141,6 +191,7 @@ class StreamSpec:
     steps: int | None = None
     tail: Tail = "share"
     group_starts: np.ndarray | None = field(default=None, compare=False, repr=False)  # see epoch_order
+    buckets: Buckets | None = field(default=None, compare=False, repr=False)
 
 
 class StreamPlan:
@@ -235,20 +286,35 @@ class StreamPlan:
         order = self._order(epoch)
         if epoch == self.position.epoch and self.position.consumed is not None:
             order = remaining(order, self.position.consumed[: self.spec.num_train])
+        if self.spec.buckets is not None:  # what was brought over ends within a batch, which the last ids fill
+            order = np.roll(order, -self._num_brought(epoch) % self.spec.batch_size)
         return order
+
+    def _num_brought(self, epoch: int) -> int:
+        if epoch > self.position.epoch:
+            return next(s.carried for s in self.segments if (s.epoch, s.split) == (epoch - 1, "train"))
+        consumed = self.position.consumed
+        return 0 if consumed is None else int(np.count_nonzero(~consumed[self.spec.num_train :]))
 
     def _brought(self, epoch: int) -> np.ndarray:
         """The ids that come first in an epoch because the one before left them over."""
-        if epoch > self.position.epoch:
-            carried = next(s.carried for s in self.segments if (s.epoch, s.split) == (epoch - 1, "train"))
-            return self._own(epoch - 1)[-carried:] if carried else np.arange(0)
-        if self.position.consumed is None:
+        count = self._num_brought(epoch)
+        if not count:
             return np.arange(0)
-        order = self._order(epoch - 1) if epoch else np.arange(0)
-        return remaining(order, self.position.consumed[self.spec.num_train :])
+        if epoch > self.position.epoch:
+            left = self._own(epoch - 1)[-count:]
+            if self.spec.buckets is None:
+                return left
+            consumed = np.ones(self.spec.num_train, dtype=bool)
+            consumed[left] = False
+        else:
+            assert self.position.consumed is not None
+            consumed = self.position.consumed[self.spec.num_train :]
+        return remaining(self._order(epoch - 1) if epoch else np.arange(0), consumed)
 
     def _order(self, epoch: int) -> np.ndarray:
-        return epoch_order(self.spec.num_train, self.spec.seed, epoch, self.spec.group_starts)
+        spec = self.spec
+        return epoch_order(spec.num_train, spec.seed, epoch, spec.group_starts, spec.buckets)
 
 
 def remaining(order: np.ndarray, consumed: np.ndarray) -> np.ndarray:

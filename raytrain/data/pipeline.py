@@ -5,22 +5,31 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias, get_args
 
 import cloudpickle
 
-from raytrain.config.data import AnySource, BuiltInSource, Data, Normalize, OwnSource
+from raytrain.config.data import AnySource, Arrival, BuiltIn, Data, HeldOut, Normalize, OwnSource
+from raytrain.config.data import Buckets as BucketsOf
 from raytrain.config.file import section_of
-from raytrain.config.own_code import own_code
-from raytrain.data.order import Split, Tail
+from raytrain.config.own_code import own_code, torch_by_name
+from raytrain.data.order import Buckets, Split, Tail
 from raytrain.data.producer import SplitWork
+from raytrain.data.samples.fields import Schema
+from raytrain.data.samples.rules import check_arrivals, collated, parse_collation
+from raytrain.data.sources.cache import kept_in
+from raytrain.data.sources.kinds.own import MapDataset, factory_of
+from raytrain.data.sources.lengths import lengths_of
 from raytrain.data.sources.manifest import Manifest
-from raytrain.data.sources.open import open_manifest
-from raytrain.data.sources.own import Samples, factory_of
-from raytrain.data.stages.registry import as_stage, needs_image, parse_stage
+from raytrain.data.sources.open import open_manifest, open_split
+from raytrain.data.sources.registry import InProgram
+from raytrain.data.stages.registry import as_stage, parse_stage, settle
 from raytrain.data.stages.stage import Stage
 from raytrain.errors import ConfigError, RaytrainError, named
+
+Source: TypeAlias = AnySource | InProgram | MapDataset
 
 
 @dataclass(frozen=True)
@@ -28,41 +37,57 @@ class Pipeline:
     """Where samples come from and what the CPU hosts do to them.
 
     Args:
-        train: a source, such as `image_folder("s3://bucket/train")`, or a map-style data set of your own
-            (`sources.own.Samples`).
+        train: a source, such as `image_folder("s3://bucket/train")`, or a map-style data set of your own.
         stages: in order; each a Stage, a torchvision v2 transform or a function of one array.
-        batch_size: samples a rank and step.
+        batch_size: samples of the source a rank and step.
         tail: what becomes of the samples of an epoch that do not fill a step of full batches: `share`, `drop_last`,
             `pad` or `carry`.
-        validation: a source, or None for no evaluation.
+        validation: a source, `held_out(0.1)` for a share of the training data, or None for no evaluation.
         validation_stages: by default the stages without the random ones.
-        normalize: applied on the device; a Normalize, or a dict such as `{"mean": [0.5], "std": [0.5]}`.
+        collate: by field whose shape varies, `padded()` or `ragged()`.
+        buckets: batches of samples of like length, such as `{"by": "tokens"}`.
+        normalize: of all images, on the device; a Normalize, or a dict such as `{"mean": [0.5], "std": [0.5]}`.
+        fields: by name, what becomes of a field on the device; an Arrival, or a dict such as `{"dtype": "float32"}`.
         max_corrupt_share: of a split's samples that may be undecodable before the run stops; at least one, if not 0.
         batches_per_task: batches that one Ray task prepares, None to choose.
     """
 
-    train: AnySource | Samples
+    train: Source
     stages: Sequence[Any] = ()
     batch_size: int = 64
-    validation: AnySource | Samples | None = None
+    validation: Source | HeldOut | None = None
     validation_stages: Sequence[Any] | None = None
+    collate: Mapping[str, Any] = field(default_factory=dict)
+    buckets: BucketsOf | dict[str, Any] | None = None
     normalize: Normalize | dict[str, Any] | None = None
+    fields: Mapping[str, Arrival | dict[str, Any]] = field(default_factory=dict)
     max_corrupt_share: float = 0.01
     batches_per_task: int | None = None
     tail: Tail = "share"
 
     def __post_init__(self) -> None:
         _check_source("train", self.train)
-        if self.validation is not None:
+        if self.validation is not None and not isinstance(self.validation, HeldOut):
             _check_source("validation", self.validation)
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ConfigError(f"batch_size must be a whole number of at least 1 (given: {self.batch_size!r})")
         if self.tail not in get_args(Tail):
             raise ConfigError(f"tail must be one of {', '.join(get_args(Tail))} (given: {self.tail!r})")
-        if not 0 <= self.max_corrupt_share <= 1:
+        share, per_task = self.max_corrupt_share, self.batches_per_task
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ConfigError(f"max_corrupt_share must be a share from 0 to 1 (given: {self.max_corrupt_share!r})")
-        if isinstance(self.normalize, dict):
-            object.__setattr__(self, "normalize", section_of(Normalize, self.normalize, "Pipeline: normalize"))
+        if per_task is not None and (not isinstance(per_task, int) or per_task < 1):
+            raise ConfigError(f"batches_per_task must be a whole number of at least 1 (given: {per_task!r})")
+        for name, each in (("fields", self.fields), ("collate", self.collate)):
+            if not isinstance(each, Mapping):
+                raise ConfigError(f"Pipeline: {name} must be a dict with the names of fields (given: {each!r})")
+        if self.normalize is not None:
+            object.__setattr__(self, "normalize", _section(Normalize, self.normalize, "normalize"))
+        if self.buckets is not None:
+            object.__setattr__(self, "buckets", _section(BucketsOf, self.buckets, "buckets"))
+        arrivals = {name: _section(Arrival, each, f"fields.{name}") for name, each in self.fields.items()}
+        object.__setattr__(self, "fields", arrivals)
+        object.__setattr__(self, "collate", {name: parse_collation(name, each) for name, each in self.collate.items()})
         object.__setattr__(self, "stages", _as_stages("stages", self.stages))
         if self.validation_stages is None:
             object.__setattr__(self, "validation_stages", tuple(s for s in self.stages if not s.random))
@@ -79,50 +104,107 @@ class Pipeline:
             batch_size=data.batch_size,
             validation=data.validation,
             validation_stages=None if own is None else [parse_stage(spec) for spec in own],
+            collate=data.collate,
+            buckets=data.buckets,
             normalize=data.normalize,
+            fields=data.fields,
             max_corrupt_share=data.max_corrupt_share,
             batches_per_task=data.batches_per_task,
             tail=data.tail,
         )
 
-    def open(self, seed: int) -> OpenPipeline:
+    def open(self, seed: int, cache: Path | None = None) -> OpenPipeline:
         """List the sources.
+
+        Args:
+            cache: folder of manifests that were made before.
 
         Raises:
             DataError: as `open_manifest` says.
-            ConfigError: a source gives encoded images, and the stages do not decode them first; or a data set of the
-                user's own cannot be pickled.
+            ConfigError: a stage, collation or setting wants a field that there is not, or something else than it is; or
+                a data set of the user's own cannot be pickled.
         """
-        train = open_manifest(self.train, seed=seed)
-        _check_decoded("stages", self.stages, train, self.train)
         validation = None
-        if self.validation is not None:
-            validation = open_manifest(self.validation, seed=seed + 1, classes=train.classes)
-            _check_decoded("validation_stages", self.validation_stages or (), validation, self.validation)
-        opened = OpenPipeline(self, train, validation)
-        if not all(isinstance(each, BuiltInSource | None) for each in (self.train, self.validation)):
+        with kept_in(cache):
+            if isinstance(self.validation, HeldOut):
+                train, validation = open_split(self.train, self.validation, seed=seed)
+            else:
+                train = open_manifest(self.train, seed=seed)
+                if self.validation is not None:
+                    validation = open_manifest(self.validation, seed=seed + 1, like=train.schema)
+        buckets = None
+        if self.buckets is not None:
+            asked = self.buckets
+            assert isinstance(asked, BucketsOf)
+            buckets = Buckets(lengths_of(train, asked.by), self.batch_size, asked.batches)
+        stages, schema = self._settled("stages", self.stages, train)
+        splits: dict[Split, SplitWork] = {"train": SplitWork(train, stages, self.collate)}
+        if validation is not None:
+            checked, other = self._settled("validation_stages", self.validation_stages or (), validation)
+            _check_same(schema, other)
+            splits["validation"] = SplitWork(validation, checked, self.collate)
+        opened = OpenPipeline(self, splits, schema, buckets)
+        if not all(isinstance(each, BuiltIn | HeldOut | None) for each in (self.train, self.validation)):
             opened.pickled_splits()  # before anything is started
         return opened
+
+    def _settled(self, key: str, stages: Sequence[Stage], manifest: Manifest) -> tuple[tuple[Stage, ...], Schema]:
+        settled, schema = settle(stages, manifest.schema, f"data.{key}")
+        schema.check_has(self.collate, "data.collate")
+        schema = collated(schema, self.collate)
+        check_arrivals(schema, self.fields, self.normalize)  # type: ignore[arg-type]
+        return settled, schema
+
+
+def _section(kind: Any, given: Any, key: str) -> Any:
+    """From a dict of its keys, where it is none yet."""
+    if isinstance(given, kind):
+        return given
+    if not isinstance(given, dict):
+        raise ConfigError(
+            f"Pipeline: {key} must be a dict of its keys: {', '.join(kind.model_fields)} (given: {given!r})"
+        )
+    return section_of(kind, given, f"Pipeline: {key}")
+
+
+def held_out(share: float, *, seed: int = 0) -> HeldOut:
+    """A share of the training data, which is then not trained on; the same in every run of one seed."""
+    return section_of(HeldOut, {"kind": "held_out", "share": share, "seed": seed}, "held_out")
+
+
+def _check_same(training: Schema, validation: Schema) -> None:
+    """
+    Raises:
+        ConfigError: validation lacks a field, or has it in another type, which a loop would meet after an epoch.
+    """
+    if not (training.whole and validation.whole):
+        return
+    for name, what in training.items():
+        if name not in validation:
+            raise ConfigError(f"data.validation has no field `{name}`, as training has; there are {validation.names}")
+        other = validation[name]
+        if what.dtype and other.dtype and what.dtype != other.dtype:
+            raise ConfigError(f"data.validation: field `{name}` is {other}, and {what} of training; stages can cast it")
 
 
 def _check_source(name: str, value: Any) -> None:
     if isinstance(value, OwnSource):
         factory_of(value, f"data.{name}")
-    if isinstance(value, AnySource):
+    if isinstance(value, AnySource | InProgram):
         return
     if isinstance(value, type):
         raise ConfigError(f"Pipeline: {name} must be a data set, not its class: write {value.__name__}(...)")
     if isinstance(value, str | os.PathLike):
         raise ConfigError(
-            f"Pipeline: {name} must be a source, not a path; write image_folder({str(value)!r}), or parquet or "
-            "webdataset, from raytrain.data"
+            f"Pipeline: {name} must be a source, not a path; write image_folder({str(value)!r}), or another source of "
+            "raytrain.data"
         )
-    if isinstance(value, Samples) and not isinstance(value, Mapping):
+    if isinstance(value, MapDataset) and not isinstance(value, Mapping):
         return
     what = "nothing" if value is None else type(value).__name__
     raise ConfigError(
-        f"Pipeline: {name} must be a source of raytrain.data (image_folder, parquet, webdataset or synthetic), or a "
-        f"map-style data set of your own, with __len__ and __getitem__, not {what}"
+        f"Pipeline: {name} must be a source of raytrain.data, such as image_folder or from_torch, or a map-style data "
+        f"set of your own, with __len__ and __getitem__, not {what}"
     )
 
 
@@ -132,26 +214,28 @@ def _as_stages(name: str, given: Any) -> tuple[Stage, ...]:
     return tuple(as_stage(each) for each in given)
 
 
-def _check_decoded(name: str, stages: Sequence[Stage], manifest: Manifest, source: Any) -> None:
-    """Of a stage of the user's own nobody knows what it takes."""
-    if not manifest.encoded:
-        return
-    if not stages:
-        raise ConfigError(f"data.{name}: {source.kind} gives encoded bytes, and no stage decodes them; add `decode`")
-    if needs_image(stages[0]):
-        raise ConfigError(
-            f"data.{name}: `{stages[0].name}` needs decoded images and {source.kind} gives encoded bytes; put `decode` "
-            "before it"
-        )
-
-
 @dataclass(frozen=True)
 class OpenPipeline:
-    """A pipeline whose sources have been listed."""
+    """A pipeline whose sources have been listed.
+
+    Attributes:
+        splits: what the workers do for each.
+        schema: of what arrives.
+        buckets: of the training split.
+    """
 
     pipeline: Pipeline
-    train: Manifest
-    validation: Manifest | None
+    splits: dict[Split, SplitWork]
+    schema: Schema
+    buckets: Buckets | None = None
+
+    @property
+    def train(self) -> Manifest:
+        return self.splits["train"].manifest
+
+    @property
+    def validation(self) -> Manifest | None:
+        return self.splits["validation"].manifest if "validation" in self.splits else None
 
     @property
     def num_validation(self) -> int:
@@ -164,11 +248,9 @@ class OpenPipeline:
         Raises:
             ConfigError: something of the user's cannot be pickled.
         """
-        splits: dict[Split, SplitWork] = {"train": SplitWork(self.train, self._stages(self.pipeline.stages))}
-        if self.validation is not None:
-            splits["validation"] = SplitWork(self.validation, self._stages(self.pipeline.validation_stages or ()))
+        torch_by_name()
         try:
-            return bytes(cloudpickle.dumps((own_code(), splits), protocol=pickle.HIGHEST_PROTOCOL))
+            return bytes(cloudpickle.dumps((own_code(), self.splits), protocol=pickle.HIGHEST_PROTOCOL))
         except RaytrainError:
             raise
         except Exception as error:  # noqa: BLE001 - a user's object may raise anything
@@ -176,14 +258,3 @@ class OpenPipeline:
                 f"the data and its stages cannot be sent to the workers: {named(error)}; let an object open files and "
                 "connections when it first needs them"
             ) from None
-
-    @staticmethod
-    def _stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-        """Names made unique, since seconds are kept by name."""
-        seen: dict[str, int] = {}
-        unique = []
-        for each in stages:
-            seen[each.name] = seen.get(each.name, 0) + 1
-            name = each.name if seen[each.name] == 1 else f"{each.name}_{seen[each.name]}"
-            unique.append(Stage(name, each.function, each.random, each.options))
-        return tuple(unique)

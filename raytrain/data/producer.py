@@ -9,21 +9,23 @@ import ctypes
 import pickle
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import count
 
 import numpy as np
 import pyarrow as pa
 
-from raytrain.data.block import NO_SAMPLE, Header, Prepared, to_table
 from raytrain.data.order import SampleRng, Segment, Split, StreamPlan
+from raytrain.data.samples.block import Header, Prepared, to_table
+from raytrain.data.samples.collate import Collation, Column, check_fields, columns_of, without_samples
+from raytrain.data.samples.fields import Sample
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stage_clock import StageClock
-from raytrain.data.stages.images import decode_image
 from raytrain.data.stages.stage import Stage
-from raytrain.errors import ConfigError, DataError, named
-from raytrain.record.status import Failure
+from raytrain.errors import ConfigError, DataError, RaytrainError, named
+from raytrain.record.status import READ, Failure
 
 CACHED_SEGMENTS = 3
 TEMPLATE_TRIES = 64
@@ -37,6 +39,7 @@ class SplitWork:
 
     manifest: Manifest
     stages: tuple[Stage, ...]
+    collations: Mapping[str, Collation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,23 @@ class StreamWork:
 
 
 class StageFailed(Exception):
-    """On one sample: `error`, in `stage`, or in the decoding where that is None."""
+    """On one sample: `error`, in `stage`, or in the reading or decoding where that is None."""
 
     def __init__(self, error: Exception, stage: str | None):
         super().__init__(error)
         self.error, self.stage = error, stage
+
+
+@dataclass
+class _Made:
+    """What has come of a batch's samples so far."""
+
+    samples: list[Sample] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)  # within the batch
+    parts: list[int] = field(default_factory=list)  # of a sample that a stage has made several of
+    failures: list[Failure] = field(default_factory=list)
+    unwanted: list[int] = field(default_factory=list)  # places of those that a stage did not want
+    addresses: set[int] = field(default_factory=set)  # where arrays of the samples begin
 
 
 class Producer:
@@ -66,7 +81,7 @@ class Producer:
         self._plan = work.plan
         self._splits = work.splits()
         self._keys: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._templates: dict[Split, np.ndarray] = {}
+        self._templates: dict[Split, dict[str, Column]] = {}
         self._rng = SampleRng(work.plan.spec.seed)
         self._node = _node_id()
         self._copies = False  # whether a stage reuses the memory that it returns
@@ -80,7 +95,7 @@ class Producer:
         """Prepare one batch, its samples `together` in memory of their own if others of its block come after it.
 
         Raises:
-            DataError: a file cannot be read, or the samples of a batch come out in different shapes.
+            DataError: a file cannot be read, or the samples of a batch do not go together.
         """
         part = self._plan.segments[segment]
         split = self._splits[part.split]
@@ -89,75 +104,179 @@ class Producer:
         epochs, ids = self._of(part, keys)
         stages = [s.name for s in split.stages]
 
-        clock = StageClock(["read", *stages])
-        raw = split.manifest.read_many(ids)
-        clock.lap("read")
-        clock.settle(["read"])
-
-        images: list[np.ndarray] = []
-        failures: list[Failure] = []
-        kept: list[int] = []  # places within the batch
-        random = any(s.random for s in split.stages)
-        for place, (epoch, index, sample) in enumerate(zip(epochs.tolist(), ids, raw, strict=True)):
-            rng = self._rng.of(epoch, index) if random else None
-            try:
-                image = _run(split.stages, sample, rng, clock)
-            except StageFailed as failed:  # it is counted and listed
-                where, reason = split.manifest.describe(index), named(failed.error)[:300]
-                failures.append(Failure(int(index), where, reason, failed.stage))
-                continue
-            if images and (image.shape != images[0].shape or image.dtype != images[0].dtype):
-                raise DataError(
-                    f"samples come out in different shapes or types: {images[0].shape} {images[0].dtype} and "
-                    f"{image.shape} {image.dtype} ({split.manifest.describe(index)}); end the stages with a resize"
-                )
-            if not self._copies and images and _overlaps(image, images):
-                self._copies = True  # what came before has been overwritten
-                return self.batch(segment, number, together=together)
-            images.append(image.copy() if self._copies else image)
-            kept.append(place)
-        if len(images) == 1 and kept[0] + 1 < len(keys) and not self._copies:
-            self._copies = True  # a stage that reuses its memory may have put there what failed after it
+        clock = StageClock([READ, *stages])
+        raw = split.manifest.read_many(
+            ids, lambda place: self._rng.of(int(epochs[place]), int(ids[place]), reading=True)
+        )
+        clock.lap(READ)
+        clock.settle([READ])
+        read_bytes = _encoded_bytes(raw)
+        made = self._stages_of(split, raw, epochs.tolist(), ids.tolist(), clock)
+        if made is None:  # what came before has been overwritten
+            self._copies = True
             return self.batch(segment, number, together=together)
+        columns = {}
+        if made.samples:
+            columns = columns_of(
+                made.samples,
+                split.collations,
+                lambda place: split.manifest.describe(ids[made.places[place]]),
+                together=together,
+            )
+            self._templates[part.split] = {name: without_samples(each) for name, each in columns.items()}
         clock.settle(stages)
-        if images:
-            self._templates[part.split] = np.empty_like(images[0])
-        kept_at = np.asarray(kept, dtype=np.int64)
+        at = np.asarray(made.places, dtype=np.int64)
         fresh = int(np.clip(part.num_ids - part.repeated - start, 0, len(keys)))  # the rest is in an earlier batch too
         header = Header(
             segment,
             number,
             clock.wall_s,
             clock.cpu_s,
-            failures,
-            left_out=np.delete(keys[:fresh], kept_at[kept_at < fresh]).tolist(),
-            repeated=int(np.count_nonzero(kept_at >= fresh)),
-            read_bytes=sum(r.nbytes for r in raw if isinstance(r, np.ndarray) and r.ndim == 1),
+            made.failures,
+            left_out=np.delete(keys[:fresh], np.unique(at[at < fresh])).tolist(),
+            filtered=sum(place < fresh for place in made.unwanted),
+            repeated=int(np.count_nonzero(at >= fresh)),
+            read_bytes=read_bytes,
             node=self._node,
             torch_imported="torch" in sys.modules,
         )
-        like = self._templates.get(part.split)
-        if like is None:
-            like = self._templates[part.split] = self._template(part.split, int(epochs[0]) if len(epochs) else 0)
-        labels = split.manifest.labels[ids[kept_at]]
-        return Prepared.of(images, like, labels, keys[kept_at], header, together=together)
+        if not columns:
+            columns = self._template(part.split, int(epochs[0]) if len(epochs) else 0)
+        parts = np.asarray(made.parts, dtype=np.int64) if any(made.parts) else None
+        return Prepared(columns, keys[at], header, parts)
 
-    def _template(self, name: Split, epoch: int) -> np.ndarray:
-        """A sample of the shape and type that others have, for when a whole batch is undecodable.
+    def _stages_of(
+        self, split: SplitWork, raw: list[Sample | Exception], epochs: list[int], ids: list[int], clock: StageClock
+    ) -> _Made | None:
+        """All stages on all samples; None where memory that had been returned was used again.
 
-        Those that are tried lie all over the data set, since what is broken often lies together. NO_SAMPLE where none
-        of them can be prepared.
+        Raises:
+            ConfigError: a stage that no sample can pass.
         """
+        each = [stage for stage in split.stages if stage.scope != "batch"]
+        random = any(stage.random for stage in each)
+        made = _Made()
+        for place, (epoch, index, sample) in enumerate(zip(epochs, ids, raw, strict=True)):
+            rng = self._rng.of(epoch, index) if random else None
+            of_parts = map(partial(self._rng.of, epoch, index), count(1))
+            try:
+                results = self._run(each, sample, rng, of_parts, clock)
+            except StageFailed as failed:  # it is counted and listed
+                where, reason = split.manifest.describe(index), named(failed.error)[:300]
+                made.failures.append(Failure(int(index), where, reason, failed.stage))
+                continue
+            if not results:
+                made.unwanted.append(place)
+            for part, result in enumerate(results):
+                if not self._copies and made.samples and _overlaps(result, made.samples, made.addresses):
+                    return None
+                made.addresses |= _addresses(result)
+                made.samples.append(result)
+                made.places.append(place)
+                made.parts.append(part)
+        if len(made.samples) == 1 and made.places[0] + 1 < len(ids) and not self._copies:
+            return None  # a stage that reuses its memory may have put there what failed after it
+        if made.samples and len(each) < len(split.stages):
+            self._on_batch(split.stages[len(each) :], split, made, epochs, ids, clock)
+        return made
+
+    def _on_batch(
+        self,
+        stages: Sequence[Stage],
+        split: SplitWork,
+        made: _Made,
+        epochs: list[int],
+        ids: list[int],
+        clock: StageClock,
+    ) -> None:
+        """
+        Raises:
+            DataError: one failed, which no single sample is to blame for.
+        """
+        check_fields(made.samples, lambda place: split.manifest.describe(ids[made.places[place]]))
+        first = made.places[0]
+        rng = self._rng.of(epochs[first], ids[first], made.parts[0], batch=True)
+        clock.begin()
+        for stage in stages:
+            try:
+                made.samples = stage.on_batch(made.samples, rng if stage.random else None)
+            except RaytrainError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a user's stage may raise anything
+                ends = (split.manifest.describe(ids[made.places[n]]) for n in (0, -1))
+                raise DataError(
+                    f"the stage `{stage.name}` failed on the batch from {' to '.join(ends)}: {named(error)[:300]}"
+                ) from None
+            clock.lap(stage.name)
+
+    def _run(
+        self,
+        stages: Sequence[Stage],
+        sample: Sample | Exception,
+        rng: np.random.Generator | None,
+        of_parts: Iterator[np.random.Generator],
+        clock: StageClock,
+    ) -> list[Sample]:
+        """What the stages make of a sample: one, none where it is not wanted, or several.
+
+        Args:
+            of_parts: the random numbers of those that a stage makes of one, each valid until the next is asked for.
+
+        Raises:
+            StageFailed: on this sample.
+            ConfigError: a stage that no sample can pass.
+        """
+        if isinstance(sample, Exception):  # its source could not read it
+            raise StageFailed(sample, None)
+        clock.begin()
+        for number, stage in enumerate(stages):
+            try:
+                result = stage(sample, rng)
+            except ConfigError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a user's stage may raise anything
+                raise StageFailed(error, None if stage.decodes else stage.name) from None
+            clock.lap(stage.name)
+            if result is None:
+                return []
+            if isinstance(result, list):
+                rest = stages[number + 1 :]
+                parts = [self._run(rest, each, next(of_parts) if rng else None, of_parts, clock) for each in result]
+                return [each for part in parts for each in part]
+            sample = result
+        return [_copied(sample) if self._copies else sample]
+
+    def _template(self, name: Split, epoch: int) -> dict[str, Column]:
+        """Columns without samples like those that others have, for when a whole batch cannot be prepared.
+
+        Those that are tried lie all over the data set, since what is broken often lies together. Empty where none of
+        them can be prepared.
+        """
+        if name in self._templates:
+            return self._templates[name]
         split = self._splits[name]
+        found: dict[str, Column] = {}
         last = split.manifest.num_samples - 1
         for index in np.unique(np.linspace(0, last, TEMPLATE_TRIES, dtype=np.int64)).tolist():
             try:
-                sample = split.manifest.read_many([index])[0]
-                clock = StageClock(s.name for s in split.stages)  # read by nobody: this is not the batch's own work
-                return np.empty_like(_run(split.stages, sample, self._rng.of(epoch, index), clock))
-            except StageFailed:  # undecodable too: counted when its own batch is made
+                found = self._columns_of_one(split, epoch, index)
+            except DataError:  # which its own batch will meet, if it is one of that too
                 continue
-        return NO_SAMPLE
+            if found:
+                break
+        self._templates[name] = found
+        return found
+
+    def _columns_of_one(self, split: SplitWork, epoch: int, index: int) -> dict[str, Column]:
+        clock = StageClock(stage.name for stage in split.stages)  # read by nobody: this is not the batch's own work
+        made = None
+        while made is None:
+            made = self._stages_of(split, split.manifest.read_many([index]), [epoch], [index], clock)
+            self._copies |= made is None
+        if not made.samples:
+            return {}
+        columns = columns_of(made.samples[:1], split.collations, lambda _: split.manifest.describe(index))
+        return {name: without_samples(each) for name, each in columns.items()}
 
     def _of(self, part: Segment, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The epoch whose random numbers each sample gets, and its id; validation draws the same in every epoch."""
@@ -174,34 +293,37 @@ class Producer:
         return self._keys[segment]
 
 
-def _run(
-    stages: tuple[Stage, ...], sample: np.ndarray | Exception, rng: np.random.Generator | None, clock: StageClock
-) -> np.ndarray:
-    """
-    Raises:
-        StageFailed: on this sample.
-        ConfigError: a stage that no sample can pass.
-    """
-    if isinstance(sample, Exception):  # a source of the user's own could not read it
-        raise StageFailed(sample, None)
-    clock.begin()
-    for each in stages:
-        try:
-            sample = each(sample, rng)
-        except ConfigError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a user's stage may raise anything
-            raise StageFailed(error, None if each.function is decode_image else each.name) from None
-        clock.lap(each.name)
-    if not isinstance(sample, np.ndarray):
-        last = stages[-1].name if stages else None
-        raise StageFailed(TypeError(f"the last stage returned {type(sample).__name__}, expected a NumPy array"), last)
-    return sample
+def _copied(sample: Sample) -> Sample:
+    return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in sample.items()}
 
 
-def _overlaps(image: np.ndarray, images: list[np.ndarray]) -> bool:
+def _addresses(sample: Sample) -> set[int]:
+    """Where its arrays begin."""
+    arrays = (value for value in sample.values() if isinstance(value, np.ndarray) and value.size)
+    return {value.__array_interface__["data"][0] for value in arrays}
+
+
+def _overlaps(sample: Sample, samples: list[Sample], addresses: set[int]) -> bool:
     """Whether a stage has returned the same memory again."""
-    return np.may_share_memory(image, images[0]) or np.may_share_memory(image, images[-1])
+    if not addresses.isdisjoint(_addresses(sample)):
+        return True
+    for other in (samples[0], samples[-1]):
+        for name, value in sample.items():
+            before = other.get(name)
+            if isinstance(value, np.ndarray) and isinstance(before, np.ndarray) and np.may_share_memory(value, before):
+                return True
+    return False
+
+
+def _encoded_bytes(samples: list[Sample | Exception]) -> int:
+    """What was read from files."""
+    return sum(
+        len(value)
+        for sample in samples
+        if not isinstance(sample, Exception)
+        for value in sample.values()
+        if isinstance(value, bytes)
+    )
 
 
 _PRODUCERS: dict[str, Producer] = {}

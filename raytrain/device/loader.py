@@ -11,16 +11,19 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from raytrain.config.data import Normalize
-from raytrain.data.block import Batch, batches_of
 from raytrain.data.order import Split, StreamPlan
-from raytrain.device.batch import DeviceBatch
+from raytrain.data.samples.block import Batch, RaggedArray, batches_of
+from raytrain.data.samples.collate import Form, padded_names
+from raytrain.data.samples.fields import BFLOAT16
+from raytrain.device.arrival import Arrived, Receiver
+from raytrain.device.batch import DeviceBatch, Ragged
 from raytrain.device.clock import DeviceClock, HostClock
 from raytrain.device.copier import Arriving, Copier
 from raytrain.device.meter import RankMeter
@@ -41,7 +44,7 @@ class RankIngest:
         feed: handle of the Feed actor.
         attempt: of the ranks, as `Feed.begin` was told.
         plan: as `Feed.begin` returned it.
-        normalize: None leaves the values as they are.
+        arrived: by field, what becomes of it here.
 
     Attributes:
         meter: where this rank's time went.
@@ -50,16 +53,22 @@ class RankIngest:
     """
 
     def __init__(
-        self, feed: Any, attempt: str, rank: int, plan: StreamPlan, device: torch.device, normalize: Normalize | None
+        self,
+        feed: Any,
+        attempt: str,
+        rank: int,
+        plan: StreamPlan,
+        device: torch.device,
+        arrived: Mapping[str, Arrived],
     ):
         self.plan, self.meter, self.device = plan, RankMeter(), device
         self.progress: RankProgress | None = None
         self.stopped = False
         self._feed, self._attempt, self._rank = feed, attempt, rank
-        self._affine = _affine(normalize, device)
+        self._receiver = Receiver(arrived, device)
         self._queue: queue.Queue[Arriving | Exception | str] = queue.Queue(maxsize=AHEAD)
         self._held: Arriving | Exception | str | None = None
-        self._seen: dict[Split, tuple[torch.Size, torch.dtype]] = {}  # the last sample of each split
+        self._seen: dict[Split, dict[str, _Like]] = {}  # the last batch of each split
         self._copier = Copier(device) if device.type == "cuda" else None
         self._clock = DeviceClock(self.meter) if device.type == "cuda" else HostClock(self.meter)
         self._closed = threading.Event()
@@ -159,52 +168,84 @@ class RankIngest:
         if split == "train":
             carried, ids = np.divmod(arriving.key, self.plan.spec.num_train)
         stand_in = len(ids) == 0
-        if stand_in:  # every rank steps, whatever was undecodable
-            shape, dtype = self._shape_of_a_sample(split, arriving)
-            arriving.image = torch.zeros((1, *shape), dtype=dtype, device=self.device)
-            arriving.label = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self._seen[split] = arriving.image.shape[1:], arriving.image.dtype
-        image = arriving.image.permute(0, 3, 1, 2) if arriving.image.ndim == 4 else arriving.image
-        image = image.to(torch.float32)
-        if self._affine is not None:
-            scale, shift = self._affine
-            image = image * scale + shift
+        if arriving.fields:
+            self._check_like(split, arriving, ids)
+        fields = self._blank(split, arriving) if stand_in else arriving.fields  # every rank steps, whatever there was
+        made: dict[str, Any] = {}
+        for name, value in fields.items():
+            ready = self._receiver.ready(name, value) if isinstance(value, torch.Tensor) else value
+            made[name] = (
+                Ragged(ready, arriving.offsets[name], arriving.lengths[name]) if name in arriving.offsets else ready
+            )
         return DeviceBatch(
-            image,
-            arriving.label,
+            made,
+            max(len(ids), 1),
             ids,
             index,
+            parts=np.zeros_like(ids) if arriving.part is None else arriving.part,
             weight=0.0 if stand_in else 1.0,
             stand_in=stand_in,
             carried=carried.astype(bool),
             repeated=arriving.header.repeated,
             left_out=np.asarray(arriving.header.left_out, dtype=np.int64),
+            filtered=arriving.header.filtered,
         )
 
-    def _shape_of_a_sample(self, split: Split, empty: Arriving) -> tuple[torch.Size, torch.dtype]:
-        """As the worker knew it from other samples, else as this rank has seen it.
+    def _check_like(self, split: Split, arriving: Arriving, ids: np.ndarray) -> None:
+        """Whether a batch has the fields that the one before it had.
 
         Raises:
-            DataError: nobody has seen a sample, so that no image can stand in for it.
+            DataError: a field has come or gone, or has another type or number of axes.
         """
-        if empty.image.shape[1:].numel():
-            return empty.image.shape[1:], empty.image.dtype
-        if split not in self._seen:
+        now = {name: _Like.of(value, arriving.forms[name]) for name, value in arriving.fields.items()}
+        before = self._seen.setdefault(split, now)
+        for name in {**before, **now}:
+            was, told = before.get(name), now.get(name)
+            if was is None or told is None or not was.agrees(told):
+                where = f", first of id {ids[0]}" if len(ids) else ""
+                raise DataError(
+                    f"the {split} samples have changed within the run: field `{name}` was {was or 'not there'} and is "
+                    f"{told or 'not there'} in batch {arriving.header.batch}{where}; every sample must have the same "
+                    "fields, of the same type"
+                )
+        if len(ids):
+            self._seen[split] = now
+
+    def _blank(self, split: Split, empty: Arriving) -> dict[str, Any]:
+        """The fields of a batch of one blank sample, as the worker or this rank knew them from others: zeros, of which
+        what is padded is full, or a mean over what there is would be no number. Sets the offsets and lengths of the
+        ragged ones.
+
+        Raises:
+            DataError: nobody has seen a sample, so that none can stand in for it.
+        """
+        like = self._seen.get(split)
+        if like is None:
             some = "; ".join(f"{failure.where} ({failure.reason})" for failure in empty.header.failures[:3])
             raise DataError(
                 f"no {split} sample could be prepared, neither of the first batch nor of those tried all over the data "
                 f"set, so that there is nothing to train on: {some or 'the batch was empty'}; mend the files or "
                 "data.stages"
             )
-        return self._seen[split]
+        ragged = [name for name, each in like.items() if each.form == "ragged"]
+        empty.offsets = {name: torch.tensor([0, 1], device=self.device) for name in ragged}
+        empty.lengths = {name: np.ones(1, np.int64) for name in ragged}
+        blank = {name: each.blank(self.device) for name, each in like.items()}
+        for mask, length in map(padded_names, like):
+            if mask in like and length in like and like[mask].dtype == torch.bool:
+                full = torch.ones_like(blank[mask])
+                if blank[length].numel() == full.ndim - 1:
+                    blank[mask] = full
+                    blank[length] = torch.tensor(full.shape[1:], device=self.device).reshape(blank[length].shape)
+        return blank
 
     def _await_copy(self, arriving: Arriving) -> None:
         """Have the compute stream wait for the batch; the host goes on."""
         if arriving.copied_between is not None:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(arriving.copied_between[1])
-            arriving.image.record_stream(stream)
-            arriving.label.record_stream(stream)
+            for tensor in arriving.tensors():
+                tensor.record_stream(stream)
 
     # --- on the thread ---
 
@@ -255,8 +296,18 @@ class RankIngest:
 
     def _arriving(self, segment: int, number: int, batch: Batch) -> Arriving:
         assert (batch.header.segment, batch.header.batch) == (segment, number), "a batch was routed as another"
-        image, label = _tensor(batch.image), _tensor(batch.label)
-        arriving = Arriving(segment, batch.header, image, label, batch.key, batch.image.nbytes)
+        fields: dict[str, Any] = {}
+        offsets: dict[str, torch.Tensor] = {}
+        lengths: dict[str, np.ndarray] = {}
+        for name, value in batch.fields.items():
+            if isinstance(value, RaggedArray):
+                fields[name], lengths[name] = _tensor(value.values), value.lengths
+                offsets[name] = torch.from_numpy(np.append(0, np.cumsum(value.lengths)))
+            else:
+                fields[name] = _tensor(value) if isinstance(value, np.ndarray) else value
+        arriving = Arriving(
+            segment, batch.header, fields, batch.forms, offsets, lengths, batch.key, batch.part, batch.nbytes
+        )
         return self._copier.copy(arriving) if self._copier is not None and len(batch.key) else arriving
 
 
@@ -276,15 +327,41 @@ def _unready(pending: Any) -> bool:
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
     """A tensor over the array's memory, which is read-only; nothing here writes to it."""
+    is_bfloat16 = array.dtype.name == BFLOAT16
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(array)
+        tensor = torch.from_numpy(array.view(np.uint16) if is_bfloat16 else array)
+    return tensor.view(torch.bfloat16) if is_bfloat16 else tensor
 
 
-def _affine(normalize: Normalize | None, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """`(x * scale - mean) / std` as `x * a + b`, each (1, channels, 1, 1) float32."""
-    if normalize is None:
-        return None
-    mean, std = torch.tensor(normalize.mean), torch.tensor(normalize.std)
-    scale, shift = normalize.scale / std, -mean / std
-    return tuple(t.to(torch.float32).reshape(1, -1, 1, 1).to(device) for t in (scale, shift))
+@dataclass(frozen=True)
+class _Like:
+    """What a field of a batch is.
+
+    Attributes:
+        dtype, shape: of a tensor, the shape behind its first axis.
+    """
+
+    form: Form
+    dtype: torch.dtype | None = None
+    shape: torch.Size = torch.Size()
+
+    @classmethod
+    def of(cls, value: Any, form: Form) -> _Like:
+        return cls(form, value.dtype, value.shape[1:]) if isinstance(value, torch.Tensor) else cls(form)
+
+    def agrees(self, other: _Like) -> bool:
+        """Sizes may differ from batch to batch, as padding makes them."""
+        mine, others = ((each.form, each.dtype, len(each.shape)) for each in (self, other))
+        return mine == others
+
+    def blank(self, device: torch.device) -> Any:
+        """Of a batch of one sample."""
+        if self.dtype is not None:
+            return torch.zeros((1, *self.shape), dtype=self.dtype, device=device)
+        return [b""] if self.form == "bytes" else [""]
+
+    def __str__(self) -> str:
+        if self.dtype is None:
+            return self.form
+        return f"{str(self.dtype).removeprefix('torch.')} with {len(self.shape)} axes"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from raytrain.data.block import Header
+from raytrain.data.samples.block import Header
 from raytrain.record.schema import RankFigures, StageFigures
 from raytrain.record.status import RankTimes
 

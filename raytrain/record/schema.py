@@ -12,8 +12,9 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raytrain.errors import ConfigError
+from raytrain.record.guarantee import EXACTLY_ONCE
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 POINTS = 600  # of a timeline
 
 
@@ -111,12 +112,13 @@ class StageFigures(Part):
 
 class Totals(Part):
     """Over the last attempt. `samples_per_s` (all ranks) and `wait_share` are of training time: waiting, transferring
-    and computing, without start-up, evaluation and checkpoints."""
+    and computing, without start-up, evaluation and checkpoints. `limited_by` is told at length in `bottleneck`."""
 
     wall_s: float
     samples: int
     samples_per_s: float
     wait_share: float
+    limited_by: Literal["compute", "balanced", "input", "unknown"]
     bottleneck: str
     attempts: int
 
@@ -137,6 +139,7 @@ class Unusual(Part):
         dropped: samples that no step had (`data.tail: drop_last`).
         repeated: samples that a step had for the second time in their epoch (`data.tail: pad`).
         carried: samples that the next epoch began with (`data.tail: carry`).
+        filtered: samples that a stage did not want (`keep_if`), in every epoch.
         stand_ins: steps on which a rank had no sample and took part with a blank one of no weight.
         skipped_steps: without an update: gradients of fp16 that overflowed, a loss that was no number
             (`training.on_nan: skip`), or no sample on any rank.
@@ -146,6 +149,7 @@ class Unusual(Part):
     dropped: int = 0
     repeated: int = 0
     carried: int = 0
+    filtered: int = 0
     stand_ins: int = 0
     skipped_steps: int = 0
     skipped_samples: int = 0
@@ -235,9 +239,15 @@ class CloudFacts(Part):
 
 
 class RunRecord(Part):
-    """Everything about one run."""
+    """Everything about one run.
 
-    schema_version: Literal[4] = SCHEMA_VERSION
+    Attributes:
+        fields: of a sample as it arrives, by name: dtype, shape (? where it varies) and kind.
+        classes: names by number.
+        guarantee: what holds of the samples of an epoch.
+    """
+
+    schema_version: Literal[5] = SCHEMA_VERSION
     name: str
     status: Literal["finished", "stopped", "failed"]
     error: str | None
@@ -254,6 +264,9 @@ class RunRecord(Part):
     hosts: list[HostFacts]
     num_train: int
     num_validation: int
+    fields: dict[str, str] = {}
+    classes: list[str] = []
+    guarantee: str = EXACTLY_ONCE
     startup: Startup
     totals: Totals
     ranks: list[RankFigures]

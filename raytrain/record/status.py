@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raytrain.record.schema import RankFigures, StageFigures
 
+READ = "read"  # among the figures of stages, what comes before them all
+
 
 @dataclass(frozen=True)
 class Failure:

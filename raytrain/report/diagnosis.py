@@ -30,7 +30,7 @@ def what_helps(findings: Findings) -> list[str]:
     """Cheaper stages, unless the accelerators are busy anyway; ranks on the CPU share their cores with the stages."""
     if findings.verdict.kind == "compute" and not findings.ranks_on_cpu:
         return [BUSY_RANKS]
-    return advice(findings.stages)
+    return advice(findings.stages, findings.helps)
 
 
 def _lost(findings: Findings) -> str:

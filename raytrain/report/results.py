@@ -15,6 +15,7 @@ UNUSUAL = {
     "dropped": "samples dropped at an epoch's end",
     "repeated": "samples repeated at an epoch's end",
     "carried": "samples carried into the next epoch",
+    "filtered": "samples that a stage did not want",
     "stand_ins": "times a rank had no sample to step with",
     "skipped_steps": "updates left out",
     "skipped_samples": "samples of those updates",
@@ -70,7 +71,7 @@ def results(records: list[RunRecord], names: list[str], comparison: Comparison) 
         ["first step after", *(_seconds(record.startup.first_step_s) for record in records)],
         ["took", *(_seconds(record.totals.wall_s) for record in records)],
         ["attempts", *(str(record.totals.attempts) if record.totals.attempts > 1 else "-" for record in records)],
-        ["limited by", *(each.totals.bottleneck.partition(":")[0] if each.totals.samples else "-" for each in records)],
+        ["limited by", *(each.totals.limited_by if each.totals.samples else "-" for each in records)],
     ]
     if len(comparison.columns) == 1:  # nothing to hold it against: a comparison would be an empty one
         rows += _money(comparison.columns[0])

@@ -150,6 +150,7 @@ def _left_out(record: RunRecord) -> list[str]:
         (unusual.dropped, "samples dropped (data.tail: drop_last)"),
         (unusual.repeated, "samples repeated (data.tail: pad)"),
         (unusual.carried, "samples carried into the next epoch (data.tail: carry)"),
+        (unusual.filtered, "samples that a stage did not want"),
         (unusual.stand_ins, "times a rank had no sample to step with"),
         (unusual.skipped_steps, f"updates left out, with their {unusual.skipped_samples:,} samples"),
     ]

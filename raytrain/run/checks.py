@@ -6,13 +6,19 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from raytrain.cluster.placement import check_free_gpus
 from raytrain.cluster.topology import Topology
 from raytrain.config.job import Job
-from raytrain.config.own_code import import_object
+from raytrain.config.own_code import import_object, torch_by_name
 from raytrain.data.pipeline import OpenPipeline, Pipeline
-from raytrain.errors import ConfigError
-from raytrain.train.models import check_classes, check_model
+from raytrain.data.samples.fields import Field, Schema
+from raytrain.data.sources.lengths import MOST_READ
+from raytrain.data.sources.manifest import Manifest
+from raytrain.errors import ConfigError, DataError, named
+from raytrain.train.models import CLASSES, check_classes, check_model
+from raytrain.train.tasks import Task
 
 
 def checked(train_loop: Callable[[Any], None] | None, pipeline: Pipeline | None, job: Job | None) -> Pipeline:
@@ -62,18 +68,114 @@ def check_loop(loop: Any, what: str) -> None:
         raise ConfigError(f"{wanted}; it takes {signature}") from None
 
 
-def check_data(opened: OpenPipeline, batch_size: int, default_loop: bool, job: Job) -> None:
-    """Compare the data with what is to be trained on it.
+def check_sendable(loop: Callable[[Any], None] | None) -> None:
+    """By Ray's own pickle, which alone knows of what is Ray's, such as an actor that the loop calls.
 
     Raises:
-        ConfigError: a batch is larger than the data set, or the model knows too few classes.
+        ConfigError: it cannot travel to the ranks.
+    """
+    import ray
+
+    torch_by_name()
+    pickled: Any = ray.cloudpickle
+    try:
+        pickled.dumps(loop)
+    except Exception as error:  # noqa: BLE001 - a user's object may raise anything
+        raise ConfigError(
+            f"the training loop cannot be sent to the ranks: {named(error)}; let it make within itself what it takes "
+            "from around it, or import it"
+        ) from None
+
+
+def check_data(opened: OpenPipeline, batch_size: int, default_loop: bool, job: Job) -> Task:
+    """Compare the data with what is to be trained on it, and say what that is.
+
+    Raises:
+        ConfigError: a batch is larger than the data set, or the loop cannot learn from its fields, or the model knows
+            too few classes.
     """
     total = opened.train.num_samples
     if batch_size > total:
         raise ConfigError(f"data.batch_size={batch_size} is larger than the training set of {total} samples")
-    if default_loop and job.training.loop is None:
-        num_validation = opened.validation.num_classes if opened.validation else 0
-        check_classes(job.model, opened.train.num_classes, num_validation)
+    classifies = default_loop and job.training.loop is None
+    asked = job.training.task
+    if classifies:
+        _check_fields(opened.schema, asked.input, asked.target)
+    own = opened.train.schema.get(asked.target, Field())
+    said = classifies and job.model is not None and CLASSES in job.model.options
+
+    def number(manifest: Manifest) -> int | None:
+        read = classifies and (not said or manifest.num_samples <= MOST_READ)
+        return num_classes(manifest, asked.target, read=read)
+
+    task = Task(asked.input, asked.target, own.classes, number(opened.train))
+    if classifies:
+        other = 0 if opened.validation is None else number(opened.validation) or 0
+        check_classes(job.model, task.num_classes or 0, other)
+    return task
+
+
+def _check_fields(schema: Schema, input_: str, target: str) -> None:
+    schema.check_has((input_, target), "training.task")
+    what, label = schema.get(input_, Field()), schema.get(target, Field())
+    if what.is_encoded:
+        raise ConfigError(
+            f"data.stages: field `{input_}` arrives as encoded bytes, and no stage decodes them; add `decode`"
+        )
+    if not what.may_be_array:
+        raise ConfigError(f"training.task: a model takes numbers, and field `{input_}` is {what}")
+    if label.dtype and (label.shape != () or not label.dtype.startswith(("int", "uint", "bool"))):
+        raise ConfigError(
+            f"training.task: classification wants a whole number a sample, and field `{target}` is {label}; name "
+            "another with training.task.target, or bring a training.loop"
+        )
+
+
+def num_classes(manifest: Manifest, target: str, *, read: bool) -> int | None:
+    """By the names of the classes, else by the highest label; None where neither is known.
+
+    Args:
+        read: where it must be known, samples are read for it.
+
+    Raises:
+        DataError: there are too many samples to be read for it, or a label that is none.
+    """
+    names = manifest.schema.get(target, Field()).classes
+    if names:
+        return len(names)
+    values = manifest.values(target)
+    if values is None and read:
+        values = _read_labels(manifest, target)
+    if values is None or values.dtype.kind not in "iu" or not len(values):
+        return None
+    return int(values.max()) + 1
+
+
+def _read_labels(manifest: Manifest, target: str) -> np.ndarray | None:
+    """None where they are not in the source: a stage makes them."""
+    if manifest.schema.whole and target not in manifest.schema:
+        return None
+    total = manifest.num_samples
+    if total > MOST_READ:
+        raise DataError(
+            f"nobody says which classes the {total:,} samples have: give the source `classes` or `labels` (an "
+            "attribute of that name), or the model model.options.num_classes; no more than "
+            f"{MOST_READ:,} samples are read for it"
+        )
+    found = [0]
+    for index in range(total):
+        sample = manifest.read_many([index])[0]
+        if isinstance(sample, Exception):
+            continue
+        if target not in sample:
+            return None
+        label = sample[target]
+        if np.ndim(label) or np.asarray(label).dtype.kind not in "iub" or label < 0:
+            raise DataError(
+                f"the label of {manifest.describe(index)} must be a whole number from 0 (given: {str(label)[:60]})"
+            )
+        found.append(int(label))
+    return np.array(found, dtype=np.int64)
 
 
 def check_placed(job: Job, batch_size: int, num_train: int, topology: Topology, attached: bool) -> None:

@@ -38,7 +38,7 @@ from raytrain.errors import (
 from raytrain.ray_internals.sigterm import sigterm_left_alone
 from raytrain.record.schema import RunRecord
 from raytrain.run.actors import start_feed, start_keeper
-from raytrain.run.checks import checked
+from raytrain.run.checks import check_sendable, checked
 from raytrain.run.course import Course, Seen, Watch
 from raytrain.run.folder import RunFolder
 from raytrain.run.hosted import deliver
@@ -92,13 +92,15 @@ def run(
     cluster: local.RunningCluster | None = None
     try:
         with signals() as heard:
-            data = DataPlan.of(options, pipeline, default_loop=train_loop is None)
+            jobs_own = train_loop is None or getattr(train_loop, "is_the_jobs", False)
+            data = DataPlan.of(options, pipeline, watch, default_loop=jobs_own)
             if data.is_finished and (before := options.folder.finished_record()) is not None:
                 _leave(options.folder, options.kept, None)
                 return before
-            cluster = _connect(groups, address or (None if nodes else ray_address()), options.job)
+            cluster = _connect(groups, address, options.job)
             heard.listen()  # again, should Ray have put a handler of its own in place
             heard.check()
+            check_sendable(train_loop)
             plan = RunPlan.of(options, pipeline, train_loop, data, cluster)
             course = Course(options.folder.checkpoints, Samplers(machines(plan.topology, cluster.attached)), watch)
             error = _carry_out(plan, course, watch, heard)
@@ -125,6 +127,15 @@ def _connect(groups: tuple[Group, ...], address: str | None, job: Job) -> local.
     """Attach to the cluster at `address`, or start one, while torch is imported."""
     import ray  # noqa: F401 - whole before a thread imports parts of it
 
+    if (joined := local.join()) is not None:
+        if groups or (address and address not in ("auto", joined.address)):
+            raise ClusterError(
+                f"this process is connected to the Ray cluster at {joined.address} already; call ray.shutdown() first, "
+                "or leave nodes and address out"
+            )
+        threading.Thread(target=import_ahead).start()
+        return joined
+    address = address or (None if groups else ray_address())
     if address:
         address = find(address)  # before much is imported, since this may be all there is to say
     # a process that ends waits for it: one that is torn down while torch is being imported crashes
@@ -196,10 +207,12 @@ def _training(plan: RunPlan, feed: Any) -> Training:
         loop=plan.loop,
         feed=feed,
         keeper=start_keeper(plan, attempt),
+        schema=plan.data.opened.schema,
+        fields=plan.pipeline.fields,
         normalize=plan.pipeline.normalize,
         fingerprint=train.fingerprint,
         num_train=train.num_samples,
-        num_classes=train.num_classes,
+        task=plan.data.task,
         resume_from=plan.data.resumed_from,
         threads=job.training.threads or max(int(host_cpus), 1),
         use_gpu=topology.has_real_gpus,

@@ -59,6 +59,9 @@ def build_record(plan: RunPlan, seen: Seen, error: RaytrainError | None, *, comm
         hosts=_hosts(topology, results),
         num_train=data.opened.train.num_samples,
         num_validation=data.opened.num_validation,
+        fields={name: str(each) for name, each in data.opened.schema.items()},
+        classes=list(data.task.classes),
+        guarantee=data.opened.train.guarantee,
         startup=_startup(plan, seen, results),
         totals=_totals(plan.options.started_at, status, results, stages),
         ranks=ranks,
@@ -126,12 +129,14 @@ def _totals(started_at: float, status: Status, results: Sequence[RankResult], st
     waited = sum(result.times.wait_s for result in results)
     trained = sum(result.times.train_s for result in results)
     share = waited / trained if trained else 0.0
+    verdict = who_waits(share, [result.figures for result in results], stages)
     return Totals(
         wall_s=time.time() - started_at,
         samples=samples,
         samples_per_s=samples / (trained / len(results)) if trained else 0.0,
         wait_share=share,
-        bottleneck=who_waits(share, [result.figures for result in results], stages).text,
+        limited_by=verdict.kind,
+        bottleneck=verdict.text,
         attempts=status.attempts,
     )
 

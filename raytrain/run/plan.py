@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +16,16 @@ from raytrain.cluster.topology import Topology
 from raytrain.config.job import Job
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline, Pipeline
+from raytrain.data.sources.files import telling
 from raytrain.errors import CheckpointError
 from raytrain.run.checks import check_data, check_placed
 from raytrain.run.folder import RunFolder, open_run_folder
 from raytrain.run.hosted import hosted
 from raytrain.run.rank import position_of
 from raytrain.train.checkpoints import shelf
+from raytrain.train.tasks import Task
+
+MANIFESTS = ".manifests"  # beside the runs
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class DataPlan:
     """
 
     opened: OpenPipeline
+    task: Task
     spec: StreamSpec
     listed_at: float
     resumed_from: str | None = None
@@ -97,15 +103,22 @@ class DataPlan:
     steps: int = 0
 
     @classmethod
-    def of(cls, options: RunOptions, pipeline: Pipeline, *, default_loop: bool) -> DataPlan:
+    def of(
+        cls, options: RunOptions, pipeline: Pipeline, watch: Callable[[str], None], *, default_loop: bool
+    ) -> DataPlan:
         """
+        Args:
+            watch: called with how far the listing has come, where that takes long.
+
         Raises:
             RaytrainError: the data cannot be listed, does not go with the job, or is not the checkpoint's; or the user
                 wants to go on with a run that is finished.
         """
-        opened, training = pipeline.open(options.job.seed), options.job.training
+        training = options.job.training
+        with telling(watch):
+            opened = pipeline.open(options.job.seed, options.folder.path.parent / MANIFESTS)
         listed_at = time.time()
-        check_data(opened, pipeline.batch_size, default_loop, options.job)
+        task = check_data(opened, pipeline.batch_size, default_loop, options.job)
         spec = StreamSpec(
             num_train=opened.train.num_samples,
             num_validation=opened.num_validation,
@@ -115,9 +128,10 @@ class DataPlan:
             steps=training.steps,
             tail=pipeline.tail,
             group_starts=opened.train.group_starts,
+            buckets=opened.buckets,
         )
-        path, restored = _checkpoint(options, opened.train.fingerprint) if options.resume else (None, None)
-        found = cls(opened, spec, listed_at, path, restored, *position_of(restored))
+        path, restored = _checkpoint(options, opened.train.fingerprint, task) if options.resume else (None, None)
+        found = cls(opened, task, spec, listed_at, path, restored, *position_of(restored))
         if found.is_finished and not options.started_again:
             raise CheckpointError(
                 f"{options.folder.path} is finished; raise training.epochs or training.steps to go on"
@@ -177,11 +191,11 @@ class RunPlan:
         )
 
 
-def _checkpoint(options: RunOptions, fingerprint: str) -> tuple[str, Any]:
+def _checkpoint(options: RunOptions, fingerprint: str, task: Task) -> tuple[str, Any]:
     """The run's last whole checkpoint, checked against the data.
 
     Raises:
-        CheckpointError: there is none, or it was written for other data or another seed.
+        CheckpointError: there is none, or it was written for other data, other classes or another seed.
     """
     from raytrain.train.checkpoints import checkpoint
     from raytrain.train.contract import Restored
@@ -195,6 +209,11 @@ def _checkpoint(options: RunOptions, fingerprint: str) -> tuple[str, Any]:
     facts = shelf.read_facts(found)
     if facts.fingerprint != fingerprint:
         raise CheckpointError(f"{found} was written for other training data; {afresh}")
+    if facts.classes != list(task.classes):
+        was, now = (", ".join(each[:5]) or "none" for each in (facts.classes, list(task.classes)))
+        raise CheckpointError(
+            f"{found} was written for other classes of field `{task.target}` ({was}, and not {now}); {afresh}"
+        )
     if facts.seed != seed:
         raise CheckpointError(f"{found} was written with seed {facts.seed}, not {seed}; {afresh}")
     return str(found.absolute()), Restored(facts, checkpoint.load_state(found))

@@ -7,17 +7,18 @@ import logging
 import random
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raytrain.cluster.logs import frames_of, leave_error_to_the_driver
-from raytrain.config.data import Normalize
+from raytrain.config.data import Arrival, Normalize
 from raytrain.config.job import Job
 from raytrain.config.own_code import OwnCode, is_own
 from raytrain.data.order import Position, StreamPlan
+from raytrain.data.samples.fields import Schema
 from raytrain.errors import RaytrainError, TrainingError, named
 from raytrain.record.status import RankResult
 
@@ -30,6 +31,9 @@ class RankWork:
         code: first, since the loop may need it to be unpickled.
         loop: called with a TrainContext; None for the job's own.
         feed: handle of the Feed actor.
+        schema: of what arrives.
+        fields, normalize: what becomes of it on the device (see device.arrival).
+        task: see train.tasks.Task.
         keeper: handle of the Keeper actor, on the host where the checkpoints lie.
         resume_from: folder of the checkpoint that `--resume` found.
         threads: torch threads of a CPU rank.
@@ -41,10 +45,12 @@ class RankWork:
     loop: Callable[[Any], None] | None
     feed: Any
     keeper: Any
+    schema: Schema
+    fields: Mapping[str, Arrival]
     normalize: Normalize | None
     fingerprint: str
     num_train: int
-    num_classes: int
+    task: Any
     resume_from: str | None
     threads: int
     use_gpu: bool
@@ -87,12 +93,14 @@ def _train(
     """One attempt of one rank, from its first batch to its result."""
     import ray
 
+    from raytrain.device.arrival import arrivals
     from raytrain.device.loader import RankIngest
     from raytrain.train.context import TrainContext
     from raytrain.train.contract import StopTraining
     from raytrain.train.loop import loop_of
 
-    stream = RankIngest(work.feed, attempt, rank, plan, device, work.normalize)
+    arrived = arrivals(work.schema, work.fields, work.normalize)
+    stream = RankIngest(work.feed, attempt, rank, plan, device, arrived)
     ctx = TrainContext(
         work.job,
         stream,
@@ -101,7 +109,7 @@ def _train(
         world_size=world_size,
         fingerprint=work.fingerprint,
         num_train=work.num_train,
-        num_classes=work.num_classes,
+        task=work.task,
         restored=restored,
         keep=Writer(work.keeper),
     )

@@ -8,6 +8,7 @@ from typing import Literal
 
 from raytrain.cost.profile import Figure
 from raytrain.record.schema import RankFigures, StageFigures
+from raytrain.record.status import READ
 
 COMPUTE_UP_TO = 0.10  # of the training time spent waiting: faster input would save no more than that
 INPUT_FROM = 0.30  # from here on the input path is worth more than anything on the ranks' side
@@ -46,7 +47,7 @@ def who_waits(wait_share: float, ranks: Sequence[RankFigures], stages: Sequence[
 
 def busy_machine(stages: Sequence[StageFigures]) -> str | None:
     """A warning where the workers were kept from their CPUs, so that this run was slower than it need be."""
-    own = [stage for stage in stages if stage.of_training and stage.name != "read"]
+    own = [stage for stage in stages if stage.of_training and stage.name != READ]
     cpu_s, wall_s = sum(stage.cpu_s for stage in own), sum(stage.wall_s for stage in own)
     if not cpu_s or wall_s < BUSY_FROM * cpu_s:
         return None

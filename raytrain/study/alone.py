@@ -111,7 +111,7 @@ def _prepare(
             while time.perf_counter() - began < seconds / PARTS or not samples:
                 batch = producer.batch(0, at % total)
                 samples += len(batch.key) + len(batch.header.failures)
-                wire, read = wire + sum(piece.nbytes for piece in batch.pieces), read + batch.header.read_bytes
+                wire, read = wire + batch.nbytes, read + batch.header.read_bytes
                 meter.received("train", batch.header, len(batch.key), 0)
                 at += processes
             wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began

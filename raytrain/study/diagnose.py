@@ -13,8 +13,8 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,7 +34,7 @@ from raytrain.cost.profile import (
 from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.errors import ConfigError
 from raytrain.record.schema import RunRecord, StageFigures
-from raytrain.record.status import Status
+from raytrain.record.status import READ, Status
 from raytrain.run.checks import checked
 from raytrain.run.verdict import Verdict, busy_machine, who_waits, wide_spreads
 from raytrain.study.alone import Alone, preprocess
@@ -62,6 +62,7 @@ class Findings:
         verdict: who waits for whom in it, as `raytrain train` says it too.
         ranks_on_cpu: there is no accelerator; it is the ranks that are meant by it above.
         stages: what each took of the workers, all CPUs at work.
+        helps: by the name of a stage, what to do where it is dear.
         warnings: of what was measured.
         lost_share: what the whole lacks of what the ranks do alone.
         lost_for_cpus: of that, because the CPUs cannot prepare more: no more than the ranks were seen to wait.
@@ -77,6 +78,7 @@ class Findings:
     verdict: Verdict
     ranks_on_cpu: bool = False
     stages: tuple[StageFigures, ...] = ()
+    helps: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -150,6 +152,7 @@ def diagnose(
         say("4/4 everything")
         whole = _run(job, pipeline, opened, folder, nodes, address, TimedLoop(False, seconds))
     findings = _findings(alone, all_cores, resident, whole, len(cores))
+    findings = replace(findings, helps={stage.name: stage.helps for stage in opened.splits["train"].stages})
     return _profile(job, known, alone, all_cores, resident, whole, findings), findings
 
 
@@ -246,7 +249,7 @@ def _profile(
         hardware=hardware_of(whole.record),
         cpu_s_per_sample={_cpu_kind_here(whole.record): Figure.of(all_cores.cpu_s)},
         cpu_s_per_sample_alone=Figure.of(alone.cpu_s),
-        read_wait_s_per_sample=Figure.once(sum(s.wait_s_per_sample for s in findings.stages if s.name == "read")),
+        read_wait_s_per_sample=Figure.once(sum(s.wait_s_per_sample for s in findings.stages if s.name == READ)),
         accelerator_s_per_sample={gpu_of(whole.record, known): Figure.of(resident.parts)},
         wire_bytes_per_sample=Figure.of(all_cores.wire_bytes),
         read_bytes_per_sample=Figure.of(all_cores.read_bytes),

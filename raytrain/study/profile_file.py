@@ -12,13 +12,18 @@ from raytrain.config.job import Job
 from raytrain.cost.instances import Catalog
 from raytrain.cost.profile import Figure, Profile, parse_profile, profile_of_record
 from raytrain.cost.typical import needs_estimate, with_typical
+from raytrain.data.samples.fields import IMAGE
 from raytrain.errors import ConfigError, nearest
 from raytrain.record.schema import RunRecord, parse_record
 from raytrain.study.flops import training_work
 
 USUAL_BATCH = 64  # of a job that does not say
-RESIZE = ("resize", "center_crop", "random_resized_crop", "to_uint8")  # to their `size`; other stages mean else by it
-TORCHVISION_RESIZES = ("Resize", "CenterCrop", "RandomCrop", "RandomResizedCrop")
+TO_THE_SHORTER_SIDE = ("resize", "Resize")  # where their size is one number
+RESIZES = (  # to their `size`; other stages mean else by it
+    *TO_THE_SHORTER_SIDE,
+    *("center_crop", "random_crop", "random_resized_crop"),
+    *("CenterCrop", "RandomCrop", "RandomResizedCrop"),
+)
 
 
 def profile_from(path: Path, known: Catalog, diagnose: Callable[[Job], Profile]) -> Profile:
@@ -104,22 +109,27 @@ def with_estimates(profile: Profile, known: Catalog) -> Profile:
 
 
 def _image_shape(job: Job) -> tuple[int, int, int]:
-    """Height, width and channels that the model gets: of the last stage that resizes, else as they are made, else as
-    the model is told.
+    """Height, width and channels of what the model gets: as the stages leave it, else as it is made, else as the model
+    is told.
 
     Raises:
         ConfigError: none of them says it.
     """
-    source = job.data and job.data.train
-    made = source.shape if isinstance(source, ParquetSource | SyntheticSource) else None
-    channels = made[2] if made and len(made) == 3 else 3
-    for spec in reversed(job.data.stages if job.data else ()):
-        size = _resized_to(spec)
-        if size is not None:
-            return *size, channels
-    if made and len(made) == 3:
-        return made
-    size = job.model.options.get("img_size")
+    name = job.training.task.input
+    made = _made(job.data.train, name) if job.data else None
+    canvas, channels = (made[:2], made[2]) if made else (None, 3)
+    for spec in job.data.stages if job.data else ():
+        stage, given = next(iter(spec.items())) if isinstance(spec, dict) else (spec, None)
+        options: dict[str, Any] = given if isinstance(given, dict) else {}
+        on = options.get("on", name)
+        if name not in ([on] if isinstance(on, str) else on):
+            continue
+        canvas = _resized(stage, options, canvas)
+        if stage == "grayscale":
+            channels = options.get("num_output_channels", 1)
+    if canvas is not None:
+        return *canvas, channels
+    size = job.model.options.get("img_size") if job.model else None
     if isinstance(size, int):
         return size, size, channels
     raise ConfigError(
@@ -127,22 +137,35 @@ def _image_shape(job: Job) -> tuple[int, int, int]:
     )
 
 
-def _resized_to(spec: Any) -> tuple[int, int] | None:
-    """Height and width that a stage of raytrain's or of torchvision's resizes to; None for any other stage.
+def _made(source: Any, name: str) -> tuple[int, int, int] | None:
+    """Height, width and channels of a field as the source has it, where the job says so."""
+    shape: Any = source.shapes.get(name) if isinstance(source, ParquetSource) else None
+    if isinstance(source, SyntheticSource):
+        fields = source.fields
+        if fields is None:
+            shape = source.shape if name == IMAGE else None
+        else:
+            shape = fields[name].shape if name in fields else None
+    return shape if shape and len(shape) == 3 and None not in shape else None
 
-    One number is a square: torchvision's Resize takes it for the shorter side, but images of a batch have one shape.
+
+def _resized(stage: str, options: dict[str, Any], canvas: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Height and width behind a stage; None where nobody knows.
+
+    Where one number is the shorter side, and nobody knows what it is made of, it is taken for a square.
 
     Raises:
         ConfigError: its size is no size.
     """
-    name, options = next(iter(spec.items())) if isinstance(spec, dict) else (spec, None)
-    options = options if isinstance(options, dict) else {}
-    if name not in RESIZE and not (name == "torchvision" and options.get("transform") in TORCHVISION_RESIZES):
-        return None
+    name = options.get("transform") if stage == "torchvision" else stage
     size = options.get("size")
-    if size is None:
-        return None
+    if name not in RESIZES or size is None:
+        return canvas
     numbers = list(size) if isinstance(size, list | tuple) else [size]
     if len(numbers) not in (1, 2) or not all(type(each) is int and each > 0 for each in numbers):
-        raise ConfigError(f"stage {name!r}: size must be one or two positive whole numbers (given: {size!r})")
+        raise ConfigError(f"stage {stage!r}: size must be one or two positive whole numbers (given: {size!r})")
+    if len(numbers) == 1 and canvas is not None and name in TO_THE_SHORTER_SIDE:
+        from raytrain.data.stages.geometry import resized_canvas  # not OpenCV for every plan
+
+        return resized_canvas(canvas, numbers[0], options.get("max_size"))
     return numbers[0], numbers[-1]

@@ -24,6 +24,7 @@ class TimedLoop:
 
     resident: bool
     seconds: float
+    is_the_jobs = True  # as no loop is: the job's own has to be able to train on the data
 
     def __call__(self, ctx: Any) -> None:
         from raytrain.train.loop import loop_of

@@ -21,6 +21,7 @@ from raytrain.train.checkpoints.shelf import Facts
 from raytrain.train.contract import COUNTS, Awaiting, Keep, Restored, StopTraining, Stream
 from raytrain.train.ledger import Ledger
 from raytrain.train.losses import LossAccount
+from raytrain.train.tasks import Task
 from raytrain.train.update import Updater, step_samples
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,13 +34,12 @@ class TrainContext:
         job: the job description.
         device: where batches arrive and the model should be.
         rank, world_size: of this process.
-        num_classes: of the training data.
+        task: what is to be predicted from what, and the classes' names.
         accumulates: whether updates are made of several batches; says so to be bit by bit the same after a stop.
         steps: batches that this rank has trained on, over the whole run.
         updates: optimizer steps, likewise.
-        counts: over the whole run, this rank's share of: samples `dropped`, `repeated` and `carried` by `data.tail`;
-            `stand_ins`, steps on which a rank had no sample; `skipped_steps` without an update, and their
-            `skipped_samples`. What an earlier attempt had counted, and what concerns all ranks, the first rank has.
+        counts: over the whole run, this rank's share of what record.schema.Unusual has. What an earlier attempt had
+            counted, and what concerns all ranks, the first rank has.
         measured: what the loop wants to tell whoever started the run, in plain values; see Status.results.
     """
 
@@ -53,15 +53,15 @@ class TrainContext:
         world_size: int,
         fingerprint: str,
         num_train: int,
-        num_classes: int,
+        task: Task,
         restored: Restored | None,
         keep: Keep,
     ):
         self.job, self.device, self.rank, self.world_size = job, device, rank, world_size
-        self.num_classes, self.accumulates = num_classes, False
+        self.task, self.accumulates = task, False
         self.measured: dict[str, Any] | None = None
         self._stream, self._fingerprint, self._num_train = stream, fingerprint, num_train
-        self._restored, self._keep, self._objects = restored, keep, []
+        self._restored, self._keep, self._objects, self._ready = restored, keep, [], ()
         facts = restored.facts if restored else None
         self.steps = facts.steps if facts else 0
         self.updates = facts.updates if facts else 0
@@ -83,6 +83,11 @@ class TrainContext:
 
     # --- what a loop calls ---
 
+    @property
+    def num_classes(self) -> int | None:
+        """Of the training data; None where it has no classes, or nobody knows how many."""
+        return self.task.num_classes
+
     def prepare(self, *objects: Any) -> Any:
         """Make objects part of the run: modules go to the device and get DDP, everything goes into checkpoints.
 
@@ -96,14 +101,11 @@ class TrainContext:
         self._objects = list(objects)
         if self._restored is not None:
             checkpoint.restore(self._objects, self._restored.objects, self.rank, self.world_size)
-        ready = tuple(
-            modules.distributed(o, self.device, self.world_size) if isinstance(o, torch.nn.Module) else o
-            for o in objects
-        )
+        self._ready = tuple(modules.distributed(each, self.device, self.world_size) for each in objects)
         if self._restored is not None:
             self._restore_rng()
             self._restored = None  # the run has no more use for it
-        return ready if len(ready) > 1 else ready[0]
+        return self._ready if len(self._ready) > 1 else self._ready[0]
 
     def updater(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> Updater:
         """What turns batches into optimizer steps; see `raytrain.train.update.Updater` for the options."""
@@ -120,7 +122,8 @@ class TrainContext:
             self._end_epoch(epoch, time.time() - began, self.steps - steps, self._own_samples - samples)
 
     def batches(self, split: str = "train") -> Iterator[Any]:
-        """The (rest of the) epoch's batches of a split, on the device: training first, then validation.
+        """The (rest of the) epoch's batches of a split, on the device: training first, then validation, in which there
+        are no stand-ins and forwards of prepared modules wait for no other rank.
 
         Raises:
             TrainingError: a split that this epoch has passed.
@@ -137,13 +140,14 @@ class TrainContext:
             began = time.perf_counter()
             if self.world_size > 1:
                 modules.broadcast_buffers(self._modules)
-            yield from self._stream.segment(number)
+            with modules.forwards_alone(self._ready):
+                yield from (batch for batch in self._stream.segment(number) if not batch.stand_in)
             self._stream.meter.evaluate_s += time.perf_counter() - began
         if self._stream.stopped:
             self._stop()
 
     def num_batches(self, split: str = "train") -> int:
-        """How many batches `batches(split)` gives this rank, undecodable ones included."""
+        """How many batches `batches(split)` gives this rank; of validation at most, since empty ones are left out."""
         number = self._stream.segment_of(self._epoch, split)
         return 0 if number is None else self._stream.num_batches(number)
 
@@ -226,17 +230,17 @@ class TrainContext:
         """Batches with their weight, and with BatchNorm's statistics safe from those that have none."""
         alone_is_odd = self._stream.plan.spec.batch_size > 1
         for batch in self._stream.segment(number):
-            own = 0 if batch.stand_in else len(batch.image)
+            own = 0 if batch.stand_in else batch.size
             batch.step_samples = step_samples(own, self.device, self.world_size)
             if self.world_size > 1 and own:
                 batch.weight = own * self.world_size / batch.step_samples
             if (self.accumulates or self._forgiving) and not self._pending:
                 self._before = checkpoint.rng_state(), modules.copy_of_buffers(self._modules)
-            self._pending.append(Awaiting(batch.ids, batch.carried, batch.repeated, batch.left_out))
+            self._pending.append(Awaiting.of(batch))
             self._delivered = batch.index + 1
             if batch.stand_in and self.world_size > 1 and modules.synchronises_batch_norm(self._modules):
                 # it has to take part, with nothing
-                batch.image, batch.label = batch.image[:0], batch.label[:0]
+                batch.empty()
             alone = own == 0 or (own == 1 and alone_is_odd)
             with modules.frozen_statistics(self._modules, self.world_size) if alone else contextlib.nullcontext():
                 yield batch
@@ -244,12 +248,14 @@ class TrainContext:
     def _settle(self, batch: Awaiting, skipped: bool) -> None:
         """A batch has become part of an update, or never will; what could not be prepared is done with either way."""
         self._ledger.add(batch.left_out)
+        self.counts["filtered"] += batch.filtered
         self.counts["stand_ins"] += not len(batch.ids)
         if skipped:
             self.counts["skipped_samples"] += len(batch.ids)
             return
         keys = batch.ids + self._num_train * batch.carried
-        self._ledger.add(keys[: len(keys) - batch.repeated])
+        fresh = len(keys) - batch.repeated
+        self._ledger.add(keys[:fresh][batch.parts[:fresh] == 0])  # several of one sample are consumed with the first
         self.counts["repeated"] += batch.repeated
         self._own_samples += len(batch.ids)
 
@@ -350,6 +356,7 @@ class TrainContext:
             samples=self._samples_before + sum(each["samples"] for each in everyone),
             consumed_in_epoch=int(consumed[: self._num_train].sum()),
             fingerprint=self._fingerprint,
+            classes=list(self.task.classes),
             seed=self.job.seed,
             world_size=self.world_size,
             history=self.history,

@@ -11,7 +11,7 @@ import numpy as np
 from raytrain.record.status import RankProgress
 from raytrain.train.checkpoints.shelf import Facts
 
-COUNTS = ("dropped", "repeated", "carried", "stand_ins", "skipped_steps", "skipped_samples")
+COUNTS = ("dropped", "repeated", "carried", "filtered", "stand_ins", "skipped_steps", "skipped_samples")
 
 
 class Stream(Protocol):
@@ -55,6 +55,13 @@ class Awaiting(NamedTuple):
     """What is kept of a batch until its gradients are applied; see DeviceBatch."""
 
     ids: np.ndarray
+    parts: np.ndarray
     carried: np.ndarray
     repeated: int
     left_out: np.ndarray
+    filtered: int
+
+    @classmethod
+    def of(cls, batch: Any) -> Awaiting:
+        parts = batch.parts if len(batch.parts) else np.zeros_like(batch.ids)
+        return cls(batch.ids, parts, batch.carried, batch.repeated, batch.left_out, batch.filtered)

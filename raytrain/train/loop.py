@@ -46,9 +46,9 @@ def train_loop(ctx: TrainContext) -> None:
     )
 
     def loss_of(batch: Any) -> torch.Tensor:
-        logits = model(batch.image)
-        check_outputs(ctx.job.model, logits.shape[-1], ctx.num_classes)
-        return F.cross_entropy(logits, batch.label, label_smoothing=training.label_smoothing)
+        logits = model(batch[ctx.task.input])
+        check_outputs(ctx.job.model, logits.shape[-1], ctx.num_classes or 0)
+        return F.cross_entropy(logits, batch[ctx.task.target].long(), label_smoothing=training.label_smoothing)
 
     for _ in ctx.epochs():
         model.train()
@@ -66,13 +66,12 @@ def evaluate(ctx: TrainContext, model: torch.nn.Module) -> dict[str, float]:
     model.eval()
     loss = correct = count = 0.0
     for batch in ctx.batches("validation"):
-        if batch.stand_in:
-            continue
         with ctx.autocast():
-            logits = model(batch.image)
-        loss += F.cross_entropy(logits.float(), batch.label, reduction="sum").item()
-        correct += (logits.argmax(1) == batch.label).sum().item()
-        count += len(batch.ids)
+            logits = model(batch[ctx.task.input])
+        target = batch[ctx.task.target].long()
+        loss += F.cross_entropy(logits.float(), target, reduction="sum").item()
+        correct += (logits.argmax(1) == target).sum().item()
+        count += batch.size
     loss, correct, count = ctx.sum_over_ranks(loss, correct, count)
     return {"validation_loss": loss / max(count, 1), "validation_accuracy": correct / max(count, 1)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,9 +17,9 @@ def is_distributed(module: torch.nn.Module, world_size: int) -> bool:
     return world_size > 1 and any(parameter.requires_grad for parameter in module.parameters())
 
 
-def distributed(module: torch.nn.Module, device: torch.device, world_size: int) -> torch.nn.Module:
-    """The module with DDP, which also gives every rank the first one's parameters and buffers."""
-    if not is_distributed(module, world_size):
+def distributed(module: Any, device: torch.device, world_size: int) -> Any:
+    """A module with DDP, which also gives all ranks the first one's parameters and buffers; other things as is."""
+    if not isinstance(module, torch.nn.Module) or not is_distributed(module, world_size):
         return module
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
 
@@ -33,6 +34,20 @@ def broadcast_buffers(modules: Sequence[torch.nn.Module]) -> None:
         for module in modules:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
+
+
+@contextlib.contextmanager
+def forwards_alone(modules: Sequence[object]) -> Iterator[None]:
+    """Meanwhile DDP gives no rank the first one's buffers, for which every forward would wait for all ranks."""
+    wrapped = [module for module in modules if isinstance(module, DistributedDataParallel)]
+    before = [module.require_forward_param_sync for module in wrapped]
+    for module in wrapped:
+        module.require_forward_param_sync = False
+    try:
+        yield
+    finally:
+        for module, each in zip(wrapped, before, strict=True):
+            module.require_forward_param_sync = each
 
 
 def copy_of_buffers(modules: Sequence[torch.nn.Module]) -> list[torch.Tensor]:

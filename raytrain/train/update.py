@@ -107,7 +107,7 @@ class Updater:
             return torch.nan_to_num(loss) * 0.0
         if planned is None:
             return loss * batch.weight
-        return loss * (len(batch.image) * self._ctx.world_size / planned)
+        return loss * (batch.size * self._ctx.world_size / planned)
 
     def _is_void(self) -> bool:
         """Whether there is nothing to step with, on all ranks alike."""

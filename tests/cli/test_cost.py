@@ -135,7 +135,7 @@ def test_bad_input_is_one_line(call, records, profile_file, tmp_path):
     east = ("--region", "us-east-1")
     for arguments, message in [
         (["compare", tmp_path / "cut.json"], "is not JSON, or was cut off"),
-        (["compare", tmp_path / "old.json"], "has schema version 1; this raytrain reads 4"),
+        (["compare", tmp_path / "old.json"], "has schema version 1; this raytrain reads 5"),
         (["compare", tmp_path / "none.json"], "cannot read"),
         (["compare", *records, "--region", "mars-1"], "there are no prices of region 'mars-1' here"),
         (["compare", records[0], *east, "--instances", "gpu"], "--instances 'gpu' must look like gpu=ml.g5.xlarge"),
@@ -158,7 +158,7 @@ def test_bad_input_is_one_line(call, records, profile_file, tmp_path):
         (["plan", profile_file, *east, "-o", tmp_path / "no" / "x.yaml"], "the job file cannot be written to"),
         (["plan", profile_file, *east, "--html", tmp_path / "cut.json" / "x"], "the page cannot be written to"),
         (["report", tmp_path], "has no record.json: give the folder of a run that has ended, or its record"),
-        (["report", tmp_path / "old.json"], "has schema version 1; this raytrain reads 4"),
+        (["report", tmp_path / "old.json"], "has schema version 1; this raytrain reads 5"),
     ]:
         code, _, err = call(*arguments)
         assert code == 2, arguments

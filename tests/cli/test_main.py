@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, ray_processes, run_cli
 
 from raytrain import __version__
-from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.sources.kinds.image_folder import image_folder
 from raytrain.data.sources.open import open_manifest
 
 
@@ -22,9 +22,9 @@ def test_the_digits_are_real_images_split_by_class(tmp_path):
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == {"folder": str(tmp_path / "digits"), "train": 1438, "validation": 359}
     train = open_manifest(image_folder(tmp_path / "digits" / "train"))
-    validation = open_manifest(image_folder(tmp_path / "digits" / "validation"), classes=train.classes)
+    validation = open_manifest(image_folder(tmp_path / "digits" / "validation"), like=train.schema)
     assert train.num_samples + validation.num_samples == 1797
-    assert train.classes == tuple("0123456789")
+    assert train.schema["label"].classes == tuple("0123456789")
     names = {p.name for p in tmp_path.rglob("*.jpg")}
     assert len(names) == 1797, "no image is in both splits"
     image = cv2.imread(str(next((tmp_path / "digits" / "train" / "0").glob("*.jpg"))))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from of_models import anything, trees, words
 
 from raytrain.config.cluster import Group
+from raytrain.config.data import Collate
 from raytrain.config.file import read_tree
 from raytrain.config.job import Job
 from raytrain.config.training import Training
@@ -30,9 +31,13 @@ def of_some_size(tree):
     return tree if tree.get("instance_type") is not None else {**tree, "cpus": tree.get("cpus") or 2}
 
 
+def one_of_two(tree):
+    return {"padded": tree["padded"]} if tree.get("padded") else {"ragged": True}
+
+
 @cache
 def job_trees() -> st.SearchStrategy[dict]:
-    return trees(Job, {Training: one_length, Group: of_some_size})
+    return trees(Job, {Training: one_length, Group: of_some_size, Collate: one_of_two})
 
 
 def flow(value) -> str:

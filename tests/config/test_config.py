@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raytrain.config.file import from_yaml
 from raytrain.config.job import Job
 from raytrain.config.training import Model
 from raytrain.errors import ConfigError, nearest
@@ -30,7 +31,7 @@ def test_the_reference_workload_is_as_published():
     job = Job.from_yaml(ROOT / "launch" / "heterogeneous.yaml")
     assert job.data.train.shape == (224, 224, 3)
     assert job.data.train.num_classes == 1000
-    assert job.data.stages[0] == {"gaussian_blur": {"kernel": 11, "sigma": [0.1, 2.0], "times": 10}}
+    assert job.data.stages[0] == {"gaussian_blur": {"kernel_size": 11, "sigma": [0.1, 2.0], "times": 10}}
     assert (job.data.batch_size, job.training.steps) == (64, 1000)
     assert job.model.name == "timm.models:VisionTransformer"
     assert job.model.options == {}
@@ -47,7 +48,7 @@ def test_set_overrides_a_key_with_a_yaml_value(job_file):
     [
         ("training.epoch=3", r"unknown key 'training.epoch'; did you mean 'epochs'\?"),
         ("data.train.pth=x", r"unknown key 'data.train.pth'; did you mean 'path'\?"),
-        ("data.train.zzz=1", r"unknown key 'data.train.zzz' \(known here: kind, path\)$"),
+        ("data.train.zzz=1", r"unknown key 'data.train.zzz' \(known here: kind, limit, path, weights\)$"),
         ("zzz=1", r"unknown key 'zzz' \(known here: cluster, data, "),
         ("training.epochs=many", r"training.epochs must be a whole number \(given: 'many'\)"),
         ("training.epochs=1.5", r"training.epochs must be a whole number \(given: 1.5\)"),
@@ -65,12 +66,12 @@ def test_set_overrides_a_key_with_a_yaml_value(job_file):
         ("training.steps=5", r"training: give exactly one of `epochs` and `steps`"),
         (
             "data.train.kind=folder",
-            r"data.train: unknown kind 'folder'; did you mean 'image_folder'\? \(known: image_folder, parquet, "
-            r"webdataset, synthetic, or package.module:name for your own\)",
+            r"data.train: unknown kind 'folder'; did you mean 'image_folder'\? \(known: image_folder, image_list, "
+            r"parquet, .*, synthetic, or package.module:name for your own\)",
         ),
         ("data.train.kind=mine:3", r"data.train.kind: 'mine:3' must look like package.module:name$"),
         ("data.train={kind: 'mine:Photos', 3: 4}", r"unknown key 'data.train.3'"),
-        ("data.train={path: x}", r"data.train: 'kind' is missing; it is one of image_folder, parquet, "),
+        ("data.train={path: x}", r"data.train: 'kind' is missing; it is one of image_folder, image_list, parquet, "),
         ("data.train=folder", r"data.train must be a section of `key: value` lines \(given: 'folder'\)"),
         ("data.train={kind: synthetic}", r"'data.train.num_samples' is missing$"),
         (
@@ -84,8 +85,27 @@ def test_set_overrides_a_key_with_a_yaml_value(job_file):
             "data.stages=[3]",
             r"data.stages.0: a stage is one name, or one name with its options such as .*, not 3",
         ),
-        ("data.stages=[{flip: {}, cast: {}}]", r"data.stages.0: a stage is one name, or one name with its options"),
+        (
+            "data.stages=[{decode: {}, to_uint8: {}}]",
+            r"data.stages.0: a stage is one name, or one name with its options",
+        ),
         ("data.stages=[{}]", r"data.stages.0: a stage is one name, or one name with its options"),
+        ("data.validation={kind: held_out}", r"'data.validation.share' is missing$"),
+        ("data.validation={kind: held_out, share: 1}", r"data.validation.share must be less than 1 \(given: 1\)"),
+        ("data.train={kind: held_out, share: 0.5}", r"data.train: `held_out` is for `data.validation` alone"),
+        ("data.train.limit=0", r"data.train.limit must be greater than 0 \(given: 0\)"),
+        ("data.train={kind: parquet, path: [a, 3]}", r"data.train.path.1 must be text \(given: 3\)"),
+        (
+            "data.collate={tokens: pad}",
+            r"data.collate.tokens: `padded`, `padded: \{value: 0\}` with its options, or `ragged`, not 'pad'",
+        ),
+        (
+            "data.collate={tokens: {padded: {val: 1}}}",
+            r"unknown key 'data.collate.tokens.padded.val'; did you mean 'value'",
+        ),
+        ("data.buckets={batches: 3}", r"'data.buckets.by' is missing$"),
+        ("data.fields={mask: {dtpye: int64}}", r"unknown key 'data.fields.mask.dtpye'; did you mean 'dtype'"),
+        ("training.task={targt: x}", r"unknown key 'training.task.targt'; did you mean 'target'"),
         ("data.normalize={mean: 0.5}", r"data.normalize.mean must be a list, such as \[a, b\] \(given: 0.5\)"),
         ("data.normalize={std: [0]}", r"data.normalize.std.0 must be greater than 0 \(given: 0\)"),
         ("model=18", r"model must be a section of `key: value` lines \(given: 18\)"),
@@ -143,6 +163,13 @@ def test_a_file_that_is_no_job_says_so(tmp_path, text, message):
         Job.from_yaml(path)
 
 
+@pytest.mark.parametrize("word", ["on", "off", "yes", "no"])
+def test_words_are_no_truth_values(word):
+    """As in YAML 1.2; a stage has an option `on`."""
+    assert from_yaml(f"{{{word}: {word}}}") == {word: word}
+    assert from_yaml("[true, False, falsehood]") == [True, False, "falsehood"]
+
+
 def test_an_unreadable_job_file_says_why(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the job file .*none.yaml: no such file"):
         Job.from_yaml(tmp_path / "none.yaml")
@@ -185,5 +212,5 @@ def test_a_job_survives_a_round_trip_through_json(job_file):
 
 
 def test_nearest_is_silent_when_nothing_is_near():
-    assert nearest("resise", ["resize", "flip"]) == "; did you mean 'resize'?"
-    assert nearest("qqqq", ["resize", "flip"]) == ""
+    assert nearest("resise", ["resize", "decode"]) == "; did you mean 'resize'?"
+    assert nearest("qqqq", ["resize", "decode"]) == ""

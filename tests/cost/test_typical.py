@@ -165,6 +165,9 @@ def staged(*stages):
 
 
 NOISE = {"kind": "synthetic", "num_samples": 9, "shape": [48, 32, 3]}
+FLAT = {"kind": "parquet", "path": "x", "shapes": {"image": [40, 24, 3], "label": [1]}}
+PHOTO = {"kind": "synthetic", "num_samples": 9, "fields": {"photo": {"shape": [64, 48, 3]}, "image": {"shape": [9]}}}
+GREYS = {"grayscale": {"num_output_channels": 1}}
 TOLD = {"name": "timm.models:VisionTransformer", "options": {"img_size": 32, "patch_size": 16, "depth": 1}}
 
 
@@ -172,8 +175,16 @@ TOLD = {"name": "timm.models:VisionTransformer", "options": {"img_size": 32, "pa
     ("changes", "images"),
     [
         ({}, "224x224"),
-        ({"data": {"train": FOLDER, "stages": [{"resize": {"size": [32, 64]}}, "flip"]}}, "32x64"),
+        ({"data": {"train": FOLDER, "stages": [{"resize": {"size": [32, 64]}}, "random_vertical_flip"]}}, "32x64"),
         ({"data": {"train": NOISE}}, "48x32"),
+        ({"data": {"train": FLAT}}, "40x24"),
+        ({"data": {"train": FLAT, "stages": [{"resize": {"size": 12}}]}}, "20x12"),
+        ({"data": {"train": NOISE, "stages": [{"resize": {"size": 64}}]}}, "96x64"),
+        ({"data": {"train": NOISE, "stages": [{"resize": {"size": 64, "max_size": 72}}]}}, "72x48"),
+        ({"data": {"train": NOISE, "stages": [{"torchvision": {"transform": "Resize", "size": 64}}]}}, "96x64"),
+        ({"data": {"train": NOISE, "stages": [{"resize": {"size": 64, "on": ["depth"]}}]}}, "48x32"),
+        ({"data": {"train": NOISE, "stages": [{"resize": {"size": 64, "on": ["depth", "image"]}}]}}, "96x64"),
+        ({"data": {"train": PHOTO}, "training": {"epochs": 1, "task": {"input": "photo"}}}, "64x48"),
         ({"data": {"train": NOISE, "stages": [{"resize": {"size": 99}}, {"center_crop": {"size": 16}}]}}, "16x16"),
         ({"data": None, "model": TOLD}, "32x32"),
         ({"data": staged({"torchvision": {"transform": "CenterCrop", "size": [64]}})}, "64x64"),
@@ -182,7 +193,8 @@ TOLD = {"name": "timm.models:VisionTransformer", "options": {"img_size": 32, "pa
         ({"data": staged({"random_resized_crop": {"size": 40}})}, "40x40"),
         ({"data": staged({"resize": {"size": 96}}, {"mine:erase": {"size": 3}})}, "96x96"),
         ({"data": staged({"resize": {"size": 96}}, {"torchvision": {"transform": "Mine", "size": 3}})}, "96x96"),
-        ({"data": staged({"to_uint8": {"size": 80}}, "to_uint8")}, "80x80"),
+        ({"data": staged({"random_crop": {"size": 80}}, "to_uint8")}, "80x80"),
+        ({"data": {"train": NOISE, "stages": [{"resize": {"size": 64}}, {"random_crop": {"size": 32}}]}}, "32x32"),
     ],
 )
 def test_the_size_of_the_images_is_the_jobs(changes, images):
@@ -221,6 +233,17 @@ def test_what_cannot_be_estimated_names_the_option(changes, message):
     assert text.startswith("toy was measured without a GPU, and device seconds cannot be estimated: ")
     assert message in text
     assert text.endswith("; give those of one GPU for a sample, such as --accelerator A10G=0.0008")
+
+
+def test_grey_images_have_one_channel():
+    """A model of one has no answer to three."""
+    grey = {"name": "resnet18", "options": {"in_chans": 1}}
+    found = with_estimates(
+        profile(**ON_CPU, job=job(model=grey, data=staged(GREYS, {"resize": {"size": 64}}))), catalog()
+    )
+    assert "on 64x64 images" in found.estimated
+    with pytest.raises(ConfigError, match="cannot be counted for images of 64x64"):
+        with_estimates(profile(**ON_CPU, job=job(model=grey, data=staged({"resize": {"size": 64}}))), catalog())
 
 
 def test_every_gpu_with_a_peak_has_an_estimate():

@@ -37,10 +37,10 @@ def test_two_epochs_arrive_whole_as_ready_batches(two_nodes, public_ray, pets):
     for epoch in range(2):
         ids = np.concatenate([b.key for b in batches[epoch * 10 : epoch * 10 + 10]])
         assert sorted(ids) == list(range(80))
-    assert all(batch.image.shape == (8, 8, 8, 3) for batch in batches)
+    assert all(batch.fields["image"].shape == (8, 8, 8, 3) for batch in batches)
     assert not any(batch.header.torch_imported for batch in batches)
     assert len({batch.header.node for batch in batches}) == 2, "both nodes worked"
-    assert not any(batch.image.flags.writeable for batch in batches), "views of the object store"
+    assert not any(batch.fields["image"].flags.writeable for batch in batches), "views of the object store"
 
 
 @BOTH_WAYS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raytrain.data.order import Position, SampleRng, StreamPlan, StreamSpec, batch_sizes, epoch_order
@@ -136,6 +136,7 @@ def test_a_resumed_epoch_keeps_the_order_of_what_is_left():
 tails = st.sampled_from(["share", "drop_last", "pad", "carry"])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 80), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), tails, st.booleans())
 def test_what_becomes_of_a_tail(train, batch, world, epochs, tail, grouped):
     """Counted sample by sample over a whole run: each once in its epoch, but for what was dropped or repeated."""
@@ -225,3 +226,11 @@ def test_steps_that_end_a_run_carry_and_drop_nothing():
         last = plan.segments[-1]
         assert plan.total_steps == 1
         assert not last.whole and (last.dropped, last.repeated, last.carried) == (0, 0, 0)
+
+
+def test_parts_reading_and_batches_have_numbers_of_their_own():
+    uses = [{}, {"part": 1}, {"part": 2}, {"reading": True}, {"batch": True}, {"part": 1, "batch": True}]
+    drawn = [tuple(SampleRng(0).of(1, 7, **use).random(3)) for use in uses]
+    assert len({*drawn}) == len(uses)
+    ours = SampleRng(0)
+    assert [tuple(ours.of(1, 7, **use).random(3)) for use in reversed(uses)] == drawn[::-1], "in whichever order"

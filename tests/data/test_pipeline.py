@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import pickle
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
+import cloudpickle
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from formats import write_parquet, write_shards
 
 from raytrain import Pipeline
 from raytrain.config.data import Normalize
 from raytrain.config.job import Job
-from raytrain.data import cast, decode, flip, image_folder, parquet, resize, synthetic, torchvision, webdataset
-from raytrain.errors import ConfigError
-from raytrain.run.checks import check_data, checked
+from raytrain.data import (
+    decode,
+    held_out,
+    image_folder,
+    parquet,
+    random_horizontal_flip,
+    resize,
+    stage,
+    synthetic,
+    to_dtype,
+    torchvision,
+    webdataset,
+)
+from raytrain.errors import ConfigError, DataError
+from raytrain.run.checks import check_data, check_sendable, checked
 
 SOURCE = image_folder("/data")
 
@@ -35,12 +52,12 @@ class Whole(Photos):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (["/data"], {}, "Pipeline: train must be a source, not a path; write image_folder('/data'), or parquet or "),
+        (["/data"], {}, "Pipeline: train must be a source, not a path; write image_folder('/data'), or another "),
         ([Path("/data")], {}, "Pipeline: train must be a source, not a path; write image_folder('/data')"),
         ([Photos()], {}, "a map-style data set of your own, with __len__ and __getitem__, not Photos"),
         ([{0: "a"}], {}, "with __len__ and __getitem__, not dict"),
         ([Whole], {}, "Pipeline: train must be a data set, not its class: write Whole(...)"),
-        ([None], {}, "Pipeline: train must be a source of raytrain.data (image_folder, parquet, webdataset or "),
+        ([None], {}, "Pipeline: train must be a source of raytrain.data, such as image_folder or "),
         ([None], {}, "not nothing"),
         ([SOURCE], {"validation": "/data"}, "Pipeline: validation must be a source, not a path"),
         (
@@ -57,6 +74,18 @@ class Whole(Photos):
         ([SOURCE], {"validation_stages": 3}, "Pipeline: validation_stages must be a list of stages"),
         ([SOURCE], {"batch_size": "8"}, "batch_size must be a whole number of at least 1 (given: '8')"),
         ([SOURCE], {"max_corrupt_share": 3}, "max_corrupt_share must be a share from 0 to 1 (given: 3)"),
+        ([SOURCE], {"max_corrupt_share": "1%"}, "max_corrupt_share must be a share from 0 to 1 (given: '1%')"),
+        ([SOURCE], {"batches_per_task": -3}, "batches_per_task must be a whole number of at least 1 (given: -3)"),
+        ([SOURCE], {"fields": ["image"]}, "Pipeline: fields must be a dict with the names of fields (given: ['image'"),
+        ([SOURCE], {"collate": "padded"}, "Pipeline: collate must be a dict with the names of fields (given: 'padded'"),
+        (
+            [SOURCE],
+            {"buckets": "tokens"},
+            "Pipeline: buckets must be a dict of its keys: by, batches (given: 'tokens')",
+        ),
+        ([SOURCE], {"normalize": ([0.5], [0.5])}, "Pipeline: normalize must be a dict of its keys: scale, mean, std ("),
+        ([SOURCE], {"fields": {"image": "float32"}}, "Pipeline: fields.image must be a dict of its keys: dtype, chan"),
+        ([SOURCE], {"fields": {"image": None}}, "Pipeline: fields.image must be a dict of its keys: dtype, "),
         ([SOURCE], {"normalize": {"men": [0.5]}}, "Pipeline: normalize: unknown key 'men'; did you mean 'mean'?"),
     ],
 )
@@ -71,7 +100,7 @@ def test_a_wrong_pipeline_is_one_clear_line(arguments, options, message):
     ("source", "message"),
     [
         (lambda: image_folder(3), "image_folder: path must be text (given: 3)"),
-        (lambda: parquet("x", shape=(0,)), "parquet: shape.0 must be greater than 0 (given: 0)"),
+        (lambda: parquet("x", shapes={"a": (0,)}), "parquet: shapes.a.0 must be greater than 0 (given: 0)"),
         (lambda: synthetic(0), "synthetic: num_samples must be greater than 0 (given: 0)"),
         (lambda: synthetic(1, shape=(8, 8)), "synthetic: 'shape.2' is missing"),
     ],
@@ -91,24 +120,64 @@ ENCODED = {
 
 
 @pytest.mark.parametrize("kind", ENCODED)
-@pytest.mark.parametrize("first", [resize(3), flip(), cast("float16"), torchvision("RandomHorizontalFlip")])
+@pytest.mark.parametrize(
+    "first", [resize(3), random_horizontal_flip(), to_dtype("float16"), torchvision("RandomHorizontalFlip")]
+)
 def test_a_late_decode_is_refused_before_anything_is_started(images, tmp_path, kind, first):
     source = ENCODED[kind](images / "train", tmp_path)
     with pytest.raises(ConfigError) as caught:
         Pipeline(source, [first, decode()]).open(0)
     assert str(caught.value) == (
-        f"data.stages: `{first.name}` needs decoded images and {kind.split()[0]} gives encoded bytes; put `decode` "
+        f"data.stages: stage 1, `{first.name}`, needs decoded images, and field `image` is encoded; put `decode` "
         "before it"
     )
 
 
-def test_a_missing_decode_is_refused_of_either_split(images):
+def test_a_late_decode_is_refused_of_either_split(images):
     source = image_folder(images / "train")
-    with pytest.raises(ConfigError, match="data.stages: image_folder gives encoded bytes, and no stage decodes them; "):
-        Pipeline(source).open(0)
     stages = {"validation": source, "validation_stages": [resize(3)]}
-    with pytest.raises(ConfigError, match="data.validation_stages: `resize` needs decoded images and image_folder "):
+    with pytest.raises(
+        ConfigError, match="data.validation_stages: stage 1, `resize`, needs decoded images, and field `im"
+    ):
         Pipeline(source, [decode(), resize(3)], **stages).open(0)
+
+
+def test_a_validation_split_has_the_fields_of_training(tmp_path):
+    pq.write_table(pa.table({"x": [1.5], "y": [1]}), tmp_path / "train.parquet")
+    pq.write_table(pa.table({"x": [1.5]}), tmp_path / "less.parquet")
+    pq.write_table(pa.table({"x": [1], "y": [1]}), tmp_path / "other.parquet")
+    for name, message in (
+        ("less", "data.validation has no field `y`, as training has; there are `x`"),
+        ("other", "data.validation: field `x` is int64, and float64 of training; stages can cast it"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            Pipeline(parquet(tmp_path / "train.parquet"), validation=parquet(tmp_path / f"{name}.parquet")).open(0)
+        assert str(caught.value) == message
+
+
+def test_settings_of_fields_that_there_are_not_are_refused():
+    source = synthetic(4, shape=(8, 8, 3))
+    for options, key in (({"collate": {"imag": "padded"}}, "data.collate"), ({"fields": {"imag": {}}}, "data.fields")):
+        with pytest.raises(
+            ConfigError, match=rf"{key} wants field `imag`; did you mean 'image'\?; there are `image`, `la"
+        ):
+            Pipeline(source, **options).open(0)
+
+
+def test_a_part_is_held_out():
+    opened = Pipeline(synthetic(10, shape=(8, 8, 3)), validation=held_out(0.3, seed=1)).open(0)
+    assert (opened.train.num_samples, opened.num_validation) == (7, 3)
+    for share in (0, 1, 1.5):
+        with pytest.raises(ConfigError, match="held_out: share must be "):
+            held_out(share)
+
+
+@pytest.mark.parametrize("scale", [255, 0, -1, 1.01])
+def test_a_scale_multiplies(scale):
+    with pytest.raises(
+        ConfigError, match=r"scale multiplies: 0.00392 \(1 / 255\) for values from 0 to 255, 1 to leave"
+    ):
+        Pipeline(SOURCE, normalize={"scale": scale})
 
 
 def test_what_is_decoded_or_may_be_needs_no_decode(images, tmp_path):
@@ -197,6 +266,32 @@ def test_what_makes_no_run_is_one_clear_line(loop, pipeline, its_job, message):
     assert message in str(caught.value)
 
 
+def test_a_loop_that_cannot_travel_is_one_clear_line():
+    held = threading.Lock()
+
+    def loop(ctx):
+        with held:
+            pass
+
+    with pytest.raises(ConfigError) as caught:
+        check_sendable(loop)
+    assert str(caught.value) == (
+        "the training loop cannot be sent to the ranks: TypeError: cannot pickle '_thread.lock' object; let it make "
+        "within itself what it takes from around it, or import it"
+    )
+
+
+def test_a_loop_of_a_script_may_read_the_classes():
+    """cloudpickle takes an attribute `classes` of a function that uses torch for the module `torch.classes`."""
+
+    def loop(ctx):
+        return torch.full((1,), len(ctx.task.classes)), ctx.ops
+
+    check_sendable(loop)
+    context = SimpleNamespace(task=SimpleNamespace(classes=("red", "blue")), ops=0)
+    assert pickle.loads(cloudpickle.dumps(loop))(context) == (torch.tensor([2]), 0)
+
+
 def labelled(num_train: int, num_validation: int = 0):
     validation = synthetic(num_validation, num_classes=num_validation) if num_validation else None
     return Pipeline(synthetic(num_train, num_classes=num_train), validation=validation).open(0)
@@ -229,3 +324,59 @@ def test_a_model_has_no_fewer_classes_than_the_data(options, classes, message):
     with pytest.raises(ConfigError) as caught:
         check_data(opened, 4, True, job)
     assert message in str(caught.value)
+
+
+def test_a_model_takes_no_encoded_images(images):
+    opened = Pipeline(image_folder(images / "train"), batch_size=4).open(0)
+    with pytest.raises(ConfigError) as caught:
+        check_data(opened, 4, True, Job.from_dict({**TRAINING, "model": {"name": "resnet18"}}))
+    told = "data.stages: field `image` arrives as encoded bytes, and no stage decodes them; add `decode`"
+    assert str(caught.value) == told
+
+
+class Numbered:
+    """A data set that does not say its labels."""
+
+    def __init__(self, labels):
+        self.all = labels
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def __getitem__(self, index):
+        return {"image": np.zeros((4, 4, 3), np.uint8), "kind": self.all[index]}
+
+
+def coarse(sample):
+    sample["coarse"] = np.int64(sample["kind"] // 2)
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("labels", "target", "options", "number"),
+    [
+        ([0, 4, 2], "kind", {}, 5),
+        ([False, True, True], "kind", {}, 2),
+        ([0, 4, 2], "coarse", {}, None),  # a stage makes it: nobody knows
+        ([0] * 10_001, "coarse", {}, None),
+        ([0] * 10_001, "kind", {"num_classes": 3}, None),  # as the message of the next says
+        (
+            [0] * 10_001,
+            "kind",
+            {},
+            "nobody says which classes the 10,001 samples have: give the source `classes` or `labels` (an attribute of "
+            "that name), or the model model.options.num_classes; no more than 10,000 samples are read for it",
+        ),
+        ([0, -1, 2], "kind", {}, "the label of Numbered[1] must be a whole number from 0 (given: -1)"),
+    ],
+)
+def test_how_many_classes_there_are_is_read_where_nobody_says_so(labels, target, options, number):
+    training = {"epochs": 1, "task": {"target": target}}
+    job = Job.from_dict({"name": "a", "model": {"name": "resnet18", "options": options}, "training": training})
+    opened = Pipeline(Numbered(labels), [stage(coarse, on="*")], batch_size=2).open(0)
+    if isinstance(number, str):
+        with pytest.raises(DataError) as caught:
+            check_data(opened, 2, True, job)
+        assert number in str(caught.value)
+        return
+    assert check_data(opened, 2, True, job).num_classes == number

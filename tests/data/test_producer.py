@@ -13,14 +13,18 @@ import pytest
 from conftest import write_images
 
 from raytrain.config.data import Normalize
-from raytrain.data import block as codec
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import Pipeline
 from raytrain.data.producer import Producer, StreamWork, prepare_process
-from raytrain.data.sources.image_folder import image_folder
-from raytrain.data.stages.images import decode, random_shift, resize
+from raytrain.data.samples.block import batches_of
+from raytrain.data.sources.kinds.image_folder import image_folder
+from raytrain.data.stages.geometry import random_crop, resize
+from raytrain.data.stages.images import decode
 from raytrain.data.stages.torchvision import torchvision
 from raytrain.errors import ConfigError, DataError
+from raytrain.record.status import Failure
+
+SHIFT = random_crop(16, padding=3)
 
 
 class Delivered:
@@ -33,7 +37,7 @@ class Delivered:
         return self.block(segment, number, 1)[0]
 
     def block(self, segment, number, count):
-        return codec.batches_of(self._producer.block(segment, number, count))
+        return batches_of(self._producer.block(segment, number, count))
 
 
 def producer(folder, stages, batch_size=4, epochs=2, **options) -> Delivered:
@@ -47,48 +51,6 @@ def folder(tmp_path):
     return write_images(tmp_path / "images", {"cat": 5, "dog": 4})
 
 
-ORDERS = {
-    "rows": lambda image: image,
-    "channels first": lambda image: image.transpose(2, 0, 1).copy().transpose(1, 2, 0),
-}
-
-
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(
-    ("side", "dtype"), [(8, np.uint8), (8, np.int64), (128, np.float32), (211, np.uint8), (211, np.float16)]
-)
-def test_batches_of_a_block_come_back_as_they_were(order, side, dtype):
-    rng = np.random.default_rng(0)
-    batches, given = [], []
-    for number, size in enumerate((3, 0, 1)):
-        samples = [ORDERS[order]((rng.random((side, side + 1, 3)) * 99).astype(dtype)) for _ in range(size)]
-        header = codec.Header(
-            0, number, {"read": 0.1}, {"read": 0.05}, [codec.Failure(3, "x.jpg", "bad")], 5, "node", True
-        )
-        like = np.empty((side, side + 1, 3), dtype)
-        batches.append(codec.Prepared.of(samples, like, np.arange(size) + 5, np.arange(size) + 7, header))
-        given.append(samples)
-    for group in ([batches[0]], [batches[1]], batches):
-        table = codec.to_table(group)
-        assert table.num_rows == 1
-        for made, again in zip(group, codec.batches_of(table), strict=True):
-            assert again.image.shape == (len(made.key), side, side + 1, 3)
-            assert again.image.dtype == dtype
-            expected = given[made.header.batch]
-            assert all(np.array_equal(one, other) for one, other in zip(again.image, expected, strict=True))
-            assert again.label.tolist() == made.label.tolist()
-            assert again.key.tolist() == made.key.tolist()
-            assert again.header == made.header
-
-
-def test_large_samples_go_into_the_block_without_a_copy():
-    samples = [np.random.default_rng(n).random((3, 64, 256), np.float32).transpose(1, 2, 0) for n in range(4)]
-    header = codec.Header(0, 0, {}, {})
-    table = codec.to_table([codec.Prepared.of(samples, samples[0], np.arange(4), np.arange(4), header)])
-    addresses = [table.column(str(n)).chunk(0).buffers()[1].address for n in range(4)]
-    assert addresses == [sample.__array_interface__["data"][0] for sample in samples]
-
-
 def test_a_stage_may_reuse_the_memory_that_it_returns(folder):
     memory = np.empty((64, 64, 3), np.float32)
 
@@ -100,10 +62,14 @@ def test_a_stage_may_reuse_the_memory_that_it_returns(folder):
         return np.full((64, 64, 3), image.mean(), np.float32)
 
     plain = producer(folder, [decode(), afresh], 9).batch(0, 0)
-    assert len({image.mean() for image in plain.image}) > 1
-    assert np.array_equal(plain.image, producer(folder, [decode(), into_memory], 9).batch(0, 0).image)
+    assert len({image.mean() for image in plain.fields["image"]}) > 1
+    assert np.array_equal(
+        plain.fields["image"], producer(folder, [decode(), into_memory], 9).batch(0, 0).fields["image"]
+    )
     one_by_one = producer(folder, [decode(), into_memory], 1).block(0, 0, 9)
-    assert np.array_equal(plain.image, np.concatenate([batch.image for batch in one_by_one])), "nor across batches"
+    assert np.array_equal(plain.fields["image"], np.concatenate([batch.fields["image"] for batch in one_by_one])), (
+        "nor across batches"
+    )
 
 
 def test_labels_and_ids_belong_to_the_images(folder):
@@ -112,13 +78,13 @@ def test_labels_and_ids_belong_to_the_images(folder):
     ids = np.concatenate([b.key for b in batches])
     assert sorted(ids) == list(range(9))
     for each in batches:
-        assert each.label.tolist() == [int(i >= 5) for i in each.key]
-        bright = each.image.reshape(len(each.key), -1).mean(1) > 50
-        assert bright.tolist() == each.label.astype(bool).tolist()
+        assert each.fields["label"].tolist() == [int(i >= 5) for i in each.key]
+        bright = each.fields["image"].reshape(len(each.key), -1).mean(1) > 50
+        assert bright.tolist() == each.fields["label"].astype(bool).tolist()
 
 
 def test_augmentation_depends_on_seed_epoch_and_id_alone(folder):
-    stages = [decode(), random_shift(3), resize(8)]
+    stages = [decode(), SHIFT, resize(8)]
     one, other = producer(folder, stages), producer(folder, stages, batch_size=9)
 
     def by_id(made, segment, batches):
@@ -130,26 +96,26 @@ def test_augmentation_depends_on_seed_epoch_and_id_alone(folder):
 
 
 def _items(made):
-    return zip(made.key.tolist(), made.image, strict=True)
+    return zip(made.key.tolist(), made.fields["image"], strict=True)
 
 
 def test_validation_is_in_order_without_random_stages(folder):
-    pipeline = Pipeline(image_folder(folder), [decode(), random_shift(3), resize(8)], validation=image_folder(folder))
+    pipeline = Pipeline(image_folder(folder), [decode(), SHIFT, resize(8)], validation=image_folder(folder))
     assert [stage.name for stage in pipeline.validation_stages] == ["decode", "resize"]
     own = Pipeline(image_folder(folder), [decode()], validation_stages=[decode(), resize(4)])
     assert [stage.name for stage in own.validation_stages] == ["decode", "resize"]
-    made = producer(folder, [decode(), random_shift(3), resize(8)], validation=image_folder(folder))
+    made = producer(folder, [decode(), SHIFT, resize(8)], validation=image_folder(folder))
     assert made.batch(1, 0).key.tolist() == [0, 1, 2, 3]
-    assert made.batch(1, 0).image.tobytes() == made.batch(3, 0).image.tobytes()
+    assert made.batch(1, 0).fields["image"].tobytes() == made.batch(3, 0).fields["image"].tobytes()
 
 
 def test_a_corrupt_image_is_left_out_and_named(folder):
     (folder / "cat" / "002.jpg").write_bytes(b"broken")
     made = producer(folder, [decode(), resize(8)], batch_size=9).batch(0, 0)
-    assert len(made.key) == len(made.image) == 8
+    assert len(made.key) == len(made.fields["image"]) == 8
     assert 2 not in made.key
     (failure,) = made.header.failures
-    assert failure == codec.Failure(2, f"{folder}/cat/002.jpg", "ValueError: not a decodable image")
+    assert failure == Failure(2, f"{folder}/cat/002.jpg", "ValueError: not a decodable image")
 
 
 def test_a_sample_that_a_stage_fails_on_is_left_out_with_the_stages_name(folder):
@@ -162,7 +128,7 @@ def test_a_sample_that_a_stage_fails_on_is_left_out_with_the_stages_name(folder)
     [first, *_] = producer(folder, [decode(), grumble], batch_size=9).batch(0, 0).header.failures
     assert (first.reason, first.stage) == ("IndexError: tuple index out of range", "grumble")
     [first, *_] = producer(folder, [decode(), nothing], batch_size=9).batch(0, 0).header.failures
-    assert first.reason == "TypeError: the last stage returned NoneType, expected a NumPy array"
+    assert first.reason == "TypeError: it returned nothing for field `image`"
     assert first.stage == "nothing"
 
 
@@ -176,8 +142,8 @@ def test_a_batch_of_nothing_but_corrupt_images_is_empty(folder):
     for path in folder.glob("*/*.jpg"):
         path.write_bytes(b"broken")
     made = producer(folder, [decode(), resize(8)]).batch(0, 0)
-    assert len(made.key) == len(made.image) == 0
-    assert made.image.shape[1:] == codec.NO_SAMPLE.shape, "nobody knows the shape of a sample"
+    assert len(made.key) == 0
+    assert made.fields == {}, "nobody knows what a sample is like"
     assert len(made.header.failures) == 4
 
 
@@ -188,7 +154,7 @@ def test_a_batch_of_corrupt_images_has_the_shape_of_the_others_wherever_they_are
         path.write_bytes(b"broken")
     made = producer(folder, [decode(), resize(8)], batch_size=1)
     empty = next(batch for batch in (made.batch(0, number) for number in range(74)) if not len(batch.key))
-    assert empty.image.shape == (0, 8, 8, 3)
+    assert empty.fields["image"].shape == (0, 8, 8, 3)
 
 
 def test_a_stage_that_waits_takes_wall_time_and_no_cpu_time(folder):
@@ -219,13 +185,14 @@ def test_what_a_stage_does_in_other_threads_is_its_cpu_time_too(folder):
 
 def test_images_of_different_shapes_are_an_error_that_says_what_to_do(folder):
     write_images(folder, {"big": 2}, side=20)
-    with pytest.raises(DataError, match=r"different shapes or types: .* end the stages with a resize"):
+    with pytest.raises(DataError, match=r"different shapes: field `image` is .* end its stages with a resize"):
         producer(folder, [decode()], batch_size=11).batch(0, 0)
 
 
-def test_a_stage_that_returns_something_else_is_a_failure_of_the_sample(folder):
-    made = producer(folder, [decode(), lambda image: image.tolist()], batch_size=9).batch(0, 0)
-    assert "the last stage returned list, expected a NumPy array" in made.header.failures[0].reason
+def test_a_stage_that_returns_what_no_field_can_be_is_a_failure_of_the_sample(folder):
+    made = producer(folder, [decode(), lambda image: {image.shape}], batch_size=9).batch(0, 0)
+    assert "field `image` behind `<lambda>` is set; a field is an array" in made.header.failures[0].reason
+    assert len(made.header.failures) == 9
 
 
 def test_seconds_are_kept_by_stage_and_equal_names_are_told_apart(folder):
@@ -247,7 +214,8 @@ def test_functions_of_a_script_travel_by_value(folder):
         return image[:8, :8]
 
     splits = Pipeline(image_folder(folder), [decode(), local]).open(0).pickled_splits()
-    assert pickle.loads(splits)[1]["train"].stages[1](np.zeros((9, 9, 3)), None).shape == (8, 8, 3)
+    again = pickle.loads(splits)[1]["train"].stages[1]({"image": np.zeros((9, 9, 3))}, None)
+    assert again["image"].shape == (8, 8, 3)
 
 
 @pytest.mark.process

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +32,17 @@ def routed(plan, random):
     for segment, batch in arrivals:
         router.arrive(segment, batch, f"{segment}/{batch}")
     return router, arrivals
+
+
+@given(plans, st.randoms())
+def test_a_plan_is_the_same_while_it_is_used(plan, random):
+    """The feed's thread uses it while its answer to a rank is being pickled."""
+    before = pickle.dumps(plan)
+    router, _ = routed(plan, random)
+    assert router.done
+    for part in plan.segments:
+        plan.segment_keys(part.number), plan.after(part.number), plan.bounds(part.number, 0)
+    assert pickle.dumps(plan) == before
 
 
 @given(plans, st.randoms())

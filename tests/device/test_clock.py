@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raytrain.data import stage_clock
-from raytrain.data.block import Header
+from raytrain.data.samples.block import Header
 from raytrain.data.stage_clock import StageClock
 from raytrain.device import clock as rank_clock
 from raytrain.device.clock import HostClock

@@ -15,10 +15,14 @@ from raytrain.config.data import Normalize
 from raytrain.data.feed import Feed
 from raytrain.data.order import Position, StreamSpec
 from raytrain.data.pipeline import Pipeline
-from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.samples.fields import Field, Schema
+from raytrain.data.sources.kinds.image_folder import image_folder
 from raytrain.data.stages.images import decode
 from raytrain.data.stream import FeedOptions
+from raytrain.device.arrival import Arrived, arrivals
 from raytrain.device.loader import RankIngest, pull
+
+CHANNELS_FIRST = {"image": Arrived(channels_first=True)}
 
 
 def test_a_rank_computes_on_the_object_stores_own_memory(two_nodes, pets):
@@ -32,7 +36,7 @@ def test_a_rank_computes_on_the_object_stores_own_memory(two_nodes, pets):
         StreamSpec(80, 0, 8, 0, epochs=1), pipeline.pickled_splits(), FeedOptions(2, {}, None, 0.0)
     )
     plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
-    rank = RankIngest(feed, "a", 0, plan, torch.device("cpu"), None)
+    rank = RankIngest(feed, "a", 0, plan, torch.device("cpu"), CHANNELS_FIRST)
     try:
         for batch in rank.segment(0):
             assert batch.image.shape == (8, 4, 128, 128)
@@ -60,7 +64,8 @@ def test_a_rank_sees_normalised_images_and_metres_its_time(two_nodes, pets):
 
     plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
     normalize = Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    ingest = RankIngest(feed, "a", 0, plan, torch.device("cpu"), normalize)
+    schema = Schema({"image": Field("uint8", (8, 8, 3), "image"), "label": Field("int64", ())})
+    ingest = RankIngest(feed, "a", 0, plan, torch.device("cpu"), arrivals(schema, {}, normalize))
     seen = []
     for batch in ingest.segment(0):
         assert batch.image.shape == (8, 3, 8, 8)
@@ -85,7 +90,7 @@ def test_what_a_loop_leaves_of_a_pass_is_dropped(two_nodes, pets):
     import ray
 
     plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
-    ingest = RankIngest(feed, "a", 0, plan, torch.device("cpu"), None)
+    ingest = RankIngest(feed, "a", 0, plan, torch.device("cpu"), {})
     next(iter(ingest.segment(0)))
     assert sum(len(batch.ids) for batch in ingest.segment(1)) == 80
     ingest.close()
@@ -100,7 +105,7 @@ def test_a_rank_whose_batch_is_all_corrupt_still_steps(two_nodes, tmp_path):
     for world in (1, 2):
         feed = make_feed(two_nodes, folder, remote=True, batch_size=2, epochs=1, max_corrupt=8)
         plan = ray.get(feed.begin.remote("a", Position(), world, 0))
-        ingests = [RankIngest(feed, "a", rank, plan, torch.device("cpu"), None) for rank in range(world)]
+        ingests = [RankIngest(feed, "a", rank, plan, torch.device("cpu"), CHANNELS_FIRST) for rank in range(world)]
         batches = [batch for ingest in ingests for batch in ingest.segment(0)]
         assert [len(batch.ids) for batch in batches if not batch.stand_in] == [1]
         assert len(batches) == 4

@@ -32,12 +32,12 @@ def test_a_record_comes_back_and_fits_its_own_schema(record, tmp_path):
     [
         (None, "cannot read .*record.json: No such file"),
         ("{", "is not JSON, or was cut off"),
-        ('{"schema_version": 99}', "has schema version 99; this raytrain reads 4: run the job again"),
+        ('{"schema_version": 99}', "has schema version 99; this raytrain reads 5: run the job again"),
         (
-            '{"schema_version": 3, "stages": []}',
-            "has schema version 3; this raytrain reads 4: run the job again, or read",
+            '{"schema_version": 4, "stages": []}',
+            "has schema version 4; this raytrain reads 5: run the job again, or read",
         ),
-        ('{"schema_version": 4, "name": "x"}', "is not a run record: status: Field required"),
+        ('{"schema_version": 5, "name": "x"}', "is not a run record: status: Field required"),
         ("[]", "is not a run record"),
     ],
 )

@@ -85,6 +85,7 @@ def test_the_time_of_a_long_run_is_in_hours(record):
 def test_what_is_not_known_has_no_row(record):
     comparison = compare([record], catalog())
     rows = {row[0]: row[1:] for row in results([record], ["small"], comparison).rows}
+    assert rows["limited by"] == ["balanced"]
     assert rows["best"] == ["validation accuracy 90.00%\nin epoch 1"]
     assert rows["samples left out"] == ["2 of 640 training"]
     assert not {"first step after", "attempts", "price per hour", "updates left out"} & set(rows)

@@ -63,9 +63,10 @@ def test_a_job_trains_on_several_nodes_and_leaves_a_record(checkout):
     assert sum(host.samples_prepared > 0 for host in record.hosts) >= 2, "CPU work is spread over the nodes"
     assert not record.torch_in_preprocessing_workers
     assert record.totals.samples == 4 * 120
+    assert record.totals.bottleneck.startswith(f"{record.totals.limited_by}: ")
     losses, accuracies = ([each[name] for each in record.epochs] for name in ("loss", "validation_accuracy"))
     assert losses[-1] < losses[0] / 2 and max(accuracies) > 0.9, "batches come as they are ready: no run is the same"
-    assert [stage.name for stage in record.stages][:4] == ["read", "decode", "random_shift", "resize"]
+    assert [stage.name for stage in record.stages][:4] == ["read", "decode", "random_crop", "resize"]
     assert all(stage.num_samples == 480 for stage in record.stages[:4])
     startup = record.startup
     marks = [startup.manifest_s, startup.cluster_s, startup.trainer_s, startup.first_batch_s, startup.first_step_s]

@@ -19,9 +19,10 @@ from raytrain.config.job import Job
 from raytrain.cost.instances import catalog
 from raytrain.cost.profile import Figure, parse_profile
 from raytrain.data.pipeline import Pipeline
-from raytrain.data.sources.image_folder import image_folder
-from raytrain.data.sources.synthetic import synthetic
-from raytrain.data.stages.images import decode, resize
+from raytrain.data.sources.kinds.image_folder import image_folder
+from raytrain.data.sources.kinds.synthetic import synthetic
+from raytrain.data.stages.geometry import resize
+from raytrain.data.stages.images import decode, gaussian_blur
 from raytrain.errors import ConfigError, DataError
 from raytrain.record.schema import RankFigures, StageFigures
 from raytrain.report.diagnosis import diagnosis_lines, show_diagnosis, what_helps
@@ -35,7 +36,7 @@ from raytrain.study.timed_loop import TimedContext, TimedLoop
 BLURRED = (
     "data.train={kind: synthetic, num_samples: 400, shape: [96, 96, 3], num_classes: 3}",
     "data.validation=null",
-    "data.stages=[{gaussian_blur: {kernel: 11, times: 10}}, {resize: {size: 16}}]",
+    "data.stages=[{gaussian_blur: {kernel_size: 11, times: 10}}, {resize: {size: 16}}]",
     "data.batch_size=16",
     "model.options={img_size: 16, patch_size: 8, embed_dim: 8, depth: 1, num_heads: 1, num_classes: 3}",
     "training={steps: 50}",
@@ -67,7 +68,8 @@ def test_the_parts_and_the_whole(diagnosed):
     assert said["lost_share"] == pytest.approx(max(1 - said["everything"] / said["accelerator"], 0))
     assert said["ranks_on_cpu"] and said["verdict"]["text"].startswith(said["verdict"]["kind"])
     assert [stage["name"] for stage in said["stages"]] == ["read", "gaussian_blur", "resize"]
-    assert any(line.startswith("gaussian_blur is ") for line in said["what_helps"])
+    [line] = [line for line in said["what_helps"] if line.startswith("gaussian_blur is ")]
+    assert line.endswith(gaussian_blur(3).helps)
 
 
 def test_the_profile_has_every_figure_with_its_spread(diagnosed):
@@ -75,7 +77,7 @@ def test_the_profile_has_every_figure_with_its_spread(diagnosed):
     assert profile.accelerator_s_per_sample["CPU"].n == PARTS
     assert profile.cpu_s_per_sample[profile.cpu_kind].n == PARTS * len(os.sched_getaffinity(0))
     assert profile.efficiency.n == PARTS
-    assert profile.wire_bytes_per_sample.value == 16 * 16 * 3 * 4
+    assert profile.wire_bytes_per_sample.value == 16 * 16 * 3 * 4 + 8, "the label too"
     assert profile.startup_s.n == 2
     assert profile.worker_memory_bytes > 20e6
     assert profile.accelerator_memory_bytes is None, "there is no GPU"
@@ -101,7 +103,7 @@ def test_preprocessing_alone_takes_the_time_that_it_takes():
     assert 0.01 <= np.median(found.wall_s) < patient(0.2)
     assert np.median(found.cpu_s) < 0.005, "it only waits"
     assert found.memory_bytes > 20e6
-    assert set(found.wire_bytes) == {2 * 2 * 3 * 4}
+    assert set(found.wire_bytes) == {2 * 2 * 3 * 4 + 8}, "the label too"
 
 
 @pytest.mark.process
@@ -180,14 +182,17 @@ def test_where_lost_time_goes(rates, lost, for_cpus):
     assert found.lost_for_cpus + found.lost_for_the_rest == pytest.approx(found.lost_share)
 
 
+HELPS = {"decode": "store the images nearer to the size", "to_uint8": "leave it out"}
+
+
 def findings(wait_share, device, **changes):
     """Decoding is 3 of 4 ms of CPU time."""
     costs = {"num_samples": 1000, "num_batches": 10, "batch_wall_p90_s": 0.1, "batch_wall_p99_s": 0.2}
     stages = [
-        StageFigures(name=n, cpu_s=s, wall_s=s, **costs) for n, s in (("read", 0.5), ("decode", 3.0), ("flip", 0.5))
+        StageFigures(name=n, cpu_s=s, wall_s=s, **costs) for n, s in (("read", 0.5), ("decode", 3.0), ("to_uint8", 0.5))
     ]
     verdict = who_waits(wait_share, [RankFigures(**figures(device=device))], stages)
-    return Findings(250, 500, 1000, None, 370, wait_share, verdict, device == "cpu", tuple(stages), **changes)
+    return Findings(250, 500, 1000, None, 370, wait_share, verdict, device == "cpu", tuple(stages), HELPS, **changes)
 
 
 def test_a_diagnosis_says_who_waits_what_is_lost_and_what_helps():

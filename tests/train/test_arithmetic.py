@@ -357,3 +357,43 @@ def test_a_loop_of_ones_own_is_exact_with_the_batchs_weight(ranks, world_size):
     case = Case(29, 4, world_size, holes=frozenset({1, 2, 3, 9}), training=SGD)
     for outcome in ranks.run(replace(case, loop=own_loop)):
         agree(outcome, case)
+
+
+def loop_that_validates_by_hand(ctx):
+    """Through the prepared model, batch by batch, without a thought of other ranks."""
+    from ranks import with_batch_norm
+
+    model = with_batch_norm()
+    model, optimizer = ctx.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for _ in ctx.epochs():
+        model.train()
+        for batch in ctx.batches("train"):
+            loss = F.cross_entropy(model(batch.image), batch.label)
+            (loss * batch.weight).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            ctx.report(loss)
+        model.eval()
+        total = count = 0.0
+        with torch.no_grad():
+            for batch in ctx.batches("validation"):
+                total += F.cross_entropy(model(batch.image), batch.label, reduction="sum").item()
+                count += batch.size
+        total, count = ctx.sum_over_ranks(total, count)
+        ctx.log(validation_loss=total / count, count=count)
+
+
+@pytest.mark.parametrize("num_validation", [1, 9])
+def test_validation_by_hand_counts_each_sample_once_whoever_has_none(ranks, num_validation):
+    """The ranks have different numbers of batches, and DDP exchanges BatchNorm's buffers in none of their forwards."""
+    case = Case(24, 4, 3, epochs=2, num_validation=num_validation, loop=loop_that_validates_by_hand, training=SGD)
+    images, labels = case.samples("validation")
+    outcomes = ranks.run(case)
+    model = with_batch_norm()
+    model.load_state_dict({name.removeprefix("module."): value for name, value in outcomes[0].model.items()})
+    model.eval()
+    with torch.no_grad():
+        expected = F.cross_entropy(model(images), labels).item()
+    for outcome in outcomes:
+        assert [entry["count"] for entry in outcome.history] == [num_validation] * 2
+        assert outcome.history[-1]["validation_loss"] == pytest.approx(expected, rel=1e-5)

@@ -20,6 +20,7 @@ from raytrain.report.results import figure
 from raytrain.train.context import TrainContext
 from raytrain.train.contract import StopTraining
 from raytrain.train.losses import LossAccount
+from raytrain.train.tasks import Task
 
 
 class PlannedStream:
@@ -39,8 +40,8 @@ class PlannedStream:
         for index in range(self.num_batches(number)):
             start, stop = self.plan.bounds(number, index)
             yield DeviceBatch(
-                torch.zeros(stop - start, 1),
-                torch.zeros(stop - start),
+                {"image": torch.zeros(stop - start, 1), "label": torch.zeros(stop - start)},
+                stop - start,
                 ids[start:stop],
                 index,
                 carried=ids[start:stop] < 0,
@@ -68,7 +69,7 @@ def make(monkeypatch):
             world_size=1,
             fingerprint="f",
             num_train=20,
-            num_classes=2,
+            task=Task(num_classes=2),
             restored=None,
             keep=lambda facts, state, objects: None,
         )
@@ -154,10 +155,11 @@ def test_a_rank_without_a_sample_takes_part_in_synchronised_statistics_with_noth
     ctx.world_size = 2
     monkeypatch.setattr("raytrain.train.context.step_samples", lambda own, *_: own + 4)
     monkeypatch.setattr("raytrain.train.modules.synchronises_batch_norm", lambda modules: True)
-    blank = DeviceBatch(torch.zeros(1, 3, 8, 8), torch.zeros(1), np.zeros(0, np.int64), 0, stand_in=True)
+    fields = {"image": torch.zeros(1, 3, 8, 8), "label": torch.zeros(1)}
+    blank = DeviceBatch(fields, 1, np.zeros(0, np.int64), 0, stand_in=True)
     monkeypatch.setattr(PlannedStream, "segment", lambda self, number: iter([blank]))
     [batch] = ctx._training_batches(0)
-    assert (batch.image.shape, batch.label.shape) == ((0, 3, 8, 8), (0,))
+    assert (batch.image.shape, batch.label.shape, batch.size) == ((0, 3, 8, 8), (0,), 0)
 
 
 def test_a_loss_that_is_no_number_is_skipped_though_its_gradient_is_one(make):

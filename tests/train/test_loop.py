@@ -58,6 +58,20 @@ def test_an_epoch_has_the_learning_rate_that_its_last_update_left():
     assert [entry["learning_rate"] for entry in outcome.history] == pytest.approx([0.1 * halfway, 0.1 * 0.2])
 
 
+class Narrow(Case):
+    def samples(self, split="train"):
+        images, labels = super().samples(split)
+        return images, labels.to(torch.int32)
+
+
+def test_classes_of_any_whole_type_are_learnt():
+    """torch's own loss takes int64 and uint8 alone."""
+    length = {"num_train": 12, "num_validation": 8, "epochs": 1}
+    [narrow], [wide] = (train_rank(case, 0).history for case in (Narrow(**length), Case(**length)))
+    for figure in ("loss", "validation_loss", "validation_accuracy"):
+        assert narrow[figure] == wide[figure]
+
+
 def test_weight_decay_leaves_biases_alone():
     model = torch.nn.Linear(3, 2)
     for name in ("sgd", "adamw"):

@@ -1,4 +1,4 @@
-"""The manifest: one row a sample, whose number is the sample's id, and a reader that turns a row into an array.
+"""The manifest: one row a sample, whose number is the sample's id, and a reader that turns a row into its fields.
 
 Imported by every preprocessing worker, so it imports NumPy and pyarrow and nothing else.
 """
@@ -6,26 +6,33 @@ Imported by every preprocessing worker, so it imports NumPy and pyarrow and noth
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 
+from raytrain.data.samples.fields import Sample, Schema
+from raytrain.data.sources.arrow import cell
 from raytrain.data.sources.readers import reading_pool
 from raytrain.errors import DataError, one_line
+from raytrain.record.guarantee import EXACTLY_ONCE
 
 
 class Reader(Protocol):
-    """Turns a row of the manifest into an array: encoded bytes (uint8, one dimension) or the sample itself."""
+    """Turns a row of the manifest into the fields that do not stand in it.
+
+    Attributes:
+        remote: its file system is elsewhere, and several threads may read at once.
+    """
 
     @property
     def remote(self) -> bool: ...
 
-    def read(self, rows: pa.Table, index: int) -> np.ndarray | Exception:
+    def read(self, rows: pa.Table, index: int) -> Sample | Exception:
         """Or why this one sample is to be left out."""
         ...
 
@@ -37,66 +44,107 @@ class Manifest:
     """What the samples of one split are.
 
     Attributes:
-        rows: one row a sample; the column `label` (int64) and what `reader` needs.
-        reader: how a row becomes an array.
-        classes: class names by label, when the source names them.
+        rows: one row a sample: what `reader` needs, and the fields that are known beforehand.
+        reader: how a row becomes the other fields.
+        schema: of a sample.
+        known: names of the columns of `rows` that are fields.
         group_starts: int64, first id of every run of samples that are stored together (Parquet row groups), or None
             when each can be read alone. A shuffle then stays within a few runs at a time.
-        encoded: the samples are known to be bytes of image files, which a stage must decode.
+        guarantee: what holds of the samples of an epoch, for the record.
     """
 
     rows: pa.Table
     reader: Reader
-    classes: tuple[str, ...] = ()
+    schema: Schema
+    known: tuple[str, ...] = ()
     group_starts: np.ndarray | None = None
-    encoded: bool = False
+    guarantee: str = EXACTLY_ONCE
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what has been worked out."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @property
     def num_samples(self) -> int:
         return int(self.rows.num_rows)
 
     @cached_property
-    def labels(self) -> np.ndarray:
-        """int64, by id."""
-        return np.asarray(self.rows.column("label").combine_chunks().to_numpy(zero_copy_only=False))
+    def _known(self) -> dict[str, np.ndarray | pa.ChunkedArray]:
+        """By field; numbers as NumPy has them, of which one is quick to get."""
+        return {name: _column(self.rows.column(name)) for name in self.known}
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes) or (int(self.labels.max()) + 1 if self.num_samples else 0)
+    def values(self, name: str) -> np.ndarray | None:
+        """A number a sample, by id; None where they are not known beforehand."""
+        found = self._known.get(name)
+        return found if isinstance(found, np.ndarray) else None
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the ids and labels: a ledger is only valid for the manifest that it was written for."""
-        digest = hashlib.sha256(self.labels.tobytes())
-        for name in ("key", "offset", "row"):
-            if name in self.rows.column_names:
-                for chunk in self.rows.column(name).chunks:
-                    for buffer in chunk.buffers():
-                        if buffer is not None:
-                            digest.update(buffer)
+        """A hash of what the rows say: a ledger is only valid for the manifest that it was written for."""
+        digest = hashlib.sha256(str(self.num_samples).encode())
+        for name in sorted(self.rows.column_names):
+            digest.update(name.encode())
+            for chunk in self.rows.column(name).chunks:
+                whole = pa.concat_arrays([chunk]) if chunk.offset else chunk  # a slice has the memory of the rest too
+                for buffer in whole.buffers():
+                    if buffer is not None:
+                        digest.update(buffer)
         return digest.hexdigest()[:16]
 
     def describe(self, index: int) -> str:
         """A file name, or the place in a shard, for messages and the record."""
         return self.reader.describe(self.rows, int(index))
 
-    def read_many(self, ids: Sequence[int]) -> list[np.ndarray | Exception]:
+    def of(self, ids: np.ndarray) -> Manifest:
+        """With these samples alone, in this order."""
+        if self.group_starts is None:
+            return replace(self, rows=self.rows.take(pa.array(ids)))
+        groups = np.searchsorted(self.group_starts, ids, side="right")
+        starts = np.flatnonzero(np.diff(groups, prepend=-1))
+        return replace(self, rows=self.rows.take(pa.array(ids)), group_starts=starts.astype(np.int64))
+
+    def read_many(
+        self, ids: Sequence[int] | np.ndarray, rng_of: Callable[[int], np.random.Generator] | None = None
+    ) -> list[Sample | Exception]:
         """The samples of `ids`, in order; a remote file system is read in parallel.
+
+        Args:
+            rng_of: the random numbers of a sample by its place, which a reader that draws is seeded from.
 
         Raises:
             DataError: a file cannot be read at all (which is not the same as a corrupt image).
         """
         if self.group_starts is not None:  # by stored run, so that each is read once
             order = np.argsort(ids, kind="stable")
-            samples = {int(place): self._read(ids[place]) for place in order}
-            return [samples[place] for place in range(len(ids))]
-        if not self.reader.remote:
-            return [self._read(index) for index in ids]
-        return list(reading_pool().map(self._read, ids))
+            by_place = {int(place): self._read(ids[place]) for place in order}
+            samples = [by_place[place] for place in range(len(ids))]
+        elif self.reader.remote:
+            samples = list(reading_pool().map(self._read, ids))
+        else:
+            samples = []
+            seed = getattr(self.reader, "seed_with", None)
+            for place, index in enumerate(ids):
+                if seed is not None and rng_of is not None:
+                    seed(rng_of(place))
+                samples.append(self._read(index))
+        for name, column in self._known.items():
+            values = column[ids] if isinstance(column, np.ndarray) else [cell(column[int(index)]) for index in ids]
+            for sample, value in zip(samples, values, strict=True):
+                if not isinstance(sample, Exception):
+                    sample[name] = value
+        return samples
 
-    def _read(self, index: int) -> np.ndarray | Exception:
+    def _read(self, index: Any) -> Sample | Exception:
         try:
             return self.reader.read(self.rows, int(index))
         except (OSError, pa.ArrowInvalid) as error:
             reason = getattr(error, "strerror", None) or one_line(error)
             raise DataError(f"cannot read {self.describe(index)}: {reason}") from None
+        except ValueError as error:  # what is there is not what it should be
+            return error.with_traceback(None)
+
+
+def _column(column: pa.ChunkedArray) -> np.ndarray | pa.ChunkedArray:
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
+        return np.asarray(column.combine_chunks().to_numpy(zero_copy_only=False))
+    return column

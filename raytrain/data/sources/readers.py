@@ -1,14 +1,17 @@
-"""Readers: what turns a row of the manifest into an array.
+"""Readers: what turns a row of the manifest into the fields of a sample.
 
 Imported by every preprocessing worker, so it imports NumPy and pyarrow and nothing else.
 """
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from io import BytesIO
 from statistics import NormalDist
 from typing import Any
 
@@ -17,8 +20,17 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from raytrain.data.samples.fields import BFLOAT16, BYTES, TEXT, Field, Sample, np_dtype
+from raytrain.data.sources.arrow import cell, lengths_of
+from raytrain.errors import DataError, one_line
+
 REMOTE_READS_IN_FLIGHT = 16
 ROW_GROUP_CACHE_BYTES = 256 << 20
+GROUPS_AT_ONCE = 16  # row groups of a file that one thread learns the lengths of
+LENGTHS_BATCH_BYTES, LENGTHS_BATCH_ROWS = 8 << 20, 8192  # that it has in memory
+LENGTHS_BUFFER_BYTES = 1 << 20
+UNPACKED_BYTES = 1 << 30  # of packed shards that a worker keeps
+PACKED = (".tar.gz", ".tgz")
 
 
 _POOL: list[ThreadPoolExecutor] = []
@@ -32,107 +44,246 @@ def reading_pool() -> ThreadPoolExecutor:
 
 @dataclass(frozen=True)
 class FileReader:
-    """One file a sample: columns `key` (path below `root`)."""
+    """Files of a sample, below `root`.
+
+    Attributes:
+        columns: by field, that of the rows which has the path.
+        forms: by field, how its bytes are read (see `parsed`); as they are where it is not named.
+    """
 
     filesystem: pyarrow.fs.FileSystem
     root: str
+    columns: Mapping[str, str]
+    forms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def remote(self) -> bool:
         return not isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
 
-    def read(self, rows: pa.Table, index: int) -> np.ndarray:
-        path = self.describe(rows, index)
+    def read(self, rows: pa.Table, index: int) -> Sample:
+        sample: Sample = {}
+        for name, column in self.columns.items():
+            data = self._bytes(self.path(rows.column(column)[index].as_py()))
+            sample[name] = parsed(data, self.forms[name], name) if name in self.forms else data
+        return sample
+
+    def path(self, key: str) -> str:
+        return key if key.startswith("/") else f"{self.root}/{key}"
+
+    def _bytes(self, path: str) -> bytes:
         if not self.remote:
-            return np.fromfile(path, dtype=np.uint8)
+            with open(path, "rb", buffering=0) as file:
+                return file.read()
         with self.filesystem.open_input_stream(path) as stream:
-            return np.frombuffer(stream.read(), dtype=np.uint8)
+            return stream.read()  # type: ignore[no-any-return]
 
     def describe(self, rows: pa.Table, index: int) -> str:
-        return f"{self.root}/{rows.column('key')[index].as_py()}"
+        return self.path(rows.column(next(iter(self.columns.values())))[index].as_py())
 
 
 @dataclass(frozen=True)
 class ShardReader:
-    """A byte range of a tar shard: columns `shard`, `key`, `offset`, `size`."""
+    """Byte ranges of a tar shard: columns `shard`, `key`, and of every field `<field>.offset` and `<field>.size`.
+
+    Attributes:
+        forms: by field, how its bytes are read (see `parsed`).
+    """
 
     filesystem: pyarrow.fs.FileSystem
     shards: tuple[str, ...]
+    forms: Mapping[str, str]
+    _unpacked: OrderedDict[str, bytes] = field(default_factory=OrderedDict, compare=False)
 
     @property
     def remote(self) -> bool:
-        return not isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+        packed = any(shard.endswith(PACKED) for shard in self.shards)  # read one after the other
+        return not isinstance(self.filesystem, pyarrow.fs.LocalFileSystem) and not packed
 
-    def read(self, rows: pa.Table, index: int) -> np.ndarray:
+    def read(self, rows: pa.Table, index: int) -> Sample:
         shard = self.shards[rows.column("shard")[index].as_py()]
-        offset, size = rows.column("offset")[index].as_py(), rows.column("size")[index].as_py()
-        if not self.remote:
-            data = np.fromfile(shard, dtype=np.uint8, count=size, offset=offset)
-        else:
-            with self.filesystem.open_input_file(shard) as file:
-                data = np.frombuffer(file.read_at(size, offset), dtype=np.uint8)
-        if len(data) != size:
-            raise OSError(f"the shard ends after {len(data)} of {size} bytes")
+        places = {
+            name: (rows.column(f"{name}.offset")[index].as_py(), rows.column(f"{name}.size")[index].as_py())
+            for name in self.forms
+        }
+        with self._open(shard) as file:
+            data = {name: _range(file, *place) for name, place in places.items()}
+        return {name: parsed(each, self.forms[name], name) for name, each in data.items()}
+
+    def _open(self, shard: str) -> Any:
+        if shard.endswith(PACKED):
+            return BytesIO(self._unpack(shard))
+        if isinstance(self.filesystem, pyarrow.fs.LocalFileSystem):
+            return open(shard, "rb", buffering=0)
+        return self.filesystem.open_input_file(shard)
+
+    def _unpack(self, shard: str) -> bytes:
+        if shard in self._unpacked:
+            self._unpacked.move_to_end(shard)
+            return self._unpacked[shard]
+        with self.filesystem.open_input_stream(shard, compression="gzip") as stream:
+            data: bytes = stream.read()
+        self._unpacked[shard] = data
+        while len(self._unpacked) > 1 and sum(map(len, self._unpacked.values())) > UNPACKED_BYTES:
+            self._unpacked.popitem(last=False)
         return data
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_unpacked": OrderedDict()}
 
     def describe(self, rows: pa.Table, index: int) -> str:
         return f"{self.shards[rows.column('shard')[index].as_py()]}:{rows.column('key')[index].as_py()}"
 
 
+def _range(file: Any, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    data: bytes = file.read(size)
+    if len(data) != size:
+        raise OSError(f"the shard ends after {len(data)} of {size} bytes")
+    return data
+
+
+def parsed(data: bytes, form: str, name: str) -> Any:
+    """What the bytes of a file are, by the form that its extension tells.
+
+    Args:
+        form: `bytes` (as they are), `text`, `integer`, `json` (a number, a list of numbers, or text; anything else is
+            text as it stands), or `npy`.
+        name: of the field, for messages.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    try:
+        return _parsed(data, form)
+    except ValueError as error:
+        raise ValueError(f"field `{name}` is no {form}: {error}") from None
+
+
+def _parsed(data: bytes, form: str) -> Any:
+    if form == "bytes":
+        return data
+    if form == "text":
+        return data.decode()
+    try:
+        if form == "integer":
+            return np.int64(int(data))
+        if form == "npy":
+            return np.lib.format.read_array(BytesIO(data), allow_pickle=False)
+    except (EOFError, OverflowError) as error:
+        raise ValueError(str(error)) from None
+    value = json.loads(data)
+    if isinstance(value, str):
+        return value
+    found = np.asarray(value)
+    return found if found.dtype.kind in "biuf" else data.decode()
+
+
 @dataclass(frozen=True)
 class ParquetReader:
-    """A row of a row group: columns `file`, `group`, `row`. Row groups are kept while they are in use."""
+    """A row of a row group: columns `file`, `group`, `row`. Row groups are kept while they are in use.
+
+    Attributes:
+        columns: by field, that of the file.
+        shapes: of flat lists that are arrays.
+    """
 
     filesystem: pyarrow.fs.FileSystem
     files: tuple[str, ...]
-    column: str
-    shape: tuple[int, ...] | None
-    _cache: OrderedDict[tuple[int, int], pa.ChunkedArray] = field(default_factory=OrderedDict, compare=False)
+    columns: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    _cache: OrderedDict[tuple[int, int], pa.Table] = field(default_factory=OrderedDict, compare=False)
 
     remote = False  # a row group is one long read, and the cache is not shared between threads
 
-    def read(self, rows: pa.Table, index: int) -> np.ndarray:
-        key = (rows.column("file")[index].as_py(), rows.column("group")[index].as_py())
-        value = self._row_group(key)[rows.column("row")[index].as_py()]
-        if isinstance(value, pa.StructScalar):  # the {bytes, path} of Hugging Face data sets
-            value = value["bytes"]
-        if isinstance(value, pa.BinaryScalar | pa.LargeBinaryScalar):
-            if value.as_buffer() is None:
-                raise OSError("the image is null")
-            return np.frombuffer(value.as_buffer(), dtype=np.uint8)
-        if hasattr(value, "to_numpy"):  # a fixed-shape tensor
-            return np.asarray(value.to_numpy())
-        if value.as_py() is None:
-            raise OSError("the array is null")
-        array = _flat(value.values)
-        return array.reshape(self.shape) if self.shape else array
+    def read(self, rows: pa.Table, index: int) -> Sample | Exception:
+        table = self._row_group((rows.column("file")[index].as_py(), rows.column("group")[index].as_py()))
+        row = rows.column("row")[index].as_py()
+        sample: Sample = {}
+        for name, column in self.columns.items():
+            value = cell(table.column(column)[row])
+            if value is None:
+                return ValueError(f"column {column!r} is null")
+            sample[name] = value.reshape(self.shapes[name]) if name in self.shapes else value
+        return sample
 
     def describe(self, rows: pa.Table, index: int) -> str:
         place = {name: rows.column(name)[index].as_py() for name in ("file", "group", "row")}
         return f"{self.files[place['file']]} (row group {place['group']}, row {place['row']})"
 
-    def _row_group(self, key: tuple[int, int]) -> pa.ChunkedArray:
+    def lengths(self, rows: pa.Table, name: str) -> np.ndarray | None:
+        """Of one field, int64 by row: its column is read and no other, in batches that are not kept. None of what has
+        no length.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        if name in self.shapes:
+            return np.full(rows.num_rows, self.shapes[name][0], np.int64)
+        file, group, row = (rows.column(each).to_numpy() for each in ("file", "group", "row"))
+        keys, inverse = np.unique(file.astype(np.int64) << 32 | group, return_inverse=True)
+        parts = [keys[at] for at in _runs(keys >> 32, GROUPS_AT_ONCE)]
+        found = reading_pool().map(partial(self._lengths_of, self.columns[name]), parts)
+        return at_places([each for part in found for each in part], inverse, row)
+
+    def _lengths_of(self, column: str, keys: np.ndarray) -> list[np.ndarray | None]:
+        """By row group of one file."""
+        path, found = self.files[int(keys[0] >> 32)], []
+        try:
+            with self.filesystem.open_input_file(path) as handle:
+                file = pq.ParquetFile(handle, buffer_size=LENGTHS_BUFFER_BYTES)
+                for group in (keys & 0xFFFFFFFF).tolist():
+                    rows = _rows_at_once(file.metadata.row_group(group), column)
+                    batches = file.iter_batches(rows, row_groups=[group], columns=[column])
+                    each = [lengths_of(batch.column(0)) for batch in batches]
+                    known = [part for part in each if part is not None]
+                    found.append(np.concatenate([np.empty(0, np.int64), *known]) if len(known) == len(each) else None)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"cannot read {path}: {one_line(error)}") from None
+        return found
+
+    def _row_group(self, key: tuple[int, int]) -> pa.Table:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
         with self.filesystem.open_input_file(self.files[key[0]]) as file:
-            column = pq.ParquetFile(file).read_row_group(key[1], columns=[self.column]).column(0)
-        self._cache[key] = column
-        while len(self._cache) > 1 and sum(c.nbytes for c in self._cache.values()) > ROW_GROUP_CACHE_BYTES:
+            table = pq.ParquetFile(file).read_row_group(key[1], columns=list({*self.columns.values()}))
+        self._cache[key] = table
+        while len(self._cache) > 1 and sum(each.nbytes for each in self._cache.values()) > ROW_GROUP_CACHE_BYTES:
             self._cache.popitem(last=False)
-        return column
+        return table
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict()}
 
 
-def _flat(values: pa.Array) -> np.ndarray:
-    """A nested list as one array; every level must be regular."""
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):
-        length = len(values)
-        inner = _flat(values.flatten())
-        return inner.reshape(length, -1, *inner.shape[1:])
-    return np.asarray(values.to_numpy(zero_copy_only=False))
+def at_places(parts: list[np.ndarray | None], part: np.ndarray, row: np.ndarray) -> np.ndarray | None:
+    """The numbers in these rows of these parts; None where a part has none."""
+    known = [each for each in parts if each is not None]
+    if len(known) < len(parts):
+        return None
+    starts = np.cumsum([0, *(len(each) for each in known)])
+    found: np.ndarray = np.concatenate(known)[starts[part] + row]
+    return found
+
+
+def _rows_at_once(group: pq.RowGroupMetaData, column: str) -> int:
+    """So many that their values are about LENGTHS_BATCH_BYTES."""
+    parts = [
+        each for each in map(group.column, range(group.num_columns)) if each.path_in_schema.split(".")[0] == column
+    ]
+    size = sum(max(each.total_uncompressed_size, 8 * each.num_values) for each in parts) / max(group.num_rows, 1)
+    return int(np.clip(LENGTHS_BATCH_BYTES / max(size, 1), 1, LENGTHS_BATCH_ROWS))
+
+
+def _runs(values: np.ndarray, most: int) -> list[slice]:
+    """Of equal values, which are sorted, each of `most` at most."""
+    ends = np.append(np.flatnonzero(np.diff(values)) + 1, len(values)).tolist()
+    starts = [0, *ends[:-1]]
+    return [
+        slice(at, min(at + most, end))
+        for start, end in zip(starts, ends, strict=True)
+        for at in range(start, end, most)
+    ]
 
 
 @cache
@@ -144,21 +295,42 @@ def _normal_quantiles() -> np.ndarray:
 
 @dataclass(frozen=True)
 class NoiseReader:
-    """Images of standard normal noise, float32, made from (seed, id).
+    """Noise, made from (seed, id): columns `number`.
 
-    Values are the normal distribution's quantiles at 65,536 equally likely steps (the furthest is 4.17): seven times
-    as fast as drawing each exactly, and finer than any image file.
+    Floats are standard normal: the normal distribution's quantiles at 65,536 equally likely steps (the furthest is
+    4.17), seven times as fast as drawing each exactly, and finer than any image file. Whole numbers are equally likely,
+    in all of their type or below as many as the field has classes. Where a length varies it is from 1 to `longest`.
     """
 
-    shape: tuple[int, ...]
+    fields: Mapping[str, Field]
     seed: int
-    remote: bool = False
+    longest: int = 64
 
-    def read(self, rows: pa.Table, index: int) -> np.ndarray:
-        size = int(np.prod(self.shape))
-        bits = np.random.SFC64((self.seed, index)).random_raw(-(-size // 4))
-        steps = np.atleast_1d(bits).astype("<u8", copy=False).view("<u2")[:size]
-        return _normal_quantiles().take(steps).reshape(self.shape)
+    remote = False
+
+    def read(self, rows: pa.Table, index: int) -> Sample:
+        number = rows.column("number")[index].as_py()
+        return {
+            name: self._value(each, np.random.SFC64((self.seed, number, *([place] if place else []))))
+            for place, (name, each) in enumerate(self.fields.items())
+        }
+
+    def _value(self, what: Field, bits: np.random.SFC64) -> Any:
+        shape = tuple(1 + int(bits.random_raw() % self.longest) if side is None else side for side in what.shape or ())
+        size = int(np.prod(shape))
+        steps = np.atleast_1d(bits.random_raw(-(-size // 4) or 1)).astype("<u8", copy=False).view("<u2")[:size]
+        if what.dtype in (TEXT, BYTES):
+            letters = (steps % 26 + ord("a")).astype(np.uint8).tobytes()
+            return letters.decode() if what.dtype == TEXT else letters
+        if what.dtype == "float32":
+            return _normal_quantiles().take(steps).reshape(shape)
+        if what.dtype in ("float16", BFLOAT16, "float64"):
+            return _normal_quantiles().take(steps).astype(np_dtype(what.dtype)).reshape(shape)[()]
+        below = len(what.classes) or 65535
+        if below > 65535:
+            steps = np.atleast_1d(bits.random_raw(size))
+        whole = steps % np.asarray(below, steps.dtype)
+        return (whole % 2 if what.dtype == "bool" else whole).astype(what.dtype).reshape(shape)[()]
 
     def describe(self, rows: pa.Table, index: int) -> str:
-        return f"synthetic image {index}"
+        return f"synthetic sample {rows.column('number')[index].as_py()}"

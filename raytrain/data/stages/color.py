@@ -12,15 +12,25 @@ _LUMA = np.array([0.2989, 0.587, 0.114])  # torchvision's weights of red, green 
 
 
 def color_jitter_image(
-    image: np.ndarray, rng: np.random.Generator, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0
+    image: np.ndarray,
+    rng: np.random.Generator,
+    brightness: tuple[float, float] = (1.0, 1.0),
+    contrast: tuple[float, float] = (1.0, 1.0),
+    saturation: tuple[float, float] = (1.0, 1.0),
+    hue: tuple[float, float] = (0.0, 0.0),
 ) -> np.ndarray:
-    """Each changed by a factor from [max(0, 1 - x), 1 + x], in random order."""
-    changes = ((adjust_brightness, brightness), (adjust_contrast, contrast), (adjust_saturation, saturation))
-    factors = [rng.uniform(max(0.0, 1.0 - range_), 1.0 + range_) for _, range_ in changes]
+    """Each by a number from its range, in random order."""
+    changes = (
+        (adjust_brightness, brightness, 1.0),
+        (adjust_contrast, contrast, 1.0),
+        (adjust_saturation, saturation, 1.0),
+        (adjust_hue, hue, 0.0),
+    )
+    amounts = [rng.uniform(*range_) for _, range_, _ in changes]
     for number in rng.permutation(len(changes)):
-        change, range_ = changes[number]
-        if range_:
-            image = change(image, factors[number])
+        change, range_, nothing = changes[number]
+        if range_ != (nothing, nothing):
+            image = change(image, amounts[number])
     return image
 
 
@@ -41,6 +51,28 @@ def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
         return image
     mixed = cv2.transform(image, np.eye(3) * factor + (1.0 - factor) * _LUMA[None, :])
     return mixed if image.dtype == np.uint8 else np.clip(mixed, 0, 1)
+
+
+def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
+    """By `shift` of the circle of colours, -0.5 to 0.5."""
+    if image.shape[2] == 1:
+        return image
+    values = image.astype(np.float32) * np.float32(1 / 255) if image.dtype == np.uint8 else image.astype(np.float32)
+    turned = cv2.cvtColor(values, cv2.COLOR_RGB2HSV)  # hue in degrees
+    turned[..., 0] = (turned[..., 0] + np.float32(360.0 * shift)) % np.float32(360.0)
+    result = cv2.cvtColor(turned, cv2.COLOR_HSV2RGB)
+    return (result * np.float32(255.999)).astype(np.uint8) if image.dtype == np.uint8 else result.astype(image.dtype)
+
+
+def grayscale_image(image: np.ndarray, num_output_channels: int = 1) -> np.ndarray:
+    grey = image
+    if image.shape[2] == 3:
+        grey = cv2.transform(image, _LUMA[None, :]).reshape(*image.shape[:2], 1)
+    return grey if num_output_channels == 1 else np.repeat(grey, num_output_channels, axis=2)
+
+
+def random_grayscale_image(image: np.ndarray, rng: np.random.Generator, p: float = 0.1) -> np.ndarray:
+    return grayscale_image(image, image.shape[2]) if rng.random() < p else image
 
 
 def _linear(image: np.ndarray, factor: float, shift: float) -> np.ndarray:

@@ -1,169 +1,146 @@
-"""Stages on images, in NumPy and OpenCV."""
+"""What is in an image: decoding, and stages that change its values, in NumPy and OpenCV.
+
+Names, parameters and defaults are torchvision's (transforms.v2). An image is (height, width, channels), uint8 or
+float32.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
 
 import cv2
 import numpy as np
 
-from raytrain.data.stages.color import color_jitter_image
+from raytrain.data.samples.fields import BFLOAT16, DTYPES, Field, Kind, np_dtype
+from raytrain.data.stages.color import color_jitter_image, grayscale_image, random_grayscale_image
 from raytrain.data.stages.options import check_order, check_range
-from raytrain.data.stages.stage import Stage, stage
-from raytrain.errors import ConfigError, nearest
+from raytrain.data.stages.stage import FEWER_PIXELS, STORE_SMALLER, On, Stage, built_in
+from raytrain.errors import ConfigError, nearest, one_line
 
 BLUR_TOLERANCE = 1e-6
+_PALETTE = 3  # a PNG's colour type
 
 Image = np.ndarray
-"""(height, width, channels), uint8 or float32."""
+Range = float | tuple[float, float]
 
 
 # --- decoding -----------------------------------------------------------------------------------------------------
 
 
-def decode() -> Stage:
-    """Encoded image bytes -> uint8 (height, width, 3), RGB, turned upright as its EXIF data says."""
-    return stage(decode_image, name="decode")
+def decode(*, scaled: bool = True, on: On = None) -> Stage:
+    """Encoded bytes of an image to uint8 (height, width, 3), RGB, turned upright as its EXIF data says; those of a mask
+    to (height, width), its values as they are stored (of a palette, the numbers of the colours).
+
+    Args:
+        scaled: decode a JPEG at a half, a quarter or an eighth of its size where the next stage, a `resize` or
+            `random_resized_crop` of the same field, shrinks it by as much; the pixels then differ slightly.
+    """
+    return built_in(
+        decode_field,
+        "decode",
+        on,
+        kinds=("image", "mask"),
+        change=_decoded,
+        decodes=True,
+        helps=f"{STORE_SMALLER}, since every pixel is decoded; or put a `resize` or `random_resized_crop` behind it, "
+        "for which a JPEG is decoded at a half, a quarter or an eighth of its size",
+        scaled=scaled,
+    )
 
 
-def decode_image(data: np.ndarray) -> Image:
-    """Raises ValueError when `data` (uint8, one dimension) is not a whole image (OpenCV 4 let truncated ones pass)."""
-    if data.ndim != 1:
-        return data  # already an array: Parquet tensors and synthetic images
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
+def decode_field(value: bytes | np.ndarray, kind: Kind, scaled: bool = True) -> Image:
+    """Raises ValueError when `value` is not a whole image (OpenCV 4 let truncated ones pass)."""
+    if not isinstance(value, bytes):
+        return value  # already an array
+    if kind == "mask":
+        return decode_mask(value)
+    image = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_COLOR_RGB) if value else None
     if image is None:
         raise ValueError("not a decodable image")
     return image
 
 
-# --- geometry -----------------------------------------------------------------------------------------------------
+def decode_mask(data: bytes) -> np.ndarray:
+    depth, color = data[24:26] if data.startswith(b"\x89PNG") and len(data) > 25 else (8, 0)
+    if color == _PALETTE:
+        return _palette_numbers(data)
+    mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    if mask is None:
+        raise ValueError("not a decodable image")
+    if mask.ndim != 2:
+        raise ValueError(f"a mask has one channel, this has {mask.shape[2]}")
+    return mask if depth >= 8 else mask // np.uint8(255 // (2**depth - 1))  # which OpenCV spreads over 0 to 255
 
 
-def resize(size: int | tuple[int, int]) -> Stage:
-    """To `size` x `size`, or (height, width); area averaging when it shrinks, bilinear when it grows."""
-    made = stage(resize_image, name="resize", size=size)
-    check_range("resize", 1, size=size)
-    return made
+def _palette_numbers(data: bytes) -> np.ndarray:
+    """OpenCV gives the colours."""
+    from PIL import Image as pillow
+
+    try:
+        with pillow.open(BytesIO(data)) as picture:
+            return np.array(picture)
+    except (OSError, SyntaxError) as error:  # the latter of a broken PNG
+        raise ValueError(f"not a decodable image: {one_line(error)}") from None
 
 
-def resize_image(image: Image, size: int | tuple[int, int]) -> Image:
-    height, width = (size, size) if isinstance(size, int) else size
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = height * width < image.shape[0] * image.shape[1]
-    return _with_channels(
-        cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    )
-
-
-def center_crop(size: int) -> Stage:
-    """The middle square of the image, resized to `size` x `size`."""
-    made = stage(center_crop_image, name="center_crop", size=size)
-    check_range("center_crop", 1, size=size)
-    return made
-
-
-def center_crop_image(image: Image, size: int) -> Image:
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return resize_image(image[top : top + side, left : left + side], size)
-
-
-def random_resized_crop(
-    size: int, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)
-) -> Stage:
-    """A random area of the image with a random aspect ratio, resized to `size` x `size` (as torchvision draws it)."""
-    options = {"size": size, "scale": tuple(scale), "ratio": tuple(ratio)}
-    made = stage(random_resized_crop_image, name="random_resized_crop", **options)
-    check_range("random_resized_crop", 1, size=size)
-    check_range("random_resized_crop", 0, 1, scale=scale)
-    check_order("random_resized_crop", scale=scale, ratio=ratio)
-    return made
-
-
-def random_resized_crop_image(
-    image: Image,
-    rng: np.random.Generator,
-    size: int,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Image:
-    box = random_box(image.shape[0], image.shape[1], rng, scale, ratio)
-    if box is None:
-        return center_crop_image(image, size)
-    top, left, height, width = box
-    return resize_image(image[top : top + height, left : left + width], size)
-
-
-def random_box(
-    height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[int, int, int, int] | None:
-    """Top, left, height and width of a random box within the image; None when ten draws do not fit."""
-    for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
-        box_width, box_height = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
-        if 0 < box_width <= width and 0 < box_height <= height:
-            return rng.integers(height - box_height + 1), rng.integers(width - box_width + 1), box_height, box_width
-    return None
-
-
-def flip(probability: float = 0.5) -> Stage:
-    """Mirror left and right."""
-    made = stage(flip_image, name="flip", probability=probability)
-    check_range("flip", 0, 1, probability=probability)
-    return made
-
-
-def flip_image(image: Image, rng: np.random.Generator, probability: float = 0.5) -> Image:
-    return image[:, ::-1] if rng.random() < probability else image
-
-
-def random_shift(pixels: int) -> Stage:
-    """Move by up to `pixels` in each direction; the border is repeated."""
-    made = stage(random_shift_image, name="random_shift", pixels=pixels)
-    check_range("random_shift", 0, pixels=pixels)
-    return made
-
-
-def random_shift_image(image: Image, rng: np.random.Generator, pixels: int) -> Image:
-    height, width = image.shape[:2]
-    padded = _with_channels(cv2.copyMakeBorder(image, pixels, pixels, pixels, pixels, cv2.BORDER_REPLICATE))
-    top, left = rng.integers(0, 2 * pixels + 1, size=2)
-    return padded[top : top + height, left : left + width]
+def _decoded(what: Field) -> Field:
+    if what.dtype not in ("", "bytes"):
+        return what
+    if what.kind == "mask":
+        return Field("", (None, None), "mask", what.classes)
+    return Field("uint8", (None, None, 3), "image")
 
 
 # --- values -------------------------------------------------------------------------------------------------------
 
 
-def gaussian_blur(kernel: int = 11, sigma: tuple[float, float] = (0.1, 2.0), times: int = 1) -> Stage:
-    """`times` Gaussian blurs in a row, each with its own sigma drawn uniformly; border reflected (101).
+def gaussian_blur(kernel_size: int, *, sigma: Range = (0.1, 2.0), times: int = 1, on: On = None) -> Stage:
+    """`times` Gaussian blurs in a row, each with its own sigma drawn uniformly; border reflected.
 
-    The same kernel as torchvision's `gaussian_blur`, applied as two one-dimensional passes. On float images several
+    The same kernel as torchvision's `gaussian_blur`, `exp(-x**2 / (2 * sigma**2))` scaled to a sum of 1, along both
+    axes. On float images several
     blurs are one: their kernels are convolved, which the reflected border leaves exact, and what lies further out than
-    BLUR_TOLERANCE of the kernel's mass is cut off. On integer images every blur rounds, so each is made.
+    1e-6 of the kernel's mass is cut off. On integer images every blur rounds, so each is made.
+
+    Args:
+        kernel_size: pixels, odd.
+        sigma: pixels, or (low, high).
+        times: how many blurs.
 
     Raises:
         ConfigError: an even kernel, or a sigma that is not positive and in order.
     """
-    made = stage(gaussian_blur_image, name="gaussian_blur", kernel=kernel, sigma=tuple(sigma), times=times)
-    if kernel < 1 or kernel % 2 == 0:
-        raise ConfigError(f"gaussian_blur: kernel must be odd and positive (given: {kernel})")
-    check_order("gaussian_blur", sigma=sigma)
+    sigma = (sigma, sigma) if isinstance(sigma, int | float) else tuple(sigma)  # type: ignore[assignment]
+    made = built_in(
+        gaussian_blur_image,
+        "gaussian_blur",
+        on,
+        kinds=("image",),
+        change=_same,
+        helps=f"{FEWER_PIXELS}; a smaller kernel; where it blurs several times, `to_dtype: {{dtype: float32}}` before "
+        "it makes one blur of them",
+        kernel_size=kernel_size,
+        sigma=sigma,
+        times=times,
+    )
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ConfigError(f"gaussian_blur: kernel_size must be odd and positive (given: {kernel_size})")
+    check_order("gaussian_blur", sigma=sigma)  # type: ignore[arg-type]
     check_range("gaussian_blur", 1, times=times)
     return made
 
 
 def gaussian_blur_image(
-    image: Image, rng: np.random.Generator, kernel: int = 11, sigma: tuple[float, float] = (0.1, 2.0), times: int = 1
+    image: Image, rng: np.random.Generator, kernel_size: int, sigma: tuple[float, float] = (0.1, 2.0), times: int = 1
 ) -> Image:
     sigmas = rng.uniform(*sigma, size=times)
     if np.issubdtype(image.dtype, np.floating):
-        taps = blur_taps(kernel, sigmas)
+        taps = blur_taps(kernel_size, sigmas)
         return _with_channels(cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101))
     for value in sigmas:
-        image = cv2.GaussianBlur(image, (kernel, kernel), value, borderType=cv2.BORDER_REFLECT_101)
+        image = cv2.GaussianBlur(image, (kernel_size, kernel_size), value, borderType=cv2.BORDER_REFLECT_101)
     return _with_channels(image)
 
 
@@ -178,47 +155,137 @@ def blur_taps(kernel: int, sigmas: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.asarray(taps / taps.sum())
 
 
-def color_jitter(brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0) -> Stage:
-    """Change each by a factor drawn uniformly from [max(0, 1 - x), 1 + x], in random order, as torchvision does.
+def color_jitter(
+    brightness: Range = 0.0, contrast: Range = 0.0, saturation: Range = 0.0, hue: Range = 0.0, *, on: On = None
+) -> Stage:
+    """Change brightness, contrast and saturation by a factor f each, and the hue by a share of the circle, in random
+    order: `f * image`, and `f * image + (1 - f) * grey`, with the mean grey of the image for the contrast and the grey
+    of each pixel for the saturation.
 
-    For RGB images of uint8, or float images with values from 0 to 1. No hue: use torchvision's ColorJitter for it.
+    For RGB images of uint8, or float images with values from 0 to 1; of grey ones hue and saturation stay.
+
+    Args:
+        brightness, contrast, saturation: x for a factor from [max(0, 1 - x), 1 + x], or (low, high).
+        hue: x for a shift from [-x, x], at most 0.5, or (low, high).
 
     Raises:
-        ConfigError: a negative value.
+        ConfigError: a negative value, or a hue that is further away than half of the circle.
     """
-    given = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
-    made = stage(color_jitter_image, name="color_jitter", **given)
-    check_range("color_jitter", 0, **given)
+    factors: dict[str, Any] = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    check_range("color_jitter", 0, **factors)
+    check_range("color_jitter", -0.5, 0.5, hue=hue)
+    ranges: dict[str, Any] = {name: _around(1.0, given, 0.0) for name, given in factors.items()} | {
+        "hue": _around(0.0, hue, -0.5)
+    }
+    return built_in(color_jitter_image, "color_jitter", on, kinds=("image",), change=_same, **ranges)
+
+
+def _around(middle: float, given: Range, least: float) -> tuple[float, float]:
+    if isinstance(given, int | float):
+        return max(middle - abs(given), least), middle + abs(given)
+    low, high = given
+    if low > high:
+        raise ConfigError(f"stage 'color_jitter': a range is [low, high] (given: {list(given)})")
+    return float(low), float(high)
+
+
+def grayscale(num_output_channels: int = 1, *, on: On = None) -> Stage:
+    """To greys, `0.2989 * red + 0.587 * green + 0.114 * blue`.
+
+    Args:
+        num_output_channels: 1, or 3 equal ones.
+    """
+    made = built_in(
+        grayscale_image,
+        "grayscale",
+        on,
+        kinds=("image",),
+        change=_channels(num_output_channels),
+        num_output_channels=num_output_channels,
+    )
+    if num_output_channels not in (1, 3):
+        raise ConfigError(f"stage 'grayscale': num_output_channels must be 1 or 3 (given: {num_output_channels})")
     return made
 
 
-def cast(dtype: str) -> Stage:
-    """To another NumPy dtype, such as `float16`, which halves what travels; the device casts it to what it computes in.
+def random_grayscale(p: float = 0.1, *, on: On = None) -> Stage:
+    """To greys, with as many channels as before.
 
-    Raises:
-        ConfigError: not a dtype that NumPy and torch share.
+    Args:
+        p: the probability.
     """
-    known = ("uint8", "int16", "int32", "int64", "float16", "float32", "float64")
-    if dtype not in known:
-        raise ConfigError(f"cast: unknown dtype {dtype!r}{nearest(str(dtype), known)} (known: {', '.join(known)})")
-    return stage(cast_image, name="cast", dtype=dtype)
-
-
-def cast_image(image: np.ndarray, dtype: str) -> np.ndarray:
-    return image.astype(dtype, copy=False)
-
-
-def to_uint8(size: int | None = None) -> Stage:
-    """Resize to `size` if given, then round and clip to uint8."""
-    made = stage(to_uint8_image, name="to_uint8", size=size)
-    check_range("to_uint8", 1, size=size)
+    made = built_in(random_grayscale_image, "random_grayscale", on, kinds=("image",), change=_same, p=p)
+    check_range("random_grayscale", 0, 1, p=p)
     return made
 
 
-def to_uint8_image(image: Image, size: int | None = None) -> Image:
-    if size is not None:
-        image = resize_image(image, size)
+def to_dtype(dtype: str, *, scale: bool = False, on: On = None) -> Stage:
+    """To another type, such as `float16` or `bfloat16`, which halve what travels of float32.
+
+    Args:
+        dtype: a name of NumPy's, or `bfloat16`.
+        scale: values go from the range of the old type to that of the new: 0 to 255 of uint8, 0 to 65,535 of uint16, 0
+            to 1 of floats.
+
+    Raises:
+        ConfigError: no such type, or none of images where they shall be scaled.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(
+            f"to_dtype: unknown dtype {dtype!r}{nearest(str(dtype), DTYPES)} (known: {', '.join(DTYPES)})"
+        )
+    if scale and dtype not in _TOPS:
+        raise ConfigError(f"to_dtype: {dtype} cannot be scaled to; that can {', '.join(_TOPS)}")
+    return built_in(convert, "to_dtype", on, kinds=(), change=_typed(dtype), dtype=dtype, scale=scale)
+
+
+_TOPS = {"uint8": 255.0, "uint16": 65535.0, "float16": 1.0, BFLOAT16: 1.0, "float32": 1.0, "float64": 1.0}
+
+
+def convert(value: np.ndarray, dtype: str, scale: bool = False) -> np.ndarray:
+    """Raises TypeError where values of this type cannot be scaled."""
+    wanted = np_dtype(dtype)
+    old = value.dtype.name
+    if not scale or old == dtype:
+        return value.astype(wanted, copy=False)
+    if old not in _TOPS:
+        raise TypeError(f"values of {old} cannot be scaled; those can of {', '.join(_TOPS)}")
+    factor = _TOPS[dtype] / _TOPS[old]
+    if wanted.kind == "u" and value.dtype.kind == "u":
+        return (value.astype(np.uint16) << 8 if dtype == "uint16" else value >> 8).astype(wanted)
+    if wanted.kind == "u":  # as torchvision rounds: the same share of the range for every number
+        return np.clip(value.astype(np.float64) * (_TOPS[dtype] + 1.0 - 1e-3), 0, _TOPS[dtype]).astype(wanted)
+    return (value.astype(np.float32) * np.float32(factor)).astype(wanted, copy=False)
+
+
+def to_uint8(*, on: On = None) -> Stage:
+    """Round and clip to whole numbers from 0 to 255, without scaling."""
+    return built_in(to_uint8_image, "to_uint8", on, kinds=("image",), change=_typed("uint8"))
+
+
+def to_uint8_image(image: Image) -> Image:
     return image if image.dtype == np.uint8 else np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def _same(what: Field) -> Field:
+    return what
+
+
+class _typed:
+    def __init__(self, dtype: str):
+        self._dtype = dtype
+
+    def __call__(self, what: Field) -> Field:
+        return Field(self._dtype, what.shape, what.kind, what.classes)
+
+
+class _channels:
+    def __init__(self, number: int):
+        self._number = number
+
+    def __call__(self, what: Field) -> Field:
+        shape = None if what.shape is None else (*what.shape[:2], self._number)
+        return Field(what.dtype, shape, what.kind)
 
 
 def _with_channels(image: np.ndarray) -> Image:

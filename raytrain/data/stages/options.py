@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from raytrain.errors import ConfigError, nearest
 
@@ -15,12 +16,11 @@ def check_options(what: str, known: Sequence[inspect.Parameter], options: Mappin
     Raises:
         ConfigError: it does not have one (naming the nearest), or lacks one that it needs.
     """
-    if any(each.kind is each.VAR_KEYWORD for each in known):
-        return
-    names = [each.name for each in known if each.kind is not each.VAR_POSITIONAL]
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in known)
+    names = [each.name for each in known if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     has = f"its options: {', '.join(names)}" if names else "it has none"
     for name in options:
-        if name not in names:
+        if name not in names and not takes_any:
             raise ConfigError(f"{what} has no option {name!r}{nearest(str(name), names)} ({has})")
     for each in known:
         if each.name in names and each.default is each.empty and each.name not in options:
@@ -44,8 +44,22 @@ def check_types(label: str, function: Callable[..., Any], options: Mapping[str, 
         try:
             TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError:
-            wanted = function.__annotations__[name]
-            raise ConfigError(f"stage {label!r}: {name} must be {wanted} (given: {value!r})") from None
+            raise ConfigError(f"stage {label!r}: {name} must be {_told(hints[name])} (given: {value!r})") from None
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _told(hint: Any) -> str:
+    """A type in words."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inside))
+    if origin is tuple:
+        return f"a list of {len(inside)} {_WORDS[inside[0]].removeprefix('a ')}s"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_told(each) for each in inside if each is not types.NoneType)
+    return _WORDS.get(hint, str(hint))
 
 
 def check_range(label: str, least: float, most: float | None = None, **values: Any) -> None:

@@ -1,56 +1,323 @@
-"""CPU stages: frozen values over plain functions of one sample, in NumPy and OpenCV.
+"""CPU stages: frozen values over plain functions, in NumPy and OpenCV.
 
-A stage function takes an image (height, width, channels) and, when it is random, `rng`, a `numpy.random.Generator`
-seeded with (seed, epoch, sample id): whichever host prepares the sample, and however often, it comes out the same.
-Nothing here imports torch; only `torchvision` stages do, in the workers that run them.
+A function gets one field of a sample, some of its fields, the whole sample, or a whole batch (see `stage`). Where it is
+random, it has a parameter `rng`, a `numpy.random.Generator` seeded with (seed, epoch, sample id): whichever host
+prepares the sample, and however often, it comes out the same. Nothing here imports torch; only `torchvision` stages do,
+in the workers that run them.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
+from raytrain.data.samples.fields import BYTES, IMAGE, Field, Kind, Sample, Schema, field_of
+from raytrain.data.samples.values import plain
 from raytrain.data.stages.options import check_options, check_types
 from raytrain.errors import ConfigError
+
+Scope = Literal["field", "fields", "sample", "batch"]
+On = str | Sequence[str] | None
+Change = Callable[[Field], Field]
+
+WHOLE = "*"  # all fields
+DECODED_FROM = ".decoded_from"  # behind a field's name: (height, width) of an image that was decoded smaller
+FEWER_PIXELS = "put it after the crop or the resize, where there are fewer pixels"
+STORE_SMALLER = "store the images nearer to the size that you train on"
+SAMPLES = "expected a dict of all fields, a list of such, or None to leave the sample out"
+CALLED_WITH = {
+    "field": "one array",
+    "fields": "a dict of fields",
+    "sample": "a dict of all fields",
+    "batch": "a dict of all fields of a batch",
+}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the preprocessing of a sample.
+    """One step of the preprocessing.
 
     Attributes:
         name: in tables and the record.
-        function: called as `function(sample, **options)`, with `rng=` too when `random`.
+        function: called with what `scope` says, with `rng=` when `random`, and with `options`.
         random: whether it draws from `rng`.
         options: keyword arguments of `function`.
+        scope: one `field` after the other, all `fields` of `on` as a dict, the `sample`, or the `batch`.
+        on: names of fields; None until a pipeline knows its source (`settled`).
+        kinds: that it is for. Empty where it takes any value.
+        change: what becomes of such a field, where that is known.
+        gives: the fields that come out, instead, where its maker said so.
+        keeps: the function says whether the sample goes on, and changes nothing.
+        decodes: it takes encoded bytes.
+        helps: where it takes much of the time, what to do; empty where only its author knows.
+        told: which of `kind` (of `fields`: `kinds`, by name) and `canvas`, (height, width) of an image or mask, for
+            boxes that of the first of these, its function is called with too.
     """
 
     name: str
-    function: Callable[..., np.ndarray]
+    function: Callable[..., Any]
     random: bool = False
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+    scope: Scope = "field"
+    on: tuple[str, ...] | None = None
+    kinds: tuple[Kind, ...] = ()
+    change: Change | None = field(default=None, compare=False)
+    gives: Schema | None = None
+    keeps: bool = False
+    decodes: bool = False
+    helps: str = ""
+    told: frozenset[str] = frozenset()
+    on_kinds: tuple[Kind, ...] = ()  # of the fields `on`, once settled
 
-    def __call__(self, sample: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        if self.random:
-            return self.function(sample, rng=rng, **self.options)
-        return self.function(sample, **self.options)
+    # --- in a worker ---
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None) -> Sample | list[Sample] | None:
+        """A sample again, several, or None where it is not wanted; `sample` may have been changed.
+
+        Raises:
+            ConfigError: it has no such field.
+            Exception: whatever the function raises, or TypeError if it returns what no field can be.
+        """
+        options = {**self.options, "rng": rng} if self.random else self.options
+        if self.keeps:
+            return sample if self.function(self._asked(sample), **options) else None
+        if self.scope == "field":
+            return self._each(sample, rng, options)
+        if "kinds" in self.told:
+            options = {**options, "kinds": dict(zip(self.on or (), self.on_kinds, strict=True))}
+        result = self.function(self._asked(sample), **options)
+        if self.scope == "sample":
+            return self._whole(result)
+        if result is None:
+            return None
+        if not isinstance(result, Mapping):
+            raise TypeError(f"it returned {type(result).__name__}, expected a dict of fields, or None to leave it out")
+        sample.update({name: self._plain(value, name) for name, value in result.items()})
+        return sample
+
+    def on_batch(self, samples: list[Sample], rng: np.random.Generator | None) -> list[Sample]:
+        """All samples of a batch at once.
+
+        Raises:
+            TypeError: what comes back is not as many samples.
+        """
+        fields: dict[str, Any] = {}
+        for name in samples[0]:
+            values = [sample[name] for sample in samples]
+            kinds = {(np.shape(value), getattr(value, "dtype", None)) for value in values}
+            alike = not isinstance(values[0], str | bytes) and len(kinds) == 1
+            fields[name] = np.stack(values) if alike else values
+        result = self.function(fields, **({**self.options, "rng": rng} if self.random else self.options))
+        if not isinstance(result, Mapping):
+            raise TypeError(f"it returned {type(result).__name__}, expected a dict of fields")
+        for name, values in result.items():
+            if len(values) != len(samples):
+                raise TypeError(f"it returned {len(values)} values of field `{name}` for {len(samples)} samples")
+        return [
+            {name: self._plain(values[place], name) for name, values in result.items()} for place in range(len(samples))
+        ]
+
+    def _asked(self, sample: Sample) -> Any:
+        """What the function is called with, of one field or more."""
+        if self.scope == "sample":
+            return sample
+        fields = {name: self._of(sample, name) for name in self.on or ()}
+        return next(iter(fields.values())) if self.scope == "field" else fields
+
+    def _each(self, sample: Sample, rng: np.random.Generator | None, options: dict[str, Any]) -> Sample:
+        names = self.on or ()
+        canvases = self._canvases(sample) if "canvas" in self.told else None
+        state = rng.bit_generator.state if self.random and rng is not None and len(names) > 1 else None
+        for number, name in enumerate(names):
+            if number and state is not None and rng is not None:
+                rng.bit_generator.state = state  # the same numbers for each
+            if "kind" in self.told:
+                options = {**options, "kind": self.on_kinds[number]}
+            if canvases is not None:
+                options["canvas"] = canvases[number]
+            result = self.function(self._of(sample, name), **options)
+            sample[name] = result if type(result) is np.ndarray else self._plain(result, name)
+        return sample
+
+    def _canvases(self, sample: Sample) -> list[tuple[int, int]]:
+        """Of each of its fields; boxes have the first of the others'."""
+        found: list[tuple[int, int] | None] = []
+        for name, kind in zip(self.on or (), self.on_kinds, strict=True):
+            shape = sample.pop(name + DECODED_FROM, None)
+            if shape is not None:
+                found.append((int(shape[0]), int(shape[1])))
+                continue
+            shape = np.shape(self._of(sample, name))
+            if kind != "boxes" and len(shape) < 2:
+                raise TypeError(f"field `{name}` has the shape {shape}, expected (height, width, channels)")
+            found.append(None if kind == "boxes" else (shape[0], shape[1]))
+        if self.random and len({each for each in found if each is not None}) > 1:
+            each = zip(self.on or (), found, strict=True)
+            told = ", ".join(f"`{name}` {size[0]} x {size[1]}" for name, size in each if size is not None)
+            raise ValueError(f"fields of one sample must have one size to be cut alike: {told}")
+        first = next(each for each in found if each is not None)
+        return [each or first for each in found]
+
+    def _of(self, sample: Sample, name: str) -> Any:
+        if name not in sample:
+            Schema({each: field_of(value) for each, value in sample.items()}).check_has([name], f"stage `{self.name}`")
+        return sample[name]
+
+    def _plain(self, value: Any, name: str) -> Any:
+        if value is None:
+            raise TypeError(f"it returned nothing for field `{name}`")
+        return plain(value, f"field `{name}` behind `{self.name}`")
+
+    def _whole(self, result: Any) -> Sample | list[Sample] | None:
+        if result is None:
+            return None
+        if isinstance(result, Mapping):
+            return {name: self._plain(value, name) for name, value in result.items()}
+        if isinstance(result, Iterable) and not isinstance(result, str | bytes | np.ndarray):
+            return self._several(result)
+        raise TypeError(f"it returned {type(result).__name__}, {SAMPLES}")
+
+    def _several(self, results: Iterable[Any]) -> list[Sample]:
+        """Samples that share no memory: a generator may fill the same for each, and stages may change what they get."""
+        lazy, seen = not isinstance(results, list | tuple), set()
+        found: list[Sample] = []
+        for each in results:
+            if not isinstance(each, Mapping):
+                raise TypeError(f"it returned {type(results).__name__}, {SAMPLES}")
+            sample = {name: self._plain(value, name) for name, value in each.items()}
+            for name, value in sample.items():
+                if isinstance(value, np.ndarray):
+                    is_shared = lazy or not value.flags.owndata or id(value) in seen
+                    sample[name] = value.copy() if is_shared else value
+                    seen.add(id(sample[name]))
+            found.append(sample)
+        return found
+
+    # --- before anything starts ---
+
+    def settled(self, schema: Schema, who: str) -> tuple[Stage, Schema]:
+        """With its fields known, and what the samples are behind it.
+
+        Args:
+            who: it is, for messages: `stage 3, `resize`,`.
+
+        Raises:
+            ConfigError: its fields are not there, or nothing that it can work on.
+        """
+        if self.scope in ("sample", "batch"):
+            return self, self._behind(schema, ())
+        on = self.on or self._found(schema, who)
+        schema.check_has(on, who)
+        for name in on:
+            self._check_takes(name, schema, who)
+        kinds = tuple(self._kind(schema.get(name), name) for name in on)
+        if self.told & {"canvas", "kinds"} and set(kinds) == {"boxes"}:
+            raise ConfigError(f"{who} needs an image or a mask beside boxes, which alone have no size")
+        return replace(self, on=on, on_kinds=kinds), self._behind(schema, on)
+
+    def _found(self, schema: Schema, who: str) -> tuple[str, ...]:
+        """The fields that it is for where nobody has said."""
+        if self.decodes:
+            found = tuple(name for name, each in schema.items() if each.is_encoded)
+            found = found or tuple(name for name, each in schema.items() if each.dtype == BYTES)
+            found = found if found and (schema[found[0]].kind or len(found) == 1) else schema.of_kind("image")
+        elif self.kinds:  # what is still encoded as well, which is refused: no mask moves without its image
+            found = tuple(n for n, f in schema.items() if f.kind in self.kinds and (f.may_be_array or f.is_encoded))
+        else:
+            found = (IMAGE,) if IMAGE in schema else tuple(n for n, each in schema.items() if _may_be_meant(each))
+            found = found if len(found) == 1 else ()
+        if found:
+            return found
+        if IMAGE in schema or not schema.whole:
+            return (IMAGE,)
+        arrays = [n for n, each in schema.items() if each.may_be_array and (each.shape is None or len(each.shape) > 1)]
+        if self.kinds and len(arrays) == 1:
+            return (arrays[0],)
+        wants = f"wants field `{IMAGE}`" if self.kinds else "does not know which field it is for"
+        raise ConfigError(f"{who} {wants}; there are {schema.names}; say which with `on`")
+
+    def _check_takes(self, name: str, schema: Schema, who: str) -> None:
+        if self.change is None or name not in schema or self.decodes:  # one's own takes what it takes
+            return
+        what = schema[name]
+        if what.is_encoded:
+            raise ConfigError(f"{who} needs decoded images, and field `{name}` is encoded; put `decode` before it")
+        if not what.may_be_array:
+            raise ConfigError(f"{who} works on arrays, and field `{name}` is {what}")
+        if self.kinds and what.shape is not None and len(what.shape) < 2:
+            raise ConfigError(f"{who} is for {', '.join(self.kinds)}, and field `{name}` is {what}")
+
+    def _kind(self, what: Field | None, name: str) -> Kind:
+        if what is not None and what.kind:
+            return what.kind
+        return "image" if self.kinds else ""
+
+    def _behind(self, schema: Schema, on: tuple[str, ...]) -> Schema:
+        if self.keeps:
+            return schema
+        if self.gives is not None:
+            return self.gives if self.scope in ("sample", "batch") else schema.but(**self.gives)
+        if self.scope in ("sample", "batch"):  # it may have kept any of them
+            return Schema({name: Field(kind=each.kind) for name, each in schema.items()}, whole=False)
+        changed = {}
+        for name in on:
+            before = schema.get(name, Field())
+            kind = self._kind(before, name)
+            changed[name] = self.change(replace(before, kind=kind)) if self.change else Field(kind=before.kind)
+        after = schema.but(**changed)
+        return after if self.scope == "field" else replace(after, whole=False)
 
 
-def stage(function: Callable[..., np.ndarray], *, name: str | None = None, **options: Any) -> Stage:
-    """A stage of your own: any function of one array, random when it has a parameter `rng`.
+def _may_be_meant(what: Field) -> bool:
+    """Whether a function of one array may be for such a field: not for a number."""
+    return what.dtype != "" and what.shape != () or (what.dtype == "" and what.shape is None)
+
+
+def stage(
+    function: Callable[..., Any],
+    *,
+    on: On = None,
+    whole_batch: bool = False,
+    gives: Mapping[str, Field] | None = None,
+    name: str | None = None,
+    **options: Any,
+) -> Stage:
+    """A stage of your own: a function, random when it has a parameter `rng`, a `numpy.random.Generator` that is seeded
+    by sample.
+
+    Args:
+        function: called with one of the following, and with `options`.
+        on: what it is called with. The name of a field: its value, and it returns the new one. A list of names: a dict
+            of these, and it returns a dict of what is new, or None to leave the sample out. `"*"`: a dict of all, and
+            it returns the dict that goes on, None, or a list of dicts, each a sample. Without: the field `image`, or
+            the only one that is an array.
+        whole_batch: it is called with a dict of all fields of a batch, each an array (samples, ...) where the shapes
+            and types agree, else a list, and returns the like.
+        gives: the fields that it returns, where a later stage should be checked against them before anything starts.
+        name: in tables and the record; by default the function's.
+        options: keyword arguments of the function.
 
     Raises:
         ConfigError: `options` do not fit the function's signature.
     """
     label = name or str(getattr(function, "__name__", type(function).__name__))
+    scope = _scope(label, on, whole_batch)
+    made = Stage(
+        label,
+        function,
+        options=options,
+        scope=scope,
+        on=on_names(on, label) if scope in ("field", "fields") else None,
+        gives=None if gives is None else Schema(dict(gives)),
+    )
     try:
         parameters = inspect.signature(function).parameters
     except ValueError:  # a builtin without a signature
-        return Stage(label, function, False, options)
+        return made
     except TypeError as error:
         raise ConfigError(f"stage {label!r}: {error}") from None
     random = "rng" in parameters
@@ -58,7 +325,73 @@ def stage(function: Callable[..., np.ndarray], *, name: str | None = None, **opt
     try:
         inspect.signature(function).bind(None, **({"rng": None} if random else {}), **options)
     except TypeError as error:
-        raise ConfigError(f"stage {label!r} is called with one array and its options: {error}") from None
-    if function.__module__.startswith("raytrain.data."):
-        check_types(label, function, options)
-    return Stage(label, function, random, options)
+        raise ConfigError(f"stage {label!r} is called with {CALLED_WITH[scope]} and its options: {error}") from None
+    return replace(made, random=random)
+
+
+def built_in(
+    function: Callable[..., Any],
+    name: str,
+    on: On,
+    *,
+    kinds: tuple[Kind, ...],
+    change: Change,
+    decodes: bool = False,
+    helps: str = FEWER_PIXELS,
+    **options: Any,
+) -> Stage:
+    """One of ours, on each of its fields alike.
+
+    Raises:
+        ConfigError: an option is of another type.
+    """
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    check_types(name, function, options)
+    parameters = inspect.signature(function).parameters
+    return Stage(
+        name,
+        function,
+        "rng" in parameters,
+        options,
+        on=on_names(on, name),
+        kinds=kinds,
+        change=change,
+        decodes=decodes,
+        helps=helps,
+        told=frozenset({"kind", "canvas"} & set(parameters)),
+    )
+
+
+def on_names(on: On, label: str, what: str = "a field or a list of fields") -> tuple[str, ...] | None:
+    """
+    Raises:
+        ConfigError: it names no fields.
+    """
+    if on is None:
+        return None
+    names = (on,) if isinstance(on, str) else on
+    if not isinstance(names, Sequence) or not names or not all(isinstance(n, str) and n != WHOLE for n in names):
+        raise ConfigError(f"stage {label!r}: `on` is {what} (given: {on!r})")
+    return tuple(names)
+
+
+def _scope(label: str, on: On, whole_batch: bool) -> Scope:
+    if whole_batch:
+        if on is not None:
+            raise ConfigError(f"stage {label!r}: a stage of a whole batch gets all fields; leave `on` out")
+        return "batch"
+    if on == WHOLE:
+        return "sample"
+    on_names(on, label, 'a field, a list of fields, or "*"')
+    return "field" if on is None or isinstance(on, str) else "fields"
+
+
+def keep_if(condition: Callable[..., Any], *, on: On = WHOLE, **options: Any) -> Stage:
+    """Leave out the samples of which `condition` is not true; they are counted, and consumed once like any other.
+
+    Args:
+        condition: a function that tells; random when it has a parameter `rng`.
+        on: what it is called with, as of `stage`; a dict of all fields by default.
+        options: keyword arguments of the function, or `name`.
+    """
+    return replace(stage(condition, on=on, **options), keeps=True)

@@ -9,19 +9,52 @@ from typing import Any
 
 import numpy as np
 
-from raytrain.data.stages.stage import Stage
+from raytrain.data.samples.fields import KINDS, Field, Kind
+from raytrain.data.stages.stage import On, Stage, on_names
 from raytrain.errors import ConfigError, nearest, one_line
 
-# --- torchvision --------------------------------------------------------------------------------------------------
 
-
-def torchvision(transform: str, **options: Any) -> Stage:
+def torchvision(transform: str, *, on: On = None, **options: Any) -> Stage:
     """A torchvision v2 transform by name, such as `torchvision("ColorJitter", brightness=0.4)`.
 
-    It gets the image as a uint8 or float tensor (channels, height, width); its random numbers are seeded per sample.
+    It gets the images, masks and boxes of a sample together, as `tv_tensors`; its random numbers are seeded per sample.
+    Its workers import torch, the others do not.
+
+    Args:
+        transform: its name in torchvision.transforms.v2.
+        options: its own.
     """
-    arguments = {"transform": transform, "arguments": options}
-    return Stage(f"torchvision.{transform}", apply_named, transform not in DRAWS_NOTHING, arguments)
+    return _stage(transform, apply_named, transform not in DRAWS_NOTHING, on, transform=transform, arguments=options)
+
+
+def is_transform(value: Any, module: str = "torchvision.transforms") -> bool:
+    """Also one of the user's own that is derived from torchvision's."""
+    return any(f"{each.__module__}.".startswith(f"{module}.") for each in type(value).__mro__)
+
+
+def of_transform(transform: Any) -> Stage:
+    """One that has been made."""
+    return _stage(type(transform).__name__, apply_transform, draws(transform), None, transform=transform)
+
+
+def _stage(name: str, function: Callable[..., Any], random: bool, on: On, **options: Any) -> Stage:
+    return Stage(
+        f"torchvision.{name}",
+        function,
+        random,
+        options,
+        scope="fields",
+        on=on_names(on, name),
+        kinds=KINDS,
+        change=_unknown,
+        helps="raytrain's own stage of that name where there is one (ColorJitter is color_jitter, and so on): the same "
+        "images for a fraction of the time",
+        told=frozenset({"kinds"}),
+    )
+
+
+def _unknown(what: Field) -> Field:
+    return Field(kind=what.kind, classes=what.classes)
 
 
 # torchvision v2 transforms that give the same for the same image; any other is taken to be random.
@@ -35,6 +68,9 @@ DRAWS_NOTHING = frozenset(
         "Grayscale",
         "RGB",
         "Normalize",
+        "ClampBoundingBoxes",
+        "ConvertBoundingBoxFormat",
+        "SanitizeBoundingBoxes",
         "ToDtype",
         "ToImage",
         "ToPureTensor",
@@ -54,9 +90,13 @@ def draws(transform: Any) -> bool:
 
 
 def apply_named(
-    image: np.ndarray, transform: str, arguments: dict[str, Any], rng: np.random.Generator | None = None
-) -> np.ndarray:
-    return apply_transform(image, _torchvision_transform(transform, pickle.dumps(arguments)), rng)
+    fields: dict[str, np.ndarray],
+    transform: str,
+    arguments: dict[str, Any],
+    kinds: dict[str, Kind],
+    rng: np.random.Generator | None = None,
+) -> dict[str, np.ndarray]:
+    return apply_transform(fields, _torchvision_transform(transform, pickle.dumps(arguments)), kinds, rng)
 
 
 @cache
@@ -81,16 +121,54 @@ def _torchvision_transform(name: str, arguments_pickle: bytes) -> Callable[..., 
 
 
 def apply_transform(
-    image: np.ndarray, transform: Callable[..., Any], rng: np.random.Generator | None = None
-) -> np.ndarray:
+    fields: dict[str, np.ndarray],
+    transform: Callable[..., Any],
+    kinds: dict[str, Kind],
+    rng: np.random.Generator | None = None,
+) -> dict[str, np.ndarray]:
+    """
+    Args:
+        fields: images, masks and boxes of a sample.
+
+    Raises:
+        ValueError: it returns something else than an image for an image.
+    """
     import torch
 
     if rng is not None:
         torch.manual_seed(int(rng.integers(2**63 - 1)))
-    if min(image.strides) < 0:  # mirrored; torch takes any other order as it is
-        image = image.copy()
-    tensor = torch.from_numpy(image).permute(2, 0, 1)
-    result = transform(tensor)
-    if not isinstance(result, torch.Tensor) or result.ndim != 3:
-        raise ValueError(f"{type(transform).__name__} must return an image tensor (channels, height, width)")
-    return result.permute(1, 2, 0).numpy()
+    tensors = _tensors(fields, kinds)
+    if is_transform(transform, "torchvision.transforms.v2"):
+        results = transform(tensors)
+    else:  # of torchvision's first kind, which knows one image, or composed of such
+        results = {name: transform(tensor.as_subclass(torch.Tensor)) for name, tensor in tensors.items()}
+    found = {}
+    for name, result in results.items():
+        if not isinstance(result, torch.Tensor) or (kinds[name] == "image" and result.ndim != 3):
+            raise ValueError(f"{type(transform).__name__} must return an image tensor (channels, height, width)")
+        plain = result.as_subclass(torch.Tensor)
+        found[name] = (plain.permute(1, 2, 0) if plain.ndim == 3 else plain).numpy()
+    return found
+
+
+def _tensors(fields: dict[str, np.ndarray], kinds: dict[str, Kind]) -> dict[str, Any]:
+    """As torchvision tells images, masks and boxes apart."""
+    import torch
+    from torchvision import tv_tensors
+
+    arrays = {  # torch takes any order of axes as it is, but for mirrored ones; and some transforms work in place
+        name: value.copy() if min(value.strides, default=0) < 0 or not value.flags.writeable else value
+        for name, value in fields.items()
+    }
+    canvas = next((value.shape[:2] for name, value in arrays.items() if kinds[name] != "boxes"), (0, 0))
+    made: dict[str, Any] = {}
+    for name, value in arrays.items():
+        tensor = torch.from_numpy(value)
+        if kinds[name] == "image":
+            made[name] = tv_tensors.Image(tensor.permute(2, 0, 1))
+        elif kinds[name] == "mask":
+            made[name] = tv_tensors.Mask(tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor)
+        else:
+            boxes: Any = tv_tensors.BoundingBoxes
+            made[name] = boxes(tensor, format="XYXY", canvas_size=canvas)
+    return made

@@ -18,7 +18,7 @@ import numpy as np
 
 from raytrain.errors import CheckpointError
 
-VERSION = 2
+VERSION = 3
 STATE = "state.pt"
 
 
@@ -37,6 +37,7 @@ class Facts:
         history: one entry an epoch so far.
         counts: of samples and steps that went another way than usual, over the whole run (see TrainContext.counts).
         loss_sum, loss_samples: of all ranks in the unfinished epoch; their quotient is its mean loss so far.
+        classes: names by number, of the training data.
         metric, score: what the best checkpoint is chosen by, more is better; None where nothing was measured.
         sha256: hexadecimal, by file name.
     """
@@ -53,6 +54,7 @@ class Facts:
     counts: dict[str, int] = field(default_factory=dict)
     loss_sum: float = 0.0
     loss_samples: int = 0
+    classes: list[str] = field(default_factory=list)
     metric: str | None = None
     score: float | None = None
     version: int = VERSION

@@ -1,11 +1,11 @@
-"""Sources of every kind, on local disk and on S3 (played by moto's server, over HTTP, through pyarrow)."""
+"""Sources of files, on local disk and on S3 (played by moto's server, over HTTP, through pyarrow)."""
 
 from __future__ import annotations
 
-import io
+import datetime
+import os
 import pickle
 import re
-import tarfile
 
 import boto3
 import numpy as np
@@ -13,15 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_images
-from formats import write_parquet, write_shards
+from formats import write_parquet, write_shards, write_tar
 from moto.server import ThreadedMotoServer
 
-from raytrain.data.sources.image_folder import image_folder
+from raytrain.data.samples.fields import Schema
+from raytrain.data.sources.kinds.image_folder import image_folder
+from raytrain.data.sources.kinds.parquet import parquet
+from raytrain.data.sources.kinds.synthetic import synthetic
+from raytrain.data.sources.kinds.webdataset import webdataset
+from raytrain.data.sources.labels import label_field
 from raytrain.data.sources.open import open_manifest
-from raytrain.data.sources.parquet import parquet
-from raytrain.data.sources.synthetic import synthetic
-from raytrain.data.sources.webdataset import webdataset
-from raytrain.data.stages.images import decode_image
 from raytrain.errors import DataError
 
 
@@ -36,8 +37,7 @@ def folder(tmp_path):
 
 def contents(manifest):
     """(label, bytes) of every sample, sorted: what is in a data set, whatever its format."""
-    data = manifest.read_many(range(manifest.num_samples))
-    return sorted((int(label), bytes(d)) for label, d in zip(manifest.labels, data, strict=True))
+    return sorted((int(each["label"]), each["image"]) for each in manifest.read_many(range(manifest.num_samples)))
 
 
 def expected(folder):
@@ -55,7 +55,7 @@ def test_every_format_holds_the_same_samples(folder, tmp_path):
     assert contents(open_manifest(parquet(write_parquet(tmp_path / "t", folder, labels="text")))) == expected(folder)
     assert contents(open_manifest(webdataset(write_shards(tmp_path / "w", folder)))) == expected(folder)
     json = write_shards(tmp_path / "j", folder, label=lambda n: b'{"label": %d}' % n, extension="json")
-    assert contents(open_manifest(webdataset(json, label_extension="json"))) == expected(folder)
+    assert contents(open_manifest(webdataset(json, fields={"image": "jpg", "label": "json"}))) == expected(folder)
 
 
 def test_a_manifest_travels_without_its_cache(folder, tmp_path):
@@ -67,7 +67,7 @@ def test_a_manifest_travels_without_its_cache(folder, tmp_path):
 
 
 def test_row_groups_are_read_once_while_they_fit(folder, tmp_path, monkeypatch):
-    manifest = open_manifest(parquet(write_parquet(tmp_path / "p", folder)))
+    manifest = pickle.loads(pickle.dumps(open_manifest(parquet(write_parquet(tmp_path / "p", folder)))))
     assert manifest.group_starts.tolist() == [0, 3, 4, 7]
     reads = []
     real = pq.ParquetFile.read_row_group
@@ -78,7 +78,7 @@ def test_row_groups_are_read_once_while_they_fit(folder, tmp_path, monkeypatch):
     manifest = pickle.loads(pickle.dumps(manifest))
     again = manifest.read_many([0, 3, 1, 4])
     assert len(reads) == 6, "one group at a time is still kept, and each is read once a batch"
-    assert [a.tobytes() for a in again] == [manifest.read_many([i])[0].tobytes() for i in (0, 3, 1, 4)]
+    assert again == [manifest.read_many([i])[0] for i in (0, 3, 1, 4)]
 
 
 def test_arrays_in_parquet(tmp_path):
@@ -88,16 +88,17 @@ def test_arrays_in_parquet(tmp_path):
     tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(arrays)
     for name, column, shape in (("flat", flat, (2, 3)), ("nested", nested, None), ("tensor", tensor, None)):
         pq.write_table(pa.table({"x": column, "y": pa.array(range(5))}), tmp_path / f"{name}.parquet")
-        manifest = open_manifest(parquet(tmp_path / f"{name}.parquet", image_column="x", label_column="y", shape=shape))
+        columns, shapes = {"image": "x", "label": "y"}, {"image": shape} if shape else None
+        manifest = open_manifest(parquet(tmp_path / f"{name}.parquet", columns=columns, shapes=shapes))
         read = manifest.read_many([4, 0])
-        assert np.array_equal(read[0], arrays[4]), name
-        assert read[1].dtype == np.uint8
-        assert decode_image(read[0]) is read[0], "an array needs no decoding"
+        assert np.array_equal(read[0]["image"], arrays[4]), name
+        assert read[1]["image"].dtype == np.uint8
+        assert [sample["label"] for sample in read] == [4, 0]
 
 
 def test_synthetic_images_are_standard_normal_noise():
     manifest = open_manifest(synthetic(8, shape=(101, 99, 3)))
-    images = np.stack(manifest.read_many(range(8)))
+    images = np.stack([sample["image"] for sample in manifest.read_many(range(8))])
     assert (images.shape, images.dtype) == ((8, 101, 99, 3), np.float32)
     assert abs(images.mean()) < 0.01
     assert images.std() == pytest.approx(1, abs=0.01)
@@ -108,29 +109,33 @@ def test_synthetic_images_are_standard_normal_noise():
 
 def test_synthetic_images_depend_on_seed_and_id_alone():
     one, same, other = (open_manifest(synthetic(5, shape=(4, 4, 3), num_classes=2), seed=s) for s in (0, 0, 1))
-    assert one.labels.tolist() == [0, 1, 0, 1, 0]
-    assert np.array_equal(one.read_many([3])[0], same.read_many([3])[0])
-    assert not np.array_equal(one.read_many([3])[0], other.read_many([3])[0])
-    assert one.read_many([0])[0].dtype == np.float32
-    assert one.describe(3) == "synthetic image 3"
-    assert one.num_classes == 2
+    assert one.values("label").tolist() == [0, 1, 0, 1, 0]
+    assert np.array_equal(one.read_many([3])[0]["image"], same.read_many([3])[0]["image"])
+    assert not np.array_equal(one.read_many([3])[0]["image"], other.read_many([3])[0]["image"])
+    assert one.read_many([0])[0]["image"].dtype == np.float32
+    assert one.describe(3) == "synthetic sample 3"
+    assert one.schema["label"].classes == ("0", "1")
 
 
 def test_validation_numbers_classes_as_training_does(tmp_path):
     train = open_manifest(image_folder(write_images(tmp_path / "t", {"a": 1, "b": 1, "c": 1})))
     some = write_images(tmp_path / "v", {"c": 2, "a": 1})
-    assert open_manifest(image_folder(some), classes=train.classes).labels.tolist() == [0, 2, 2]
+    assert open_manifest(image_folder(some), like=train.schema).values("label").tolist() == [0, 2, 2]
     more = write_images(tmp_path / "x", {"a": 1, "zebra": 1})
     with pytest.raises(DataError, match="class 'zebra' of .* is not among the training classes"):
-        open_manifest(image_folder(more), classes=train.classes)
+        open_manifest(image_folder(more), like=train.schema)
 
 
 def test_text_labels_of_validation_are_numbered_as_in_training(folder, tmp_path):
     source = parquet(write_parquet(tmp_path / "t", folder, labels="text"))
     train = open_manifest(source)
-    assert train.classes == ("cat", "dog")
+    assert train.schema["label"].classes == ("cat", "dog")
     with pytest.raises(DataError, match="class 'cat' of .* is not among the training classes"):
-        open_manifest(source, classes=("dog", "horse"))
+        open_manifest(source, like=Schema({"label": label_field(("dog", "horse"))}))
+    numbers = parquet(write_parquet(tmp_path / "n", folder))
+    assert open_manifest(numbers, like=train.schema).values("label").max() == 1
+    with pytest.raises(DataError, match="column 'label' holds the label 1, which none of the 1 training classes has"):
+        open_manifest(numbers, like=Schema({"label": label_field(("dog",))}))
 
 
 def test_the_fingerprint_tells_data_sets_apart(folder, tmp_path):
@@ -196,6 +201,19 @@ def test_an_unreadable_file_is_found_before_training(folder, monkeypatch):
         open_manifest(image_folder(folder))
 
 
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(folder, monkeypatch):
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", closed)
+    with pytest.raises(DataError, match="cannot list .*: .*Permission denied.*/cat"):
+        open_manifest(webdataset(folder))
+
+
 def test_a_file_that_goes_away_during_training_is_named(folder, tmp_path):
     manifest = open_manifest(image_folder(folder))
     (folder / "cat" / "002.jpg").unlink()
@@ -211,11 +229,11 @@ def test_a_file_that_goes_away_during_training_is_named(folder, tmp_path):
 
 def test_parquet_that_does_not_fit_says_why(folder, tmp_path):
     path = write_parquet(tmp_path / "p", folder)
-    with pytest.raises(DataError, match="has no column 'picture'; it has image, label"):
-        open_manifest(parquet(path, image_column="picture"))
-    pq.write_table(pa.table({"image": [b"x"], "label": [1.5]}), tmp_path / "float.parquet")
-    with pytest.raises(DataError, match="column 'label' is double, expected integers or text"):
-        open_manifest(parquet(tmp_path / "float.parquet"))
+    with pytest.raises(DataError, match="has no column 'imag'; did you mean 'image'.; it has image, label"):
+        open_manifest(parquet(path, columns={"picture": "imag"}))
+    pq.write_table(pa.table({"x": [datetime.date(2026, 1, 1)]}), tmp_path / "date.parquet")
+    with pytest.raises(DataError, match="column 'x' is date32.*, which can be no field; leave it out with `columns`"):
+        open_manifest(parquet(tmp_path / "date.parquet"))
     pq.write_table(pa.table({"image": [b"x", b"y"], "label": [1, None]}), tmp_path / "null.parquet")
     with pytest.raises(DataError, match="1 labels in column 'label' are null"):
         open_manifest(parquet(tmp_path / "null.parquet"))
@@ -229,30 +247,25 @@ def test_parquet_that_does_not_fit_says_why(folder, tmp_path):
     with pytest.raises(DataError, match="cannot read .*broken.parquet"):
         open_manifest(parquet(tmp_path / "broken.parquet"))
     lists = pa.array([None], type=pa.list_(pa.uint8()))
-    for name, reason, column in (
-        ("bytes", "the image is null", pa.array([None], pa.binary())),
-        ("list", "the array is null", lists),
-    ):
+    for name, column in (("bytes", pa.array([None], pa.binary())), ("list", lists)):
         pq.write_table(pa.table({"image": column, "label": [0]}), tmp_path / f"no_{name}.parquet")
-        with pytest.raises(DataError, match=rf"row 0\): {reason}"):
-            open_manifest(parquet(tmp_path / f"no_{name}.parquet")).read_many([0])
+        [error] = open_manifest(parquet(tmp_path / f"no_{name}.parquet")).read_many([0])
+        assert str(error) == "column 'image' is null", "and is left out and counted"
 
 
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"a.jpg": b"x"}, r"sample 'a' has no .cls label"),
-        ({"a.cls": b"1"}, r"sample 'a' has no image"),
-        ({"a.jpg": b"x", "a.cls": b"cat"}, r"a.cls is not an integer label or JSON with a `label`: b'cat'"),
-        ({"d/a.jpg": b"x", "a.cls": b"1"}, r"sample 'd/a' has no .cls label"),
+        ({"a.jpg": b"x", "a.cls": b"1", "b.jpg": b"x"}, r"sample 'b' has no .cls \(label\)"),
+        ({"a.jpg": b"x", "a.cls": b"1", "b.cls": b"1"}, r"sample 'b' has no \.jpg \(image\); it has \.cls$"),
+        ({"a.jpg": b"x", "a.cls": b"true"}, r"a.cls is no label: a whole number, text, or JSON with a `label`: 'true'"),
+        ({"a.cls": b"1", "b.cls": b"cat"}, r"labels must be all whole numbers or all text"),
+        ({"d/a.jpg": b"x", "d/a.cls": b"1", "a.cls": b"1"}, r"sample 'a' has no \.jpg \(image\); it has \.cls$"),
+        ({".a.jpg": b"x"}, r"holds no samples"),
     ],
 )
 def test_shards_that_do_not_fit_say_why(tmp_path, members, message):
-    with tarfile.open(tmp_path / "s.tar", "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    write_tar(tmp_path / "s.tar", members)
     with pytest.raises(DataError) as caught:
         open_manifest(webdataset(tmp_path))
     assert re.search(message, str(caught.value)), str(caught.value)

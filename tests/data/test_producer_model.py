@@ -12,8 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from plan_model import TAILS, num_ranks, planned, plans, positions, samples_of, specs
 
-from raytrain.data.block import batches_of
 from raytrain.data.producer import Producer, SplitWork, StreamWork
+from raytrain.data.samples.block import batches_of
+from raytrain.data.samples.fields import Field, Schema
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stages.stage import Stage
 from raytrain.errors import DataError
@@ -30,7 +31,7 @@ class Numbered:
     remote: bool = False
 
     def read(self, rows, index):
-        return np.array([index] + [0] * (index % 3), np.uint8)
+        return {"image": bytes([index] + [0] * (index % 3))}
 
     def describe(self, rows, index):
         return f"sample {index}"
@@ -52,7 +53,7 @@ def shake(sample, rng, broken=frozenset()):
 
 def into_shared(sample, broken=frozenset()):
     SHARED[:] = sample
-    return "no array" if int(sample.flat[0] >> 32) in broken else SHARED
+    return {"no field"} if int(sample.flat[0] >> 32) in broken else SHARED
 
 
 def whole(sample, broken=frozenset()):
@@ -63,11 +64,12 @@ def split(num: int, broken, reuse=False, odd=frozenset()) -> SplitWork:
     """Ids whose sample breaks in each of the three stages."""
     first, second, third = broken
     stages = (
-        Stage("unpack", unpack, False, {"broken": first, "odd": odd}),
-        Stage("shake", shake, True, {"broken": second}),
-        Stage("last", into_shared if reuse else whole, False, {"broken": third}),
+        Stage("unpack", unpack, False, {"broken": first, "odd": odd}, on=("image",)),
+        Stage("shake", shake, True, {"broken": second}, on=("image",)),
+        Stage("last", into_shared if reuse else whole, False, {"broken": third}, on=("image",)),
     )
-    return SplitWork(Manifest(pa.table({"label": np.arange(num) * 7 % 5}), Numbered()), stages)
+    schema = Schema({"image": Field("bytes", (), "image"), "label": Field("int64", ())})
+    return SplitWork(Manifest(pa.table({"label": np.arange(num) * 7 % 5}), Numbered(), schema, ("label",)), stages)
 
 
 def prepared(seed: int, epoch: int, index: int) -> np.ndarray:
@@ -109,10 +111,12 @@ def test_a_batch_is_the_stack_of_what_can_be_prepared(tail, broken, held_out_bro
         images = [prepared(spec.seed, *drawn[place]) for place in kept]
         [batch] = batches_of(made.block(segment, number, 1))
         some_work = any(i not in bad for i in range(spec.num_train if part.split == "train" else spec.num_validation))
-        shape = SHAPE if some_work else (0, 0, 0)
-        assert batch.image.shape == (len(kept), *shape)
-        assert all(np.array_equal(one, other) for one, other in zip(batch.image, images, strict=True))
-        assert batch.label.tolist() == [samples[place][1] * 7 % 5 for place in kept]
+        if not some_work:
+            assert (batch.fields, kept) == ({}, [])
+        else:
+            assert batch.fields["image"].shape == (len(kept), *SHAPE)
+            assert all(np.array_equal(one, other) for one, other in zip(batch.fields["image"], images, strict=True))
+            assert batch.fields["label"].tolist() == [samples[place][1] * 7 % 5 for place in kept]
         assert batch.key.tolist() == keys[kept].tolist()
         header = batch.header
         assert [failure.id for failure in header.failures] == [i for _, i in samples if i in bad]
@@ -142,7 +146,8 @@ def test_a_sample_is_the_same_whatever_the_shape_of_the_cluster(tail, world, oth
         for part in [part for part in plan.segments if part.split == "train"][:2]:
             for number in range(0, part.num_batches - count + 1, count):
                 for batch in batches_of(made.block(part.number, number, count)):
-                    images |= zip(samples_of(plan, part, batch.key), batch.image.copy(), strict=True)
+                    if len(batch.key):
+                        images |= zip(samples_of(plan, part, batch.key), batch.fields["image"].copy(), strict=True)
         found.append(images)
     for sample in found[0].keys() & found[1].keys():
         assert np.array_equal(found[0][sample], found[1][sample])
@@ -164,6 +169,6 @@ def test_samples_of_two_shapes_are_refused_and_named(plan, odd, data):
         assert len(made.batch(segment, number).key) == stop - start
     else:
         with pytest.raises(
-            DataError, match=r"different shapes or types: .*\(sample \d+\); end the stages with a resize"
+            DataError, match=r"different shapes: .* of sample \d+ and .* of sample \d+; end its stages with a resize"
         ):
             made.batch(segment, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import re
 import subprocess
 import sys
@@ -11,14 +12,18 @@ import threading
 import cv2
 import numpy as np
 import pytest
+from pictures import apply_to
 from PIL import Image
 
 from raytrain import Pipeline
 from raytrain.config.data import Data, OwnSource
-from raytrain.data import block, decode, resize
+from raytrain.data import decode, from_torch, resize
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.producer import Producer, StreamWork
-from raytrain.data.sources import own
+from raytrain.data.samples import block
+from raytrain.data.samples.fields import Schema
+from raytrain.data.sources.kinds import own
+from raytrain.data.sources.labels import label_field
 from raytrain.data.sources.open import open_manifest
 from raytrain.errors import ConfigError, DataError, Stopped
 
@@ -54,6 +59,16 @@ class Photos:
         return image, label
 
 
+class Texts(Photos):
+    def __getitem__(self, index):
+        return PIXELS[index], "cat"
+
+
+class Broken:
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("no labels")
+
+
 class Options:
     def __init__(self, root, *, limit=3):
         if limit == 0:
@@ -81,10 +96,12 @@ def named(name, **options):
 @pytest.mark.parametrize("form", ["array", "mapping", "png", "pillow", "tensor"])
 def test_whatever_an_image_is_it_becomes_the_same_array(form):
     manifest = pickle.loads(pickle.dumps(open_manifest(Photos(form))))
-    assert manifest.labels.tolist() == LABELS and manifest.labels.dtype == np.int64
-    assert (manifest.num_samples, manifest.num_classes, manifest.classes) == (6, 3, ())
-    for image, expected in zip(manifest.read_many([5, 0]), (PIXELS[5], PIXELS[0]), strict=True):
-        np.testing.assert_array_equal(decode()(image, None), expected)
+    assert manifest.num_samples == 6
+    assert manifest.schema["image"].kind == "image"
+    for sample, number in zip(manifest.read_many([5, 0]), (5, 0), strict=True):
+        np.testing.assert_array_equal(apply_to(decode(), sample["image"]), PIXELS[number])
+        assert sample["label"] == LABELS[number]
+        assert sample["label"].dtype == np.int64
 
 
 def test_torchvisions_data_sets_will_do_as_they_are(tmp_path):
@@ -96,20 +113,20 @@ def test_torchvisions_data_sets_will_do_as_they_are(tmp_path):
 
     folder = write_images(tmp_path, {"cat": 3, "dog": 2})
     theirs, ours = open_manifest(ImageFolder(folder)), open_manifest(image_folder(folder))
-    assert theirs.classes == ours.classes == ("cat", "dog")
-    assert theirs.labels.tolist() == ours.labels.tolist()
+    assert theirs.schema["label"].classes == ours.schema["label"].classes == ("cat", "dog")
+    assert theirs.values("label").tolist() == ours.values("label").tolist()
     for one, other in zip(theirs.read_many(range(5)), ours.read_many(range(5)), strict=True):
-        assert np.abs(one.astype(int) - decode()(other, None)).max() <= 2  # two JPEG decoders
+        assert np.abs(one["image"].astype(int) - apply_to(decode(), other["image"])).max() <= 2  # two JPEG decoders
     fake = open_manifest(OwnSource(kind="torchvision.datasets:FakeData", size=4, image_size=[3, 8, 8]))
-    assert [image.shape for image in fake.read_many(range(4))] == 4 * [(8, 8, 3)]
+    assert [sample["image"].shape for sample in fake.read_many(range(4))] == 4 * [(8, 8, 3)]
 
 
 def test_a_data_set_by_its_name_is_the_one_made_in_python():
-    by_name = open_manifest(named("Photos", form="png", classes=["a", "b", "c"]))
-    in_python = open_manifest(Photos("png", classes=["a", "b", "c"]))
+    by_name = open_manifest(named("Photos", form="png", labels=LABELS, classes=["a", "b", "c"]))
+    in_python = open_manifest(Photos("png", labels=LABELS, classes=["a", "b", "c"]))
     assert by_name.fingerprint == in_python.fingerprint
-    assert by_name.classes == in_python.classes == ("a", "b", "c")
-    np.testing.assert_array_equal(by_name.read_many([3])[0], in_python.read_many([3])[0])
+    assert by_name.schema["label"].classes == in_python.schema["label"].classes == ("a", "b", "c")
+    assert by_name.read_many([3]) == in_python.read_many([3])
     assert by_name.describe(3) == f"{__name__}:Photos[3]"
     assert in_python.describe(3) == "Photos[3]"
     told = open_manifest(Photos(describe=lambda index: f"photo {index}.jpg"))
@@ -125,14 +142,12 @@ class Columns(Photos):
         return iter(LABELS) if index == "label" else super().__getitem__(index)
 
 
-def test_labels_that_it_has_are_not_read_sample_by_sample(monkeypatch):
-    assert open_manifest(Columns("mapping", broken=range(1, 6))).labels.tolist() == LABELS
-    monkeypatch.setattr(own, "MOST_READ", 5)
+def test_labels_that_it_has_are_not_read_sample_by_sample():
+    assert open_manifest(Columns("mapping", broken=range(1, 6))).values("label").tolist() == LABELS
     for name, labels in (("labels", LABELS), ("targets", tuple(LABELS)), ("labels", np.array(LABELS, np.int16))):
         manifest = open_manifest(Photos(broken=range(1, 6), **{name: labels}))
-        assert manifest.labels.tolist() == LABELS
-    with pytest.raises(DataError, match="source 'Photos' has 6 samples and no `labels`: give it an attribute of that"):
-        open_manifest(Photos())
+        assert manifest.values("label").tolist() == LABELS
+    assert open_manifest(Photos()).values("label") is None
 
 
 class Interrupted(Photos):
@@ -148,10 +163,11 @@ class Interrupted(Photos):
         return super().__getitem__(index)
 
 
-@pytest.mark.parametrize("at", [0, 1])
-def test_ctrl_c_while_it_is_listed_is_a_stop(at):
+def test_ctrl_c_while_it_is_listed_is_a_stop():
     with pytest.raises(Stopped):
-        own.open_samples(Interrupted(at), "slow", ())
+        own.open_from_torch(own.FromTorch(Interrupted(0)), None, 0)
+    with pytest.raises(Stopped):
+        open_manifest(Interrupted(1)).read_many([1])
 
 
 def test_samples_that_cannot_be_read_are_left_out_and_listed():
@@ -161,7 +177,7 @@ def test_samples_that_cannot_be_read_are_left_out_and_listed():
     producer = Producer(StreamWork(plan, opened.pickled_splits()))
     batches = [block.batches_of(producer.block(0, number, 1))[0] for number in range(2)]
     assert sorted(np.concatenate([batch.key for batch in batches]).tolist()) == [0, 1, 2, 3, 5]
-    assert all(batch.label.tolist() == [LABELS[key] for key in batch.key] for batch in batches)
+    assert all(batch.fields["label"].tolist() == [LABELS[key] for key in batch.key] for batch in batches)
     [failure] = [failure for batch in batches for failure in batch.header.failures]
     assert failure == block.Failure(4, "Photos[4]", "EOFError: no image 4")
 
@@ -169,16 +185,14 @@ def test_samples_that_cannot_be_read_are_left_out_and_listed():
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        ([3], "list[0] must be (image, label), or a mapping with `image` and `label`, not int"),
-        ([(1, 2, 3)], "list[0] must be (image, label), or a mapping with `image` and `label`, not tuple of 3"),
+        ([3], "list[0] is int, not (image, label) or a mapping with its fields"),
+        ([(1, 2, 3)], "list[0] holds 3 values, not (image, label); name them with from_torch(…, fields=…)"),
         (
-            [{"image": PIXELS[0]}],
-            "list[0] must be (image, label), or a mapping with `image` and `label`, not dict of 1",
+            [(PIXELS[0], object)],
+            "field `label` of list[0] is type; a field is an array, a tensor, a number, a list of num",
         ),
-        ([("a.jpg", 0)], "the image of list[0] must be an array, encoded bytes, a Pillow image or a tensor, not str"),
-        ([(PIXELS[0], "cat")], "the label of list[0] must be a whole number (given: 'cat')"),
-        ([(PIXELS[0], 0.5)], "the label of list[0] must be a whole number (given: 0.5)"),
-        ([(PIXELS[0], -1)], "must be 1 whole numbers from 0, one a sample, not int64 of shape (1,) down to -1"),
+        (Texts(labels=LABELS), "the label of Texts[0] must be a whole number, not 'cat'"),
+        (Photos(labels=[-1] * 6), "must be 6 whole numbers from 0, one a sample, not int64 of shape (6,) down to -1"),
         ([], "list holds no samples"),
         (
             Photos(labels=[0, 1]),
@@ -186,8 +200,9 @@ def test_samples_that_cannot_be_read_are_left_out_and_listed():
         ),
         (Photos(labels=[0.5] * 6), "one a sample, not float64 of shape (6,)"),
         (Photos(labels=[2] * 6), "Photos[0] has the label 0, where the labels of the data set say 2"),
-        (Photos(classes=["a", "b"]), "source 'Photos' names 2 classes, but has the label 2"),
-        (Photos(broken=[3]), "source 'Photos' cannot be listed: EOFError: no image 3 ("),
+        (Photos(labels=LABELS, classes=["a", "b"]), "source 'Photos' names 2 classes, but has the label 2"),
+        (Photos(broken=range(6)), "source 'Photos': none of its first 6 samples can be read: EOFError: no image 5"),
+        (Photos(labels=Broken()), "source 'Photos' cannot be listed: RuntimeError: no labels ("),
         (named("Options", root="x", limit=0), "Options' cannot be made: FileNotFoundError: no such root ("),
         (named("makes_a_number"), "makes int, which is no map-style data set: it needs __len__ and __getitem__"),
     ],
@@ -199,12 +214,15 @@ def test_what_is_no_data_set_is_one_clear_line(samples, message):
 
 
 def test_a_validation_split_numbers_its_classes_as_the_training_split_does():
-    assert open_manifest(Photos(), classes=("a", "b", "c")).classes == ("a", "b", "c")
-    assert open_manifest(Photos(classes="abc"), classes=("a", "b", "c")).classes == ("a", "b", "c")
+    def opened(dataset, *classes):
+        return open_manifest(dataset, like=Schema({"label": label_field(classes)})).schema["label"].classes
+
+    assert opened(Photos(labels=LABELS), "a", "b", "c") == ("a", "b", "c")
+    assert opened(Photos(classes="abc"), "a", "b", "c") == ("a", "b", "c")
     with pytest.raises(DataError, match="source 'Photos' numbers other classes than the training data does: b for c"):
-        open_manifest(Photos(classes=["a", "b", "d"]), classes=("a", "c", "d"))
+        opened(Photos(classes=["a", "b", "d"]), "a", "c", "d")
     with pytest.raises(DataError, match="numbers other classes than the training data does: 3 for 4"):
-        open_manifest(Photos(classes=["a", "b", "c"]), classes=("a", "b", "c", "d"))
+        opened(Photos(classes=["a", "b", "c"]), "a", "b", "c", "d")
 
 
 @pytest.mark.parametrize(
@@ -251,5 +269,49 @@ def test_a_data_set_that_cannot_travel_is_refused_before_anything_starts():
 
 @pytest.mark.process
 def test_a_worker_imports_no_more_than_the_data_set_does():
-    code = "import sys, raytrain.data.sources.own; print({'torch', 'pydantic', 'PIL', 'ray'} & set(sys.modules))"
+    code = "import sys, raytrain.data.sources.kinds.own; print({'torch', 'pydantic', 'PIL', 'ray'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+class Segmented(Photos):
+    """As torchvision's data sets of masks and boxes are."""
+
+    def __getitem__(self, index):
+        import torch
+        from torchvision import tv_tensors
+
+        palette = Image.fromarray(PIXELS[index][..., 0] % 5)
+        palette.putpalette([9] * 768)
+        box = tv_tensors.BoundingBoxes(torch.tensor([[1.0, 2, 2, 1]]), format="XYWH", canvas_size=(5, 4))
+        layers = tv_tensors.Mask(torch.from_numpy(PIXELS[index]).permute(2, 0, 1))
+        return Image.fromarray(PIXELS[index]), palette, box, layers, random.random()
+
+
+def test_tuples_have_the_names_that_they_are_given():
+    names = ("image", "seg", "boxes", "layers", "drawn")
+    manifest = open_manifest(from_torch(Segmented(), fields=names, masks=["seg"]))
+    assert [each.kind for each in manifest.schema.values()] == ["image", "mask", "boxes", "mask", ""]
+    [sample] = manifest.read_many([3])
+    np.testing.assert_array_equal(sample["image"], PIXELS[3])
+    np.testing.assert_array_equal(sample["seg"], PIXELS[3][..., 0] % 5)
+    np.testing.assert_array_equal(sample["layers"], PIXELS[3])
+    assert sample["boxes"].tolist() == [[1, 2, 3, 3]]
+    drawn = [manifest.read_many([3], lambda place: np.random.default_rng(7))[0]["drawn"] for _ in range(2)]
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: from_torch(iter([])),
+            "from_torch takes a map-style data set, with __len__ and __getitem__, not an itera",
+        ),
+        (lambda: from_torch(3), "from_torch takes a map-style data set, with __len__ and __getitem__, not int"),
+        (lambda: from_torch([], fields=["a", "a"]), "from_torch: fields must be different names (given: a, a)"),
+        (lambda: from_torch([], fields=[]), "from_torch: fields must be different names (given: none)"),
+    ],
+)
+def test_what_from_torch_does_not_take_is_one_clear_line(make, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make()
