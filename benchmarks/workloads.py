@@ -131,7 +131,7 @@ def crop(data: bytes, rng: np.random.Generator) -> np.ndarray:
     return cv2.resize(part, (CROP, CROP), interpolation=cv2.INTER_AREA)
 
 
-def same(image: np.ndarray) -> np.ndarray:
+def same(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image
 
 
