@@ -168,9 +168,8 @@ class Producer:
             if not results:
                 made.unwanted.append(place)
             for part, result in enumerate(results):
-                if not self._copies and made.samples and _overlaps(result, made.samples, made.addresses):
+                if not self._copies and _overlaps(result, made):
                     return None
-                made.addresses |= _addresses(result)
                 made.samples.append(result)
                 made.places.append(place)
                 made.parts.append(part)
@@ -297,21 +296,19 @@ def _copied(sample: Sample) -> Sample:
     return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in sample.items()}
 
 
-def _addresses(sample: Sample) -> set[int]:
-    """Where its arrays begin."""
-    arrays = (value for value in sample.values() if isinstance(value, np.ndarray) and value.size)
-    return {value.__array_interface__["data"][0] for value in arrays}
-
-
-def _overlaps(sample: Sample, samples: list[Sample], addresses: set[int]) -> bool:
-    """Whether a stage has returned the same memory again."""
-    if not addresses.isdisjoint(_addresses(sample)):
-        return True
-    for other in (samples[0], samples[-1]):
-        for name, value in sample.items():
-            before = other.get(name)
-            if isinstance(value, np.ndarray) and isinstance(before, np.ndarray) and np.may_share_memory(value, before):
+def _overlaps(sample: Sample, made: _Made) -> bool:
+    """Whether a stage has returned the same memory again: where an array of an earlier sample begins, or some of the
+    first's or the last's."""
+    for name, value in sample.items():
+        if isinstance(value, np.ndarray) and value.size:
+            address = value.__array_interface__["data"][0]
+            if address in made.addresses:
                 return True
+            made.addresses.add(address)
+            for other in (*made.samples[:1], *made.samples[-1:]):
+                before = other.get(name)
+                if isinstance(before, np.ndarray) and np.may_share_memory(value, before):
+                    return True
     return False
 
 
