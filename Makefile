@@ -14,8 +14,7 @@ demo: install-demo
 	$(BIN)/raytrain sample-data digits data/digits
 	$(BIN)/raytrain train launch/digits.yaml --nodes $(DEMO_NODES)
 
-test: install-test lint $(BIN)/prometheus $(BIN)/chromium $(BIN)/tmux
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m pure -n auto
+test: quick $(BIN)/prometheus $(BIN)/chromium $(BIN)/tmux
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not pure"
 
 quick: install-test lint

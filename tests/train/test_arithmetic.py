@@ -336,20 +336,24 @@ def _window_of(case, sample):
 # --- loops of one's own ---
 
 
+def learn(ctx, model, optimizer):
+    """An epoch as in the README: the batch's mean loss, times its weight."""
+    for batch in ctx.batches("train"):
+        loss = F.cross_entropy(model(batch.image), batch.label)
+        (loss * batch.weight).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        ctx.report(loss)
+
+
 def own_loop(ctx):
-    """As in the README: the batch's mean loss, times its weight."""
     from ranks import mlp
 
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model, optimizer = ctx.prepare(model, optimizer)
     for _ in ctx.epochs():
-        for batch in ctx.batches("train"):
-            loss = F.cross_entropy(model(batch.image), batch.label)
-            (loss * batch.weight).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            ctx.report(loss)
+        learn(ctx, model, optimizer)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -367,12 +371,7 @@ def loop_that_validates_by_hand(ctx):
     model, optimizer = ctx.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
     for _ in ctx.epochs():
         model.train()
-        for batch in ctx.batches("train"):
-            loss = F.cross_entropy(model(batch.image), batch.label)
-            (loss * batch.weight).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            ctx.report(loss)
+        learn(ctx, model, optimizer)
         model.eval()
         total = count = 0.0
         with torch.no_grad():
@@ -390,7 +389,7 @@ def test_validation_by_hand_counts_each_sample_once_whoever_has_none(ranks, num_
     images, labels = case.samples("validation")
     outcomes = ranks.run(case)
     model = with_batch_norm()
-    model.load_state_dict({name.removeprefix("module."): value for name, value in outcomes[0].model.items()})
+    model.load_state_dict(outcomes[0].model)
     model.eval()
     with torch.no_grad():
         expected = F.cross_entropy(model(images), labels).item()
