@@ -9,7 +9,7 @@ from itertools import cycle, islice
 import numpy as np
 from hypothesis import strategies as st
 
-from raytrain.data.order import Buckets, Position, Segment, StreamPlan, StreamSpec, epoch_order
+from raytrain.data.order import Buckets, Groups, Position, Segment, StreamPlan, StreamSpec, epoch_order
 
 TAILS = ("share", "drop_last", "pad", "carry")
 
@@ -32,7 +32,7 @@ class Pass:
 
 
 def own_samples(spec: StreamSpec, epoch: int) -> list[tuple[int, int]]:
-    order = epoch_order(spec.num_train, spec.seed, epoch, spec.group_starts, spec.buckets)
+    order = epoch_order(spec.num_train, spec.seed, epoch, spec.groups, spec.buckets)
     return [(epoch, i) for i in order.tolist()]
 
 
@@ -108,7 +108,9 @@ def specs(draw, tails=TAILS, worlds=4, most=60, validation=20) -> StreamSpec:
     batch = draw(st.sampled_from([3, 4, 5, 2, 6, 1]))  # in this order, so that few are without a tail
     train = draw(st.integers(batch * worlds, batch * worlds + most))
     length = draw(st.sampled_from([{"epochs": e} for e in (3, 2, 1)] + [{"steps": s} for s in (17, 9, 1)]))
-    groups = np.arange(0, train, draw(st.integers(1, 9))) if draw(st.booleans()) else None
+    groups = (
+        Groups(np.arange(0, train, draw(st.integers(1, 9))), draw(st.integers(1, 9))) if draw(st.booleans()) else None
+    )
     lengths = np.random.default_rng(train).integers(1, 50, train)
     buckets = Buckets(lengths, batch, draw(st.integers(1, 4))) if draw(st.booleans()) else None
     held_out = draw(st.integers(0, validation))
@@ -119,7 +121,7 @@ def specs(draw, tails=TAILS, worlds=4, most=60, validation=20) -> StreamSpec:
         draw(st.integers(0, 3)),
         **length,
         tail=draw(st.sampled_from(tails)),
-        group_starts=groups,
+        groups=groups,
         buckets=buckets,
     )
 

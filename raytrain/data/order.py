@@ -17,6 +17,19 @@ GROUPS_IN_A_WINDOW = 8
 
 
 @dataclass(frozen=True)
+class Groups:
+    """Samples that are stored together, the row groups of Parquet files say.
+
+    Attributes:
+        starts: int64, the first id of each run of them.
+        window: so many runs are shuffled together.
+    """
+
+    starts: np.ndarray
+    window: int = GROUPS_IN_A_WINDOW
+
+
+@dataclass(frozen=True)
 class Buckets:
     """Batches of samples of like length.
 
@@ -35,16 +48,16 @@ def epoch_order(
     num_samples: int,
     seed: int,
     epoch: int,
-    group_starts: np.ndarray | None = None,
+    groups: Groups | None = None,
     buckets: Buckets | None = None,
 ) -> np.ndarray:
     """A full permutation of `range(num_samples)`, int64.
 
-    With `group_starts` (first id of every stored run) the runs are permuted and ids shuffled within windows of
-    GROUPS_IN_A_WINDOW runs, so that a reader need not fetch a whole run for every sample.
+    With `groups` their runs are permuted and ids shuffled within windows of some, so that a reader need not fetch a
+    whole run for every sample.
     """
     rng = np.random.default_rng((seed, epoch))
-    order = _shuffled(num_samples, rng, group_starts)
+    order = _shuffled(num_samples, rng, groups)
     return order if buckets is None else _bucketed(order, rng, buckets)
 
 
@@ -64,14 +77,14 @@ def _bucketed(order: np.ndarray, rng: np.random.Generator, buckets: Buckets) -> 
     return np.concatenate(parts)
 
 
-def _shuffled(num_samples: int, rng: np.random.Generator, group_starts: np.ndarray | None) -> np.ndarray:
-    if group_starts is None or len(group_starts) <= 1:
+def _shuffled(num_samples: int, rng: np.random.Generator, groups: Groups | None) -> np.ndarray:
+    if groups is None or len(groups.starts) <= 1:
         return rng.permutation(num_samples)
-    bounds = np.append(group_starts, num_samples)
-    groups = rng.permutation(len(group_starts))
+    bounds = np.append(groups.starts, num_samples)
+    order = rng.permutation(len(groups.starts))
     windows = []
-    for first in range(0, len(groups), GROUPS_IN_A_WINDOW):
-        window = groups[first : first + GROUPS_IN_A_WINDOW]
+    for first in range(0, len(order), groups.window):
+        window = order[first : first + groups.window]
         ids = np.concatenate([np.arange(bounds[g], bounds[g + 1]) for g in window])
         windows.append(rng.permutation(ids))
     return np.concatenate(windows)
@@ -190,7 +203,7 @@ class StreamSpec:
     epochs: int | None = None
     steps: int | None = None
     tail: Tail = "share"
-    group_starts: np.ndarray | None = field(default=None, compare=False, repr=False)  # see epoch_order
+    groups: Groups | None = field(default=None, compare=False, repr=False)
     buckets: Buckets | None = field(default=None, compare=False, repr=False)
 
 
@@ -314,7 +327,7 @@ class StreamPlan:
 
     def _order(self, epoch: int) -> np.ndarray:
         spec = self.spec
-        return epoch_order(spec.num_train, spec.seed, epoch, spec.group_starts, spec.buckets)
+        return epoch_order(spec.num_train, spec.seed, epoch, spec.groups, spec.buckets)
 
 
 def remaining(order: np.ndarray, consumed: np.ndarray) -> np.ndarray:

@@ -127,7 +127,7 @@ class DataPlan:
             epochs=training.epochs,
             steps=training.steps,
             tail=pipeline.tail,
-            group_starts=opened.train.group_starts,
+            groups=opened.train.groups,
             buckets=opened.buckets,
         )
         path, restored = _checkpoint(options, opened.train.fingerprint, task) if options.resume else (None, None)

@@ -62,8 +62,8 @@ def preprocess(opened: OpenPipeline, cores: list[int], seconds: float) -> Alone:
         DataError: a sample cannot be read, or a process ended before its time.
     """
     context = multiprocessing.get_context("spawn")
-    starts = opened.train.group_starts
-    spec = StreamSpec(opened.train.num_samples, 0, opened.pipeline.batch_size, 0, epochs=1, group_starts=starts)
+    groups = opened.train.groups
+    spec = StreamSpec(opened.train.num_samples, 0, opened.pipeline.batch_size, 0, epochs=1, groups=groups)
     work = StreamWork(StreamPlan(spec, Position(), 1, 0), opened.pickled_splits())
     answers, together = context.Queue(), context.Barrier(len(cores))
     children = [

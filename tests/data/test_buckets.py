@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytrain.data.order import Buckets, Position, StreamPlan, StreamSpec, epoch_order
+from raytrain.data.order import Buckets, Groups, Position, StreamPlan, StreamSpec, epoch_order
 
 few = settings(deadline=None, max_examples=80)
 
@@ -25,8 +25,8 @@ def spread(order: np.ndarray, lengths: np.ndarray, batch_size: int) -> float:
 @few
 @given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 8), st.integers(0, 3), st.none() | st.integers(1, 40))
 def test_an_epoch_in_buckets_is_a_full_permutation(count, batch_size, batches, epoch, run):
-    starts = None if run is None else np.arange(0, count, run)
-    order = epoch_order(count, 5, epoch, starts, Buckets(lengths_of(count), batch_size, batches))
+    groups = None if run is None else Groups(np.arange(0, count, run))
+    order = epoch_order(count, 5, epoch, groups, Buckets(lengths_of(count), batch_size, batches))
     assert sorted(order) == list(range(count))
 
 

@@ -223,7 +223,7 @@ class Consumer:
             seed,
             epochs=2,
             tail=tail,
-            group_starts=opened.train.group_starts,
+            groups=opened.train.groups,
             buckets=opened.buckets,
         )
         self.work = opened.pickled_splits()

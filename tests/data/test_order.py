@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from raytrain.data.order import Position, SampleRng, StreamPlan, StreamSpec, batch_sizes, epoch_order
+from raytrain.data.order import Groups, Position, SampleRng, StreamPlan, StreamSpec, batch_sizes, epoch_order
 
 sizes = st.integers(1, 400)
 worlds = st.integers(1, 9)
@@ -17,16 +17,16 @@ def test_an_epoch_is_a_full_permutation(num_samples, seed, epoch):
     assert sorted(epoch_order(num_samples, seed, epoch)) == list(range(num_samples))
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(0, 3))
-def test_an_epoch_over_row_groups_is_a_full_permutation_that_stays_near(group_sizes, seed):
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 9), st.integers(0, 3))
+def test_an_epoch_over_row_groups_is_a_full_permutation_that_stays_near(group_sizes, window, seed):
     starts = np.concatenate([[0], np.cumsum(group_sizes)[:-1]])
     total = sum(group_sizes)
-    order = epoch_order(total, seed, 0, starts)
+    order = epoch_order(total, seed, 0, Groups(starts, window))
     assert sorted(order) == list(range(total))
     groups = np.searchsorted(starts, order, side="right") - 1
-    for group in range(len(group_sizes)):  # whoever reads a group meets it within eight groups' worth of samples
+    for group in range(len(group_sizes)):  # whoever reads a group meets it within a window's worth of samples
         places = np.flatnonzero(groups == group)
-        assert places[-1] - places[0] < 8 * max(group_sizes)
+        assert places[-1] - places[0] < window * max(group_sizes)
 
 
 def test_epochs_and_seeds_differ():
@@ -141,8 +141,8 @@ tails = st.sampled_from(["share", "drop_last", "pad", "carry"])
 def test_what_becomes_of_a_tail(train, batch, world, epochs, tail, grouped):
     """Counted sample by sample over a whole run: each once in its epoch, but for what was dropped or repeated."""
     train = max(train, batch * world)
-    starts = np.arange(0, train, 7) if grouped else None
-    plan = StreamPlan(StreamSpec(train, 0, batch, 3, epochs=epochs, tail=tail, group_starts=starts), Position(), world)
+    starts = Groups(np.arange(0, train, 7)) if grouped else None
+    plan = StreamPlan(StreamSpec(train, 0, batch, 3, epochs=epochs, tail=tail, groups=starts), Position(), world)
     times = np.zeros((epochs, train), dtype=int)
     for part in plan.segments:
         keys = plan.segment_keys(part.number)
@@ -217,7 +217,7 @@ def test_the_rest_of_an_epoch_may_be_carried_over_as_a_whole():
 
 
 def test_one_stored_run_is_shuffled_as_if_there_were_none():
-    assert epoch_order(50, 1, 2, np.array([0])).tolist() == epoch_order(50, 1, 2).tolist()
+    assert epoch_order(50, 1, 2, Groups(np.array([0]))).tolist() == epoch_order(50, 1, 2).tolist()
 
 
 def test_steps_that_end_a_run_carry_and_drop_nothing():

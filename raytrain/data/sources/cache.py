@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.fs
 
 from raytrain.config.data import BuiltIn
+from raytrain.data.order import Groups
 from raytrain.data.samples.fields import Field, Schema
 from raytrain.data.sources.manifest import Manifest
 
 READERS = "raytrain.data.sources."  # where they are
-VERSION = 2
+VERSION = 3
 MOST_KEPT = 16  # the latest
 _FOLDER: ContextVar[Path | None] = ContextVar("manifests", default=None)
 
@@ -71,11 +72,12 @@ def _stamp(source: BuiltIn, filesystem: pyarrow.fs.FileSystem, paths: Sequence[s
 
 
 def _write(path: Path, manifest: Manifest) -> None:
+    groups = manifest.groups
     about = {
         "reader": [type(manifest.reader).__module__, type(manifest.reader).__qualname__, _of_reader(manifest.reader)],
         "schema": {name: asdict(each) for name, each in manifest.schema.items()},
         "known": manifest.known,
-        "starts": None if manifest.group_starts is None else manifest.group_starts.tolist(),
+        "groups": None if groups is None else {"starts": groups.starts.tolist(), "window": groups.window},
         "guarantee": manifest.guarantee,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,9 +109,9 @@ def _read(path: Path, filesystem: pyarrow.fs.FileSystem) -> Manifest | None:
         schema = {each: Field(**{key: _frozen(v) for key, v in what.items()}) for each, what in about["schema"].items()}
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, ImportError):
         return None
-    starts = None if about["starts"] is None else np.array(about["starts"], np.int64)
+    groups = about["groups"] and Groups(np.array(about["groups"]["starts"], np.int64), about["groups"]["window"])
     rows = rows.replace_schema_metadata(None)
-    return Manifest(rows, reader, Schema(schema), tuple(about["known"]), starts, about["guarantee"])
+    return Manifest(rows, reader, Schema(schema), tuple(about["known"]), groups, about["guarantee"])
 
 
 def _of_reader(reader: Any) -> Mapping[str, Any]:

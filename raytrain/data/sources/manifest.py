@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 
+from raytrain.data.order import Groups
 from raytrain.data.samples.fields import Sample, Schema
 from raytrain.data.sources.arrow import cell
 from raytrain.data.sources.readers import reading_pool
@@ -48,8 +49,8 @@ class Manifest:
         reader: how a row becomes the other fields.
         schema: of a sample.
         known: names of the columns of `rows` that are fields.
-        group_starts: int64, first id of every run of samples that are stored together (Parquet row groups), or None
-            when each can be read alone. A shuffle then stays within a few runs at a time.
+        groups: of samples that are stored together, None when each can be read alone. A shuffle stays within a few at
+            a time.
         guarantee: what holds of the samples of an epoch, for the record.
     """
 
@@ -57,7 +58,7 @@ class Manifest:
     reader: Reader
     schema: Schema
     known: tuple[str, ...] = ()
-    group_starts: np.ndarray | None = None
+    groups: Groups | None = None
     guarantee: str = EXACTLY_ONCE
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,11 +98,11 @@ class Manifest:
 
     def of(self, ids: np.ndarray) -> Manifest:
         """With these samples alone, in this order."""
-        if self.group_starts is None:
+        if self.groups is None:
             return replace(self, rows=self.rows.take(pa.array(ids)))
-        groups = np.searchsorted(self.group_starts, ids, side="right")
+        groups = np.searchsorted(self.groups.starts, ids, side="right")
         starts = np.flatnonzero(np.diff(groups, prepend=-1))
-        return replace(self, rows=self.rows.take(pa.array(ids)), group_starts=starts.astype(np.int64))
+        return replace(self, rows=self.rows.take(pa.array(ids)), groups=replace(self.groups, starts=starts))
 
     def read_many(
         self, ids: Sequence[int] | np.ndarray, rng_of: Callable[[int], np.random.Generator] | None = None
@@ -114,7 +115,7 @@ class Manifest:
         Raises:
             DataError: a file cannot be read at all (which is not the same as a corrupt image).
         """
-        if self.group_starts is not None:  # by stored run, so that each is read once
+        if self.groups is not None:  # by stored run, so that each is read once
             order = np.argsort(ids, kind="stable")
             by_place = {int(place): self._read(ids[place]) for place in order}
             samples = [by_place[place] for place in range(len(ids))]

@@ -6,8 +6,9 @@ Imported by every preprocessing worker, so it imports NumPy and pyarrow and noth
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -20,12 +21,14 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from raytrain.data.order import GROUPS_IN_A_WINDOW
 from raytrain.data.samples.fields import BFLOAT16, BYTES, TEXT, Field, Sample, np_dtype
 from raytrain.data.sources.arrow import cell, lengths_of
 from raytrain.errors import DataError, one_line
 
 REMOTE_READS_IN_FLIGHT = 16
 ROW_GROUP_CACHE_BYTES = 256 << 20
+FOOTERS_KEPT = 256
 GROUPS_AT_ONCE = 16  # row groups of a file that one thread learns the lengths of
 LENGTHS_BATCH_BYTES, LENGTHS_BATCH_ROWS = 8 << 20, 8192  # that it has in memory
 LENGTHS_BUFFER_BYTES = 1 << 20
@@ -192,6 +195,7 @@ class ParquetReader:
     columns: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     _cache: OrderedDict[tuple[int, int], pa.Table] = field(default_factory=OrderedDict, compare=False)
+    _footers: OrderedDict[int, pq.FileMetaData] = field(default_factory=OrderedDict, compare=False)
 
     remote = False  # a row group is one long read, and the cache is not shared between threads
 
@@ -246,14 +250,18 @@ class ParquetReader:
             self._cache.move_to_end(key)
             return self._cache[key]
         with self.filesystem.open_input_file(self.files[key[0]]) as file:
-            table = pq.ParquetFile(file).read_row_group(key[1], columns=list({*self.columns.values()}))
+            parquet = pq.ParquetFile(file, metadata=self._footers.get(key[0]))
+            table = parquet.read_row_group(key[1], columns=list({*self.columns.values()}))
         self._cache[key] = table
+        self._footers[key[0]] = parquet.metadata
+        while len(self._footers) > FOOTERS_KEPT:
+            self._footers.popitem(last=False)
         while len(self._cache) > 1 and sum(each.nbytes for each in self._cache.values()) > ROW_GROUP_CACHE_BYTES:
             self._cache.popitem(last=False)
         return table
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict()}
+        return {**self.__dict__, "_cache": OrderedDict(), "_footers": OrderedDict()}
 
 
 def at_places(parts: list[np.ndarray | None], part: np.ndarray, row: np.ndarray) -> np.ndarray | None:
@@ -266,12 +274,23 @@ def at_places(parts: list[np.ndarray | None], part: np.ndarray, row: np.ndarray)
     return found
 
 
+def group_bytes(group: pq.RowGroupMetaData, columns: Collection[str]) -> int:
+    """About what these columns of a row group take in memory."""
+    parts = [
+        each for each in map(group.column, range(group.num_columns)) if each.path_in_schema.split(".")[0] in columns
+    ]
+    return sum(max(each.total_uncompressed_size, 8 * each.num_values) for each in parts)
+
+
+def groups_in_cache(most_bytes: int) -> int:
+    """How many row groups of at most so many bytes are shuffled together: two such windows stay in the cache, since
+    batches of one are still being made when the next begins."""
+    return int(np.clip(ROW_GROUP_CACHE_BYTES // 2 // max(most_bytes, 1), 1, GROUPS_IN_A_WINDOW))
+
+
 def _rows_at_once(group: pq.RowGroupMetaData, column: str) -> int:
     """So many that their values are about LENGTHS_BATCH_BYTES."""
-    parts = [
-        each for each in map(group.column, range(group.num_columns)) if each.path_in_schema.split(".")[0] == column
-    ]
-    size = sum(max(each.total_uncompressed_size, 8 * each.num_values) for each in parts) / max(group.num_rows, 1)
+    size = group_bytes(group, (column,)) / max(group.num_rows, 1)
     return int(np.clip(LENGTHS_BATCH_BYTES / max(size, 1), 1, LENGTHS_BATCH_ROWS))
 
 
@@ -310,14 +329,12 @@ class NoiseReader:
 
     def read(self, rows: pa.Table, index: int) -> Sample:
         number = rows.column("number")[index].as_py()
-        return {
-            name: self._value(each, np.random.SFC64((self.seed, number, *([place] if place else []))))
-            for place, (name, each) in enumerate(self.fields.items())
-        }
+        bits = np.random.SFC64((self.seed, number))  # seeding takes longer than a small field
+        return {name: self._value(each, bits) for name, each in self.fields.items()}
 
     def _value(self, what: Field, bits: np.random.SFC64) -> Any:
         shape = tuple(1 + int(bits.random_raw() % self.longest) if side is None else side for side in what.shape or ())
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         steps = np.atleast_1d(bits.random_raw(-(-size // 4) or 1)).astype("<u8", copy=False).view("<u2")[:size]
         if what.dtype in (TEXT, BYTES):
             letters = (steps % 26 + ord("a")).astype(np.uint8).tobytes()

@@ -74,9 +74,10 @@ def same(one, other):
     assert (dict(one.schema), one.known, one.guarantee) == (dict(other.schema), other.known, other.guarantee)
     assert one.rows.schema.equals(other.rows.schema, check_metadata=True)
     assert one.reader == other.reader
-    assert (one.group_starts is None) == (other.group_starts is None)
-    if one.group_starts is not None:
-        assert one.group_starts.tolist() == other.group_starts.tolist()
+    assert (one.groups is None) == (other.groups is None)
+    if one.groups is not None:
+        assert one.groups.starts.tolist() == other.groups.starts.tolist()
+        assert one.groups.window == other.groups.window
     ids = range(one.num_samples)
     for left, right in zip(one.read_many(ids), other.read_many(ids), strict=True):
         assert {name: np.asarray(value).tolist() for name, value in left.items()} == {

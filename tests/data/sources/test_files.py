@@ -16,7 +16,9 @@ from conftest import write_images
 from formats import write_parquet, write_shards, write_tar
 from moto.server import ThreadedMotoServer
 
+from raytrain.data.order import epoch_order
 from raytrain.data.samples.fields import Schema
+from raytrain.data.sources import readers
 from raytrain.data.sources.kinds.image_folder import image_folder
 from raytrain.data.sources.kinds.parquet import parquet
 from raytrain.data.sources.kinds.synthetic import synthetic
@@ -66,9 +68,32 @@ def test_a_manifest_travels_without_its_cache(folder, tmp_path):
     assert contents(pickle.loads(pickle.dumps(manifest))) == expected(folder)
 
 
+def test_an_epoch_reads_large_row_groups_once_and_footers_once_a_file(tmp_path, monkeypatch):
+    """A cache of four groups: the shuffle stays within two at a time."""
+    values = np.random.default_rng(0).integers(0, 255, (160, 1000), np.uint8)
+    table = pa.table({"image": pa.array([row.tobytes() for row in values]), "label": np.arange(160)})
+    for part in (0, 1):
+        pq.write_table(table.slice(80 * part, 80), tmp_path / f"{part}.parquet", row_group_size=10)
+    monkeypatch.setattr(readers, "ROW_GROUP_CACHE_BYTES", 4 * 13_000)
+    manifest = pickle.loads(pickle.dumps(open_manifest(parquet(str(tmp_path)))))
+    assert manifest.groups.window == 2
+    reads, footers = [], []
+    real, made = pq.ParquetFile.read_row_group, pq.ParquetFile.__init__
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: reads.append(a[1]) or real(*a, **k))
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "__init__",
+        lambda *a, metadata=None, **k: footers.append(metadata is None) or made(*a, metadata=metadata, **k),
+    )
+    order = epoch_order(160, 0, 0, manifest.groups)
+    found = [sample["label"] for at in range(0, 160, 16) for sample in manifest.read_many(order[at : at + 16])]
+    assert sorted(found) == list(range(160))
+    assert len(reads) == 16 and sum(footers) == 2
+
+
 def test_row_groups_are_read_once_while_they_fit(folder, tmp_path, monkeypatch):
     manifest = pickle.loads(pickle.dumps(open_manifest(parquet(write_parquet(tmp_path / "p", folder)))))
-    assert manifest.group_starts.tolist() == [0, 3, 4, 7]
+    assert manifest.groups.starts.tolist() == [0, 3, 4, 7]
     reads = []
     real = pq.ParquetFile.read_row_group
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: reads.append(a[1]) or real(*a, **k))

@@ -30,7 +30,7 @@ def values(manifest):
 def test_a_limit_takes_the_first(path):
     assert values(open_manifest(parquet(path, limit=3))) == [0, 1, 2]
     assert values(open_manifest(parquet(path, limit=99))) == [0, 1, 2, 3, 4, 5]
-    assert open_manifest(parquet(path, limit=3)).group_starts.tolist() == [0, 2]
+    assert open_manifest(parquet(path, limit=3)).groups.starts.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raytrain.data.order import Groups
 from raytrain.data.samples.fields import BYTES, IMAGE, Field, Sample, Schema
 from raytrain.data.sources.arrow import cells, field_of_type, looks_like_image
 from raytrain.data.sources.labels import check_apart, classes_of, label_field, names_classes, numbered
@@ -168,7 +169,7 @@ def open_from_ray(source: FromRay, like: Schema | None, seed: int) -> Manifest:
         first = reader.read(table, 0)
         if name == IMAGE or (not isinstance(first, Exception) and looks_like_image(first[name])):
             fields[name] = replace(fields[name], kind="image")
-    return Manifest(table, reader, Schema(fields), known, starts.astype(np.int64), GUARANTEE)
+    return Manifest(table, reader, Schema(fields), known, Groups(starts.astype(np.int64)), GUARANTEE)
 
 
 def _about(labels: Sequence[str], columns: Mapping[str, str] | None, reference: Any) -> Any:

@@ -11,13 +11,14 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from raytrain.config.data import ParquetSource
+from raytrain.data.order import Groups
 from raytrain.data.samples.fields import IMAGE, Field, Schema
 from raytrain.data.sources.arrow import cell, field_of_type, looks_like_image
 from raytrain.data.sources.cache import made_once
 from raytrain.data.sources.files import Listing, Places, described, list_files, path_of
 from raytrain.data.sources.labels import check_apart, classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
-from raytrain.data.sources.readers import ParquetReader
+from raytrain.data.sources.readers import ParquetReader, group_bytes, groups_in_cache
 from raytrain.errors import DataError, nearest, one_line
 
 
@@ -67,7 +68,7 @@ def _made(source: ParquetSource, listing: Listing, files: list[str], like: Schem
     beforehand: dict[str, list[pa.Array]] = {}
     places: dict[str, list[np.ndarray]] = {"file": [], "group": [], "row": []}
     starts: list[int] = []
-    total, types = 0, None
+    total, types, longest = 0, None, 0
     for number, path in enumerate(files):
         try:
             with filesystem.open_input_file(path) as handle:
@@ -85,6 +86,8 @@ def _made(source: ParquetSource, listing: Listing, files: list[str], like: Schem
                 for name, chunks in beforehand.items():
                     chunks += file.read(columns=[columns[name]]).column(0).chunks
                 sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+                kept = {column for name, column in columns.items() if name not in beforehand}
+                longest = max([longest, *(group_bytes(file.metadata.row_group(g), kept) for g in range(len(sizes)))])
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"cannot read {path}: {one_line(error)}") from None
         for group, size in enumerate(sizes):
@@ -111,7 +114,8 @@ def _made(source: ParquetSource, listing: Listing, files: list[str], like: Schem
     read = {name: column for name, column in columns.items() if name not in beforehand}
     reader = ParquetReader(filesystem, tuple(files), read, source.shapes)
     schema = Schema(_with_images(fields, reader, rows))
-    return Manifest(pa.table(rows), reader, schema, tuple(beforehand), np.asarray(starts, dtype=np.int64))
+    groups = Groups(np.asarray(starts, dtype=np.int64), groups_in_cache(longest))
+    return Manifest(pa.table(rows), reader, schema, tuple(beforehand), groups)
 
 
 def _is_known(name: str, column: str, types: pa.Schema, source: ParquetSource) -> bool:

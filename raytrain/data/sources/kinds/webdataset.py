@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.config.data import WebDatasetSource
+from raytrain.data.order import Groups
 from raytrain.data.samples.fields import ANYTHING, BYTES, IMAGE, TEXT, Field, Schema
 from raytrain.data.sources.cache import made_once
 from raytrain.data.sources.files import Listing, Places, counted, described, list_files, path_of
@@ -113,10 +114,10 @@ def _manifest(
         columns |= {f"{name}.offset": places[:, 0], f"{name}.size": places[:, 1]}
         forms[name], fields[name] = _form(extension, "mask" if name in source.masks else "")
     known = tuple(name for name in extensions if name == LABEL)
-    starts = None
+    groups = None
     if any(shard.endswith(PACKED) for shard in shards):  # which are unpacked whole
-        starts = np.flatnonzero(np.diff(columns["shard"], prepend=-1))
-    return Manifest(pa.table(columns), ShardReader(listing.filesystem, shards, forms), Schema(fields), known, starts)
+        groups = Groups(np.flatnonzero(np.diff(columns["shard"], prepend=-1)))
+    return Manifest(pa.table(columns), ShardReader(listing.filesystem, shards, forms), Schema(fields), known, groups)
 
 
 def _form(extension: str, kind: Any) -> tuple[str, Field]:
