@@ -8,6 +8,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from raytrain.data.stages.draws import color_jitter_draws, random_grayscale_draws
+
 _LUMA = np.array([0.2989, 0.587, 0.114])  # torchvision's weights of red, green and blue
 
 
@@ -20,17 +22,12 @@ def color_jitter_image(
     hue: tuple[float, float] = (0.0, 0.0),
 ) -> np.ndarray:
     """Each by a number from its range, in random order."""
-    changes = (
-        (adjust_brightness, brightness, 1.0),
-        (adjust_contrast, contrast, 1.0),
-        (adjust_saturation, saturation, 1.0),
-        (adjust_hue, hue, 0.0),
-    )
-    amounts = [rng.uniform(*range_) for _, range_, _ in changes]
-    for number in rng.permutation(len(changes)):
-        change, range_, nothing = changes[number]
-        if range_ != (nothing, nothing):
-            image = change(image, amounts[number])
+    ranges = (brightness, contrast, saturation, hue)
+    drawn = color_jitter_draws(rng, image.shape[:2], *ranges)
+    for number in drawn[len(CHANGES) :].astype(int):
+        change, nothing = CHANGES[number]
+        if ranges[number] != (nothing, nothing):
+            image = change(image, drawn[number])
     return image
 
 
@@ -64,6 +61,10 @@ def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
     return (result * np.float32(255.999)).astype(np.uint8) if image.dtype == np.uint8 else result.astype(image.dtype)
 
 
+CHANGES = ((adjust_brightness, 1.0), (adjust_contrast, 1.0), (adjust_saturation, 1.0), (adjust_hue, 0.0))
+"""In the order of the parameters, each with the amount that changes nothing."""
+
+
 def grayscale_image(image: np.ndarray, num_output_channels: int = 1) -> np.ndarray:
     grey = image
     if image.shape[2] == 3:
@@ -72,7 +73,7 @@ def grayscale_image(image: np.ndarray, num_output_channels: int = 1) -> np.ndarr
 
 
 def random_grayscale_image(image: np.ndarray, rng: np.random.Generator, p: float = 0.1) -> np.ndarray:
-    return grayscale_image(image, image.shape[2]) if rng.random() < p else image
+    return grayscale_image(image, image.shape[2]) if random_grayscale_draws(rng, image.shape[:2], p)[0] else image
 
 
 def _linear(image: np.ndarray, factor: float, shift: float) -> np.ndarray:

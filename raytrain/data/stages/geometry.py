@@ -8,20 +8,27 @@ top, right, bottom.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 
 from raytrain.data.samples.fields import KINDS, Field, Kind
+from raytrain.data.stages.draws import (
+    Box,
+    Canvas,
+    Size,
+    both_sides,
+    flip_draws,
+    random_crop_draws,
+    random_resized_crop_draws,
+    sides_around,
+)
 from raytrain.data.stages.options import check_order, check_range
 from raytrain.data.stages.resampling import MOST_CHANNELS, Interpolation, resample, resample_nearest
 from raytrain.data.stages.stage import STORE_SMALLER, On, Stage, built_in
 from raytrain.errors import ConfigError
 
-Canvas = tuple[int, int]
-Size = int | tuple[int, int]
 PaddingMode = Literal["constant", "edge", "reflect", "symmetric"]
 _BORDERS = {
     "constant": cv2.BORDER_CONSTANT,
@@ -144,22 +151,9 @@ def random_crop_field(
     fill: float = 0,
     padding_mode: PaddingMode = "constant",
 ) -> np.ndarray:
-    height, width = both_sides(size)
-    left, top, right, bottom = _sides(padding)
-    if pad_if_needed:
-        lacks_height, lacks_width = height - canvas[0] - top - bottom, width - canvas[1] - left - right
-        if lacks_height > 0:
-            top, bottom = top + lacks_height, bottom + lacks_height
-        if lacks_width > 0:
-            left, right = left + lacks_width, right + lacks_width
-    value = padded(value, kind, (left, top, right, bottom), fill, padding_mode)
-    over = canvas[0] + top + bottom - height, canvas[1] + left + right - width
-    if min(over) < 0:
-        raise ValueError(
-            f"a crop of {height} x {width} does not fit into {canvas[0]} x {canvas[1]}; pad_if_needed makes room"
-        )
-    top, left = int(rng.integers(over[0] + 1)), int(rng.integers(over[1] + 1))
-    return cut(value, kind, (top, left, height, width))
+    top, left = random_crop_draws(rng, canvas, size, padding, pad_if_needed)
+    value = padded(value, kind, sides_around(canvas, size, padding, pad_if_needed), fill, padding_mode)
+    return cut(value, kind, (top, left, *both_sides(size)))
 
 
 def random_resized_crop(
@@ -209,27 +203,8 @@ def random_resized_crop_field(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
-    box = random_box(canvas, rng, scale, ratio)
+    box = random_resized_crop_draws(rng, canvas, size, scale, ratio)
     return scaled(cut(value, kind, box, canvas), kind, box[2:], both_sides(size), interpolation)
-
-
-Box = tuple[int, int, int, int]
-"""Top, left, height, width."""
-
-
-def random_box(canvas: Canvas, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
-    """A random box within the image; the middle, as near to `ratio` as it can be, when ten draws do not fit."""
-    height, width = canvas
-    for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
-        box_width, box_height = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
-        if 0 < box_width <= width and 0 < box_height <= height:
-            top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
-            return int(top), int(left), box_height, box_width
-    aspect = min(max(width / height, ratio[0]), ratio[1])
-    box_height, box_width = min(height, round(width / aspect)), min(width, round(height * aspect))
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 def random_horizontal_flip(p: float = 0.5, *, on: On = None) -> Stage:
@@ -246,7 +221,7 @@ def random_horizontal_flip(p: float = 0.5, *, on: On = None) -> Stage:
 def random_horizontal_flip_field(
     value: np.ndarray, rng: np.random.Generator, kind: Kind, canvas: Canvas, p: float = 0.5
 ) -> np.ndarray:
-    if rng.random() >= p:
+    if not flip_draws(rng, canvas, p)[0]:
         return value
     if kind != "boxes":
         return value[:, ::-1]
@@ -268,7 +243,7 @@ def random_vertical_flip(p: float = 0.5, *, on: On = None) -> Stage:
 def random_vertical_flip_field(
     value: np.ndarray, rng: np.random.Generator, kind: Kind, canvas: Canvas, p: float = 0.5
 ) -> np.ndarray:
-    if rng.random() >= p:
+    if not flip_draws(rng, canvas, p)[0]:
         return value
     if kind != "boxes":
         return value[::-1]
@@ -341,19 +316,6 @@ def padded(
         return np.pad(value, around, mode=padding_mode)
     filled: np.ndarray = cv2.copyMakeBorder(value, top, bottom, left, right, _BORDERS[padding_mode], value=[fill] * 4)
     return filled.reshape(*filled.shape[:2], *value.shape[2:])
-
-
-def both_sides(size: Size) -> Canvas:
-    return (size, size) if isinstance(size, int) else size
-
-
-def _sides(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom."""
-    if isinstance(padding, int):
-        return padding, padding, padding, padding
-    left, top = padding[0], padding[1]
-    right, bottom = (padding[2], padding[3]) if len(padding) == 4 else (left, top)
-    return left, top, right, bottom
 
 
 class _sized:

@@ -15,6 +15,7 @@ import numpy as np
 
 from raytrain.data.samples.fields import BFLOAT16, DTYPES, Field, Kind, np_dtype
 from raytrain.data.stages.color import color_jitter_image, grayscale_image, random_grayscale_image
+from raytrain.data.stages.draws import gaussian_blur_draws
 from raytrain.data.stages.options import check_order, check_range
 from raytrain.data.stages.stage import FEWER_PIXELS, STORE_SMALLER, On, Stage, built_in
 from raytrain.errors import ConfigError, nearest, one_line
@@ -135,7 +136,7 @@ def gaussian_blur(kernel_size: int, *, sigma: Range = (0.1, 2.0), times: int = 1
 def gaussian_blur_image(
     image: Image, rng: np.random.Generator, kernel_size: int, sigma: tuple[float, float] = (0.1, 2.0), times: int = 1
 ) -> Image:
-    sigmas = rng.uniform(*sigma, size=times)
+    sigmas = gaussian_blur_draws(rng, image.shape[:2], kernel_size, sigma, times)
     if np.issubdtype(image.dtype, np.floating):
         taps = blur_taps(kernel_size, sigmas)
         return _with_channels(cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101))
