@@ -23,8 +23,8 @@ from raytrain.data.sources.kinds.synthetic import synthetic
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.open import open_manifest
 from raytrain.data.stages.color import color_jitter_image
+from raytrain.data.stages.draws import random_box
 from raytrain.data.stages.geometry import (
-    random_box,
     random_crop_field,
     random_horizontal_flip_field,
     random_resized_crop,

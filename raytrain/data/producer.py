@@ -71,7 +71,8 @@ class _Made:
     parts: list[int] = field(default_factory=list)  # of a sample that a stage has made several of
     failures: list[Failure] = field(default_factory=list)
     unwanted: list[int] = field(default_factory=list)  # places of those that a stage did not want
-    addresses: set[int] = field(default_factory=set)  # where arrays of the samples begin
+    owners: set[int] = field(default_factory=set)  # id() of the arrays whose memory the samples are in
+    addresses: set[int] | None = None  # where they begin; None as long as all have memory of their own
 
 
 class Producer:
@@ -298,18 +299,33 @@ def _copied(sample: Sample) -> Sample:
 
 def _overlaps(sample: Sample, made: _Made) -> bool:
     """Whether a stage has returned the same memory again: where an array of an earlier sample begins, or some of the
-    first's or the last's."""
+    first's or the last's. To ask NumPy where an array lies takes longer than to see that it is its own."""
     for name, value in sample.items():
         if isinstance(value, np.ndarray) and value.size:
-            address = value.__array_interface__["data"][0]
-            if address in made.addresses:
+            owner = value
+            while type(owner.base) is np.ndarray:
+                owner = owner.base
+            if owner.base is None and id(owner) not in made.owners:  # memory of its own, which lives with the sample
+                made.owners.add(id(owner))
+                if made.addresses is not None:
+                    made.addresses.add(_address(value))
+                continue
+            if made.addresses is None:
+                arrays = (each for earlier in made.samples for each in earlier.values())
+                made.addresses = {_address(each) for each in arrays if isinstance(each, np.ndarray)}
+            if _address(value) in made.addresses:
                 return True
-            made.addresses.add(address)
-            for other in (*made.samples[:1], *made.samples[-1:]):
-                before = other.get(name)
+            made.addresses.add(_address(value))
+            for earlier in (*made.samples[:1], *made.samples[-1:]):
+                before = earlier.get(name)
                 if isinstance(before, np.ndarray) and np.may_share_memory(value, before):
                     return True
     return False
+
+
+def _address(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _encoded_bytes(samples: list[Sample | Exception]) -> int:

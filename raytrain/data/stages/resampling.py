@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
+_TYPES = tuple(map(np.dtype, ("uint8", "uint16", "float32", "float64")))
 MOST_CHANNELS = 4  # that OpenCV averages at once
 MOST_BLURRED = 4.0  # times that a side shrinks; beyond, areas are averaged down to twice the size first
 
@@ -28,7 +29,7 @@ def resample(image: np.ndarray, height: int, width: int, interpolation: Interpol
         return image
     if interpolation == "nearest":
         return resample_nearest(image, height, width)
-    if image.dtype.name not in ("uint8", "uint16", "float32", "float64"):
+    if image.dtype not in _TYPES:
         raise TypeError(f"an image of {image.dtype} cannot be resized; it may be uint8, uint16, float32 or float64")
     channels = image.shape[2:]
     if channels > (MOST_CHANNELS,):
