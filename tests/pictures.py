@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from raytrain.data.samples.fields import Schema, field_of
-from raytrain.data.stages.registry import settle
+from raytrain.data.stages.settling import settle
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -42,7 +42,7 @@ def hwc(tensor: torch.Tensor) -> np.ndarray:
 def apply(stage, sample: dict, generator: np.random.Generator | None = None, **kinds):
     """What a stage makes of a sample, as a pipeline would run it; `kinds` of fields that are more than arrays."""
     schema = Schema({name: field_of(value, name, kinds.get(name, "")) for name, value in sample.items()})
-    [settled], _ = settle([stage], schema, "data.stages")
+    [settled] = settle([stage], schema, "data.stages").cpu
     return settled(dict(sample), generator)
 
 

@@ -31,7 +31,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 BLOCK = re.compile(r"(<!-- (\w+), by tests/reference.py -->\n).*?(?=<!-- /\2 -->)", re.DOTALL)
 
 COLLATIONS = ("padded", "ragged")
-OF_OWN = ("stage", "keep_if", "Field")  # for stages of one's own
+OF_OWN = ("stage", "keep_if", "on_device", "on_cpu", "Field")  # for stages of one's own
 SOURCES = [*sorted(registry.SOURCES), "held_out"]
 SECTIONS: dict[str, type[Section]] = {  # whose keys the arguments of a function are
     **sections.SOURCES,

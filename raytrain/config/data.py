@@ -254,7 +254,7 @@ class Data(Section):
     validation: ForValidation | None = Field(
         None, description="of other samples, or `held_out`; without it there is no evaluation"
     )
-    stages: tuple[StageSpec, ...] = Field((), description="CPU stages, in order")
+    stages: tuple[StageSpec, ...] = Field((), description="in order")
     validation_stages: tuple[StageSpec, ...] | None = Field(
         None, description="default: the stages without the random ones"
     )

@@ -25,6 +25,8 @@ from raytrain.data.stages.images import grayscale as grayscale
 from raytrain.data.stages.images import random_grayscale as random_grayscale
 from raytrain.data.stages.images import to_dtype as to_dtype
 from raytrain.data.stages.images import to_uint8 as to_uint8
+from raytrain.data.stages.registry import on_cpu as on_cpu
+from raytrain.data.stages.registry import on_device as on_device
 from raytrain.data.stages.stage import keep_if as keep_if
 from raytrain.data.stages.stage import stage as stage
 from raytrain.data.stages.torchvision import torchvision as torchvision

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
@@ -25,7 +25,8 @@ from raytrain.data.sources.lengths import lengths_of
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.open import open_manifest, open_split
 from raytrain.data.sources.registry import InProgram
-from raytrain.data.stages.registry import as_stage, parse_stage, settle
+from raytrain.data.stages.registry import as_stage, parse_stage
+from raytrain.data.stages.settling import Settled, settle
 from raytrain.data.stages.stage import Stage
 from raytrain.errors import ConfigError, RaytrainError, named
 
@@ -137,23 +138,25 @@ class Pipeline:
             asked = self.buckets
             assert isinstance(asked, BucketsOf)
             buckets = Buckets(lengths_of(train, asked.by), self.batch_size, asked.batches)
-        stages, schema = self._settled("stages", self.stages, train)
-        splits: dict[Split, SplitWork] = {"train": SplitWork(train, stages, self.collate)}
+        own = self._settled("stages", self.stages, train)
+        splits: dict[Split, SplitWork] = {"train": SplitWork(train, own.cpu, self.collate)}
+        on_device: dict[Split, tuple[Stage, ...]] = {"train": own.device}
         if validation is not None:
-            checked, other = self._settled("validation_stages", self.validation_stages or (), validation)
-            _check_same(schema, other)
-            splits["validation"] = SplitWork(validation, checked, self.collate)
-        opened = OpenPipeline(self, splits, schema, buckets)
+            other = self._settled("validation_stages", self.validation_stages or (), validation)
+            _check_same(own.schema, other.schema)
+            splits["validation"] = SplitWork(validation, other.cpu, self.collate)
+            on_device["validation"] = other.device
+        opened = OpenPipeline(self, splits, on_device, own.schema, buckets)
         if not all(isinstance(each, BuiltIn | HeldOut | None) for each in (self.train, self.validation)):
             opened.pickled_splits()  # before anything is started
         return opened
 
-    def _settled(self, key: str, stages: Sequence[Stage], manifest: Manifest) -> tuple[tuple[Stage, ...], Schema]:
-        settled, schema = settle(stages, manifest.schema, f"data.{key}")
-        schema.check_has(self.collate, "data.collate")
-        schema = collated(schema, self.collate)
+    def _settled(self, key: str, stages: Sequence[Stage], manifest: Manifest) -> Settled:
+        found = settle(stages, manifest.schema, f"data.{key}")
+        found.schema.check_has(self.collate, "data.collate")
+        schema = collated(found.schema, self.collate)
         check_arrivals(schema, self.fields, self.normalize)  # type: ignore[arg-type]
-        return settled, schema
+        return replace(found, schema=schema)
 
 
 def _section(kind: Any, given: Any, key: str) -> Any:
@@ -220,12 +223,14 @@ class OpenPipeline:
 
     Attributes:
         splits: what the workers do for each.
+        on_device: the stages that the ranks run then.
         schema: of what arrives.
         buckets: of the training split.
     """
 
     pipeline: Pipeline
     splits: dict[Split, SplitWork]
+    on_device: dict[Split, tuple[Stage, ...]]
     schema: Schema
     buckets: Buckets | None = None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 from raytrain.device.meter import RankMeter
 
@@ -71,24 +73,16 @@ class DeviceClock:
         self._drain(wait=False)
 
     def arrived(self) -> None:
-        self._start = self._event()
+        self._start = event()
 
     def ready(self, copied_between: CopyEvents) -> None:
         self._copied_between = copied_between
 
     def done(self, aside_s: float) -> None:
-        self._steps.append((self._start, self._event(), self._copied_between, aside_s))
+        self._steps.append((self._start, event(), self._copied_between, aside_s))
 
     def close(self) -> None:
         self._drain(wait=True)
-
-    @staticmethod
-    def _event() -> Any:
-        import torch
-
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
     def _drain(self, wait: bool) -> None:
         while self._steps and (wait or self._steps[0][1].query()):
@@ -100,3 +94,61 @@ class DeviceClock:
             if copied_between is not None:
                 self._meter.transfer_s += copied_between[0].elapsed_time(copied_between[1]) / 1e3
             self._last_end = end
+
+
+def event() -> Any:
+    """On the compute stream, of CUDA."""
+    import torch
+
+    made = torch.cuda.Event(enable_timing=True)
+    made.record()
+    return made
+
+
+class StageTimer(Protocol):
+    """What stages on the device take."""
+
+    def timing(self, split: str, stage: str) -> contextlib.AbstractContextManager[None]: ...
+
+    def close(self) -> None: ...
+
+
+class HostStageTimer:
+    """On a CPU rank."""
+
+    def __init__(self, meter: RankMeter):
+        self._meter = meter
+
+    @contextlib.contextmanager
+    def timing(self, split: str, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._meter.staged(split, stage, time.perf_counter() - began)
+
+    def close(self) -> None:
+        pass
+
+
+class DeviceStageTimer:
+    """By events on the compute stream, which are read when they have come to pass."""
+
+    def __init__(self, meter: RankMeter):
+        self._meter = meter
+        self._events: list[tuple[str, str, Any, Any]] = []
+
+    @contextlib.contextmanager
+    def timing(self, split: str, stage: str) -> Iterator[None]:
+        start = event()
+        yield
+        self._events.append((split, stage, start, event()))
+        while self._events and self._events[0][3].query():
+            self._read()
+
+    def close(self) -> None:
+        while self._events:
+            self._events[0][3].synchronize()
+            self._read()
+
+    def _read(self) -> None:
+        split, stage, start, end = self._events.pop(0)
+        self._meter.staged(split, stage, start.elapsed_time(end) / 1e3)

@@ -22,6 +22,7 @@ class Arriving:
         forms: of the fields.
         offsets: of the ragged fields.
         lengths: of the ragged fields, on the host.
+        drawn: for stages on the device (see device.stages.Drawn).
         copied_between: CUDA events around the copy.
     """
 
@@ -31,6 +32,7 @@ class Arriving:
     forms: dict[str, Form]
     offsets: dict[str, torch.Tensor]
     lengths: dict[str, np.ndarray]
+    drawn: dict[str, np.ndarray]
     key: np.ndarray
     part: np.ndarray | None
     wire_bytes: int

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,13 @@ from raytrain.data.order import Split, StreamPlan
 from raytrain.data.samples.block import Batch, RaggedArray, batches_of
 from raytrain.data.samples.collate import Form, padded_names
 from raytrain.data.samples.fields import BFLOAT16
+from raytrain.data.stages.stage import DRAWN, Stage
 from raytrain.device.arrival import Arrived, Receiver
 from raytrain.device.batch import DeviceBatch, Ragged
-from raytrain.device.clock import DeviceClock, HostClock
+from raytrain.device.clock import DeviceClock, DeviceStageTimer, HostClock, HostStageTimer
 from raytrain.device.copier import Arriving, Copier
 from raytrain.device.meter import RankMeter
+from raytrain.device.stages import DeviceStages
 from raytrain.errors import DataError
 from raytrain.record.status import RankProgress
 
@@ -45,6 +47,7 @@ class RankIngest:
         attempt: of the ranks, as `Feed.begin` was told.
         plan: as `Feed.begin` returned it.
         arrived: by field, what becomes of it here.
+        stages: that run on the device, before that (see device.stages).
 
     Attributes:
         meter: where this rank's time went.
@@ -60,6 +63,7 @@ class RankIngest:
         plan: StreamPlan,
         device: torch.device,
         arrived: Mapping[str, Arrived],
+        stages: Mapping[Split, Sequence[Stage]] | None = None,
     ):
         self.plan, self.meter, self.device = plan, RankMeter(), device
         self.progress: RankProgress | None = None
@@ -71,6 +75,8 @@ class RankIngest:
         self._seen: dict[Split, dict[str, _Like]] = {}  # the last batch of each split
         self._copier = Copier(device) if device.type == "cuda" else None
         self._clock = DeviceClock(self.meter) if device.type == "cuda" else HostClock(self.meter)
+        self._timer = DeviceStageTimer(self.meter) if device.type == "cuda" else HostStageTimer(self.meter)
+        self._stages = DeviceStages(stages or {}, self._timer)
         self._closed = threading.Event()
         self._told_at, self._answer = 0.0, None
         self._position, self._slow = 0, False  # batches done; `_slow` never turns back, or ranks could miss the stop
@@ -80,6 +86,7 @@ class RankIngest:
         """Let go of the feed (the thread ends by itself) and finish the account."""
         self._closed.set()
         self._clock.close()
+        self._timer.close()
 
     def segment_of(self, epoch: int, split: Split) -> int | None:
         """The number of an epoch's pass over a split, or None when the plan has none."""
@@ -171,6 +178,8 @@ class RankIngest:
         if arriving.fields:
             self._check_like(split, arriving, ids)
         fields = self._blank(split, arriving) if stand_in else arriving.fields  # every rank steps, whatever there was
+        about = f"batch {arriving.header.batch}" + (f", ids {ids[0]} to {ids[-1]}" if len(ids) else "")
+        fields = self._stages.run(split, fields, {} if stand_in else arriving.drawn, about)
         made: dict[str, Any] = {}
         for name, value in fields.items():
             ready = self._receiver.ready(name, value) if isinstance(value, torch.Tensor) else value
@@ -299,14 +308,18 @@ class RankIngest:
         fields: dict[str, Any] = {}
         offsets: dict[str, torch.Tensor] = {}
         lengths: dict[str, np.ndarray] = {}
+        drawn: dict[str, np.ndarray] = {}
         for name, value in batch.fields.items():
-            if isinstance(value, RaggedArray):
+            if name.startswith(DRAWN):
+                assert isinstance(value, np.ndarray)
+                drawn[name] = value
+            elif isinstance(value, RaggedArray):
                 fields[name], lengths[name] = _tensor(value.values), value.lengths
                 offsets[name] = torch.from_numpy(np.append(0, np.cumsum(value.lengths)))
             else:
                 fields[name] = _tensor(value) if isinstance(value, np.ndarray) else value
         arriving = Arriving(
-            segment, batch.header, fields, batch.forms, offsets, lengths, batch.key, batch.part, batch.nbytes
+            segment, batch.header, fields, batch.forms, offsets, lengths, drawn, batch.key, batch.part, batch.nbytes
         )
         return self._copier.copy(arriving) if self._copier is not None and len(batch.key) else arriving
 

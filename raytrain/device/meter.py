@@ -49,6 +49,7 @@ class RankMeter:
         compute_s: everything else between batches: forward, backward, step.
         evaluate_s: whole validation passes, waiting included.
         checkpoint_s: writing and reporting checkpoints.
+        device_stage_s: of that, the stages on the device, by name.
         began_at: time.time(); tells one attempt from another.
     """
 
@@ -68,6 +69,7 @@ class RankMeter:
     torch_in_workers: bool = False
     stages: dict[str, StageMeter] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
+    device_stage_s: dict[str, float] = field(default_factory=dict)
     began_at: float = field(default_factory=time.time)
 
     @property
@@ -91,6 +93,11 @@ class RankMeter:
             meter.num_samples += num_samples + len(header.failures)
             meter.cpu_s += header.stage_cpu_s[name]
             meter.batch_wall_s.append(wall_s)
+
+    def staged(self, split: str, stage: str, seconds: float) -> None:
+        """Account for a stage on the device, of one batch."""
+        name = stage if split == "train" else f"{split}/{stage}"
+        self.device_stage_s[name] = self.device_stage_s.get(name, 0.0) + seconds
 
     def stepped(self, num_samples: int) -> None:
         """Account for a trained batch."""

@@ -58,7 +58,8 @@ class Startup(Part):
 
 class RankFigures(Part):
     """One training rank, in the last attempt. `wait_s`, `transfer_s` and `compute_s` share out its training time; where
-    `transfer_overlaps` (GPU), transfers run beside the computation and the other two do."""
+    `transfer_overlaps` (GPU), transfers run beside the computation and the other two do. `device_stage_s` is what the
+    stages on the device took, by name: of `transfer_s` on a CPU, of `compute_s` on a GPU."""
 
     rank: int
     device: str
@@ -72,6 +73,7 @@ class RankFigures(Part):
     num_samples: int
     wire_bytes: int
     read_bytes: int
+    device_stage_s: dict[str, float] = {}
 
 
 class StageFigures(Part):

@@ -16,6 +16,8 @@ def print_summary(record: RunRecord, console: Console) -> None:
     """One table per question: who waited for whom, and what each stage cost."""
     _ranks(record, console)
     _stages(record, console)
+    if any(rank.device_stage_s for rank in record.ranks):
+        _device_stages(record, console)
     if len(record.hosts) > 1:
         _hosts(record, console)
     if any(load.cpu_percent for load in record.loads):
@@ -69,6 +71,21 @@ def _stages(record: RunRecord, console: Console) -> None:
         for stage in record.stages
     ]
     show_fitted("What the CPU stages cost", columns, rows, console, REMEDY)
+
+
+def _device_stages(record: RunRecord, console: Console) -> None:
+    seconds: dict[str, float] = {}
+    for rank in record.ranks:
+        for name, of_rank in rank.device_stage_s.items():
+            seconds[name] = seconds.get(name, 0.0) + of_rank
+    samples = sum(rank.num_samples for rank in record.ranks)
+    columns = [Column("stage", right=False), Column("seconds"), Column("ms a training sample")]
+    rows = [
+        [name, f"{all_s:.2f}", "" if "/" in name else f"{all_s / max(samples, 1) * 1e3:.3f}"]
+        for name, all_s in seconds.items()
+    ]
+    title = "What the stages on the device took (of transfer on a CPU, of compute on a GPU)"
+    show_fitted(title, columns, rows, console, REMEDY)
 
 
 def _hosts(record: RunRecord, console: Console) -> None:

@@ -208,6 +208,7 @@ def _training(plan: RunPlan, feed: Any) -> Training:
         feed=feed,
         keeper=start_keeper(plan, attempt),
         schema=plan.data.opened.schema,
+        stages=plan.data.opened.on_device,
         fields=plan.pipeline.fields,
         normalize=plan.pipeline.normalize,
         fingerprint=train.fingerprint,

@@ -7,7 +7,7 @@ import logging
 import random
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,9 @@ from raytrain.cluster.logs import frames_of, leave_error_to_the_driver
 from raytrain.config.data import Arrival, Normalize
 from raytrain.config.job import Job
 from raytrain.config.own_code import OwnCode, is_own
-from raytrain.data.order import Position, StreamPlan
+from raytrain.data.order import Position, Split, StreamPlan
 from raytrain.data.samples.fields import Schema
+from raytrain.data.stages.stage import Stage
 from raytrain.errors import RaytrainError, TrainingError, named
 from raytrain.record.status import RankResult
 
@@ -32,6 +33,7 @@ class RankWork:
         loop: called with a TrainContext; None for the job's own.
         feed: handle of the Feed actor.
         schema: of what arrives.
+        stages: of each split, those that run on the device.
         fields, normalize: what becomes of it on the device (see device.arrival).
         task: see train.tasks.Task.
         keeper: handle of the Keeper actor, on the host where the checkpoints lie.
@@ -46,6 +48,7 @@ class RankWork:
     feed: Any
     keeper: Any
     schema: Schema
+    stages: Mapping[Split, Sequence[Stage]]
     fields: Mapping[str, Arrival]
     normalize: Normalize | None
     fingerprint: str
@@ -100,7 +103,7 @@ def _train(
     from raytrain.train.loop import loop_of
 
     arrived = arrivals(work.schema, work.fields, work.normalize)
-    stream = RankIngest(work.feed, attempt, rank, plan, device, arrived)
+    stream = RankIngest(work.feed, attempt, rank, plan, device, arrived, work.stages)
     ctx = TrainContext(
         work.job,
         stream,

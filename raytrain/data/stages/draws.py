@@ -116,6 +116,11 @@ def random_grayscale_draws(rng: np.random.Generator, canvas: Canvas, p: float = 
     return (bool(rng.random() < p),)
 
 
+def seed_draws(rng: np.random.Generator, canvas: Canvas, **_: Any) -> np.int64:
+    """A seed, from 0 to 2**63 - 2, for what draws by itself."""
+    return np.int64(rng.integers(2**63 - 1))
+
+
 def both_sides(size: Size) -> Canvas:
     return (size, size) if isinstance(size, int) else size
 

@@ -30,6 +30,7 @@ from raytrain.data.stages.stage import STORE_SMALLER, On, Stage, built_in
 from raytrain.errors import ConfigError
 
 PaddingMode = Literal["constant", "edge", "reflect", "symmetric"]
+_BORDERED = (np.dtype("uint8"), np.dtype("float32"))  # types that OpenCV puts a border around
 _BORDERS = {
     "constant": cv2.BORDER_CONSTANT,
     "edge": cv2.BORDER_REPLICATE,
@@ -133,7 +134,14 @@ def random_crop(
         "padding_mode": padding_mode,
     }
     made = built_in(
-        random_crop_field, "random_crop", on, kinds=KINDS, change=_sized(size), helps=STORE_SMALLER, **options
+        random_crop_field,
+        "random_crop",
+        on,
+        kinds=KINDS,
+        change=_sized(size),
+        helps=STORE_SMALLER,
+        draws=random_crop_draws,
+        **options,
     )
     check_range("random_crop", 1, size=size)
     check_range("random_crop", 0, padding=padding)
@@ -185,6 +193,7 @@ def random_resized_crop(
         kinds=KINDS,
         change=_sized(size),
         helps=STORE_SMALLER,
+        draws=random_resized_crop_draws,
         **options,
     )
     check_range("random_resized_crop", 1, size=size)
@@ -213,7 +222,9 @@ def random_horizontal_flip(p: float = 0.5, *, on: On = None) -> Stage:
     Args:
         p: the probability.
     """
-    made = built_in(random_horizontal_flip_field, "random_horizontal_flip", on, kinds=KINDS, change=_same, p=p)
+    made = built_in(
+        random_horizontal_flip_field, "random_horizontal_flip", on, kinds=KINDS, change=_same, draws=flip_draws, p=p
+    )
     check_range("random_horizontal_flip", 0, 1, p=p)
     return made
 
@@ -235,7 +246,9 @@ def random_vertical_flip(p: float = 0.5, *, on: On = None) -> Stage:
     Args:
         p: the probability.
     """
-    made = built_in(random_vertical_flip_field, "random_vertical_flip", on, kinds=KINDS, change=_same, p=p)
+    made = built_in(
+        random_vertical_flip_field, "random_vertical_flip", on, kinds=KINDS, change=_same, draws=flip_draws, p=p
+    )
     check_range("random_vertical_flip", 0, 1, p=p)
     return made
 
@@ -308,7 +321,7 @@ def padded(
     if kind == "boxes":
         moved: np.ndarray = value + np.array([left, top, left, top], value.dtype)
         return moved
-    fits = value.dtype.name in ("uint8", "float32") and value.shape[2:] <= (MOST_CHANNELS,)
+    fits = value.dtype in _BORDERED and value.shape[2:] <= (MOST_CHANNELS,)
     if kind == "mask" or not fits:
         around = [(top, bottom), (left, right), *[(0, 0)] * (value.ndim - 2)]
         if padding_mode == "constant":

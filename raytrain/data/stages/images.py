@@ -15,7 +15,7 @@ import numpy as np
 
 from raytrain.data.samples.fields import BFLOAT16, DTYPES, Field, Kind, np_dtype
 from raytrain.data.stages.color import color_jitter_image, grayscale_image, random_grayscale_image
-from raytrain.data.stages.draws import gaussian_blur_draws
+from raytrain.data.stages.draws import color_jitter_draws, gaussian_blur_draws, random_grayscale_draws
 from raytrain.data.stages.options import check_order, check_range
 from raytrain.data.stages.stage import FEWER_PIXELS, STORE_SMALLER, On, Stage, built_in
 from raytrain.errors import ConfigError, nearest, one_line
@@ -122,6 +122,7 @@ def gaussian_blur(kernel_size: int, *, sigma: Range = (0.1, 2.0), times: int = 1
         change=_same,
         helps=f"{FEWER_PIXELS}; a smaller kernel; where it blurs several times, `to_dtype: {{dtype: float32}}` before "
         "it makes one blur of them",
+        draws=gaussian_blur_draws,
         kernel_size=kernel_size,
         sigma=sigma,
         times=times,
@@ -178,7 +179,15 @@ def color_jitter(
     ranges: dict[str, Any] = {name: _around(1.0, given, 0.0) for name, given in factors.items()} | {
         "hue": _around(0.0, hue, -0.5)
     }
-    return built_in(color_jitter_image, "color_jitter", on, kinds=("image",), change=_same, **ranges)
+    return built_in(
+        color_jitter_image,
+        "color_jitter",
+        on,
+        kinds=("image",),
+        change=_same,
+        draws=color_jitter_draws,
+        **ranges,
+    )
 
 
 def _around(middle: float, given: Range, least: float) -> tuple[float, float]:
@@ -215,7 +224,15 @@ def random_grayscale(p: float = 0.1, *, on: On = None) -> Stage:
     Args:
         p: the probability.
     """
-    made = built_in(random_grayscale_image, "random_grayscale", on, kinds=("image",), change=_same, p=p)
+    made = built_in(
+        random_grayscale_image,
+        "random_grayscale",
+        on,
+        kinds=("image",),
+        change=_same,
+        draws=random_grayscale_draws,
+        p=p,
+    )
     check_range("random_grayscale", 0, 1, p=p)
     return made
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 from raytrain import data, public_names
 from raytrain.config.own_code import OFFERED_STAGES, import_object, offered
-from raytrain.data.samples.fields import Schema
-from raytrain.data.stages.ahead import looking_ahead
+from raytrain.data.stages.draws import seed_draws
 from raytrain.data.stages.options import check_options
-from raytrain.data.stages.stage import Stage, stage
+from raytrain.data.stages.stage import On, Stage, made_of, stage
 from raytrain.data.stages.torchvision import is_transform, of_transform
 from raytrain.errors import ConfigError, nearest, one_line
-from raytrain.record.status import READ
 
 
 def as_stage(value: Any) -> Stage:
@@ -33,41 +31,63 @@ def as_stage(value: Any) -> Stage:
     raise ConfigError(f"{value!r} is not a stage: give a function of one array, or a torchvision v2 transform")
 
 
-def settle(stages: Sequence[Stage], schema: Schema, key: str) -> tuple[tuple[Stage, ...], Schema]:
-    """Stages that know their fields and have a name each, since seconds are kept by name; and what the samples are
-    behind them.
+def on_device(what: Any, *, on: On = None, **options: Any) -> Stage:
+    """A stage that runs where the training does, on a whole batch at once; all that come after it do as well.
+
+    A stage of ours or a transform of torchvision's v2 gives what it would have given on the CPU, within a rounding:
+    its random numbers are drawn where they would have been drawn, and travel with the batch.
 
     Args:
-        key: where they stand in the job, such as `data.stages`.
+        what: a stage of ours but `decode`, a transform of torchvision's v2, or a function of your own: called with a
+            tensor of a batch (images are (samples, channels, height, width), as they were sent), which it must not
+            change, and returning one of as many samples; or with a dict of such, where `on` is a list. Where it is
+            random, it has a parameter `seeds`, an int64 tensor (samples,) on the host, drawn by sample.
+        on: fields of your own function; by default `image`.
+        options: keyword arguments of your own function, or `name`.
 
     Raises:
-        ConfigError: one wants a field that there is not, or something else than it is.
+        ConfigError: a stage that can run on the CPU alone.
     """
-    settled: list[Stage] = []
-    seen: dict[str, int] = {READ: 1}
-    for number, each in enumerate(stages, start=1):
-        who = f"{key}: stage {number}, `{each.name}`,"
-        if settled and settled[-1].scope == "batch" and each.scope != "batch":
-            raise ConfigError(f"{who} works on one sample, and the one before it on a whole batch; put it before that")
-        made, schema = each.settled(schema, who)
-        seen[each.name] = seen.get(each.name, 0) + 1
-        settled.append(made if seen[each.name] == 1 else replace(made, name=f"{each.name}_{seen[each.name]}"))
-    return looking_ahead(settled), schema
+    if isinstance(what, Stage) or is_transform(what):
+        if on is not None or options:
+            raise ConfigError("on_device: give the stage its fields and options where it is made")
+        made = as_stage(what)
+        if not made.movable:
+            raise ConfigError(f"on_device: `{made.name}` can run on the CPU alone")
+        return replace(made, place="device")
+    if not callable(what):
+        return as_stage(what)
+    named = options.pop("name", None)
+    made = made_of(what, on, False, None, named, options, "seeds")
+    if made.scope == "sample":
+        raise ConfigError(f"on_device: `on` of {made.name!r} is a field or a list of fields")
+    if "rng" in inspect.signature(what).parameters:
+        raise ConfigError(f"on_device: {made.name!r} has a parameter `rng`; what is random on the device has `seeds`")
+    return replace(made, place="device", movable=True, draws=seed_draws)
 
+
+def on_cpu(what: Any) -> Stage:
+    """A stage that stays on the CPU, wherever those around it run."""
+    return replace(as_stage(what), place="cpu")
+
+
+PLACES: dict[str, Callable[[Any], Stage]] = {"auto": as_stage, "cpu": on_cpu, "device": on_device}
 
 # --- from a job file ----------------------------------------------------------------------------------------------
 
 STAGES: dict[str, Callable[..., Stage]] = {
     name: getattr(import_module(module), name)
     for name, module in public_names(data.__file__).items()
-    if module.startswith("raytrain.data.stages.") and module != Stage.__module__
+    if module.startswith("raytrain.data.stages.") and module not in (Stage.__module__, __name__)
 }
 """By the lines of `raytrain/data/__init__.pyi`: the public functions of this folder, but for those that make a stage of
 anything."""
 
 
 def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
-    """`name`, or `{name: {option: value}}`. The name is that of a stage of ours, `package.module:name` of one's own, or
+    """`name`, or `{name: {option: value}}`, where `place` (`auto`, `cpu` or `device`) is an option of each.
+
+    The name is that of a stage of ours, `package.module:name` of one's own, or
     what an installed package calls its own (`[project.entry-points."raytrain.stages"]`): a function of one array, a
     function or class that makes a Stage (its return type says so), or a Stage, which is taken as it is.
 
@@ -82,13 +102,16 @@ def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
         option = next((each.name for each in known), "option")
         raise ConfigError(f"stage {name!r}: write its options by name, such as `{name}: {{{option}: {options!r}}}`")
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in (options or {}).items()}
+    place = options.pop("place", "auto")
+    if place not in PLACES:
+        raise ConfigError(f"stage {name!r}: place is one of {', '.join(PLACES)}{nearest(str(place), PLACES)}")
     if makes:
-        return _made(name, found, known, options)
+        return PLACES[place](_made(name, found, known, options))
     if not isinstance(found, Stage) and not is_transform(found):
-        return stage(found, **options)
+        return on_device(found, **options) if place == "device" else PLACES[place](stage(found, **options))
     if options:
         raise ConfigError(f"stage {name!r} has been made already and takes no options; name the function that makes it")
-    return as_stage(found)
+    return PLACES[place](found)
 
 
 def _makes_stages(found: Any) -> bool:

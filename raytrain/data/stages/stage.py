@@ -15,16 +15,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raytrain.data.samples.fields import BYTES, IMAGE, Field, Kind, Sample, Schema, field_of
+from raytrain.data.samples.fields import Field, Kind, Sample, Schema, field_of
 from raytrain.data.samples.values import plain
 from raytrain.data.stages.options import check_options, check_types
 from raytrain.errors import ConfigError
 
 Scope = Literal["field", "fields", "sample", "batch"]
+Place = Literal["auto", "cpu", "device"]
+Draws = Callable[..., Any]
+"""Of a generator, the canvas and the stage's options: a few numbers, as many for every sample (see `draws`)."""
 On = str | Sequence[str] | None
 Change = Callable[[Field], Field]
 
 WHOLE = "*"  # all fields
+DRAWN = ".drawn/"  # before a stage's name: the field with what was drawn for it, where it runs on the device
 DECODED_FROM = ".decoded_from"  # behind a field's name: (height, width) of an image that was decoded smaller
 FEWER_PIXELS = "put it after the crop or the resize, where there are fewer pixels"
 STORE_SMALLER = "store the images nearer to the size that you train on"
@@ -54,6 +58,9 @@ class Stage:
         keeps: the function says whether the sample goes on, and changes nothing.
         decodes: it takes encoded bytes.
         helps: where it takes much of the time, what to do; empty where only its author knows.
+        place: where it runs; with `auto`, on the CPU unless one before it runs on the device.
+        movable: it can run on the device.
+        draws: what it draws there, if it is random.
         told: which of `kind` (of `fields`: `kinds`, by name) and `canvas`, (height, width) of an image or mask, for
             boxes that of the first of these, its function is called with too.
     """
@@ -72,6 +79,9 @@ class Stage:
     helps: str = ""
     told: frozenset[str] = frozenset()
     on_kinds: tuple[Kind, ...] = ()  # of the fields `on`, once settled
+    place: Place = "auto"
+    movable: bool = False
+    draws: Draws | None = None
 
     # --- in a worker ---
 
@@ -197,85 +207,6 @@ class Stage:
             found.append(sample)
         return found
 
-    # --- before anything starts ---
-
-    def settled(self, schema: Schema, who: str) -> tuple[Stage, Schema]:
-        """With its fields known, and what the samples are behind it.
-
-        Args:
-            who: it is, for messages: `stage 3, `resize`,`.
-
-        Raises:
-            ConfigError: its fields are not there, or nothing that it can work on.
-        """
-        if self.scope in ("sample", "batch"):
-            return self, self._behind(schema, ())
-        on = self.on or self._found(schema, who)
-        schema.check_has(on, who)
-        for name in on:
-            self._check_takes(name, schema, who)
-        kinds = tuple(self._kind(schema.get(name), name) for name in on)
-        if self.told & {"canvas", "kinds"} and set(kinds) == {"boxes"}:
-            raise ConfigError(f"{who} needs an image or a mask beside boxes, which alone have no size")
-        return replace(self, on=on, on_kinds=kinds), self._behind(schema, on)
-
-    def _found(self, schema: Schema, who: str) -> tuple[str, ...]:
-        """The fields that it is for where nobody has said."""
-        if self.decodes:
-            found = tuple(name for name, each in schema.items() if each.is_encoded)
-            found = found or tuple(name for name, each in schema.items() if each.dtype == BYTES)
-            found = found if found and (schema[found[0]].kind or len(found) == 1) else schema.of_kind("image")
-        elif self.kinds:  # what is still encoded as well, which is refused: no mask moves without its image
-            found = tuple(n for n, f in schema.items() if f.kind in self.kinds and (f.may_be_array or f.is_encoded))
-        else:
-            found = (IMAGE,) if IMAGE in schema else tuple(n for n, each in schema.items() if _may_be_meant(each))
-            found = found if len(found) == 1 else ()
-        if found:
-            return found
-        if IMAGE in schema or not schema.whole:
-            return (IMAGE,)
-        arrays = [n for n, each in schema.items() if each.may_be_array and (each.shape is None or len(each.shape) > 1)]
-        if self.kinds and len(arrays) == 1:
-            return (arrays[0],)
-        wants = f"wants field `{IMAGE}`" if self.kinds else "does not know which field it is for"
-        raise ConfigError(f"{who} {wants}; there are {schema.names}; say which with `on`")
-
-    def _check_takes(self, name: str, schema: Schema, who: str) -> None:
-        if self.change is None or name not in schema or self.decodes:  # one's own takes what it takes
-            return
-        what = schema[name]
-        if what.is_encoded:
-            raise ConfigError(f"{who} needs decoded images, and field `{name}` is encoded; put `decode` before it")
-        if not what.may_be_array:
-            raise ConfigError(f"{who} works on arrays, and field `{name}` is {what}")
-        if self.kinds and what.shape is not None and len(what.shape) < 2:
-            raise ConfigError(f"{who} is for {', '.join(self.kinds)}, and field `{name}` is {what}")
-
-    def _kind(self, what: Field | None, name: str) -> Kind:
-        if what is not None and what.kind:
-            return what.kind
-        return "image" if self.kinds else ""
-
-    def _behind(self, schema: Schema, on: tuple[str, ...]) -> Schema:
-        if self.keeps:
-            return schema
-        if self.gives is not None:
-            return self.gives if self.scope in ("sample", "batch") else schema.but(**self.gives)
-        if self.scope in ("sample", "batch"):  # it may have kept any of them
-            return Schema({name: Field(kind=each.kind) for name, each in schema.items()}, whole=False)
-        changed = {}
-        for name in on:
-            before = schema.get(name, Field())
-            kind = self._kind(before, name)
-            changed[name] = self.change(replace(before, kind=kind)) if self.change else Field(kind=before.kind)
-        after = schema.but(**changed)
-        return after if self.scope == "field" else replace(after, whole=False)
-
-
-def _may_be_meant(what: Field) -> bool:
-    """Whether a function of one array may be for such a field: not for a number."""
-    return what.dtype != "" and what.shape != () or (what.dtype == "" and what.shape is None)
-
 
 def stage(
     function: Callable[..., Any],
@@ -304,6 +235,25 @@ def stage(
     Raises:
         ConfigError: `options` do not fit the function's signature.
     """
+    return made_of(function, on, whole_batch, gives, name, options, "rng")
+
+
+def made_of(
+    function: Callable[..., Any],
+    on: On,
+    whole_batch: bool,
+    gives: Mapping[str, Field] | None,
+    name: str | None,
+    options: dict[str, Any],
+    draws_by: str,
+) -> Stage:
+    """
+    Args:
+        draws_by: the parameter that a random function has.
+
+    Raises:
+        ConfigError: `options` do not fit the function's signature.
+    """
     label = name or str(getattr(function, "__name__", type(function).__name__))
     scope = _scope(label, on, whole_batch)
     made = Stage(
@@ -320,10 +270,10 @@ def stage(
         return made
     except TypeError as error:
         raise ConfigError(f"stage {label!r}: {error}") from None
-    random = "rng" in parameters
-    check_options(f"stage {label!r}", [each for each in parameters.values() if each.name != "rng"][1:], options)
+    random = draws_by in parameters
+    check_options(f"stage {label!r}", [each for each in parameters.values() if each.name != draws_by][1:], options)
     try:
-        inspect.signature(function).bind(None, **({"rng": None} if random else {}), **options)
+        inspect.signature(function).bind(None, **({draws_by: None} if random else {}), **options)
     except TypeError as error:
         raise ConfigError(f"stage {label!r} is called with {CALLED_WITH[scope]} and its options: {error}") from None
     return replace(made, random=random)
@@ -338,9 +288,10 @@ def built_in(
     change: Change,
     decodes: bool = False,
     helps: str = FEWER_PIXELS,
+    draws: Draws | None = None,
     **options: Any,
 ) -> Stage:
-    """One of ours, on each of its fields alike.
+    """One of ours, on each of its fields alike. Every one but `decode` can run on the device (see device.forms).
 
     Raises:
         ConfigError: an option is of another type.
@@ -359,6 +310,8 @@ def built_in(
         decodes=decodes,
         helps=helps,
         told=frozenset({"kind", "canvas"} & set(parameters)),
+        movable=not decodes,
+        draws=draws,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from raytrain.data.samples.fields import KINDS, Field, Kind
+from raytrain.data.stages.draws import seed_draws
 from raytrain.data.stages.stage import On, Stage, on_names
 from raytrain.errors import ConfigError, nearest, one_line
 
@@ -50,6 +51,8 @@ def _stage(name: str, function: Callable[..., Any], random: bool, on: On, **opti
         helps="raytrain's own stage of that name where there is one (ColorJitter is color_jitter, and so on): the same "
         "images for a fraction of the time",
         told=frozenset({"kinds"}),
+        movable=True,
+        draws=seed_draws,
     )
 
 
@@ -96,7 +99,7 @@ def apply_named(
     kinds: dict[str, Kind],
     rng: np.random.Generator | None = None,
 ) -> dict[str, np.ndarray]:
-    return apply_transform(fields, _torchvision_transform(transform, pickle.dumps(arguments)), kinds, rng)
+    return apply_transform(fields, named_transform(transform, arguments), kinds, rng)
 
 
 @cache
@@ -136,12 +139,9 @@ def apply_transform(
     import torch
 
     if rng is not None:
-        torch.manual_seed(int(rng.integers(2**63 - 1)))
+        torch.manual_seed(int(seed_draws(rng, (0, 0))))
     tensors = _tensors(fields, kinds)
-    if is_transform(transform, "torchvision.transforms.v2"):
-        results = transform(tensors)
-    else:  # of torchvision's first kind, which knows one image, or composed of such
-        results = {name: transform(tensor.as_subclass(torch.Tensor)) for name, tensor in tensors.items()}
+    results = call_transform(transform, tensors)
     found = {}
     for name, result in results.items():
         if not isinstance(result, torch.Tensor) or (kinds[name] == "image" and result.ndim != 3):
@@ -149,6 +149,23 @@ def apply_transform(
         plain = result.as_subclass(torch.Tensor)
         found[name] = (plain.permute(1, 2, 0) if plain.ndim == 3 else plain).numpy()
     return found
+
+
+def named_transform(transform: Any, arguments: dict[str, Any] | None = None) -> Callable[..., Any]:
+    """By its name, with its arguments; one that has been made, as it is."""
+    return _torchvision_transform(transform, pickle.dumps(arguments)) if isinstance(transform, str) else transform
+
+
+def call_transform(transform: Callable[..., Any], tensors: dict[str, Any]) -> dict[str, Any]:
+    """
+    Args:
+        tensors: torchvision's `tv_tensors` by name.
+    """
+    if is_transform(transform, "torchvision.transforms.v2"):
+        return transform(tensors)  # type: ignore[no-any-return]
+    import torch  # of torchvision's first kind, which knows one image, or composed of such
+
+    return {name: transform(tensor.as_subclass(torch.Tensor)) for name, tensor in tensors.items()}
 
 
 def _tensors(fields: dict[str, np.ndarray], kinds: dict[str, Kind]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from raytrain.data.samples.fields import Field, Schema
 from raytrain.data.stages.geometry import random_horizontal_flip, random_resized_crop, resize
 from raytrain.data.stages.images import decode
 from raytrain.data.stages.jpeg import ORIENTATION, upright_size
-from raytrain.data.stages.registry import settle
+from raytrain.data.stages.settling import settle
 from raytrain.data.stages.stage import stage
 
 PHOTOS = Path(sklearn.__file__).parent / "datasets" / "images"  # china.jpg and flower.jpg, 427 x 640
@@ -32,7 +32,7 @@ def run(stages, seed=0, **fields):
     """The sample behind the first stage, that behind all, and the numbers that are drawn next."""
     schema = {name: JPEG if isinstance(value, bytes) else value[1] for name, value in fields.items()}
     sample = {name: value if isinstance(value, bytes) else value[0] for name, value in fields.items()}
-    made, _ = settle(stages, Schema(schema), "data.stages")
+    made = settle(stages, Schema(schema), "data.stages").cpu
     generator, first = rng(seed), None
     for each in made:
         sample = each(sample, generator if each.random else None)
@@ -125,7 +125,7 @@ def test_a_side_that_would_vanish_fails_where_it_would_have():
     data, behind = encoded(photo(1, 1000)), resize(8, max_size=16)
     told = []
     for scaled in (True, False):
-        made, _ = settle([decode(scaled=scaled), behind], Schema({"image": JPEG}), "data.stages")
+        made = settle([decode(scaled=scaled), behind], Schema({"image": JPEG}), "data.stages").cpu
         sample = made[0]({"image": data}, None)
         with pytest.raises(Exception, match="resize|size") as caught:
             made[1](sample, None)

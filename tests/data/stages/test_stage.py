@@ -11,7 +11,8 @@ from pictures import apply, photo, rng
 from raytrain.data.samples.fields import Field, Schema
 from raytrain.data.stages.geometry import center_crop, random_crop, random_horizontal_flip, resize
 from raytrain.data.stages.images import color_jitter, decode, gaussian_blur, grayscale, to_dtype, to_uint8
-from raytrain.data.stages.registry import as_stage, settle
+from raytrain.data.stages.registry import as_stage
+from raytrain.data.stages.settling import settle
 from raytrain.data.stages.stage import keep_if, stage
 from raytrain.data.stages.torchvision import torchvision
 from raytrain.errors import ConfigError, DataError
@@ -185,7 +186,8 @@ PIXELS = {"pixels": Field("uint8", (8, 8, 3)), "target": Field("float32", (8, 8,
 
 
 def settled(stages, fields, whole=True):
-    return settle([as_stage(each) for each in stages], Schema(fields, whole), "data.stages")
+    found = settle([as_stage(each) for each in stages], Schema(fields, whole), "data.stages")
+    return found.cpu, found.schema
 
 
 @pytest.mark.parametrize(

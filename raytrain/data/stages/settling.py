@@ -1,0 +1,218 @@
+"""Stages before anything starts: which fields each works on, what the samples are behind it, and which of them run on
+the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from raytrain.data.samples.fields import BYTES, IMAGE, Field, Kind, Schema
+from raytrain.data.stages.ahead import looking_ahead
+from raytrain.data.stages.draws import Canvas
+from raytrain.data.stages.geometry import resize_field, resized_canvas
+from raytrain.data.stages.stage import DRAWN, Stage
+from raytrain.errors import ConfigError
+from raytrain.record.status import READ
+
+DRAW = "draw"  # the stage in the workers that draws for those on the device
+
+
+@dataclass(frozen=True)
+class Settled:
+    """
+    Attributes:
+        cpu: what the workers run.
+        device: what the ranks run then, on whole batches.
+        schema: of the samples behind all.
+    """
+
+    cpu: tuple[Stage, ...]
+    device: tuple[Stage, ...]
+    schema: Schema
+
+
+def settle(stages: Sequence[Stage], schema: Schema, key: str) -> Settled:
+    """Stages that know their fields and have a name each, since seconds are kept by name.
+
+    From the first that is to run on the device on, all do.
+
+    Args:
+        key: where they stand in the job, such as `data.stages`.
+
+    Raises:
+        ConfigError: one wants a field that there is not, or something else than it is; or it cannot run where it is to.
+    """
+    cpu: list[Stage] = []
+    device: list[Stage] = []
+    seen: dict[str, int] = {READ: 1}
+    for number, each in enumerate(stages, start=1):
+        who = f"{key}: stage {number}, `{each.name}`,"
+        if cpu and cpu[-1].scope == "batch" and each.scope != "batch":
+            raise ConfigError(f"{who} works on one sample, and the one before it on a whole batch; put it before that")
+        made, behind = settled(each, schema, who)
+        seen[each.name] = seen.get(each.name, 0) + 1
+        made = made if seen[each.name] == 1 else replace(made, name=f"{each.name}_{seen[each.name]}")
+        if device or each.place == "device":
+            _check_on_device(made, device, schema, who)
+            device.append(made)
+        else:
+            cpu.append(made)
+        schema = behind
+    drawing = [_drawing(device)] if any(each.random for each in device) else []
+    return Settled((*looking_ahead(cpu), *drawing), tuple(device), schema)
+
+
+def _check_on_device(stage: Stage, before: Sequence[Stage], schema: Schema, who: str) -> None:
+    """
+    Args:
+        before: it, on the device.
+        schema: of what it meets.
+
+    Raises:
+        ConfigError: it cannot run there.
+    """
+    if not stage.movable:
+        where = f"before `{before[0].name}`, which runs on the device with all that comes then" if before else "here"
+        raise ConfigError(f"{who} can run on the CPU alone; put it {where}")
+    if stage.place == "cpu":
+        raise ConfigError(f"{who} is to run on the CPU, and `{before[0].name}` before it on the device; put it before")
+    for name, kind in zip(stage.on or (), stage.on_kinds, strict=True):
+        what = schema.get(name, Field())
+        if kind == "boxes":
+            raise ConfigError(f"{who} cannot move boxes on the device; leave it and those behind it to the CPU")
+        if what.is_encoded:
+            raise ConfigError(f"{who} needs decoded images, and field `{name}` is encoded; put `decode` before it")
+        if what.shape is not None and None in what.shape:
+            raise ConfigError(
+                f"{who} runs on the device, where the images of a batch have one size, and field `{name}` is {what}; "
+                "put a crop, or a resize to (height, width), before it on the CPU"
+            )
+    if stage.random and "canvas" in stage.told and any(each.change is None for each in before):
+        raise ConfigError(f"{who} draws by the size of the image, which nobody knows behind your own; put it before")
+
+
+def _drawing(stages: Sequence[Stage]) -> Stage:
+    """The worker's part of stages on the device: their random numbers, which follow those of the stages before."""
+    on = tuple(dict.fromkeys(name for stage in stages for name in stage.on or ()))
+    return Stage(DRAW, Drawing(tuple(stages)), random=True, scope="fields", on=on)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Draws for stages in order, each from where the one before it left the generator, as on the CPU."""
+
+    stages: tuple[Stage, ...]
+
+    def __call__(self, fields: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """By `DRAWN` and the name of the stage, (numbers,).
+
+        Raises:
+            ValueError: images that are to be cut alike have different sizes.
+        """
+        canvases = {name: (value.shape[0], value.shape[1]) for name, value in fields.items() if value.ndim > 1}
+        drawn = {}
+        for stage in self.stages:
+            of = {name: canvases[name] for name in stage.on or () if name in canvases}
+            if stage.random:
+                if "canvas" in stage.told and len({*of.values()}) > 1:
+                    sizes = ", ".join(f"`{name}` {height} x {width}" for name, (height, width) in of.items())
+                    raise ValueError(f"fields of one sample must have one size to be cut alike: {sizes}")
+                assert stage.draws is not None
+                drawn[DRAWN + stage.name] = np.asarray(
+                    stage.draws(rng, next(iter(of.values()), (0, 0)), **stage.options)
+                )
+            canvases |= {name: canvas_behind(stage, canvas) for name, canvas in of.items()}
+        return drawn
+
+
+def canvas_behind(stage: Stage, canvas: Canvas) -> Canvas:
+    """(height, width) of an image behind a stage; as before where nobody knows."""
+    if stage.function is resize_field:
+        return resized_canvas(canvas, stage.options["size"], stage.options.get("max_size"))
+    shape = None if stage.change is None else stage.change(Field("", (*canvas, 3), "image")).shape
+    return canvas if shape is None or shape[0] is None or shape[1] is None else (shape[0], shape[1])
+
+
+def settled(stage: Stage, schema: Schema, who: str) -> tuple[Stage, Schema]:
+    """With its fields known, and what the samples are behind it.
+
+    Args:
+        who: it is, for messages: `stage 3, `resize`,`.
+
+    Raises:
+        ConfigError: its fields are not there, or nothing that it can work on.
+    """
+    if stage.scope in ("sample", "batch"):
+        return stage, _behind(stage, schema, ())
+    on = stage.on or _found(stage, schema, who)
+    schema.check_has(on, who)
+    for name in on:
+        _check_takes(stage, name, schema, who)
+    kinds = tuple(_kind(stage, schema.get(name), name) for name in on)
+    if stage.told & {"canvas", "kinds"} and set(kinds) == {"boxes"}:
+        raise ConfigError(f"{who} needs an image or a mask beside boxes, which alone have no size")
+    return replace(stage, on=on, on_kinds=kinds), _behind(stage, schema, on)
+
+
+def _found(stage: Stage, schema: Schema, who: str) -> tuple[str, ...]:
+    """The fields that it is for where nobody has said."""
+    if stage.decodes:
+        found = tuple(name for name, each in schema.items() if each.is_encoded)
+        found = found or tuple(name for name, each in schema.items() if each.dtype == BYTES)
+        found = found if found and (schema[found[0]].kind or len(found) == 1) else schema.of_kind("image")
+    elif stage.kinds:  # what is still encoded as well, which is refused: no mask moves without its image
+        found = tuple(n for n, f in schema.items() if f.kind in stage.kinds and (f.may_be_array or f.is_encoded))
+    else:
+        found = (IMAGE,) if IMAGE in schema else tuple(n for n, each in schema.items() if _may_be_meant(each))
+        found = found if len(found) == 1 else ()
+    if found:
+        return found
+    if IMAGE in schema or not schema.whole:
+        return (IMAGE,)
+    arrays = [n for n, each in schema.items() if each.may_be_array and (each.shape is None or len(each.shape) > 1)]
+    if stage.kinds and len(arrays) == 1:
+        return (arrays[0],)
+    wants = f"wants field `{IMAGE}`" if stage.kinds else "does not know which field it is for"
+    raise ConfigError(f"{who} {wants}; there are {schema.names}; say which with `on`")
+
+
+def _check_takes(stage: Stage, name: str, schema: Schema, who: str) -> None:
+    if stage.change is None or name not in schema or stage.decodes:  # one's own takes what it takes
+        return
+    what = schema[name]
+    if what.is_encoded:
+        raise ConfigError(f"{who} needs decoded images, and field `{name}` is encoded; put `decode` before it")
+    if not what.may_be_array:
+        raise ConfigError(f"{who} works on arrays, and field `{name}` is {what}")
+    if stage.kinds and what.shape is not None and len(what.shape) < 2:
+        raise ConfigError(f"{who} is for {', '.join(stage.kinds)}, and field `{name}` is {what}")
+
+
+def _kind(stage: Stage, what: Field | None, name: str) -> Kind:
+    if what is not None and what.kind:
+        return what.kind
+    return "image" if stage.kinds else ""
+
+
+def _behind(stage: Stage, schema: Schema, on: tuple[str, ...]) -> Schema:
+    if stage.keeps:
+        return schema
+    if stage.gives is not None:
+        return stage.gives if stage.scope in ("sample", "batch") else schema.but(**stage.gives)
+    if stage.scope in ("sample", "batch"):  # it may have kept any of them
+        return Schema({name: Field(kind=each.kind) for name, each in schema.items()}, whole=False)
+    changed = {}
+    for name in on:
+        before = schema.get(name, Field())
+        kind = _kind(stage, before, name)
+        changed[name] = stage.change(replace(before, kind=kind)) if stage.change else Field(kind=before.kind)
+    after = schema.but(**changed)
+    return after if stage.scope == "field" else replace(after, whole=False)
+
+
+def _may_be_meant(what: Field) -> bool:
+    """Whether a function of one array may be for such a field: not for a number."""
+    return what.dtype != "" and what.shape != () or (what.dtype == "" and what.shape is None)

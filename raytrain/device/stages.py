@@ -1,0 +1,144 @@
+"""Stages on the device: what the ranks do to a whole batch, after the workers have done their part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from raytrain.data.order import Split
+from raytrain.data.stages.settling import Drawing
+from raytrain.data.stages.stage import DRAWN, Stage
+from raytrain.data.stages.torchvision import apply_named, apply_transform, call_transform, named_transform
+from raytrain.device.clock import StageTimer
+from raytrain.device.forms import FORMS
+from raytrain.errors import DataError, RaytrainError, named
+
+Fields = dict[str, Any]
+Drawn = Mapping[str, np.ndarray]
+"""By `DRAWN` and the name of a stage, a row a sample."""
+
+
+class DeviceStages:
+    """
+    Args:
+        stages: of each split, as `settle` returned them.
+    """
+
+    def __init__(self, stages: Mapping[Split, Sequence[Stage]], timer: StageTimer):
+        self._stages, self._timer = stages, timer
+
+    def run(self, split: Split, fields: Fields, drawn: Drawn, about: str) -> Fields:
+        """
+        Args:
+            fields: (samples, ...) as they were sent; nothing is changed in place.
+            drawn: without those of a stage, numbers of its own take their place: for a stand-in.
+            about: the batch, for messages.
+
+        Raises:
+            DataError: a stage failed, or returned something else than so many samples.
+        """
+        made = dict(fields)
+        for stage in self._stages.get(split, ()):
+            with self._timer.timing(split, stage.name):
+                try:
+                    numbers = drawn.get(DRAWN + stage.name)
+                    if numbers is None and stage.random:
+                        numbers = _own_numbers(stage, made)
+                    changed = _changed(stage, made, numbers)
+                except RaytrainError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - a user's stage may raise anything
+                    raise DataError(
+                        f"the stage `{stage.name}` failed on the device, on {about}: {named(error)[:300]}"
+                    ) from None
+            _check_length(stage, changed, made, about)
+            made |= changed
+        return made
+
+
+def _check_length(stage: Stage, changed: Fields, before: Fields, about: str) -> None:
+    [length] = {len(before[name]) for name in (stage.on or ())[:1]}
+    for name, value in changed.items():
+        if not isinstance(value, torch.Tensor):
+            raise DataError(f"the stage `{stage.name}` returned {type(value).__name__}, expected a tensor")
+        if value.ndim == 0 or len(value) != length:
+            raise DataError(
+                f"the stage `{stage.name}` returned {tuple(value.shape)} as field `{name}` of {length} samples, on "
+                f"{about}; on the device a batch keeps its length: leave samples out on the CPU"
+            )
+
+
+def _own_numbers(stage: Stage, fields: Fields) -> np.ndarray:
+    of_one = {name: fields[name][0].cpu().numpy() for name in stage.on or ()}
+    [numbers] = Drawing((stage,))(of_one, np.random.default_rng(0)).values()
+    return numbers[None]
+
+
+def _changed(stage: Stage, fields: Fields, drawn: np.ndarray | None) -> Fields:
+    """The fields that a stage works on, behind it."""
+    names = stage.on or ()
+    if stage.function in (apply_named, apply_transform):
+        return _by_torchvision(stage, {name: fields[name] for name in names}, drawn)
+    form = FORMS.get(stage.function)
+    if form is not None:
+        each = zip(names, stage.on_kinds, strict=True)
+        return {name: form(fields[name], drawn, kind, **stage.options) for name, kind in each}
+    seeds = {"seeds": torch.from_numpy(drawn)} if drawn is not None else {}
+    of_kinds = zip(names, stage.on_kinds, strict=True)
+    images = {name for name, kind in of_kinds if kind == "image" and fields[name].ndim == 4}
+    given = {name: _channels_first(fields[name]) if name in images else fields[name] for name in names}
+    if stage.scope == "field":
+        made = {name: stage.function(value, **seeds, **stage.options) for name, value in given.items()}
+    else:
+        made = stage.function(given, **seeds, **stage.options)
+    if not isinstance(made, Mapping):
+        raise TypeError(f"it returned {type(made).__name__}, expected a dict of fields")
+    turned = {name for name in images & {*made} if isinstance(made[name], torch.Tensor) and made[name].ndim == 4}
+    return {name: _channels_last(value) if name in turned else value for name, value in made.items()}
+
+
+def _by_torchvision(stage: Stage, fields: Fields, seeds: np.ndarray | None) -> Fields:
+    """Of one that draws, sample by sample, as each has a seed of its own; else the batch at once."""
+    transform = named_transform(stage.options["transform"], stage.options.get("arguments"))
+    kinds = dict(zip(stage.on or (), stage.on_kinds, strict=True))
+    tensors = {name: _tv_tensor(value, kinds[name]) for name, value in fields.items()}
+    if seeds is None:
+        made = call_transform(transform, tensors)
+    else:
+        parts = []
+        with torch.random.fork_rng(_cuda_devices(fields)):
+            for place, seed in enumerate(seeds.tolist()):
+                torch.manual_seed(seed)
+                one = {name: _tv_tensor_of(value[place], kinds[name]) for name, value in tensors.items()}
+                parts.append(call_transform(transform, one))
+        made = {name: torch.stack([part[name].as_subclass(torch.Tensor) for part in parts]) for name in fields}
+    return {name: _from_tv(made[name].as_subclass(torch.Tensor), kinds[name]) for name in fields}
+
+
+def _tv_tensor(value: torch.Tensor, kind: str) -> Any:
+    return _tv_tensor_of(_channels_first(value) if value.ndim == 4 else value, kind)
+
+
+def _tv_tensor_of(value: torch.Tensor, kind: str) -> Any:
+    from torchvision import tv_tensors
+
+    return (tv_tensors.Mask if kind == "mask" else tv_tensors.Image)(value)
+
+
+def _from_tv(value: torch.Tensor, kind: str) -> torch.Tensor:
+    return _channels_last(value) if value.ndim == 4 else value
+
+
+def _cuda_devices(fields: Fields) -> list[torch.device]:
+    return list({value.device for value in fields.values() if value.device.type == "cuda"})
+
+
+def _channels_first(value: torch.Tensor) -> torch.Tensor:
+    return value.permute(0, 3, 1, 2)
+
+
+def _channels_last(value: torch.Tensor) -> torch.Tensor:
+    return value.permute(0, 2, 3, 1)

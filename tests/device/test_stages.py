@@ -1,0 +1,300 @@
+"""Stages on the device, from the pipeline to the batch: what they give is what they would have given on the CPU."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raytrain import Pipeline
+from raytrain.data import (
+    center_crop,
+    color_jitter,
+    decode,
+    gaussian_blur,
+    grayscale,
+    keep_if,
+    on_cpu,
+    on_device,
+    random_crop,
+    random_grayscale,
+    random_horizontal_flip,
+    random_resized_crop,
+    random_vertical_flip,
+    resize,
+    stage,
+    to_dtype,
+    to_uint8,
+    torchvision,
+)
+from raytrain.data.order import Position, StreamPlan, StreamSpec
+from raytrain.data.producer import Producer, StreamWork
+from raytrain.data.samples.block import batches_of
+from raytrain.data.stages.registry import parse_stage
+from raytrain.data.stages.stage import DRAWN, Stage
+from raytrain.device.clock import HostStageTimer
+from raytrain.device.meter import RankMeter
+from raytrain.device.stages import DeviceStages
+from raytrain.errors import ConfigError, DataError
+
+SIDES = (12, 17)
+
+
+class Pictures:
+    """Sample i has an image and a mask of the same size, and its number."""
+
+    def __init__(self, count: int = 10, dtype: str = "uint8", sides: tuple[int, int] = SIDES):
+        self.count, self.dtype, self.sides = count, dtype, sides
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng(index)
+        image = rng.integers(0, 256, (*self.sides, 3), np.uint8)
+        image = image if self.dtype == "uint8" else (image / np.float32(255)).astype(self.dtype)
+        return {"image": image, "mask": rng.integers(0, 5, self.sides, np.uint8), "number": index}
+
+
+class Run:
+    """All batches of a pipeline: prepared by a worker's producer, then by the stages on the device."""
+
+    def __init__(self, stages: list[Any], dataset: Any = None, batch_size: int = 4, world: int = 1, seed: int = 3):
+        masks = Pipeline(dataset or Pictures(), stages, batch_size=batch_size, max_corrupt_share=1)
+        self.opened = masks.open(seed)
+        spec = StreamSpec(self.opened.train.num_samples, 0, batch_size, seed, epochs=1)
+        self.plan = StreamPlan(spec, Position(), world)
+        self.producer = Producer(StreamWork(self.plan, self.opened.pickled_splits()))
+        self.meter = RankMeter()
+        sent: Any = pickle.loads(pickle.dumps(self.opened.on_device))
+        self.device = DeviceStages(sent, HostStageTimer(self.meter))
+        self.wire_bytes = 0
+        self.samples: dict[int, dict[str, np.ndarray]] = {}
+        self.failures: list[str] = []
+        for segment, number in self.plan.places().tolist():
+            [batch] = batches_of(self.producer.block(segment, number, 1))
+            self.failures += [each.reason for each in batch.header.failures]
+            drawn = {name: value for name, value in batch.fields.items() if name.startswith(DRAWN)}
+            fields = {name: tensor(value) for name, value in batch.fields.items() if name not in drawn}
+            self.wire_bytes += sum(value.nbytes for value in drawn.values())
+            made = self.device.run("train", fields, drawn, "a batch") if len(batch.key) else {}
+            for place, key in enumerate(batch.key.tolist()):
+                self.samples[key] = {name: value[place].numpy() for name, value in made.items()}
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.copy())
+
+
+def moved(stages: list[Stage], first: int) -> list[Stage]:
+    """From the stage `first` on, on the device."""
+    return [on_device(each) if number >= first else each for number, each in enumerate(stages)]
+
+
+def assert_same(one: Run, other: Run, within: float) -> None:
+    assert one.samples.keys() == other.samples.keys() != set()
+    for key, sample in one.samples.items():
+        for name, value in sample.items():
+            mine = other.samples[key][name]
+            assert (mine.shape, mine.dtype) == (value.shape, value.dtype), name
+            apart = np.abs(mine.astype(np.float64) - value.astype(np.float64)).max()
+            assert apart <= (within if name == "image" else 0), (key, name, apart)
+
+
+GEOMETRY = [
+    random_crop(10, padding=1),
+    random_horizontal_flip(),
+    random_vertical_flip(),
+    center_crop(8),
+]
+COLORS = [gaussian_blur(3, times=2), color_jitter(0.4, 0.4, 0.4, 0.1), random_grayscale(0.5)]
+ROUNDINGS = 4  # levels of 255: each of several changes rounds
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.permutations(COLORS + GEOMETRY[:3]),
+    st.integers(0, 5),
+    st.sampled_from([(4, 1), (3, 2), (10, 1)]),
+    st.integers(0, 9),
+)
+def test_wherever_the_stages_are_cut_a_sample_comes_out_the_same(stages, first, shape, seed):
+    """The numbers that a stage draws depend on the stages before it, and not on where any of them runs."""
+    stages = [Stage(**{**each.__dict__, "on": ("image",)}) if each in COLORS else each for each in stages]
+    dataset = Pictures(dtype="float32")
+    cpu = Run(stages, dataset, seed=seed)
+    device = Run(moved(stages, first), dataset, *shape, seed=seed)
+    assert_same(cpu, device, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("stages", "within"),
+    [
+        ([random_crop(10, padding=2, padding_mode="reflect"), random_horizontal_flip(), random_vertical_flip()], 0),
+        ([center_crop((7, 9)), random_horizontal_flip()], 0),
+        ([resize((6, 9))], 2),
+        ([resize(9), random_horizontal_flip()], 2),
+        ([random_resized_crop(8), random_horizontal_flip()], 2),
+        ([gaussian_blur(5, times=3)], 3),
+        ([color_jitter(0.4, 0.4, 0.4, 0.1)], ROUNDINGS),
+        ([random_grayscale(0.5), grayscale(3)], 1),
+        ([to_dtype("float32", scale=True), gaussian_blur(5, times=3)], 1e-3),
+        ([to_dtype("float32"), to_uint8()], 0),
+    ],
+    ids=lambda value: "-".join(each.name for each in value) if isinstance(value, list) else "",
+)
+def test_each_stage_gives_what_it_gives_on_the_cpu(stages, within):
+    cpu, device = Run(stages), Run(moved(stages, 0))
+    assert [each.name for each in device.opened.on_device["train"]] == [each.name for each in stages]
+    assert device.opened.schema.fields == cpu.opened.schema.fields
+    assert_same(cpu, device, within)
+
+
+def test_torchvisions_transforms_draw_what_they_draw_on_the_cpu():
+    for stages in (
+        [torchvision("RandomHorizontalFlip"), torchvision("RandomCrop", size=9)],
+        [torchvision("RandomErasing", p=1.0)],
+        [torchvision("CenterCrop", size=6)],
+    ):
+        assert_same(Run(stages), Run(moved(stages, 0)), 0)
+
+
+def brighter(images: torch.Tensor, by: int = 1) -> torch.Tensor:
+    assert images.shape[1] == 3, "channels come first"
+    return (images.to(torch.int16) + by).clamp(0, 255).to(torch.uint8)
+
+
+def mixed(fields: dict[str, torch.Tensor], seeds: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Half of the batch turned round, by one draw a sample."""
+    weight = torch.stack([torch.rand(1, generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()])
+    return {"number": fields["number"] * 10, "weight": weight}
+
+
+def test_functions_of_ones_own():
+    run = Run([on_device(brighter, by=5), on_device(mixed, on=["image", "number"])])
+    for key, sample in run.samples.items():
+        original = Pictures()[key]
+        assert np.array_equal(sample["image"], np.clip(original["image"].astype(int) + 5, 0, 255))
+        assert sample["number"] == 10 * key
+    weights = {key: float(sample["weight"][0]) for key, sample in run.samples.items()}
+    assert len({*weights.values()}) == 10, "each sample has a seed of its own"
+    again = Run([on_device(brighter), on_device(mixed, on=["image", "number"])], batch_size=3, world=2)
+    assert weights == {key: float(sample["weight"][0]) for key, sample in again.samples.items()}
+    assert set(run.meter.device_stage_s) == {"brighter", "mixed"}
+
+
+def test_what_travels_for_the_device_is_small():
+    run = Run(moved([gaussian_blur(3, times=4), random_horizontal_flip(), random_crop(8)], 0))
+    assert run.wire_bytes == 10 * (4 * 8 + 1 + 2 * 8)
+    assert [each.name for each in run.opened.splits["train"].stages] == ["draw"]
+    assert [each.name for each in Run([on_device(grayscale())]).opened.splits["train"].stages] == []
+
+
+def test_a_job_file_says_where_a_stage_runs():
+    places = [parse_stage(spec) for spec in ("grayscale", {"grayscale": {"place": "device"}})]
+    assert [each.place for each in places] == ["auto", "device"]
+    own = parse_stage({f"{__name__}:brighter": {"place": "device", "by": 7}})
+    assert (own.place, own.options, own.movable) == ("device", {"by": 7}, True)
+    cpu = parse_stage({"gaussian_blur": {"kernel_size": 3, "place": "cpu"}})
+    assert cpu == on_cpu(gaussian_blur(3)) and cpu.options["kernel_size"] == 3
+
+
+def shorter(images: torch.Tensor) -> torch.Tensor:
+    return images[1:]
+
+
+def broken(images: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("no such luck")
+
+
+def listed(images: torch.Tensor) -> Any:
+    return [1]
+
+
+def nothing(fields: dict[str, torch.Tensor]) -> Any:
+    return None
+
+
+def drawing(images: torch.Tensor, rng: Any) -> torch.Tensor:
+    return images
+
+
+def boxed(image: np.ndarray) -> np.ndarray:
+    return image
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        (
+            [on_device(grayscale()), stage(boxed, on="image")],
+            "stage 2, `boxed`, can run on the CPU alone; put it before",
+        ),
+        (
+            [on_device(grayscale()), on_cpu(to_uint8())],
+            "stage 2, `to_uint8`, is to run on the CPU, and `grayscale` before",
+        ),
+        ([on_device(grayscale()), keep_if(bool)], "can run on the CPU alone"),
+        ([resize(9), on_device(grayscale())], "where the images of a batch have one size, and field `image` is"),
+        ([on_device(brighter), random_crop(4)], "draws by the size of the image, which nobody knows behind your own"),
+    ],
+)
+def test_what_cannot_run_where_it_is_to(stages, told):
+    with pytest.raises(ConfigError) as error:
+        Run([stage(boxed, on="image", gives=None), *stages] if False else stages)
+    assert told in str(error.value)
+
+
+def test_what_is_no_stage_for_the_device():
+    for make, told in (
+        (lambda: on_device(decode()), "`decode` can run on the CPU alone"),
+        (lambda: on_device(drawing), "'drawing' has a parameter `rng`; what is random on the device has `seeds`"),
+        (lambda: on_device(grayscale(), on="mask"), "give the stage its fields and options where it is made"),
+        (lambda: on_device(brighter, on="*"), "`on` of 'brighter' is a field or a list of fields"),
+        (lambda: on_device(brighter, up=1), "has no option 'up'"),
+        (lambda: on_device(3), "3 is not a stage"),
+        (lambda: parse_stage({"grayscale": {"place": "gpu"}}), "place is one of auto, cpu, device"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            make()
+        assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("function", "on", "told"),
+    [
+        (
+            shorter,
+            None,
+            "returned (3, 3, 12, 17) as field `image` of 4 samples, on a batch; on the device a batch keeps",
+        ),
+        (broken, None, "the stage `broken` failed on the device, on a batch: RuntimeError: no such luck"),
+        (listed, None, "the stage `listed` returned list, expected a tensor"),
+        (nothing, ["image"], "returned NoneType, expected a dict of fields"),
+    ],
+)
+def test_a_function_of_ones_own_that_fails_is_one_line(function, on, told):
+    with pytest.raises(DataError) as error:
+        Run([on_device(function, on=on)])
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_images_that_are_cut_alike_have_one_size():
+    class Two(Pictures):
+        def __getitem__(self, index):
+            return {"image": np.zeros((8, 8, 3), np.uint8), "mask": np.zeros((9, 8), np.uint8)}
+
+    crop = random_crop(4, on=["image", "mask"])
+    told = "must have one size to be cut alike: `image` 8 x 8, `mask` 9 x 8"
+    assert all(told in reason for reason in Run([on_device(crop)], Two(4)).failures)
+
+
+def test_a_stand_in_goes_through_the_stages_too():
+    stages = Run(moved([gaussian_blur(3, on="image"), random_crop(8, on="image")], 0)).device
+    made = stages.run("train", {"image": torch.zeros(1, 12, 17, 3)}, {}, "a stand-in")
+    assert made["image"].shape == (1, 8, 8, 3) and not made["image"].any()
