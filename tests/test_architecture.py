@@ -19,8 +19,10 @@ from raytrain.cli.main import app
 FILES = rooms.files()
 FLOORS = rooms.floors()
 AT_THE_ROOT = {"__init__.py", "__main__.py", "errors.py"}
-TORCH_AT_MODULE_LEVEL = {f"device/{name}.py" for name in ("arrival", "batch", "copier", "loader")} | {
-    f"train/{name}.py" for name in ("checkpoints/checkpoint", "context", "loop", "losses", "modules", "update")
+TORCH_AT_MODULE_LEVEL = {
+    *(f"device/{name}.py" for name in ("arrival", "batch", "copier", "loader")),
+    *(f"device/forms/{name}.py" for name in ("__init__", "colors", "moves", "resizing", "taps", "tensors", "values")),
+    *(f"train/{name}.py" for name in ("checkpoints/checkpoint", "context", "loop", "losses", "modules", "update")),
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from raytrain.data.stages.draws import color_jitter_draws, random_grayscale_draws
 
-_LUMA = np.array([0.2989, 0.587, 0.114])  # torchvision's weights of red, green and blue
+LUMA = np.array([0.2989, 0.587, 0.114])  # torchvision's weights of red, green and blue
 
 
 def color_jitter_image(
@@ -39,14 +39,14 @@ def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """`factor` of the image, the rest its mean grey."""
     means = np.array(cv2.mean(image)[: image.shape[2]])
-    return _linear(image, factor, (1.0 - factor) * float(means @ _LUMA if len(means) == 3 else means[0]))
+    return _linear(image, factor, (1.0 - factor) * float(means @ LUMA if len(means) == 3 else means[0]))
 
 
 def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
     """`factor` of the image, the rest its greys."""
     if image.shape[2] == 1:
         return image
-    mixed = cv2.transform(image, np.eye(3) * factor + (1.0 - factor) * _LUMA[None, :])
+    mixed = cv2.transform(image, np.eye(3) * factor + (1.0 - factor) * LUMA[None, :])
     return mixed if image.dtype == np.uint8 else np.clip(mixed, 0, 1)
 
 
@@ -68,7 +68,7 @@ CHANGES = ((adjust_brightness, 1.0), (adjust_contrast, 1.0), (adjust_saturation,
 def grayscale_image(image: np.ndarray, num_output_channels: int = 1) -> np.ndarray:
     grey = image
     if image.shape[2] == 3:
-        grey = cv2.transform(image, _LUMA[None, :]).reshape(*image.shape[:2], 1)
+        grey = cv2.transform(image, LUMA[None, :]).reshape(*image.shape[:2], 1)
     return grey if num_output_channels == 1 else np.repeat(grey, num_output_channels, axis=2)
 
 

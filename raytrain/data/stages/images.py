@@ -252,12 +252,12 @@ def to_dtype(dtype: str, *, scale: bool = False, on: On = None) -> Stage:
         raise ConfigError(
             f"to_dtype: unknown dtype {dtype!r}{nearest(str(dtype), DTYPES)} (known: {', '.join(DTYPES)})"
         )
-    if scale and dtype not in _TOPS:
-        raise ConfigError(f"to_dtype: {dtype} cannot be scaled to; that can {', '.join(_TOPS)}")
+    if scale and dtype not in TOPS:
+        raise ConfigError(f"to_dtype: {dtype} cannot be scaled to; that can {', '.join(TOPS)}")
     return built_in(convert, "to_dtype", on, kinds=(), change=_typed(dtype), dtype=dtype, scale=scale)
 
 
-_TOPS = {"uint8": 255.0, "uint16": 65535.0, "float16": 1.0, BFLOAT16: 1.0, "float32": 1.0, "float64": 1.0}
+TOPS = {"uint8": 255.0, "uint16": 65535.0, "float16": 1.0, BFLOAT16: 1.0, "float32": 1.0, "float64": 1.0}
 
 
 def convert(value: np.ndarray, dtype: str, scale: bool = False) -> np.ndarray:
@@ -266,13 +266,13 @@ def convert(value: np.ndarray, dtype: str, scale: bool = False) -> np.ndarray:
     old = value.dtype.name
     if not scale or old == dtype:
         return value.astype(wanted, copy=False)
-    if old not in _TOPS:
-        raise TypeError(f"values of {old} cannot be scaled; those can of {', '.join(_TOPS)}")
-    factor = _TOPS[dtype] / _TOPS[old]
+    if old not in TOPS:
+        raise TypeError(f"values of {old} cannot be scaled; those can of {', '.join(TOPS)}")
+    factor = TOPS[dtype] / TOPS[old]
     if wanted.kind == "u" and value.dtype.kind == "u":
         return (value.astype(np.uint16) << 8 if dtype == "uint16" else value >> 8).astype(wanted)
     if wanted.kind == "u":  # as torchvision rounds: the same share of the range for every number
-        return np.clip(value.astype(np.float64) * (_TOPS[dtype] + 1.0 - 1e-3), 0, _TOPS[dtype]).astype(wanted)
+        return np.clip(value.astype(np.float64) * (TOPS[dtype] + 1.0 - 1e-3), 0, TOPS[dtype]).astype(wanted)
     return (value.astype(np.float32) * np.float32(factor)).astype(wanted, copy=False)
 
 

@@ -29,8 +29,7 @@ def resample(image: np.ndarray, height: int, width: int, interpolation: Interpol
         return image
     if interpolation == "nearest":
         return resample_nearest(image, height, width)
-    if image.dtype not in _TYPES:
-        raise TypeError(f"an image of {image.dtype} cannot be resized; it may be uint8, uint16, float32 or float64")
+    check_resizable(image.dtype)
     channels = image.shape[2:]
     if channels > (MOST_CHANNELS,):
         parts = [image[..., at : at + MOST_CHANNELS] for at in range(0, image.shape[2], MOST_CHANNELS)]
@@ -48,6 +47,12 @@ def resample(image: np.ndarray, height: int, width: int, interpolation: Interpol
     return resized
 
 
+def check_resizable(dtype: np.dtype) -> None:
+    """Raises TypeError where images of this type are not interpolated."""
+    if dtype not in _TYPES:
+        raise TypeError(f"an image of {dtype} cannot be resized; it may be uint8, uint16, float32 or float64")
+
+
 def _shrunk(image: np.ndarray, height: int, width: int) -> np.ndarray:
     old_height, old_width = image.shape[:2]
     first = (
@@ -56,14 +61,14 @@ def _shrunk(image: np.ndarray, height: int, width: int) -> np.ndarray:
     )
     if first != (old_height, old_width):
         image = cv2.resize(image, first[::-1], interpolation=cv2.INTER_AREA)
-    rows, columns = _blur(first[0] / height), _blur(first[1] / width)
+    rows, columns = blur_before(first[0] / height), blur_before(first[1] / width)
     blurred = cv2.GaussianBlur(
         image, (columns[0], rows[0]), sigmaX=columns[1], sigmaY=rows[1], borderType=cv2.BORDER_REPLICATE
     )
     return cv2.resize(blurred, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _blur(times: float) -> tuple[int, float]:
+def blur_before(times: float) -> tuple[int, float]:
     """Taps, odd, and sigma of the blur before a side is made `times` smaller, from 1."""
     variance = (times**2 - 1) / 6
     if variance < 1e-3:
@@ -76,12 +81,12 @@ def _blur(times: float) -> tuple[int, float]:
 
 def resample_nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
     """(height, width, ...) of any type; the pixel at floor(place * old / new), as torch's `nearest` takes it."""
-    rows = _places(values.shape[0], height)
-    picked: np.ndarray = values[rows[:, None], _places(values.shape[1], width)]
+    rows = nearest_places(values.shape[0], height)
+    picked: np.ndarray = values[rows[:, None], nearest_places(values.shape[1], width)]
     return picked
 
 
-def _places(old: int, new: int) -> np.ndarray:
+def nearest_places(old: int, new: int) -> np.ndarray:
     scale = np.float32(old) / np.float32(new)
     places: np.ndarray = np.floor(np.arange(new, dtype=np.float32) * scale).astype(np.int64)
     taken: np.ndarray = np.minimum(places, old - 1)

@@ -1,0 +1,40 @@
+"""Device forms: what the CPU stages do, of a whole batch of tensors at once, on whatever device they are.
+
+A form is `form(value, drawn, kind, **options)`:
+    value: (samples, height, width, channels), or of a mask also (samples, height, width), with any strides; it stays as
+        it is, and may share memory with the result.
+    drawn: (samples, numbers), what the stage's function of `data/stages/draws.py` has drawn for each sample; None where
+        it draws nothing. What depends on it is decided on the host, so that the device is never waited for.
+    kind: image or mask.
+    options: the CPU function's.
+The result has the same layout, with any strides. Floats are the CPU's within 1e-3 of a range of 1; where OpenCV rounds
+on the way, integers differ by a few levels at most; masks, and images that are only moved, are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from raytrain.data.stages import color, geometry, images
+from raytrain.device.forms import colors, moves, values
+
+Form = Callable[..., torch.Tensor]
+
+FORMS: dict[Callable[..., Any], Form] = {
+    geometry.resize_field: moves.resize,
+    geometry.center_crop_field: moves.center_crop,
+    geometry.random_crop_field: moves.random_crop,
+    geometry.random_resized_crop_field: moves.random_resized_crop,
+    geometry.random_horizontal_flip_field: moves.random_horizontal_flip,
+    geometry.random_vertical_flip_field: moves.random_vertical_flip,
+    images.gaussian_blur_image: values.gaussian_blur,
+    images.convert: values.to_dtype,
+    images.to_uint8_image: values.to_uint8,
+    color.color_jitter_image: colors.color_jitter,
+    color.grayscale_image: colors.grayscale,
+    color.random_grayscale_image: colors.random_grayscale,
+}
+"""By the function of the CPU stage."""
