@@ -214,7 +214,7 @@ def test_images_of_other_types_are_not_resized(function):
 # --- blur ---------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
     batches(("uint8", "uint16", "float32", "float64")),
     seeds,
@@ -274,7 +274,10 @@ def test_random_grayscale(batch, seed):
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32", "float64"])
 def test_to_dtype(dtype, batch, scale):
     batch = np.clip(batch, 0, 255) if not scale and batch.dtype == np.uint16 else batch
-    same(images.convert, batch, 0, kind="", dtype=dtype, scale=scale)
+    if (batch.dtype, dtype, scale) == (np.float64, "float16", False):  # torch rounds to float32 between them
+        assert apart(images.convert, batch, 0, kind="", dtype=dtype) <= np.finfo(np.float16).eps
+    else:
+        same(images.convert, batch, 0, kind="", dtype=dtype, scale=scale)
 
 
 def test_to_bfloat16():

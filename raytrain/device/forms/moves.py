@@ -64,8 +64,8 @@ def random_crop(
 
 
 def _fill(value: torch.Tensor, fill: float) -> float:
-    """As OpenCV takes it, which rounds, or NumPy, which cuts off."""
-    if value.dtype.is_floating_point:
+    """As OpenCV takes it, which rounds, or NumPy, which cuts off (and of bool takes all but 0 for True)."""
+    if value.dtype.is_floating_point or value.dtype == torch.bool:
         return fill
     by_opencv = value.dtype == torch.uint8 and value.shape[3] <= MOST_CHANNELS
     return min(max(round(fill), 0), 255) if by_opencv else int(fill)
