@@ -165,6 +165,13 @@ def test_random_crop(batch, seed, size, padding, fill, padding_mode, is_mask):
     )
 
 
+@pytest.mark.parametrize("channels", [3, 5])
+@pytest.mark.parametrize("fill", [0.7, 2.5, 3.5])
+def test_a_border_between_two_levels(fill, channels):
+    batch = np.ones((2, 3, 3, channels), np.uint8)
+    same(geometry.random_crop_field, batch, 0, size=5, padding=1, fill=fill)
+
+
 @examples
 @given(moved, seeds, sizes, interpolations)
 def test_masks_and_nearest_images_in_another_size(batch, seed, size, interpolation):
@@ -243,6 +250,12 @@ def test_color_jitter_of_uint8_without_hue(batch, seed, brightness, contrast, sa
 @given(batches(), seeds, st.sampled_from([(-0.1, 0.1), (-0.5, 0.5)]))
 def test_hue(batch, seed, hue):
     assert apart(color.color_jitter_image, batch, seed, hue=hue) <= (1 if batch.dtype == np.uint8 else FLOAT)
+
+
+def test_hue_of_few_pixels_is_a_level_apart():
+    batch = np.random.default_rng(0).integers(0, 256, (4, 60, 60, 3), np.uint8)
+    ours, theirs = (each(color.color_jitter_image, batch, 0, hue=(-0.5, 0.5)) for each in (on_device, on_cpu))
+    assert (ours != theirs).mean() < 1e-3
 
 
 @settings(deadline=None, max_examples=100)
