@@ -17,6 +17,7 @@ from raytrain.config.file import section_of
 from raytrain.config.own_code import own_code, torch_by_name
 from raytrain.data.order import Buckets, Split, Tail
 from raytrain.data.producer import SplitWork
+from raytrain.data.samples.collate import Ragged
 from raytrain.data.samples.fields import Schema
 from raytrain.data.samples.rules import check_arrivals, collated, parse_collation
 from raytrain.data.sources.cache import kept_in
@@ -154,6 +155,9 @@ class Pipeline:
     def _settled(self, key: str, stages: Sequence[Stage], manifest: Manifest) -> Settled:
         found = settle(stages, manifest.schema, f"data.{key}")
         found.schema.check_has(self.collate, "data.collate")
+        for stage, name in ((each, name) for each in found.device for name in each.on or ()):
+            if isinstance(self.collate.get(name), Ragged):
+                raise ConfigError(f"data.{key}: `{stage.name}` runs on the device, where field `{name}` is ragged")
         schema = collated(found.schema, self.collate)
         check_arrivals(schema, self.fields, self.normalize)  # type: ignore[arg-type]
         return replace(found, schema=schema)

@@ -86,7 +86,7 @@ def _changed(stage: Stage, fields: Fields, drawn: np.ndarray | None) -> Fields:
     if form is not None:
         each = zip(names, stage.on_kinds, strict=True)
         return {name: form(fields[name], drawn, kind, **stage.options) for name, kind in each}
-    seeds = {"seeds": torch.from_numpy(drawn)} if drawn is not None else {}
+    seeds = {"seeds": torch.from_numpy(drawn.copy())} if drawn is not None else {}
     of_kinds = zip(names, stage.on_kinds, strict=True)
     images = {name for name, kind in of_kinds if kind == "image" and fields[name].ndim == 4}
     given = {name: _channels_first(fields[name]) if name in images else fields[name] for name in names}

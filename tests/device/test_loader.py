@@ -17,7 +17,9 @@ from raytrain.data.order import Position, StreamSpec
 from raytrain.data.pipeline import Pipeline
 from raytrain.data.samples.fields import Field, Schema
 from raytrain.data.sources.kinds.image_folder import image_folder
+from raytrain.data.stages.geometry import random_crop, random_horizontal_flip
 from raytrain.data.stages.images import decode
+from raytrain.data.stages.registry import on_cpu, on_device
 from raytrain.data.stream import FeedOptions
 from raytrain.device.arrival import Arrived, arrivals
 from raytrain.device.loader import RankIngest, pull
@@ -83,6 +85,37 @@ def test_a_rank_sees_normalised_images_and_metres_its_time(two_nodes, pets):
     assert ingest.meter.stages["decode"].num_samples == 160
     assert sum(ingest.meter.nodes.values()) == 160
     ingest.close()
+
+
+def test_a_rank_runs_the_stages_on_the_device(two_nodes, pets):
+    """As the workers would have: exactly, and in the run's account."""
+    import ray
+
+    stages = [decode(), random_horizontal_flip(), random_crop(6)]
+    seen: list[dict[int, torch.Tensor]] = []
+    for places in ([on_cpu, on_cpu], [on_cpu, on_device], [on_device, on_device]):
+        moved = [stages[0], *(place(stage) for place, stage in zip(places, stages[1:], strict=True))]
+        opened = Pipeline(image_folder(pets), moved, batch_size=8).open(0)
+        feed = ray.remote(num_cpus=0, max_concurrency=8)(Feed).remote(
+            StreamSpec(80, 0, 8, 0, epochs=1), opened.pickled_splits(), FeedOptions(2, {}, None, 0.0)
+        )
+        plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
+        arrived = arrivals(opened.schema, {}, None)
+        rank = RankIngest(feed, "a", 0, plan, torch.device("cpu"), arrived, opened.on_device)
+        images = {}
+        for batch in rank.segment(0):
+            assert set(batch) == {"image", "label"} and batch.image.shape == (8, 3, 6, 6)
+            images |= dict(zip(batch.ids.tolist(), batch.image.clone(), strict=True))
+        seen.append(images)
+        on = [stage.name for stage in opened.on_device["train"]]
+        assert [*rank.meter.device_stage_s] == on == [s.name for s in moved if s.place == "device"]
+        assert rank.meter.transfer_s >= sum(rank.meter.device_stage_s.values()) >= 0
+        assert ("draw" in rank.meter.stages) == bool(on)
+        rank.close()
+        ray.kill(feed)
+    assert len(seen[0]) == 80
+    for images in seen[1:]:
+        assert all(torch.equal(images[index], image) for index, image in seen[0].items())
 
 
 def test_what_a_loop_leaves_of_a_pass_is_dropped(two_nodes, pets):

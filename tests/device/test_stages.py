@@ -16,11 +16,14 @@ from raytrain.data import (
     center_crop,
     color_jitter,
     decode,
+    from_torch,
     gaussian_blur,
     grayscale,
+    image_folder,
     keep_if,
     on_cpu,
     on_device,
+    ragged,
     random_crop,
     random_grayscale,
     random_horizontal_flip,
@@ -35,7 +38,9 @@ from raytrain.data import (
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.producer import Producer, StreamWork
 from raytrain.data.samples.block import batches_of
+from raytrain.data.samples.fields import Field, Schema
 from raytrain.data.stages.registry import parse_stage
+from raytrain.data.stages.settling import settle
 from raytrain.data.stages.stage import DRAWN, Stage
 from raytrain.device.clock import HostStageTimer
 from raytrain.device.meter import RankMeter
@@ -65,8 +70,8 @@ class Run:
     """All batches of a pipeline: prepared by a worker's producer, then by the stages on the device."""
 
     def __init__(self, stages: list[Any], dataset: Any = None, batch_size: int = 4, world: int = 1, seed: int = 3):
-        masks = Pipeline(dataset or Pictures(), stages, batch_size=batch_size, max_corrupt_share=1)
-        self.opened = masks.open(seed)
+        source = from_torch(dataset or Pictures(), masks=["mask"])
+        self.opened = Pipeline(source, stages, batch_size=batch_size, max_corrupt_share=1).open(seed)
         spec = StreamSpec(self.opened.train.num_samples, 0, batch_size, seed, epochs=1)
         self.plan = StreamPlan(spec, Position(), world)
         self.producer = Producer(StreamWork(self.plan, self.opened.pickled_splits()))
@@ -240,20 +245,35 @@ def boxed(image: np.ndarray) -> np.ndarray:
             "stage 2, `to_uint8`, is to run on the CPU, and `grayscale` before",
         ),
         ([on_device(grayscale()), keep_if(bool)], "can run on the CPU alone"),
-        ([resize(9), on_device(grayscale())], "where the images of a batch have one size, and field `image` is"),
         ([on_device(brighter), random_crop(4)], "draws by the size of the image, which nobody knows behind your own"),
     ],
 )
 def test_what_cannot_run_where_it_is_to(stages, told):
     with pytest.raises(ConfigError) as error:
-        Run([stage(boxed, on="image", gives=None), *stages] if False else stages)
+        Run(stages)
     assert told in str(error.value)
+
+
+def test_boxes_and_ragged_fields_stay_on_the_cpu():
+    schema = Schema({"image": Field("uint8", (8, 8, 3), "image"), "boxes": Field("float32", (None, 4), "boxes")})
+    with pytest.raises(ConfigError, match="stage 1, `random_horizontal_flip`, cannot move boxes on the device"):
+        settle([on_device(random_horizontal_flip())], schema, "data.stages")
+    with pytest.raises(ConfigError, match="data.stages: `to_dtype` runs on the device, where field `image` is ragged"):
+        Pipeline(from_torch(Pictures()), [on_device(to_dtype("float32"))], collate={"image": ragged()}).open(0)
+
+
+def test_encoded_images_are_decoded_first(pets):
+    with pytest.raises(ConfigError, match="needs decoded images, and field `image` is encoded; put `decode` before it"):
+        Pipeline(image_folder(pets), [on_device(grayscale())]).open(0)
 
 
 def test_what_is_no_stage_for_the_device():
     for make, told in (
         (lambda: on_device(decode()), "`decode` can run on the CPU alone"),
-        (lambda: on_device(drawing), "'drawing' has a parameter `rng`; what is random on the device has `seeds`"),
+        (
+            lambda: on_device(drawing),
+            "a function with a parameter `rng` is for the CPU; one for the device has `seeds`",
+        ),
         (lambda: on_device(grayscale(), on="mask"), "give the stage its fields and options where it is made"),
         (lambda: on_device(brighter, on="*"), "`on` of 'brighter' is a field or a list of fields"),
         (lambda: on_device(brighter, up=1), "has no option 'up'"),
@@ -271,7 +291,7 @@ def test_what_is_no_stage_for_the_device():
         (
             shorter,
             None,
-            "returned (3, 3, 12, 17) as field `image` of 4 samples, on a batch; on the device a batch keeps",
+            "returned (3, 12, 17, 3) as field `image` of 4 samples, on a batch; on the device a batch keeps",
         ),
         (broken, None, "the stage `broken` failed on the device, on a batch: RuntimeError: no such luck"),
         (listed, None, "the stage `listed` returned list, expected a tensor"),

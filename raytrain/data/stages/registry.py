@@ -58,11 +58,11 @@ def on_device(what: Any, *, on: On = None, **options: Any) -> Stage:
     if not callable(what):
         return as_stage(what)
     named = options.pop("name", None)
+    if "rng" in getattr(inspect.signature(what), "parameters", ()):
+        raise ConfigError("on_device: a function with a parameter `rng` is for the CPU; one for the device has `seeds`")
     made = made_of(what, on, False, None, named, options, "seeds")
     if made.scope == "sample":
         raise ConfigError(f"on_device: `on` of {made.name!r} is a field or a list of fields")
-    if "rng" in inspect.signature(what).parameters:
-        raise ConfigError(f"on_device: {made.name!r} has a parameter `rng`; what is random on the device has `seeds`")
     return replace(made, place="device", movable=True, draws=seed_draws)
 
 

@@ -85,11 +85,6 @@ def _check_on_device(stage: Stage, before: Sequence[Stage], schema: Schema, who:
             raise ConfigError(f"{who} cannot move boxes on the device; leave it and those behind it to the CPU")
         if what.is_encoded:
             raise ConfigError(f"{who} needs decoded images, and field `{name}` is encoded; put `decode` before it")
-        if what.shape is not None and None in what.shape:
-            raise ConfigError(
-                f"{who} runs on the device, where the images of a batch have one size, and field `{name}` is {what}; "
-                "put a crop, or a resize to (height, width), before it on the CPU"
-            )
     if stage.random and "canvas" in stage.told and any(each.change is None for each in before):
         raise ConfigError(f"{who} draws by the size of the image, which nobody knows behind your own; put it before")
 
