@@ -76,7 +76,7 @@ class RankIngest:
         self._copier = Copier(device) if device.type == "cuda" else None
         self._clock = DeviceClock(self.meter) if device.type == "cuda" else HostClock(self.meter)
         self._timer = DeviceStageTimer(self.meter) if device.type == "cuda" else HostStageTimer(self.meter)
-        self._stages = DeviceStages(stages or {}, self._timer)
+        self._stages = DeviceStages(stages or {}, self._timer, device)
         self._closed = threading.Event()
         self._told_at, self._answer = 0.0, None
         self._position, self._slow = 0, False  # batches done; `_slow` never turns back, or ranks could miss the stop

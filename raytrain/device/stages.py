@@ -27,8 +27,8 @@ class DeviceStages:
         stages: of each split, as `settle` returned them.
     """
 
-    def __init__(self, stages: Mapping[Split, Sequence[Stage]], timer: StageTimer):
-        self._stages, self._timer = stages, timer
+    def __init__(self, stages: Mapping[Split, Sequence[Stage]], timer: StageTimer, device: torch.device):
+        self._stages, self._timer, self._device = stages, timer, device
 
     def run(self, split: Split, fields: Fields, drawn: Drawn, about: str) -> Fields:
         """
@@ -41,7 +41,14 @@ class DeviceStages:
             DataError: a stage failed, or returned something else than so many samples.
         """
         made = dict(fields)
-        for stage in self._stages.get(split, ()):
+        if not self._stages.get(split):
+            return made
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):  # the loop's own is for its model
+            self._run(split, made, drawn, about)
+        return made
+
+    def _run(self, split: Split, made: Fields, drawn: Drawn, about: str) -> None:
+        for stage in self._stages[split]:
             with self._timer.timing(split, stage.name):
                 try:
                     numbers = drawn.get(DRAWN + stage.name)
@@ -56,7 +63,6 @@ class DeviceStages:
                     ) from None
             _check_length(stage, changed, made, about)
             made |= changed
-        return made
 
 
 def _check_length(stage: Stage, changed: Fields, before: Fields, about: str) -> None:

@@ -84,7 +84,7 @@ def _device_stages(record: RunRecord, console: Console) -> None:
         [name, f"{all_s:.2f}", "" if "/" in name else f"{all_s / max(samples, 1) * 1e3:.3f}"]
         for name, all_s in seconds.items()
     ]
-    title = "What the stages on the device took (of transfer on a CPU, of compute on a GPU)"
+    title = "What the stages on the device took"
     show_fitted(title, columns, rows, console, REMEDY)
 
 

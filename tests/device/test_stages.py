@@ -77,7 +77,7 @@ class Run:
         self.producer = Producer(StreamWork(self.plan, self.opened.pickled_splits()))
         self.meter = RankMeter()
         sent: Any = pickle.loads(pickle.dumps(self.opened.on_device))
-        self.device = DeviceStages(sent, HostStageTimer(self.meter))
+        self.device = DeviceStages(sent, HostStageTimer(self.meter), torch.device("cpu"))
         self.wire_bytes = 0
         self.samples: dict[int, dict[str, np.ndarray]] = {}
         self.failures: list[str] = []
@@ -191,6 +191,13 @@ def test_functions_of_ones_own():
     again = Run([on_device(brighter), on_device(mixed, on=["image", "number"])], batch_size=3, world=2)
     assert weights == {key: float(sample["weight"][0]) for key, sample in again.samples.items()}
     assert set(run.meter.device_stage_s) == {"brighter", "mixed"}
+
+
+def test_what_the_loop_chose_for_its_model_is_not_for_the_stages():
+    stages = [to_dtype("float32", scale=True), gaussian_blur(5, times=3), resize((6, 9))]
+    with torch.autocast("cpu", torch.bfloat16):
+        device = Run(moved(stages, 0))
+    assert_same(Run(stages), device, 1e-3)
 
 
 def test_what_travels_for_the_device_is_small():

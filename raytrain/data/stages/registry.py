@@ -67,7 +67,11 @@ def on_device(what: Any, *, on: On = None, **options: Any) -> Stage:
 
 
 def on_cpu(what: Any) -> Stage:
-    """A stage that stays on the CPU, wherever those around it run."""
+    """A stage that stays on the CPU, wherever those around it run.
+
+    Args:
+        what: a stage of ours, a transform of torchvision's v2, or a function of one array.
+    """
     return replace(as_stage(what), place="cpu")
 
 

@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from raytrain.data.stages import geometry
+from raytrain.data.stages import draws, geometry
 from raytrain.data.stages.geometry import (
     center_crop,
     random_crop,
@@ -296,7 +296,7 @@ def test_a_crop_that_does_not_fit_is_told():
 def test_random_resized_crop_cuts_and_resizes_as_torchvision_does():
     sample = sample_of(41, 63)
     for seed in range(5):
-        box = geometry.random_box((41, 63), rng(seed), (0.08, 1.0), (3 / 4, 4 / 3))
+        box = draws.random_box((41, 63), rng(seed), (0.08, 1.0), (3 / 4, 4 / 3))
         stage = random_resized_crop((24, 33), interpolation="nearest")
         ours = apply(stage, sample, rng(seed), **KINDS)
         theirs = {
@@ -311,7 +311,7 @@ def test_random_resized_crop_draws_boxes_as_torchvision_does():
     transform, image = v2.RandomResizedCrop(32), torch.zeros(3, 300, 400)
     theirs = [transform.make_params([image]) for _ in range(2000)]
     generator = rng()
-    ours = [geometry.random_box((300, 400), generator, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in theirs]
+    ours = [draws.random_box((300, 400), generator, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in theirs]
     for name, column in {"top": 0, "left": 1, "height": 2, "width": 3}.items():
         for share in (0.25, 0.5, 0.75):
             expected = np.quantile([box[name] for box in theirs], share)
@@ -326,7 +326,7 @@ def test_a_crop_that_never_fits_takes_the_middle_as_torchvision_does(canvas, rat
     transform = v2.RandomResizedCrop(8, scale=(1.0, 1.0), ratio=ratio)
     transform.scale = (9.0, 9.0)
     wanted = transform.make_params([torch.zeros(3, *canvas)])
-    box = geometry.random_box(canvas, rng(), (9.0, 9.0), ratio)
+    box = draws.random_box(canvas, rng(), (9.0, 9.0), ratio)
     assert box == tuple(wanted[name] for name in ("top", "left", "height", "width"))
 
 
