@@ -142,6 +142,8 @@ def test_wherever_the_stages_are_cut_a_sample_comes_out_the_same(stages, first, 
     [
         ([random_crop(10, padding=2, padding_mode="reflect"), random_horizontal_flip(), random_vertical_flip()], 0),
         ([center_crop((7, 9)), random_horizontal_flip()], 0),
+        ([center_crop((9, 14)), random_crop(8), random_crop(6)], 0),
+        ([resize(10), random_crop(9), random_resized_crop(8)], 3),
         ([resize((6, 9))], 2),
         ([resize(9), random_horizontal_flip()], 2),
         ([random_resized_crop(8), random_horizontal_flip()], 2),
@@ -155,7 +157,7 @@ def test_wherever_the_stages_are_cut_a_sample_comes_out_the_same(stages, first, 
 )
 def test_each_stage_gives_what_it_gives_on_the_cpu(stages, within):
     cpu, device = Run(stages), Run(moved(stages, 0))
-    assert [each.name for each in device.opened.on_device["train"]] == [each.name for each in stages]
+    assert len(device.opened.on_device["train"]) == len(stages)
     assert device.opened.schema.fields == cpu.opened.schema.fields
     assert_same(cpu, device, within)
 
