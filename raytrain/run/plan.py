@@ -183,11 +183,13 @@ class RunPlan:
 
     def __str__(self) -> str:
         topology, spec = self.topology, self.data.spec
+        at = self.data.position.epoch + 1
+        goes_on = f"; going on after step {self.data.steps:,}, in epoch {at}" if self.data.steps else ""
         kind = "emulated GPU" if topology.emulated_gpus else "GPU" if topology.num_gpus else "CPU"
         return (
             f"{spec.num_train:,} training and {spec.num_validation:,} validation samples; "
             f"Ray nodes: {len(topology.hosts)}, CPUs for the stages: {self.placed.slots}, "
-            f"ranks: {topology.world_size} ({kind})"
+            f"ranks: {topology.world_size} ({kind}){goes_on}"
         )
 
 

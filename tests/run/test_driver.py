@@ -109,6 +109,7 @@ def test_steps_fp16_and_a_placement(job_file, tmp_path):
     assert (facts.epoch, facts.consumed_in_epoch) == (1, 48), "`steps` ended the second epoch half-way"
     more = run_cli("train", job, "--nodes", "train=1x1,cpu=1x1", "--resume", "--set", "training.steps=16")
     assert more.returncode == 0, more.stderr
+    assert "; going on after step 11, in epoch 2" in more.stderr + more.stdout
     second = read_record(tmp_path / "runs" / "small" / "record.json")
     assert (second.totals.samples, second.ranks[0].num_batches) == (72, 5), "the rest of that epoch"
     assert {host.group: host.samples_prepared > 0 for host in record.hosts} == {"train": False, "cpu": True}

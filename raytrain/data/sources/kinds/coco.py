@@ -54,6 +54,7 @@ def coco(
 
 def open_coco(source: CocoSource, like: Schema | None, seed: int) -> Manifest:
     tree = _tree(source.annotations)
+    _check_keys(source, tree)
     categories = sorted(tree["categories"], key=lambda each: each["id"])
     number = {each["id"]: place for place, each in enumerate(categories)}
     classes = tuple(str(each.get("name", each["id"])) for each in categories)
@@ -103,6 +104,22 @@ def open_coco(source: CocoSource, like: Schema | None, seed: int) -> Manifest:
         "labels": Field("int64", (None,), classes=classes),
     }
     return Manifest(rows, FileReader(filesystem, root, {"image": "key"}), Schema(fields), ("boxes", "labels"))
+
+
+def _check_keys(source: CocoSource, tree: dict[str, Any]) -> None:
+    """
+    Raises:
+        DataError: an entry lacks what is read of it.
+    """
+    wanted = {
+        "categories": ["id"],
+        "images": ["id", "file_name", *(["height", "width"] if source.task == "segmentation" else [])],
+        "annotations": ["image_id", "category_id", *(["bbox"] if source.task == "detection" else [])],
+    }
+    for name, keys in wanted.items():
+        for number, each in enumerate(tree[name]):
+            if lacks := [key for key in keys if key not in each]:
+                raise DataError(f"{source.annotations}: {name}[{number}] has no `{lacks[0]}`")
 
 
 @dataclass(frozen=True)

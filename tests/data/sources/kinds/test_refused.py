@@ -65,6 +65,30 @@ def test_an_annotation_of_no_category(task, tmp_path):
     assert refused(coco(tmp_path, path, task=task)) == f"{path}: annotation 5 has no known category"
 
 
+@pytest.mark.parametrize(
+    ("task", "what", "key"),
+    [
+        ("detection", "annotations", "bbox"),
+        ("detection", "annotations", "category_id"),
+        ("segmentation", "annotations", "image_id"),
+        ("segmentation", "images", "height"),
+        ("detection", "images", "file_name"),
+        ("detection", "categories", "id"),
+    ],
+)
+def test_an_entry_that_lacks_what_is_read_of_it(task, what, key, tmp_path):
+    (tmp_path / "0.jpg").write_bytes(encoded(photo()))
+    tree = {
+        "images": [{"id": 0, "file_name": "0.jpg", "height": 40, "width": 60}],
+        "annotations": [{"image_id": 0, "category_id": 7, "bbox": [1, 2, 3, 4]}],
+        "categories": [{"id": 7}],
+    }
+    del tree[what][0][key]
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(tree))
+    assert refused(coco(tmp_path, path, task=task)) == f"{path}: {what}[0] has no `{key}`"
+
+
 # --- Hugging Face -------------------------------------------------------------------------------------------------
 
 
