@@ -65,6 +65,8 @@ SIGNATURES = {
     "raytrain.data.random_crop": "(size: Size, *, padding: int | tuple[int, int] | tuple[int, int, int, int] "
     "= 0, pad_if_needed: bool = False, fill: float = 0, padding_mode: PaddingMode = constant, on: On = None) "
     "-> Stage",
+    "raytrain.data.random_erasing": "(p: float = 0.5, *, scale: tuple[float, float] = (0.02, 0.33), ratio: "
+    "tuple[float, float] = (0.3, 3.3), value: float = 0, on: On = None) -> Stage",
     "raytrain.data.random_grayscale": "(p: float = 0.1, *, on: On = None) -> Stage",
     "raytrain.data.random_horizontal_flip": "(p: float = 0.5, *, on: On = None) -> Stage",
     "raytrain.data.random_resized_crop": "(size: Size, *, scale: tuple[float, float] = (0.08, 1.0), ratio: "

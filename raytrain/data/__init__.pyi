@@ -22,6 +22,7 @@ from raytrain.data.stages.images import color_jitter as color_jitter
 from raytrain.data.stages.images import decode as decode
 from raytrain.data.stages.images import gaussian_blur as gaussian_blur
 from raytrain.data.stages.images import grayscale as grayscale
+from raytrain.data.stages.images import random_erasing as random_erasing
 from raytrain.data.stages.images import random_grayscale as random_grayscale
 from raytrain.data.stages.images import to_dtype as to_dtype
 from raytrain.data.stages.images import to_uint8 as to_uint8

@@ -22,6 +22,7 @@ DRAWS = {
     images.gaussian_blur_image: draws.gaussian_blur_draws,
     color.color_jitter_image: draws.color_jitter_draws,
     color.random_grayscale_image: draws.random_grayscale_draws,
+    images.random_erasing_image: draws.random_erasing_draws,
 }
 DRAWS_NOTHING = {
     geometry.resize_field,
@@ -277,6 +278,12 @@ def test_grayscale(batch, number):
 @given(batches(), seeds)
 def test_random_grayscale(batch, seed):
     assert apart(color.random_grayscale_image, batch, seed, p=0.5) <= (1 if batch.dtype == np.uint8 else FLOAT)
+
+
+@examples
+@given(batches(MOVED), seeds, st.integers(0, 1))
+def test_random_erasing(batch, seed, value):
+    assert apart(images.random_erasing_image, batch, seed, p=0.7, scale=(0.02, 0.9), value=value) == 0
 
 
 # --- types --------------------------------------------------------------------------------------------------------

@@ -111,6 +111,27 @@ def color_jitter_draws(
     return np.array([*amounts, *rng.permutation(4)], np.float64)
 
 
+def random_erasing_draws(
+    rng: np.random.Generator,
+    canvas: Canvas,
+    p: float = 0.5,
+    scale: tuple[float, float] = (0.02, 0.33),
+    ratio: tuple[float, float] = (0.3, 3.3),
+    **_: Any,
+) -> Box:
+    """Smaller than the image along both sides; of no size where nothing is erased, or ten draws do not fit."""
+    height, width = canvas
+    if rng.random() < p:
+        for _try in range(10):
+            area = height * width * rng.uniform(*scale)
+            aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
+            box_height, box_width = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+            if box_height < height and box_width < width:
+                top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
+                return int(top), int(left), box_height, box_width
+    return 0, 0, 0, 0
+
+
 def random_grayscale_draws(rng: np.random.Generator, canvas: Canvas, p: float = 0.1) -> tuple[bool]:
     """Whether it becomes grey."""
     return (bool(rng.random() < p),)

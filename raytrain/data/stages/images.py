@@ -15,7 +15,12 @@ import numpy as np
 
 from raytrain.data.samples.fields import BFLOAT16, DTYPES, Field, Kind, np_dtype
 from raytrain.data.stages.color import color_jitter_image, grayscale_image, random_grayscale_image
-from raytrain.data.stages.draws import color_jitter_draws, gaussian_blur_draws, random_grayscale_draws
+from raytrain.data.stages.draws import (
+    color_jitter_draws,
+    gaussian_blur_draws,
+    random_erasing_draws,
+    random_grayscale_draws,
+)
 from raytrain.data.stages.options import check_order, check_range
 from raytrain.data.stages.stage import FEWER_PIXELS, STORE_SMALLER, On, Stage, built_in
 from raytrain.errors import ConfigError, nearest, one_line
@@ -235,6 +240,55 @@ def random_grayscale(p: float = 0.1, *, on: On = None) -> Stage:
     )
     check_range("random_grayscale", 0, 1, p=p)
     return made
+
+
+def random_erasing(
+    p: float = 0.5,
+    *,
+    scale: tuple[float, float] = (0.02, 0.33),
+    ratio: tuple[float, float] = (0.3, 3.3),
+    value: float = 0,
+    on: On = None,
+) -> Stage:
+    """A random rectangle of the image becomes one value.
+
+    Args:
+        p: the probability.
+        scale: the area, as a share of the image's; equally likely from low to high.
+        ratio: height over width; its logarithm equally likely from low to high.
+        value: of every channel there.
+    """
+    made = built_in(
+        random_erasing_image,
+        "random_erasing",
+        on,
+        kinds=("image",),
+        change=_same,
+        draws=random_erasing_draws,
+        p=p,
+        scale=scale,
+        ratio=ratio,
+        value=value,
+    )
+    check_range("random_erasing", 0, 1, p=p, scale=scale)
+    check_order("random_erasing", scale=scale, ratio=ratio)
+    return made
+
+
+def random_erasing_image(
+    image: Image,
+    rng: np.random.Generator,
+    p: float = 0.5,
+    scale: tuple[float, float] = (0.02, 0.33),
+    ratio: tuple[float, float] = (0.3, 3.3),
+    value: float = 0,
+) -> Image:
+    top, left, height, width = random_erasing_draws(rng, (image.shape[0], image.shape[1]), p, scale, ratio)
+    if not height or not width:
+        return image
+    erased = image.copy()
+    erased[top : top + height, left : left + width] = value
+    return erased
 
 
 def to_dtype(dtype: str, *, scale: bool = False, on: On = None) -> Stage:

@@ -31,6 +31,7 @@ FORMS: dict[Callable[..., Any], Form] = {
     geometry.random_horizontal_flip_field: moves.random_horizontal_flip,
     geometry.random_vertical_flip_field: moves.random_vertical_flip,
     images.gaussian_blur_image: values.gaussian_blur,
+    images.random_erasing_image: values.random_erasing,
     images.convert: values.to_dtype,
     images.to_uint8_image: values.to_uint8,
     color.color_jitter_image: colors.color_jitter,

@@ -40,6 +40,17 @@ def _blurred(planes: torch.Tensor, taps: np.ndarray) -> torch.Tensor:
     return flat.reshape(planes.shape)
 
 
+def random_erasing(
+    image: torch.Tensor, drawn: np.ndarray, kind: Kind, /, *, value: float = 0, **_: Any
+) -> torch.Tensor:
+    top, left, height, width = drawn.T[:, :, None]
+    rows, columns = np.arange(image.shape[1]), np.arange(image.shape[2])
+    is_row = to_device((rows >= top) & (rows < top + height), image.device)
+    is_column = to_device((columns >= left) & (columns < left + width), image.device)
+    erased = (is_row[:, :, None] & is_column[:, None, :])[..., None]
+    return torch.where(erased, image.new_full((), value), image)
+
+
 def to_dtype(
     value: torch.Tensor, drawn: np.ndarray | None, kind: Kind, dtype: str, scale: bool = False
 ) -> torch.Tensor:

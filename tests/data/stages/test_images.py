@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import apply, apply_to, chw, encoded, hwc, photo, rng
 from PIL import Image
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from raytrain.data.stages import color, images
+from raytrain.data.stages import color, draws, images
 from raytrain.errors import ConfigError
 
 
@@ -290,3 +291,28 @@ def test_a_mirrored_image_has_the_same_values(stage, dtype):
     image = photo(dtype=dtype)
     mirrored = apply_to(stage, image[::-1, ::-1], rng(1))
     assert np.array_equal(mirrored, apply_to(stage, np.ascontiguousarray(image[::-1, ::-1]), rng(1)))
+
+
+def test_random_erasing_draws_rectangles_as_torchvision_does():
+    torch.manual_seed(0)
+    transform, image = v2.RandomErasing(p=1.0), torch.zeros(3, 300, 400)
+    theirs = [transform.make_params([image]) for _ in range(2000)]
+    generator = rng()
+    ours = [draws.random_erasing_draws(generator, (300, 400), 1.0) for _ in theirs]
+    for name, column in {"i": 0, "j": 1, "h": 2, "w": 3}.items():
+        for share in (0.25, 0.5, 0.75):
+            expected = np.quantile([box[name] for box in theirs], share)
+            assert abs(np.quantile([box[column] for box in ours], share) - expected) < 15
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 40), (1, 9), (4, 4)])
+def test_what_is_erased_is_what_torchvision_erases(height, width):
+    image = photo(height, width)
+    for seed in range(20):
+        top, left, rows, columns = draws.random_erasing_draws(rng(seed), (height, width), 0.7)
+        wanted = F.erase(torch.from_numpy(image).permute(2, 0, 1), top, left, rows, columns, torch.tensor(9))
+        found = apply_to(images.random_erasing(0.7, value=9), image, rng(seed))
+        assert np.array_equal(found, wanted.permute(1, 2, 0).numpy())
+        assert (found is image) == (rows * columns == 0)
+    assert draws.random_erasing_draws(rng(), (height, width), 1.0, (9.0, 9.0)) == (0, 0, 0, 0), "it never fits"
+    assert draws.random_erasing_draws(rng(), (height, width), 0.0) == (0, 0, 0, 0)

@@ -51,6 +51,7 @@ def test_every_stage_of_a_job_file_can_be_imported():
         ("gaussian_blur", v2.GaussianBlur),
         ("color_jitter", v2.ColorJitter),
         ("grayscale", v2.Grayscale),
+        ("random_erasing", v2.RandomErasing),
         ("random_grayscale", v2.RandomGrayscale),
         ("to_dtype", v2.ToDtype),
     ],
@@ -58,7 +59,8 @@ def test_every_stage_of_a_job_file_can_be_imported():
 def test_parameters_and_defaults_are_torchvisions(name, transform):
     """Ours may have more, behind; where torchvision has None for nothing, ours may have 0."""
     ours = inspect.signature(registry.STAGES[name]).parameters
-    theirs = {n: p.default for n, p in inspect.signature(transform).parameters.items() if n != "antialias"}
+    without = ("antialias", "inplace")
+    theirs = {n: p.default for n, p in inspect.signature(transform).parameters.items() if n not in without}
     assert [n for n in ours if n in theirs] == [*theirs]
     for parameter, default in theirs.items():
         found = ours[parameter].default
@@ -95,6 +97,8 @@ def test_parameters_and_defaults_are_torchvisions(name, transform):
         ({"color_jitter": {"hue": 0.6}}, r"stage 'color_jitter': hue must be from -0.5 to 0.5 \(given: 0.6\)"),
         ({"color_jitter": {"contrast": [2, 1]}}, r"stage 'color_jitter': a range is \[low, high\] \(given: \[2, 1\]\)"),
         ({"grayscale": {"num_output_channels": 2}}, r"'grayscale': num_output_channels must be 1 or 3 \(given: 2\)"),
+        ({"random_erasing": {"scale": [0.5, 1.5]}}, r"stage 'random_erasing': scale must be from 0 to 1"),
+        ({"random_erasing": {"ratio": [3, 2]}}, r"stage 'random_erasing': ratio must be \[low, high\]"),
         ({"random_grayscale": {"p": 2.0}}, r"stage 'random_grayscale': p must be from 0 to 1"),
         (
             {"resize": {"size": "big"}},
