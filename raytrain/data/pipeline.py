@@ -17,7 +17,7 @@ from raytrain.config.file import section_of
 from raytrain.config.own_code import own_code, torch_by_name
 from raytrain.data.order import Buckets, Split, Tail
 from raytrain.data.producer import SplitWork
-from raytrain.data.samples.collate import Ragged
+from raytrain.data.samples.collate import Pad, Ragged
 from raytrain.data.samples.fields import Schema
 from raytrain.data.samples.rules import check_arrivals, collated, parse_collation
 from raytrain.data.sources.cache import kept_in
@@ -156,8 +156,10 @@ class Pipeline:
         found = settle(stages, manifest.schema, f"data.{key}")
         found.schema.check_has(self.collate, "data.collate")
         for stage, name in ((each, name) for each in found.device for name in each.on or ()):
-            if isinstance(self.collate.get(name), Ragged):
-                raise ConfigError(f"data.{key}: `{stage.name}` runs on the device, where field `{name}` is ragged")
+            collation = self.collate.get(name)
+            if isinstance(collation, Ragged) or (isinstance(collation, Pad) and stage.kinds):
+                form = "ragged" if isinstance(collation, Ragged) else "padded"
+                raise ConfigError(f"data.{key}: `{stage.name}` runs on the device, where field `{name}` is {form}")
         schema = collated(found.schema, self.collate)
         check_arrivals(schema, self.fields, self.normalize)  # type: ignore[arg-type]
         return replace(found, schema=schema)
@@ -259,11 +261,12 @@ class OpenPipeline:
         """
         torch_by_name()
         try:
+            cloudpickle.dumps(self.on_device)  # which goes to the ranks
             return bytes(cloudpickle.dumps((own_code(), self.splits), protocol=pickle.HIGHEST_PROTOCOL))
         except RaytrainError:
             raise
         except Exception as error:  # noqa: BLE001 - a user's object may raise anything
             raise ConfigError(
-                f"the data and its stages cannot be sent to the workers: {named(error)}; let an object open files and "
-                "connections when it first needs them"
+                f"the data and its stages cannot be sent to other processes: {named(error)}; let an object open "
+                "files and connections when it first needs them"
             ) from None

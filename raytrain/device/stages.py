@@ -78,8 +78,8 @@ def _check_length(stage: Stage, changed: Fields, before: Fields, about: str) -> 
 
 
 def _own_numbers(stage: Stage, fields: Fields) -> np.ndarray:
-    of_one = {name: fields[name][0].cpu().numpy() for name in stage.on or ()}
-    [numbers] = Drawing((stage,))(of_one, np.random.default_rng(0)).values()
+    shapes = {name: fields[name].shape[1:] for name in stage.on or () if isinstance(fields[name], torch.Tensor)}
+    [numbers] = Drawing.of([stage]).drawn(shapes, np.random.default_rng(0)).values()
     return numbers[None]
 
 
@@ -110,6 +110,8 @@ def _by_torchvision(stage: Stage, fields: Fields, seeds: np.ndarray | None) -> F
     """Of one that draws, sample by sample, as each has a seed of its own; else the batch at once."""
     transform = named_transform(stage.options["transform"], stage.options.get("arguments"))
     kinds = dict(zip(stage.on or (), stage.on_kinds, strict=True))
+    if seeds is not None:  # noise falls on pixels in their order in memory, which is to be a decoded image's
+        fields = {name: value.contiguous() for name, value in fields.items()}
     tensors = {name: _tv_tensor(value, kinds[name]) for name, value in fields.items()}
     if seeds is None:
         made = call_transform(transform, tensors)

@@ -21,14 +21,22 @@ def as_stage(value: Any) -> Stage:
     """A Stage as it is, a torchvision v2 transform, or any function of one array."""
     if isinstance(value, Stage):
         return value
-    name = value if isinstance(value, str) else getattr(value, "__name__", "")
-    if name in STAGES and value in (name, STAGES[name]):
-        raise ConfigError(f"{name!r} is not a stage yet: write {name}(...), with its options, from raytrain.data")
+    _check_made(value)
     if is_transform(value):
         return of_transform(value)
     if callable(value):
         return stage(value)
     raise ConfigError(f"{value!r} is not a stage: give a function of one array, or a torchvision v2 transform")
+
+
+def _check_made(value: Any) -> None:
+    """
+    Raises:
+        ConfigError: it is what makes a stage of ours, or its name.
+    """
+    name = value if isinstance(value, str) else getattr(value, "__name__", "")
+    if name in STAGES and value in (name, STAGES[name]):
+        raise ConfigError(f"{name!r} is not a stage yet: write {name}(...), with its options, from raytrain.data")
 
 
 def on_device(what: Any, *, on: On = None, **options: Any) -> Stage:
@@ -57,6 +65,7 @@ def on_device(what: Any, *, on: On = None, **options: Any) -> Stage:
         return replace(made, place="device")
     if not callable(what):
         return as_stage(what)
+    _check_made(what)
     named = options.pop("name", None)
     if "rng" in getattr(inspect.signature(what), "parameters", ()):
         raise ConfigError("on_device: a function with a parameter `rng` is for the CPU; one for the device has `seeds`")

@@ -3,7 +3,7 @@ the device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from raytrain.data.samples.fields import BYTES, IMAGE, Field, Kind, Schema
 from raytrain.data.stages.ahead import looking_ahead
-from raytrain.data.stages.draws import Canvas
+from raytrain.data.stages.draws import Canvas, flip_draws, seed_draws
 from raytrain.data.stages.geometry import resize_field, resized_canvas
 from raytrain.data.stages.stage import DRAWN, Stage
 from raytrain.errors import ConfigError
@@ -47,7 +47,7 @@ def settle(stages: Sequence[Stage], schema: Schema, key: str) -> Settled:
     """
     cpu: list[Stage] = []
     device: list[Stage] = []
-    seen: dict[str, int] = {READ: 1}
+    seen: dict[str, int] = {READ: 1, DRAW: 1}
     for number, each in enumerate(stages, start=1):
         who = f"{key}: stage {number}, `{each.name}`,"
         if cpu and cpu[-1].scope == "batch" and each.scope != "batch":
@@ -85,14 +85,35 @@ def _check_on_device(stage: Stage, before: Sequence[Stage], schema: Schema, who:
             raise ConfigError(f"{who} cannot move boxes on the device; leave it and those behind it to the CPU")
         if what.is_encoded:
             raise ConfigError(f"{who} needs decoded images, and field `{name}` is encoded; put `decode` before it")
-    if stage.random and "canvas" in stage.told and any(each.change is None for each in before):
-        raise ConfigError(f"{who} draws by the size of the image, which nobody knows behind your own; put it before")
+    by_size = stage.random and "canvas" in stage.told and stage.draws is not flip_draws
+    unknown = _size_unknown_since(before, stage.on or ()) if by_size else None
+    if unknown is not None:
+        raise ConfigError(
+            f"{who} draws by the size of the image, which nobody knows behind `{unknown.name}`; put it before that"
+        )
+
+
+def _size_unknown_since(stages: Sequence[Stage], on: Sequence[str]) -> Stage | None:
+    """The last stage behind which nobody knows the size of one of these fields, unless one after it makes it known."""
+    since: dict[str, Stage] = {}
+    for stage in stages:
+        for name in stage.on or ():
+            behind = canvas_behind(stage, None if name in since else (1, 1))
+            since = {other: each for other, each in since.items() if other != name}
+            since |= {} if behind else {name: stage}
+    return next((since[name] for name in on if name in since), None)
 
 
 def _drawing(stages: Sequence[Stage]) -> Stage:
     """The worker's part of stages on the device: their random numbers, which follow those of the stages before."""
-    on = tuple(dict.fromkeys(name for stage in stages for name in stage.on or ()))
-    return Stage(DRAW, Drawing(tuple(stages)), random=True, scope="fields", on=on)
+    return Stage(DRAW, Drawing.of(stages), random=True, scope="sample")
+
+
+def _for_drawing(stage: Stage) -> Stage:
+    """Without a function of the user's and its options, for which workers would import torch."""
+    if stage.change is not None and stage.draws is not seed_draws:
+        return stage
+    return replace(stage, function=seed_draws, options={}, change=None)
 
 
 @dataclass(frozen=True)
@@ -101,34 +122,47 @@ class Drawing:
 
     stages: tuple[Stage, ...]
 
-    def __call__(self, fields: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """By `DRAWN` and the name of the stage, (numbers,).
+    @classmethod
+    def of(cls, stages: Iterable[Stage]) -> Drawing:
+        return cls(tuple(map(_for_drawing, stages)))
+
+    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """With what is drawn, by `DRAWN` and the name of the stage, (numbers,).
 
         Raises:
             ValueError: images that are to be cut alike have different sizes.
         """
-        canvases = {name: (value.shape[0], value.shape[1]) for name, value in fields.items() if value.ndim > 1}
+        shapes = {name: np.shape(sample[name]) for stage in self.stages for name in stage.on or () if name in sample}
+        return {**sample, **self.drawn(shapes, rng)}
+
+    def drawn(self, shapes: Mapping[str, Sequence[int]], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """
+        Args:
+            shapes: of the fields of a sample, without those that come about on the device.
+        """
+        canvases: dict[str, Canvas | None] = {n: (each[0], each[1]) for n, each in shapes.items() if len(each) > 1}
         drawn = {}
         for stage in self.stages:
             of = {name: canvases[name] for name in stage.on or () if name in canvases}
+            known = {name: canvas for name, canvas in of.items() if canvas is not None}
             if stage.random:
-                if "canvas" in stage.told and len({*of.values()}) > 1:
-                    sizes = ", ".join(f"`{name}` {height} x {width}" for name, (height, width) in of.items())
+                if "canvas" in stage.told and len({*known.values()}) > 1:
+                    sizes = ", ".join(f"`{name}` {height} x {width}" for name, (height, width) in known.items())
                     raise ValueError(f"fields of one sample must have one size to be cut alike: {sizes}")
                 assert stage.draws is not None
-                drawn[DRAWN + stage.name] = np.asarray(
-                    stage.draws(rng, next(iter(of.values()), (0, 0)), **stage.options)
-                )
+                numbers = stage.draws(rng, next(iter(known.values()), (0, 0)), **stage.options)
+                drawn[DRAWN + stage.name] = np.asarray(numbers)
             canvases |= {name: canvas_behind(stage, canvas) for name, canvas in of.items()}
         return drawn
 
 
-def canvas_behind(stage: Stage, canvas: Canvas) -> Canvas:
-    """(height, width) of an image behind a stage; as before where nobody knows."""
-    if stage.function is resize_field:
+def canvas_behind(stage: Stage, canvas: Canvas | None) -> Canvas | None:
+    """(height, width) of an image behind a stage; None where nobody knows."""
+    if stage.function is resize_field and canvas is not None:
         return resized_canvas(canvas, stage.options["size"], stage.options.get("max_size"))
-    shape = None if stage.change is None else stage.change(Field("", (*canvas, 3), "image")).shape
-    return canvas if shape is None or shape[0] is None or shape[1] is None else (shape[0], shape[1])
+    before = Field("", (*(canvas or (None, None)), 3), "image")
+    shape = None if stage.change is None else stage.change(before).shape
+    return None if shape is None or shape[0] is None or shape[1] is None else (shape[0], shape[1])
 
 
 def settled(stage: Stage, schema: Schema, who: str) -> tuple[Stage, Schema]:

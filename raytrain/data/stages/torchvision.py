@@ -140,6 +140,7 @@ def apply_transform(
 
     if rng is not None:
         torch.manual_seed(int(seed_draws(rng, (0, 0))))
+        fields = {name: np.ascontiguousarray(value) for name, value in fields.items()}  # noise falls in memory's order
     tensors = _tensors(fields, kinds)
     results = call_transform(transform, tensors)
     found = {}

@@ -126,6 +126,6 @@ def test_what_cannot_be_pickled(where):
     else:
         source, stages = Rows(np.float64), [stage(lambda x: x if lock else x, on="x")]
     assert told(source, stages, error=ConfigError) == (
-        "the data and its stages cannot be sent to the workers: TypeError: cannot pickle '_thread.lock' object; let an "
-        "object open files and connections when it first needs them"
+        "the data and its stages cannot be sent to other processes: TypeError: cannot pickle '_thread.lock' object; "
+        "let an object open files and connections when it first needs them"
     )

@@ -263,7 +263,9 @@ def test_a_source_of_a_job_file_is_checked_before_it_is_made(source, message):
 
 def test_a_data_set_that_cannot_travel_is_refused_before_anything_starts():
     pipeline = Pipeline(Photos(lock=threading.Lock()))
-    with pytest.raises(ConfigError, match="the data and its stages cannot be sent to the workers: TypeError: cannot "):
+    with pytest.raises(
+        ConfigError, match="the data and its stages cannot be sent to other processes: TypeError: cannot "
+    ):
         pipeline.open(0)
 
 
