@@ -21,6 +21,7 @@ from raytrain.data import (
     on_device,
     padded,
     random_crop,
+    random_erasing,
     random_horizontal_flip,
     random_vertical_flip,
     resize,
@@ -44,6 +45,8 @@ def test_who_draws_by_a_size_is_told_when_nobody_knows_it():
     told = "stage 2, `random_crop`, draws by the size of the image, which nobody knows behind `torchvision.Resize`"
     with pytest.raises(ConfigError, match=told):
         Run([on_device(v2.Resize((8, 8))), random_crop(6)])
+    with pytest.raises(ConfigError, match="`random_erasing`, draws by the size of the image, which nobody knows"):
+        Run([on_device(v2.Resize((8, 8))), random_erasing()])
     known = [v2.Resize((8, 8)), resize((10, 14)), random_crop(6), random_vertical_flip()]
     assert_same(Run(known), Run([on_device(v2.Resize((8, 8))), *known[1:]]), 3)
     flips = Run([on_device(smaller, on="image"), random_horizontal_flip(1.0, on="image")], Pictures(1), batch_size=1)

@@ -11,13 +11,20 @@ import numpy as np
 
 from raytrain.data.samples.fields import BYTES, IMAGE, Field, Kind, Schema
 from raytrain.data.stages.ahead import looking_ahead
-from raytrain.data.stages.draws import Canvas, flip_draws, seed_draws
+from raytrain.data.stages.draws import (
+    Canvas,
+    random_crop_draws,
+    random_erasing_draws,
+    random_resized_crop_draws,
+    seed_draws,
+)
 from raytrain.data.stages.geometry import resize_field, resized_canvas
 from raytrain.data.stages.stage import DRAWN, Stage
 from raytrain.errors import ConfigError
 from raytrain.record.status import READ
 
 DRAW = "draw"  # the stage in the workers that draws for those on the device
+BY_SIZE = (random_crop_draws, random_resized_crop_draws, random_erasing_draws)  # that draw by the size of the image
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,7 @@ def _check_on_device(stage: Stage, before: Sequence[Stage], schema: Schema, who:
             raise ConfigError(f"{who} cannot move boxes on the device; leave it and those behind it to the CPU")
         if what.is_encoded:
             raise ConfigError(f"{who} needs decoded images, and field `{name}` is encoded; put `decode` before it")
-    by_size = stage.random and "canvas" in stage.told and stage.draws is not flip_draws
-    unknown = _size_unknown_since(before, stage.on or ()) if by_size else None
+    unknown = _size_unknown_since(before, stage.on or ()) if stage.draws in BY_SIZE else None
     if unknown is not None:
         raise ConfigError(
             f"{who} draws by the size of the image, which nobody knows behind `{unknown.name}`; put it before that"
@@ -146,7 +152,7 @@ class Drawing:
             of = {name: canvases[name] for name in stage.on or () if name in canvases}
             known = {name: canvas for name, canvas in of.items() if canvas is not None}
             if stage.random:
-                if "canvas" in stage.told and len({*known.values()}) > 1:
+                if ("canvas" in stage.told or stage.draws in BY_SIZE) and len({*known.values()}) > 1:
                     sizes = ", ".join(f"`{name}` {height} x {width}" for name, (height, width) in known.items())
                     raise ValueError(f"fields of one sample must have one size to be cut alike: {sizes}")
                 assert stage.draws is not None
