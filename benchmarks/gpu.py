@@ -56,7 +56,7 @@ SMALL_CORES, LEAST_CORES = 4, 6
 NVML_EVERY_S, CPU_EVERY_S = 0.05, 1.0
 VARIANT_TIMEOUT_S = 3600.0
 LOG_LINES = 30  # of a variant that failed
-OTHERS = ("dataloader", "raytrain_single", "raytrain_with_cpu_node")
+OTHERS = ("dataloader", "raytrain_single", "raytrain_stages_on_device", "raytrain_with_cpu_node")
 COMPARED = [
     *(
         (figure, name, "on_device")
@@ -64,6 +64,7 @@ COMPARED = [
         for figure in ("gpu_busy_share", "compute_share", "samples_per_s")
     ),
     ("samples_per_s", "raytrain_single", "dataloader"),
+    ("samples_per_s", "raytrain_stages_on_device", "dataloader"),
     ("samples_per_s", "raytrain_with_cpu_node", "dataloader"),
     ("samples_per_s", "raytrain_with_cpu_node", "raytrain_single"),
 ]

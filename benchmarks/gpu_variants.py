@@ -6,7 +6,9 @@ All train the same model in the same loop, timed by the same clock; what differs
 - dataloader: torch's DataLoader, a worker a core of the small host and pinned memory, over raytrain's very stages.
 - raytrain_single: raytrain on one Ray node, the small host. It attaches to a node of its own, so that nothing but the
   second node tells it from the next, and one GPU is in use where the machine has several.
-- raytrain_with_cpu_node: the same with a second Ray node on the other cores.
+- raytrain_stages_on_device: the same with the blurs on the GPU; the CPUs make the noise. Of `torchvision`, ten of its
+  transforms, image by image, as each image has random numbers of its own.
+- raytrain_with_cpu_node: the first with a second Ray node on the other cores.
 
 No batch is prepared before the model is warm: a stock from the start-up would carry much of the measured window. And
 more batches are planned than are trained on: no input path runs out of work, and leaves its cores idle, in the window.
@@ -34,11 +36,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from raytrain import Job, Pipeline, fit
 from raytrain.data import gaussian_blur, stage, synthetic, to_dtype, torchvision
+from raytrain.data import on_device as on_gpu
 from raytrain.data.producer import prepare_process
 from raytrain.device.clock import CopyEvents, DeviceClock, HostClock
 from raytrain.device.meter import RankMeter
 from raytrain.record.schema import RankFigures
 
+STAGES_ON_DEVICE = "raytrain_stages_on_device"
 WARM_STEPS = 3  # on noise that lies on the device: libraries loaded, memory allocated
 
 Batch = tuple[torch.Tensor, torch.Tensor, CopyEvents]
@@ -216,7 +220,8 @@ def pipeline(settings: Settings) -> Pipeline:
     blurs = [gaussian_blur(11, times=10)]
     if settings.workload == "torchvision":
         blurs = [torchvision("GaussianBlur", kernel_size=11)] * 10
-    stages = [*blurs, to_dtype("float16"), stage(hold_back, until=str(settings.flag))]
+    sent = [to_dtype("float16"), stage(hold_back, until=str(settings.flag))]
+    stages = [*sent, *map(on_gpu, blurs)] if settings.variant == STAGES_ON_DEVICE else [*blurs, *sent]
     return Pipeline(source, stages, batch_size=settings.batch_size)
 
 
@@ -335,6 +340,7 @@ VARIANTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "on_device": on_device,
     "dataloader": dataloader,
     "raytrain_single": with_raytrain,
+    STAGES_ON_DEVICE: with_raytrain,
     "raytrain_with_cpu_node": raytrain_with_cpu_node,
 }
 
