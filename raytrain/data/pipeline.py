@@ -92,7 +92,7 @@ class Pipeline:
         object.__setattr__(self, "collate", {name: parse_collation(name, each) for name, each in self.collate.items()})
         object.__setattr__(self, "stages", _as_stages("stages", self.stages))
         if self.validation_stages is None:
-            object.__setattr__(self, "validation_stages", tuple(s for s in self.stages if not s.random))
+            object.__setattr__(self, "validation_stages", _without_random(self.stages))
         else:
             object.__setattr__(self, "validation_stages", _as_stages("validation_stages", self.validation_stages))
 
@@ -163,6 +163,16 @@ class Pipeline:
         schema = collated(found.schema, self.collate)
         check_arrivals(schema, self.fields, self.normalize)  # type: ignore[arg-type]
         return replace(found, schema=schema)
+
+
+def _without_random(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Each where it runs in training, though a random one may have been the first that was put on the device."""
+    found, on_device = [], False
+    for each in stages:
+        on_device |= each.place == "device"
+        if not each.random:
+            found.append(replace(each, place="device") if on_device and each.place == "auto" else each)
+    return tuple(found)
 
 
 def _section(kind: Any, given: Any, key: str) -> Any:

@@ -178,7 +178,7 @@ class RankIngest:
         if arriving.fields:
             self._check_like(split, arriving, ids)
         fields = self._blank(split, arriving) if stand_in else arriving.fields  # every rank steps, whatever there was
-        about = f"batch {arriving.header.batch}" + (f", ids {ids[0]} to {ids[-1]}" if len(ids) else "")
+        about = f"batch {arriving.header.batch}" + (f", first of id {ids[0]}" if len(ids) else "")
         fields = self._stages.run(split, fields, {} if stand_in else arriving.drawn, about)
         made: dict[str, Any] = {}
         for name, value in fields.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,22 +59,34 @@ class DeviceStages:
                 except RaytrainError:
                     raise
                 except Exception as error:  # noqa: BLE001 - a user's stage may raise anything
-                    raise DataError(
-                        f"the stage `{stage.name}` failed on the device, on {about}: {named(error)[:300]}"
-                    ) from None
-            _check_length(stage, changed, made, about)
+                    told = f"{named(error)[:300]}{_where(error)}"
+                    raise DataError(f"the stage `{stage.name}` failed on the device, on {about}: {told}") from None
+            _check(stage, changed, made, about)
             made |= changed
 
 
-def _check_length(stage: Stage, changed: Fields, before: Fields, about: str) -> None:
+def _where(error: Exception) -> str:
+    """The line that raised it; nothing where it was none of a function's own."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return "" if frame.filename == __file__ else f" ({frame.filename}:{frame.lineno})"
+
+
+def _check(stage: Stage, changed: Fields, before: Fields, about: str) -> None:
+    """
+    Raises:
+        DataError: something else came back than a tensor of as many samples.
+    """
     [length] = {len(before[name]) for name in (stage.on or ())[:1]}
     for name, value in changed.items():
         if not isinstance(value, torch.Tensor):
-            raise DataError(f"the stage `{stage.name}` returned {type(value).__name__}, expected a tensor")
+            hint = "; is its `return` missing?" if value is None else ""
+            told = f"returned {'nothing' if value is None else type(value).__name__} for field `{name}`"
+            raise DataError(f"the stage `{stage.name}` {told}, on {about}, expected a tensor{hint}")
         if value.ndim == 0 or len(value) != length:
+            count = len(value) if value.ndim else "a number"
             raise DataError(
-                f"the stage `{stage.name}` returned {tuple(value.shape)} as field `{name}` of {length} samples, on "
-                f"{about}; on the device a batch keeps its length: leave samples out on the CPU"
+                f"the stage `{stage.name}` returned {count} for the {length} samples of field `{name}`, on {about}; on "
+                "the device a batch keeps its length: leave samples out on the CPU"
             )
 
 
@@ -96,10 +109,14 @@ def _changed(stage: Stage, fields: Fields, drawn: np.ndarray | None) -> Fields:
     of_kinds = zip(names, stage.on_kinds, strict=True)
     images = {name for name, kind in of_kinds if kind == "image" and fields[name].ndim == 4}
     given = {name: _channels_first(fields[name]) if name in images else fields[name] for name in names}
+    tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+    versions = {name: value._version for name, value in tensors.items()}  # counts what has been written to it
     if stage.scope == "field":
         made = {name: stage.function(value, **seeds, **stage.options) for name, value in given.items()}
     else:
         made = stage.function(given, **seeds, **stage.options)
+    if written := [name for name, value in tensors.items() if value._version != versions[name]]:
+        raise TypeError(f"it changed field `{written[0]}` in place, which is not its own; let it work on a clone()")
     if not isinstance(made, Mapping):
         raise TypeError(f"it returned {type(made).__name__}, expected a dict of fields")
     turned = {name for name in images & {*made} if isinstance(made[name], torch.Tensor) and made[name].ndim == 4}

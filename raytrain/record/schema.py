@@ -6,6 +6,7 @@ All durations are in seconds, sizes in bytes, times of day in ISO 8601 with UTC 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -74,6 +75,16 @@ class RankFigures(Part):
     wire_bytes: int
     read_bytes: int
     device_stage_s: dict[str, float] = {}
+
+
+def of_device_stages(ranks: Sequence[RankFigures]) -> dict[str, float]:
+    """Seconds that a training sample took in each stage on the device; without those of validation."""
+    seconds: dict[str, float] = {}
+    samples = sum(rank.num_samples for rank in ranks)
+    for name, of_rank in ((name, each) for rank in ranks for name, each in rank.device_stage_s.items()):
+        if samples and "/" not in name:
+            seconds[name] = seconds.get(name, 0.0) + of_rank / samples
+    return seconds
 
 
 class StageFigures(Part):
@@ -292,6 +303,11 @@ class RunRecord(Part):
         train = (corrupt.train, self.num_train, "training")
         validation = (corrupt.validation, self.num_validation, "validation")
         return [each for each in (train, validation) if each[0]]
+
+    @property
+    def device_stage_s_per_sample(self) -> dict[str, float]:
+        """Of the stages on the device, by name, for a training sample; empty where no sample was trained on."""
+        return of_device_stages(self.ranks)
 
     def write(self, path: Path) -> None:
         """Write the record, whole or not at all."""

@@ -74,3 +74,7 @@ def _stages(findings: Findings, console: Console) -> None:
         cpu_ms, wall_ms = stage.cpu_s_per_sample * 1e3, stage.wall_s_per_sample * 1e3
         rows.append((stage.name, f"{cpu_ms:.3f}", of_all, f"{wall_ms:.3f}"))
     show_fitted("Where a sample's CPU time goes", columns, rows, console, REMEDY)
+    if findings.device_stages:
+        rows = [(name, f"{each_s * 1e3:.3f}") for name, each_s in findings.device_stages.items()]
+        columns = (Column("stage", right=False), Column("ms"))
+        show_fitted("Stages on the device, a sample", columns, rows, console, REMEDY)

@@ -75,17 +75,15 @@ def _stages(record: RunRecord, console: Console) -> None:
 
 def _device_stages(record: RunRecord, console: Console) -> None:
     seconds: dict[str, float] = {}
-    for rank in record.ranks:
-        for name, of_rank in rank.device_stage_s.items():
-            seconds[name] = seconds.get(name, 0.0) + of_rank
-    samples = sum(rank.num_samples for rank in record.ranks)
-    columns = [Column("stage", right=False), Column("seconds"), Column("ms a training sample")]
+    for name, of_rank in ((name, each) for rank in record.ranks for name, each in rank.device_stage_s.items()):
+        seconds[name] = seconds.get(name, 0.0) + of_rank
+    per_sample = record.device_stage_s_per_sample
+    columns = [Column("stage", right=False), Column("ms a training sample"), Column("seconds")]
     rows = [
-        [name, f"{all_s:.2f}", "" if "/" in name else f"{all_s / max(samples, 1) * 1e3:.3f}"]
+        [name, f"{per_sample[name] * 1e3:.3f}" if name in per_sample else "", f"{all_s:.2f}"]
         for name, all_s in seconds.items()
     ]
-    title = "What the stages on the device took"
-    show_fitted(title, columns, rows, console, REMEDY)
+    show_fitted("What the stages on the device took", columns, rows, console, REMEDY)
 
 
 def _hosts(record: RunRecord, console: Console) -> None:

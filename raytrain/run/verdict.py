@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raytrain.cost.profile import Figure
-from raytrain.record.schema import RankFigures, StageFigures
+from raytrain.record.schema import RankFigures, StageFigures, of_device_stages
 from raytrain.record.status import READ
 
 COMPUTE_UP_TO = 0.10  # of the training time spent waiting: faster input would save no more than that
 INPUT_FROM = 0.30  # from here on the input path is worth more than anything on the ranks' side
+DEVICE_STAGES_FROM = 0.10  # of the training time
 BUSY_FROM = 1.5  # times its CPU time that a stage other than `read` takes
 WIDE = 0.5  # of the median, from the lowest part of a measurement to the highest
 
@@ -35,14 +36,23 @@ def who_waits(wait_share: float, ranks: Sequence[RankFigures], stages: Sequence[
     waited = f"the ranks wait for data {wait_share:.0%} of the time"
     if wait_share <= COMPUTE_UP_TO:
         shared = ", on CPUs that the stages may share" if all(rank.device == "cpu" for rank in ranks) else ""
-        return Verdict("compute", f"compute: {waited} and are busy for the rest{shared}")
+        return Verdict("compute", f"compute: {waited} and are busy for the rest{shared}{_on_device(ranks)}")
     slowest = max(own, key=lambda stage: stage.wall_s)
     stage = (
         f"stage {slowest.name!r} takes longest, {slowest.wall_s_per_sample * 1e3:.2f} ms of a worker for a sample, "
         f"{slowest.cpu_s_per_sample * 1e3:.2f} ms of them CPU time"
     )
     kind = "input" if wait_share >= INPUT_FROM else "balanced"
-    return Verdict(kind, f"{kind}: {waited}; {stage}")
+    return Verdict(kind, f"{kind}: {waited}; {stage}{_on_device(ranks)}")
+
+
+def _on_device(ranks: Sequence[RankFigures]) -> str:
+    """What the stages on the device take of the training time, where that is worth a thought."""
+    staged = sum(of_device_stages(ranks).values()) * sum(rank.num_samples for rank in ranks)
+    total = sum(r.wait_s + r.compute_s + (0.0 if r.transfer_overlaps else r.transfer_s) for r in ranks)
+    if not total or staged < DEVICE_STAGES_FROM * total:
+        return ""
+    return f"; the stages on the device take {staged / total:.0%} of it"
 
 
 def busy_machine(stages: Sequence[StageFigures]) -> str | None:

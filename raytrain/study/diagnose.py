@@ -64,6 +64,7 @@ class Findings:
         stages: what each took of the workers, all CPUs at work.
         helps: by the name of a stage, what to do where it is dear.
         warnings: of what was measured.
+        device_stages: by name, seconds that a sample took in each on the device; a part of what the accelerators do.
         lost_share: what the whole lacks of what the ranks do alone.
         lost_for_cpus: of that, because the CPUs cannot prepare more: no more than the ranks were seen to wait.
         lost_for_the_rest: likewise for moving, handing over and sharing cores.
@@ -80,6 +81,7 @@ class Findings:
     stages: tuple[StageFigures, ...] = ()
     helps: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    device_stages: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def lost_share(self) -> float:
@@ -151,6 +153,7 @@ def diagnose(
         resident = _run(job, pipeline, opened, folder, nodes, address, TimedLoop(True, seconds))
         say("4/4 everything")
         whole = _run(job, pipeline, opened, folder, nodes, address, TimedLoop(False, seconds))
+    resident = with_device_stages(resident, whole)
     findings = _findings(alone, all_cores, resident, whole, len(cores))
     findings = replace(findings, helps={stage.name: stage.helps for stage in opened.splits["train"].stages})
     return _profile(job, known, alone, all_cores, resident, whole, findings), findings
@@ -158,11 +161,21 @@ def diagnose(
 
 @dataclass(frozen=True)
 class TimedRun:
-    """A run of a TimedLoop, and what that measured."""
+    """A run of a TimedLoop, and what that measured.
+
+    Attributes:
+        parts: seconds that a rank took for a sample.
+    """
 
     record: RunRecord
     parts: list[float]
     memory_bytes: float | None
+
+
+def with_device_stages(resident: TimedRun, whole: TimedRun) -> TimedRun:
+    """What the ranks do alone, stages on the device included: the one batch of `resident` has them behind it."""
+    staged_s = sum(whole.record.device_stage_s_per_sample.values())
+    return replace(resident, parts=[part + staged_s for part in resident.parts])
 
 
 def _run(
@@ -220,6 +233,7 @@ def _findings(alone: Alone, all_cores: Alone, resident: TimedRun, whole: TimedRu
         verdict=who_waits(whole.record.totals.wait_share, whole.record.ranks, whole.record.stages),
         ranks_on_cpu=on_cpu,
         stages=tuple(stages),
+        device_stages=whole.record.device_stage_s_per_sample,
         warnings=(*wide_spreads(measured), *([busy] if busy else [])),
     )
 

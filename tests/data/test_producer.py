@@ -185,7 +185,9 @@ def test_what_a_stage_does_in_other_threads_is_its_cpu_time_too(folder):
 
 def test_images_of_different_shapes_are_an_error_that_says_what_to_do(folder):
     write_images(folder, {"big": 2}, side=20)
-    with pytest.raises(DataError, match=r"different shapes: field `image` is .* end its stages with a resize"):
+    with pytest.raises(
+        DataError, match=r"different shapes: field `image` is .* end its stages \(those on the CPU\) with"
+    ):
         producer(folder, [decode()], batch_size=11).batch(0, 0)
 
 

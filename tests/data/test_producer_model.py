@@ -169,6 +169,7 @@ def test_samples_of_two_shapes_are_refused_and_named(plan, odd, data):
         assert len(made.batch(segment, number).key) == stop - start
     else:
         with pytest.raises(
-            DataError, match=r"different shapes: .* of sample \d+ and .* of sample \d+; end its stages with a resize"
+            DataError,
+            match=r"different shapes: .* of sample \d+ and .* of sample \d+; end its stages",
         ):
             made.batch(segment, number)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moved_stages import Pictures, Run, assert_same, moved
+from torchvision.transforms import v2
 
 from raytrain import Pipeline
 from raytrain.data import (
@@ -166,6 +167,10 @@ def nothing(fields: dict[str, torch.Tensor]) -> Any:
     return None
 
 
+def number(images: torch.Tensor) -> torch.Tensor:
+    return images.sum()
+
+
 def drawing(images: torch.Tensor, rng: Any) -> torch.Tensor:
     return images
 
@@ -213,10 +218,16 @@ def test_what_is_no_stage_for_the_device():
         (lambda: on_device(decode()), "`decode` can run on the CPU alone"),
         (
             lambda: on_device(drawing),
-            "a function with a parameter `rng` is for the CPU; one for the device has `seeds`",
+            "drawing has a parameter `rng`, which is for the CPU; a random function on the device has",
         ),
         (lambda: on_device(grayscale(), on="mask"), "give the stage its fields and options where it is made"),
         (lambda: on_device(brighter, on="*"), "`on` of 'brighter' is a field or a list of fields"),
+        (lambda: on_device(brighter, whole_batch=True), "gets the whole batch in any case; leave `whole_batch` out"),
+        (
+            lambda: on_device(v2.RandomHorizontalFlip),
+            "'RandomHorizontalFlip' is not a stage yet: write",
+        ),
+        (lambda: on_device([grayscale()] * 9), "is not a stage: give"),
         (lambda: on_device(brighter, up=1), "has no option 'up'"),
         (lambda: on_device(3), "3 is not a stage"),
         (lambda: parse_stage({"grayscale": {"place": "gpu"}}), "place is one of auto, cpu, device"),
@@ -232,11 +243,13 @@ def test_what_is_no_stage_for_the_device():
         (
             shorter,
             None,
-            "returned (3, 12, 17, 3) as field `image` of 4 samples, on a batch; on the device a batch keeps",
+            "returned 3 for the 4 samples of field `image`, on a batch; on the device a batch keeps",
         ),
         (broken, None, "the stage `broken` failed on the device, on a batch: RuntimeError: no such luck"),
-        (listed, None, "the stage `listed` returned list, expected a tensor"),
+        (listed, None, "the stage `listed` returned list for field `image`, on a batch, expected a tensor"),
         (nothing, ["image"], "returned NoneType, expected a dict of fields"),
+        (nothing, None, "returned nothing for field `image`, on a batch, expected a tensor; is its `return` missing?"),
+        (number, None, "returned a number for the 4 samples of field `image`"),
     ],
 )
 def test_a_function_of_ones_own_that_fails_is_one_line(function, on, told):

@@ -18,6 +18,8 @@ from raytrain import Pipeline
 from raytrain.data import (
     from_torch,
     gaussian_blur,
+    grayscale,
+    on_cpu,
     on_device,
     padded,
     random_crop,
@@ -29,7 +31,7 @@ from raytrain.data import (
     to_dtype,
 )
 from raytrain.data.stages.registry import as_stage
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, DataError
 
 
 def brighter(images: torch.Tensor, by: int = 1) -> torch.Tensor:
@@ -65,9 +67,42 @@ def doubled(fields: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"other": fields["image"] * 2}
 
 
-def test_a_field_that_comes_about_on_the_device_goes_through_what_comes_then():
-    made = Run([on_device(doubled, on=["image"]), random_horizontal_flip(1.0, on="other")])
-    assert made.failures == [] and made.samples[3]["other"].shape == (3, 12, 17)
+def numbered(other: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+    assert other.shape[1] == 3, "as the function before it returned it"
+    return other[:, :, :1, :1] * 0 + (seeds % 100).to(torch.uint8)[:, None, None, None]
+
+
+def test_a_field_that_comes_about_on_the_device_goes_through_functions_of_ones_own():
+    made = Run([on_device(doubled, on=["image"]), on_device(numbered, on="other")])
+    assert made.failures == [] and len({int(sample["other"].flat[0]) for sample in made.samples.values()}) > 3
+    with pytest.raises(
+        ConfigError, match="field `other` comes about on the device; only functions of your own can go on"
+    ):
+        Run([on_device(doubled, on=["image"]), random_horizontal_flip(1.0, on="other")])
+
+
+def changing(images: torch.Tensor) -> torch.Tensor:
+    return images.mul_(2)
+
+
+def changing_one(fields: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    fields["number"][0] = 7
+    return {"number": fields["number"] + 1}
+
+
+@pytest.mark.parametrize(
+    ("stage", "field"), [(on_device(changing), "image"), (on_device(changing_one, on=["number"]), "number")]
+)
+def test_a_function_that_changes_what_it_gets_is_told(stage, field):
+    with pytest.raises(DataError, match=f"it changed field `{field}` in place, which is not its own"):
+        Run([stage])
+
+
+def test_validation_runs_stages_where_training_does():
+    stages = [on_device(random_horizontal_flip()), resize((4, 4)), on_cpu(grayscale())]
+    pipeline = Pipeline(from_torch(Pictures()), stages[:2])
+    assert [each.place for each in pipeline.validation_stages] == ["device"]
+    assert [each.place for each in Pipeline(from_torch(Pictures()), stages[1:]).validation_stages] == ["auto", "cpu"]
 
 
 def test_a_stand_in_of_bfloat16():

@@ -93,6 +93,17 @@ def test_no_figure_of_the_summary_is_cut_and_missing_columns_are_named(record, w
     assert f"left out at a width of {width}: {dropped}; the record has them" in " ".join(text.split())
 
 
+def test_the_summary_says_what_the_stages_on_the_device_took(record):
+    """Of two ranks, 640 samples each, and in validation."""
+    taken = {"gaussian_blur": 0.64, "validation/resize": 0.25}
+    record.ranks = [record.ranks[0].model_copy(update={"device_stage_s": taken}) for _ in range(2)]
+    assert record.device_stage_s_per_sample == {"gaussian_blur": 0.001}
+    lines = [line.split() for line in summary_of(record).splitlines()]
+    assert ["gaussian_blur", "1.000", "1.28"] in lines and ["validation/resize", "0.50"] in lines
+    record.ranks[0].num_samples = record.ranks[1].num_samples = 0
+    assert ["gaussian_blur", "1.28"] in [line.split() for line in summary_of(record).splitlines()]
+
+
 def test_the_summary_warns_of_stages_that_were_kept_from_their_cpus(record):
     assert "warning" not in summary_of(record)
     record.stages[0].wall_s = 7.68

@@ -50,6 +50,25 @@ def test_the_share_of_waiting_decides(share, on, kind, text):
     assert (found.kind, found.text) == (kind, text)
 
 
+def test_stages_on_the_device_that_take_much_are_named():
+    """10 s of training: 1 waiting, 3 transferring, 6 computing (on a GPU the transfer runs beside that)."""
+    times = {"wait_s": 1.0, "transfer_s": 3.0, "compute_s": 6.0, "num_samples": 100}
+    for taken, device, told in (
+        (
+            {"gaussian_blur": 2.0, "mine": 0.5, "validation/mine": 50.0},
+            "cpu",
+            "; the stages on the device take 25% of it",
+        ),
+        ({"gaussian_blur": 2.1}, "cuda:0", "; the stages on the device take 30% of it"),
+        ({"gaussian_blur": 0.9}, "cpu", ""),
+    ):
+        own = {**times, "transfer_overlaps": device != "cpu", "device_stage_s": taken}
+        ranks = [RankFigures(**{**figures(device=device), **own})] * 2
+        for share in (0.05, 0.5):
+            before, found = who_waits(share, CPU if device == "cpu" else GPU, STAGES), who_waits(share, ranks, STAGES)
+            assert found.text == before.text + told
+
+
 def test_nothing_is_said_of_a_run_that_trained_on_nothing():
     for ranks, stages in (([], STAGES), (GPU, []), (GPU, STAGES[2:])):
         assert who_waits(0.0, ranks, stages).text == "unknown: no batch was trained on"

@@ -30,7 +30,7 @@ from raytrain.run.verdict import who_waits
 from raytrain.study import alone, timed_loop
 from raytrain.study import diagnose as module
 from raytrain.study.alone import PARTS, preprocess
-from raytrain.study.diagnose import Findings, diagnose, duration_s
+from raytrain.study.diagnose import Findings, TimedRun, diagnose, duration_s, with_device_stages
 from raytrain.study.timed_loop import TimedContext, TimedLoop
 
 BLURRED = (
@@ -206,6 +206,14 @@ def test_a_diagnosis_says_who_waits_what_is_lost_and_what_helps():
     assert diagnosis_lines(findings(0.6, "cuda:0", warnings=("warning: beware",)))[-1] == "warning: beware"
 
 
+def test_what_the_ranks_do_alone_has_their_stages_on_the_device(record):
+    """Two batches' worth of 640 samples took 1.28 s there, which the resident batch has behind it."""
+    record.ranks[0].device_stage_s = {"gaussian_blur": 1.28, "validation/resize": 9.0}
+    whole, resident = TimedRun(record, [0.5], None), TimedRun(record, [0.1, 0.2], 7.0)
+    found = with_device_stages(resident, whole)
+    assert (found.parts, found.memory_bytes) == (pytest.approx([0.102, 0.202]), 7.0)
+
+
 def test_ranks_that_train_on_the_cpu_are_no_accelerators():
     """The run of which one command said that the ranks hardly wait, and the other that accelerators stand idle."""
     waits, lost, helps = diagnosis_lines(findings(0.03, "cpu"))
@@ -227,12 +235,12 @@ def test_a_diagnosis_is_shown_with_the_stages_shares():
         measured = profile(
             accelerator_s_per_sample={kind: Figure.once(0.001)}, read_wait_s_per_sample=Figure.once(0.0005)
         )
-        show_diagnosis(findings(0.6, device), measured, console)
+        show_diagnosis(findings(0.6, device, device_stages={"gaussian_blur": 0.002}), measured, console)
         text = console.file.getvalue()
         assert ranks in text and "bottleneck: input" in text
         assert ("accelerator" in text) == (device == "cuda:0"), "there is no accelerator where there is none"
         cells = [line.replace("│", " ").split() for line in text.splitlines()]
-        assert ["decode", "3.000", "75.0%", "3.000"] in cells
+        assert ["decode", "3.000", "75.0%", "3.000"] in cells and ["gaussian_blur", "2.000"] in cells
         assert "waiting for storage, a sample 0.500 ms 0.500 ms 0.500 ms" in [" ".join(row) for row in cells]
 
 

@@ -219,7 +219,7 @@ def _check_shapes(
 
 
 def _mend(name: str, like: Any, rule: Collation | None) -> str:
-    alike = "end its stages with a resize" if like.ndim == 3 else "have a stage make them alike"
+    alike = "end its stages (those on the CPU) with a resize" if like.ndim == 3 else "have a stage make them alike"
     if rule is None:
         return f"{alike}, or give it a collation (collate: {{{name}: padded}} or ragged)"
     if isinstance(rule, Ragged):

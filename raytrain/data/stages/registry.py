@@ -26,7 +26,8 @@ def as_stage(value: Any) -> Stage:
         return of_transform(value)
     if callable(value):
         return stage(value)
-    raise ConfigError(f"{value!r} is not a stage: give a function of one array, or a torchvision v2 transform")
+    told = f"{value!r:.60}"
+    raise ConfigError(f"{told} is not a stage: give a function of one array, or a torchvision v2 transform")
 
 
 def _check_made(value: Any) -> None:
@@ -37,13 +38,16 @@ def _check_made(value: Any) -> None:
     name = value if isinstance(value, str) else getattr(value, "__name__", "")
     if name in STAGES and value in (name, STAGES[name]):
         raise ConfigError(f"{name!r} is not a stage yet: write {name}(...), with its options, from raytrain.data")
+    if isinstance(value, type):
+        raise ConfigError(f"{name!r} is not a stage yet: write {name}(...), with its options")
 
 
 def on_device(what: Any, *, on: On = None, **options: Any) -> Stage:
     """A stage that runs where the training does, on a whole batch at once; all that come after it do as well.
 
     A stage of ours or a transform of torchvision's v2 gives what it would have given on the CPU, within a rounding:
-    its random numbers are drawn where they would have been drawn, and travel with the batch.
+    its random numbers are drawn where they would have been drawn, and travel with the batch. (But what a transform of
+    torchvision's draws pixel by pixel, as GaussianNoise does, comes from the GPU's own generator.)
 
     Args:
         what: a stage of ours but `decode`, a transform of torchvision's v2, or a function of your own: called with a
@@ -67,8 +71,13 @@ def on_device(what: Any, *, on: On = None, **options: Any) -> Stage:
         return as_stage(what)
     _check_made(what)
     named = options.pop("name", None)
+    if "whole_batch" in options:
+        raise ConfigError("on_device: a function there gets the whole batch in any case; leave `whole_batch` out")
     if "rng" in getattr(inspect.signature(what), "parameters", ()):
-        raise ConfigError("on_device: a function with a parameter `rng` is for the CPU; one for the device has `seeds`")
+        raise ConfigError(
+            f"on_device: {getattr(what, '__name__', what)!s:.40} has a parameter `rng`, which is for the CPU; a random "
+            "function on the device has `seeds`"
+        )
     made = made_of(what, on, False, None, named, options, "seeds")
     if made.scope == "sample":
         raise ConfigError(f"on_device: `on` of {made.name!r} is a field or a list of fields")
@@ -117,7 +126,7 @@ def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in (options or {}).items()}
     place = options.pop("place", "auto")
     if place not in PLACES:
-        raise ConfigError(f"stage {name!r}: place is one of {', '.join(PLACES)}{nearest(str(place), PLACES)}")
+        raise ConfigError(f"stage {name!r}: place is one of {', '.join(PLACES)}, not {place!r}")
     if makes:
         return PLACES[place](_made(name, found, known, options))
     if not isinstance(found, Stage) and not is_transform(found):

@@ -54,6 +54,7 @@ def settle(stages: Sequence[Stage], schema: Schema, key: str) -> Settled:
     """
     cpu: list[Stage] = []
     device: list[Stage] = []
+    arrives: Schema | None = None
     seen: dict[str, int] = {READ: 1, DRAW: 1}
     for number, each in enumerate(stages, start=1):
         who = f"{key}: stage {number}, `{each.name}`,"
@@ -63,7 +64,8 @@ def settle(stages: Sequence[Stage], schema: Schema, key: str) -> Settled:
         seen[each.name] = seen.get(each.name, 0) + 1
         made = made if seen[each.name] == 1 else replace(made, name=f"{each.name}_{seen[each.name]}")
         if device or each.place == "device":
-            _check_on_device(made, device, schema, who)
+            arrives = arrives or schema
+            _check_on_device(made, device, schema, arrives, who)
             device.append(made)
         else:
             cpu.append(made)
@@ -72,18 +74,20 @@ def settle(stages: Sequence[Stage], schema: Schema, key: str) -> Settled:
     return Settled((*looking_ahead(cpu), *drawing), tuple(device), schema)
 
 
-def _check_on_device(stage: Stage, before: Sequence[Stage], schema: Schema, who: str) -> None:
+def _check_on_device(stage: Stage, before: Sequence[Stage], schema: Schema, arrives: Schema, who: str) -> None:
     """
     Args:
         before: it, on the device.
         schema: of what it meets.
+        arrives: of what the CPU stages make.
 
     Raises:
         ConfigError: it cannot run there.
     """
     if not stage.movable:
-        where = f"before `{before[0].name}`, which runs on the device with all that comes then" if before else "here"
-        raise ConfigError(f"{who} can run on the CPU alone; put it {where}")
+        own = "" if stage.change else ", or write it for the device: a function of a batch's tensor"
+        first = f"`{before[0].name}`, which runs on the device with all that comes then"
+        raise ConfigError(f"{who} can run on the CPU alone; put it before {first}{own}")
     if stage.place == "cpu":
         raise ConfigError(f"{who} is to run on the CPU, and `{before[0].name}` before it on the device; put it before")
     for name, kind in zip(stage.on or (), stage.on_kinds, strict=True):
@@ -92,6 +96,13 @@ def _check_on_device(stage: Stage, before: Sequence[Stage], schema: Schema, who:
             raise ConfigError(f"{who} cannot move boxes on the device; leave it and those behind it to the CPU")
         if what.is_encoded:
             raise ConfigError(f"{who} needs decoded images, and field `{name}` is encoded; put `decode` before it")
+        if not what.may_be_array:
+            raise ConfigError(f"{who} runs on the device, on tensors, and field `{name}` is {what}")
+        if stage.kinds and arrives.whole and name not in arrives:
+            raise ConfigError(
+                f"{who} is for images that the CPU stages make, and field `{name}` comes about on the device; only "
+                "functions of your own can go on with it"
+            )
     unknown = _size_unknown_since(before, stage.on or ()) if stage.draws in BY_SIZE else None
     if unknown is not None:
         raise ConfigError(
@@ -112,7 +123,8 @@ def _size_unknown_since(stages: Sequence[Stage], on: Sequence[str]) -> Stage | N
 
 def _drawing(stages: Sequence[Stage]) -> Stage:
     """The worker's part of stages on the device: their random numbers, which follow those of the stages before."""
-    return Stage(DRAW, Drawing.of(stages), random=True, scope="sample")
+    helps = "it draws for the random stages on the device; cheap ones, such as flips, may as well run on the CPU"
+    return Stage(DRAW, Drawing.of(stages), random=True, scope="sample", helps=helps)
 
 
 def _for_drawing(stage: Stage) -> Stage:

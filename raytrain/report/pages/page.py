@@ -59,6 +59,7 @@ def write_report(records: list[RunRecord], comparison: Comparison, known: Catalo
         Section("Samples left out", left_out(records, names), about=gone),
         Section("Over time", None, [draw(chart) for chart in time_charts(both)], about=about, wide=True),
         Section("CPU stages", _stages(records, names), bars=draw_bars(stages) if stages else None),
+        Section("Stages on the device", _device_stages(records, names)),
         Section("Money", None, [draw(cost)] if cost else []),
         Section("Hosts", _hosts(records, names)),
     ]
@@ -145,6 +146,15 @@ def _stages(records: list[RunRecord], names: list[str]) -> PageTable:
     ]
     head = ["run", "stage", "CPU ms a sample", "wall ms a sample", "CPU seconds", "wall seconds", "samples"]
     return PageTable(head, rows, text=(1,))
+
+
+def _device_stages(records: list[RunRecord], names: list[str]) -> PageTable:
+    rows = [
+        [name, stage, f"{each_s * 1e3:.3f}", f"{each_s * record.totals.samples:,.2f}"]
+        for name, record in zip(names, records, strict=True)
+        for stage, each_s in record.device_stage_s_per_sample.items()
+    ]
+    return PageTable(["run", "stage", "ms a training sample", "seconds of training"], rows, text=(1,))
 
 
 def _hosts(records: list[RunRecord], names: list[str]) -> PageTable:

@@ -105,7 +105,7 @@ def test_a_field_that_is_padded_is_one_array_however_large():
         (
             np.zeros((2, 3, 1)),
             np.zeros((1, 3, 1)),
-            "; end its stages with a resize, or give it a collation (collate: {x:",
+            "; end its stages (those on the CPU) with a resize, or give it a collation (collate: {x:",
         ),
         (np.zeros(2), np.zeros((2, 1)), "shapes: field `x` is (2,) float64 of sample 0 and (2, 1) float64 of sample 2"),
         (np.zeros(2), np.zeros(2, "f4"), "types: field `x` is (2,) float64 of sample 0 and (2,) float32 of sample 2"),
