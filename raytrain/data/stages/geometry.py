@@ -54,7 +54,9 @@ def resize(
     """
     options: dict[str, Any] = {"size": size, "interpolation": interpolation, "max_size": max_size}
     change = _sized(None if isinstance(size, int) else size)
-    made = built_in(resize_field, "resize", on, kinds=KINDS, change=change, helps=STORE_SMALLER, **options)
+    made = built_in(
+        resize_field, "resize", on, kinds=KINDS, change=change, movable=True, helps=STORE_SMALLER, **options
+    )
     check_range("resize", 1, size=size, max_size=max_size)
     if max_size is not None and (not isinstance(size, int) or max_size <= size):
         raise ConfigError(f"stage 'resize': max_size must be larger than one size (given: {max_size} and {size!r})")
@@ -90,7 +92,14 @@ def center_crop(size: Size, *, on: On = None) -> Stage:
         size: of a square, or (height, width).
     """
     made = built_in(
-        center_crop_field, "center_crop", on, kinds=KINDS, change=_sized(size), helps=STORE_SMALLER, size=size
+        center_crop_field,
+        "center_crop",
+        on,
+        kinds=KINDS,
+        change=_sized(size),
+        movable=True,
+        helps=STORE_SMALLER,
+        size=size,
     )
     check_range("center_crop", 1, size=size)
     return made
@@ -139,6 +148,7 @@ def random_crop(
         on,
         kinds=KINDS,
         change=_sized(size),
+        movable=True,
         helps=STORE_SMALLER,
         draws=random_crop_draws,
         **options,
@@ -192,6 +202,7 @@ def random_resized_crop(
         on,
         kinds=KINDS,
         change=_sized(size),
+        movable=True,
         helps=STORE_SMALLER,
         draws=random_resized_crop_draws,
         **options,
@@ -223,7 +234,14 @@ def random_horizontal_flip(p: float = 0.5, *, on: On = None) -> Stage:
         p: the probability.
     """
     made = built_in(
-        random_horizontal_flip_field, "random_horizontal_flip", on, kinds=KINDS, change=_same, draws=flip_draws, p=p
+        random_horizontal_flip_field,
+        "random_horizontal_flip",
+        on,
+        kinds=KINDS,
+        change=_same,
+        movable=True,
+        draws=flip_draws,
+        p=p,
     )
     check_range("random_horizontal_flip", 0, 1, p=p)
     return made
@@ -247,7 +265,14 @@ def random_vertical_flip(p: float = 0.5, *, on: On = None) -> Stage:
         p: the probability.
     """
     made = built_in(
-        random_vertical_flip_field, "random_vertical_flip", on, kinds=KINDS, change=_same, draws=flip_draws, p=p
+        random_vertical_flip_field,
+        "random_vertical_flip",
+        on,
+        kinds=KINDS,
+        change=_same,
+        movable=True,
+        draws=flip_draws,
+        p=p,
     )
     check_range("random_vertical_flip", 0, 1, p=p)
     return made

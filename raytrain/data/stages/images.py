@@ -125,6 +125,7 @@ def gaussian_blur(kernel_size: int, *, sigma: Range = (0.1, 2.0), times: int = 1
         on,
         kinds=("image",),
         change=_same,
+        movable=True,
         helps=f"{FEWER_PIXELS}; a smaller kernel; where it blurs several times, `to_dtype: {{dtype: float32}}` before "
         "it makes one blur of them",
         draws=gaussian_blur_draws,
@@ -190,6 +191,7 @@ def color_jitter(
         on,
         kinds=("image",),
         change=_same,
+        movable=True,
         draws=color_jitter_draws,
         **ranges,
     )
@@ -216,6 +218,7 @@ def grayscale(num_output_channels: int = 1, *, on: On = None) -> Stage:
         on,
         kinds=("image",),
         change=_channels(num_output_channels),
+        movable=True,
         num_output_channels=num_output_channels,
     )
     if num_output_channels not in (1, 3):
@@ -235,6 +238,7 @@ def random_grayscale(p: float = 0.1, *, on: On = None) -> Stage:
         on,
         kinds=("image",),
         change=_same,
+        movable=True,
         draws=random_grayscale_draws,
         p=p,
     )
@@ -264,6 +268,7 @@ def random_erasing(
         on,
         kinds=("image",),
         change=_same,
+        movable=True,
         draws=random_erasing_draws,
         p=p,
         scale=scale,
@@ -308,7 +313,7 @@ def to_dtype(dtype: str, *, scale: bool = False, on: On = None) -> Stage:
         )
     if scale and dtype not in TOPS:
         raise ConfigError(f"to_dtype: {dtype} cannot be scaled to; that can {', '.join(TOPS)}")
-    return built_in(convert, "to_dtype", on, kinds=(), change=_typed(dtype), dtype=dtype, scale=scale)
+    return built_in(convert, "to_dtype", on, kinds=(), change=_typed(dtype), movable=True, dtype=dtype, scale=scale)
 
 
 TOPS = {"uint8": 255.0, "uint16": 65535.0, "float16": 1.0, BFLOAT16: 1.0, "float32": 1.0, "float64": 1.0}
@@ -332,7 +337,7 @@ def convert(value: np.ndarray, dtype: str, scale: bool = False) -> np.ndarray:
 
 def to_uint8(*, on: On = None) -> Stage:
     """Round and clip to whole numbers from 0 to 255, without scaling."""
-    return built_in(to_uint8_image, "to_uint8", on, kinds=("image",), change=_typed("uint8"))
+    return built_in(to_uint8_image, "to_uint8", on, kinds=("image",), change=_typed("uint8"), movable=True)
 
 
 def to_uint8_image(image: Image) -> Image:

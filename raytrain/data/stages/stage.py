@@ -289,9 +289,13 @@ def built_in(
     decodes: bool = False,
     helps: str = FEWER_PIXELS,
     draws: Draws | None = None,
+    movable: bool = False,
     **options: Any,
 ) -> Stage:
-    """One of ours, on each of its fields alike. Every one but `decode` can run on the device (see device.forms).
+    """One of ours, on each of its fields alike.
+
+    Args:
+        movable: it has a form for the device (see device.forms).
 
     Raises:
         ConfigError: an option is of another type.
@@ -310,7 +314,7 @@ def built_in(
         decodes=decodes,
         helps=helps,
         told=frozenset({"kind", "canvas"} & set(parameters)),
-        movable=not decodes,
+        movable=movable,
         draws=draws,
     )
 
