@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 
@@ -56,6 +55,8 @@ def image_list(
 
 
 def open_image_list(source: ImageListSource, like: Schema | None, seed: int) -> Manifest:
+    import pyarrow.compute as pc  # takes a while, for every start
+
     listing = list_files(source.path)
     lists = [listing.path(name) for name in listing.names]
     told = listing.told
@@ -70,7 +71,7 @@ def open_image_list(source: ImageListSource, like: Schema | None, seed: int) -> 
     fields: dict[str, Field] = {}
     columns: dict[str, Any] = {}
     for name, column in source.files.items():
-        paths = pc.cast(table.column(column), pa.string())
+        paths = table.column(column).cast(pa.string())
         nothing = paths.null_count + (pc.sum(pc.equal(paths, "")).as_py() or 0)
         if nothing:
             raise DataError(f"{told}: {nothing} rows have nothing in column {column!r}")
