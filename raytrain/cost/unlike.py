@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raytrain.record.schema import RunRecord
+from raytrain.record.status import DRAW
 
 MOST = 3  # differing keys that are named
 LONG = 60  # characters of a value; a longer one is shown around where it differs
@@ -27,12 +28,22 @@ def _work(record: RunRecord) -> dict[str, Any]:
     work = {"model": job.get("model"), "training samples": record.num_train}
     data = job.get("data")
     if data is None:
-        work["stages"] = [stage.name for stage in record.stages]
+        on_cpu = {stage.name for stage in record.stages if stage.name.rpartition("/")[2] != DRAW}
+        work["stages"] = sorted(on_cpu.union(*(rank.device_stage_s for rank in record.ranks)))
     else:
         train = {name: value for name, value in data["train"].items() if name != "path"}
-        kept = {name: data.get(name) for name in ("stages", "normalize", "batch_size")}
-        work["data"] = {"train": train, **kept}
+        kept = {name: data.get(name) for name in ("normalize", "batch_size")}
+        work["data"] = {"train": train, "stages": [_wherever(each) for each in data.get("stages") or ()], **kept}
     return {**work, "training": {name: job["training"].get(name) for name in ("precision", "loop")}}
+
+
+def _wherever(spec: Any) -> Any:
+    """A stage, without where it runs, which does not change what it gives."""
+    if not isinstance(spec, dict):
+        return spec
+    return {
+        name: {key: value for key, value in (options or {}).items() if key != "place"} for name, options in spec.items()
+    }
 
 
 def differences(key: str, mine: Any, theirs: Any) -> list[tuple[str, Any, Any]]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from raytrain.record.schema import RankFigures, StageFigures
 
 READ = "read"  # among the figures of stages, what comes before them all
+DRAW = "draw"  # and what the workers draw for those on the device
 
 
 @dataclass(frozen=True)

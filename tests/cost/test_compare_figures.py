@@ -255,6 +255,26 @@ def test_of_a_program_without_a_job_file_the_stages_are_compared(record):
     assert unlikenesses(run, fewer) == ["stages: ['decode', 'read', 'validation/read'] in one, ['decode'] in one"]
 
 
+def test_where_a_stage_runs_makes_no_other_work(record):
+    """By the job's data, and of a program by its figures: the crop on the device, for which the workers draw."""
+    one, crop = run_on(record, "one", SINGLE), {"random_crop": {"size": 8}}
+    elsewhere = {"random_crop": {"size": 8, "place": "device"}}
+    here, there = (job_of(one, data={**one.job["data"], "stages": ["decode", each]}) for each in (crop, elsewhere))
+    assert unlikenesses(here, there) == []
+    other = job_of(one, data={**one.job["data"], "stages": ["decode", {"random_crop": {"size": 9}}]})
+    assert unlikenesses(here, other) == ["data.stages[1].random_crop.size: 8 in one, 9 in one"]
+    program = job_of(one, data=None)
+    read, decode, *rest = program.stages
+    moved = [
+        decode,
+        *rest,
+        decode.model_copy(update={"name": "draw"}),
+        decode.model_copy(update={"name": "validation/draw"}),
+    ]
+    ranks = [program.ranks[0].model_copy(update={"device_stage_s": {read.name: 1.0}})]
+    assert unlikenesses(program, program.model_copy(update={"stages": moved, "ranks": ranks})) == []
+
+
 def test_equal_names_are_numbered(record, known):
     other = run_on(record, "other", SINGLE)
     run = run_on(record, "r", SINGLE)

@@ -21,9 +21,8 @@ from raytrain.data.stages.draws import (
 from raytrain.data.stages.geometry import resize_field, resized_canvas
 from raytrain.data.stages.stage import DRAWN, Stage
 from raytrain.errors import ConfigError
-from raytrain.record.status import READ
+from raytrain.record.status import DRAW, READ
 
-DRAW = "draw"  # the stage in the workers that draws for those on the device
 BY_SIZE = (random_crop_draws, random_resized_crop_draws, random_erasing_draws)  # that draw by the size of the image
 
 
