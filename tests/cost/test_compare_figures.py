@@ -264,14 +264,14 @@ def test_where_a_stage_runs_makes_no_other_work(record):
     other = job_of(one, data={**one.job["data"], "stages": ["decode", {"random_crop": {"size": 9}}]})
     assert unlikenesses(here, other) == ["data.stages[1].random_crop.size: 8 in one, 9 in one"]
     program = job_of(one, data=None)
-    read, decode, *rest = program.stages
+    first, second, *rest = program.stages
     moved = [
         decode,
         *rest,
-        decode.model_copy(update={"name": "draw"}),
-        decode.model_copy(update={"name": "validation/draw"}),
+        second.model_copy(update={"name": "draw"}),
+        second.model_copy(update={"name": "validation/draw"}),
     ]
-    ranks = [program.ranks[0].model_copy(update={"device_stage_s": {read.name: 1.0}})]
+    ranks = [program.ranks[0].model_copy(update={"device_stage_s": {first.name: 1.0}})]
     assert unlikenesses(program, program.model_copy(update={"stages": moved, "ranks": ranks})) == []
 
 
