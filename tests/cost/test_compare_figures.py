@@ -266,7 +266,7 @@ def test_where_a_stage_runs_makes_no_other_work(record):
     program = job_of(one, data=None)
     first, second, *rest = program.stages
     moved = [
-        decode,
+        second,
         *rest,
         second.model_copy(update={"name": "draw"}),
         second.model_copy(update={"name": "validation/draw"}),
