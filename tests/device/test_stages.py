@@ -95,6 +95,7 @@ def test_each_stage_gives_what_it_gives_on_the_cpu(stages, within):
     assert_same(cpu, device, within)
 
 
+@pytest.mark.filterwarnings("ignore:RandomErasing")  # which leaves masks alone
 def test_torchvisions_transforms_draw_what_they_draw_on_the_cpu():
     for stages in (
         [torchvision("RandomHorizontalFlip"), torchvision("RandomCrop", size=9)],
