@@ -89,14 +89,14 @@ class RankMeter:
         self.torch_in_workers |= header.torch_imported
         self.nodes[header.node] = self.nodes.get(header.node, 0) + num_samples + len(header.failures)
         for name, wall_s in header.stage_wall_s.items():
-            meter = self.stages.setdefault(f"{name}" if split == "train" else f"{split}/{name}", StageMeter())
+            meter = self.stages.setdefault(_named(name, split), StageMeter())
             meter.num_samples += num_samples + len(header.failures)
             meter.cpu_s += header.stage_cpu_s[name]
             meter.batch_wall_s.append(wall_s)
 
     def staged(self, split: str, stage: str, seconds: float) -> None:
         """Account for a stage on the device, of one batch."""
-        name = stage if split == "train" else f"{split}/{stage}"
+        name = _named(stage, split)
         self.device_stage_s[name] = self.device_stage_s.get(name, 0.0) + seconds
 
     def stepped(self, num_samples: int) -> None:
@@ -118,3 +118,8 @@ class RankMeter:
     def stage_figures(self) -> list[StageFigures]:
         """Of each stage, for the record."""
         return [meter.figures(name) for name, meter in self.stages.items()]
+
+
+def _named(stage: str, split: str) -> str:
+    """Among the figures (see record.schema.is_of_training)."""
+    return stage if split == "train" else f"{split}/{stage}"

@@ -76,15 +76,23 @@ class RankFigures(Part):
     read_bytes: int
     device_stage_s: dict[str, float] = {}
 
+    @property
+    def train_s(self) -> float:
+        """Its training time, of which the three are shares."""
+        return self.wait_s + self.compute_s + (0.0 if self.transfer_overlaps else self.transfer_s)
+
 
 def of_device_stages(ranks: Sequence[RankFigures]) -> dict[str, float]:
-    """Seconds that a training sample took in each stage on the device; without those of validation."""
+    """Seconds of all ranks in each stage on the device, those of validation named `validation/…`."""
     seconds: dict[str, float] = {}
-    samples = sum(rank.num_samples for rank in ranks)
     for name, of_rank in ((name, each) for rank in ranks for name, each in rank.device_stage_s.items()):
-        if samples and "/" not in name:
-            seconds[name] = seconds.get(name, 0.0) + of_rank / samples
+        seconds[name] = seconds.get(name, 0.0) + of_rank
     return seconds
+
+
+def is_of_training(stage: str) -> bool:
+    """Not of validation, whose stages are named `validation/…`."""
+    return "/" not in stage
 
 
 class StageFigures(Part):
@@ -119,8 +127,7 @@ class StageFigures(Part):
 
     @property
     def of_training(self) -> bool:
-        """Not of validation, whose stages are named `validation/…`."""
-        return "/" not in self.name
+        return is_of_training(self.name)
 
 
 class Totals(Part):
@@ -307,7 +314,9 @@ class RunRecord(Part):
     @property
     def device_stage_s_per_sample(self) -> dict[str, float]:
         """Of the stages on the device, by name, for a training sample; empty where no sample was trained on."""
-        return of_device_stages(self.ranks)
+        samples = sum(rank.num_samples for rank in self.ranks)
+        taken = of_device_stages(self.ranks) if samples else {}
+        return {name: seconds / samples for name, seconds in taken.items() if is_of_training(name)}
 
     def write(self, path: Path) -> None:
         """Write the record, whole or not at all."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from raytrain.record.schema import RunRecord, Utilization
+from raytrain.record.schema import RunRecord, Utilization, of_device_stages
 from raytrain.report.fitting import Column, show_fitted
 from raytrain.run.verdict import busy_machine
 
@@ -39,7 +39,7 @@ def _ranks(record: RunRecord, console: Console) -> None:
     ]
     rows = []
     for rank in record.ranks:
-        total = max(rank.wait_s + rank.compute_s + (0.0 if rank.transfer_overlaps else rank.transfer_s), 1e-9)
+        total = max(rank.train_s, 1e-9)
         shares = (f"{s:.2f} ({s / total:.0%})" for s in (rank.wait_s, rank.transfer_s, rank.compute_s))
         further = (f"{rank.evaluate_s:.2f}", f"{rank.checkpoint_s:.2f}")
         rows.append([str(rank.rank), rank.device, f"{rank.num_samples:,}", *shares, *further])
@@ -74,14 +74,11 @@ def _stages(record: RunRecord, console: Console) -> None:
 
 
 def _device_stages(record: RunRecord, console: Console) -> None:
-    seconds: dict[str, float] = {}
-    for name, of_rank in ((name, each) for rank in record.ranks for name, each in rank.device_stage_s.items()):
-        seconds[name] = seconds.get(name, 0.0) + of_rank
     per_sample = record.device_stage_s_per_sample
     columns = [Column("stage", right=False), Column("ms a training sample"), Column("seconds")]
     rows = [
         [name, f"{per_sample[name] * 1e3:.3f}" if name in per_sample else "", f"{all_s:.2f}"]
-        for name, all_s in seconds.items()
+        for name, all_s in of_device_stages(record.ranks).items()
     ]
     show_fitted("What the stages on the device took", columns, rows, console, REMEDY)
 

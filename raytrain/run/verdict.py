@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raytrain.cost.profile import Figure
-from raytrain.record.schema import RankFigures, StageFigures, of_device_stages
+from raytrain.record.schema import RankFigures, StageFigures, is_of_training, of_device_stages
 from raytrain.record.status import READ
 
 COMPUTE_UP_TO = 0.10  # of the training time spent waiting: faster input would save no more than that
@@ -48,8 +48,8 @@ def who_waits(wait_share: float, ranks: Sequence[RankFigures], stages: Sequence[
 
 def _on_device(ranks: Sequence[RankFigures]) -> str:
     """What the stages on the device take of the training time, where that is worth a thought."""
-    staged = sum(of_device_stages(ranks).values()) * sum(rank.num_samples for rank in ranks)
-    total = sum(r.wait_s + r.compute_s + (0.0 if r.transfer_overlaps else r.transfer_s) for r in ranks)
+    staged = sum(seconds for name, seconds in of_device_stages(ranks).items() if is_of_training(name))
+    total = sum(rank.train_s for rank in ranks)
     if not total or staged < DEVICE_STAGES_FROM * total:
         return ""
     return f"; the stages on the device take {staged / total:.0%} of it"

@@ -71,12 +71,9 @@ def random_box(canvas: Canvas, rng: np.random.Generator, scale: tuple[float, flo
     """A random box within the image; the middle, as near to `ratio` as it can be, when ten draws do not fit."""
     height, width = canvas
     for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
-        box_width, box_height = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        box_width, box_height = _rectangle(rng, canvas, scale, ratio)
         if 0 < box_width <= width and 0 < box_height <= height:
-            top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
-            return int(top), int(left), box_height, box_width
+            return _somewhere(rng, canvas, box_height, box_width)
     aspect = min(max(width / height, ratio[0]), ratio[1])
     box_height, box_width = min(height, round(width / aspect)), min(width, round(height * aspect))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
@@ -123,13 +120,24 @@ def random_erasing_draws(
     height, width = canvas
     if rng.random() < p:
         for _try in range(10):
-            area = height * width * rng.uniform(*scale)
-            aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
-            box_height, box_width = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+            box_height, box_width = _rectangle(rng, canvas, scale, ratio)
             if box_height < height and box_width < width:
-                top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
-                return int(top), int(left), box_height, box_width
+                return _somewhere(rng, canvas, box_height, box_width)
     return 0, 0, 0, 0
+
+
+def _rectangle(
+    rng: np.random.Generator, canvas: Canvas, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int]:
+    """Two sides, the first over the second in `ratio`, of a rectangle of a share of the canvas in `scale`."""
+    area = canvas[0] * canvas[1] * rng.uniform(*scale)
+    aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
+    return round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+
+
+def _somewhere(rng: np.random.Generator, canvas: Canvas, height: int, width: int) -> Box:
+    top, left = rng.integers(canvas[0] - height + 1), rng.integers(canvas[1] - width + 1)
+    return int(top), int(left), height, width
 
 
 def random_grayscale_draws(rng: np.random.Generator, canvas: Canvas, p: float = 0.1) -> tuple[bool]:

@@ -8,6 +8,7 @@ top, right, bottom.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import cv2
@@ -39,6 +40,9 @@ _BORDERS = {
 }
 
 
+_geometry = partial(built_in, kinds=KINDS, movable=True)
+
+
 # --- stages -------------------------------------------------------------------------------------------------------
 
 
@@ -54,9 +58,7 @@ def resize(
     """
     options: dict[str, Any] = {"size": size, "interpolation": interpolation, "max_size": max_size}
     change = _sized(None if isinstance(size, int) else size)
-    made = built_in(
-        resize_field, "resize", on, kinds=KINDS, change=change, movable=True, helps=STORE_SMALLER, **options
-    )
+    made = _geometry(resize_field, "resize", on, change=change, helps=STORE_SMALLER, **options)
     check_range("resize", 1, size=size, max_size=max_size)
     if max_size is not None and (not isinstance(size, int) or max_size <= size):
         raise ConfigError(f"stage 'resize': max_size must be larger than one size (given: {max_size} and {size!r})")
@@ -91,16 +93,7 @@ def center_crop(size: Size, *, on: On = None) -> Stage:
     Args:
         size: of a square, or (height, width).
     """
-    made = built_in(
-        center_crop_field,
-        "center_crop",
-        on,
-        kinds=KINDS,
-        change=_sized(size),
-        movable=True,
-        helps=STORE_SMALLER,
-        size=size,
-    )
+    made = _geometry(center_crop_field, "center_crop", on, change=_sized(size), helps=STORE_SMALLER, size=size)
     check_range("center_crop", 1, size=size)
     return made
 
@@ -142,13 +135,11 @@ def random_crop(
         "fill": fill,
         "padding_mode": padding_mode,
     }
-    made = built_in(
+    made = _geometry(
         random_crop_field,
         "random_crop",
         on,
-        kinds=KINDS,
         change=_sized(size),
-        movable=True,
         helps=STORE_SMALLER,
         draws=random_crop_draws,
         **options,
@@ -196,13 +187,11 @@ def random_resized_crop(
         "ratio": tuple(ratio),
         "interpolation": interpolation,
     }
-    made = built_in(
+    made = _geometry(
         random_resized_crop_field,
         "random_resized_crop",
         on,
-        kinds=KINDS,
         change=_sized(size),
-        movable=True,
         helps=STORE_SMALLER,
         draws=random_resized_crop_draws,
         **options,
@@ -233,16 +222,7 @@ def random_horizontal_flip(p: float = 0.5, *, on: On = None) -> Stage:
     Args:
         p: the probability.
     """
-    made = built_in(
-        random_horizontal_flip_field,
-        "random_horizontal_flip",
-        on,
-        kinds=KINDS,
-        change=_same,
-        movable=True,
-        draws=flip_draws,
-        p=p,
-    )
+    made = _geometry(random_horizontal_flip_field, "random_horizontal_flip", on, change=_same, draws=flip_draws, p=p)
     check_range("random_horizontal_flip", 0, 1, p=p)
     return made
 
@@ -264,16 +244,7 @@ def random_vertical_flip(p: float = 0.5, *, on: On = None) -> Stage:
     Args:
         p: the probability.
     """
-    made = built_in(
-        random_vertical_flip_field,
-        "random_vertical_flip",
-        on,
-        kinds=KINDS,
-        change=_same,
-        movable=True,
-        draws=flip_draws,
-        p=p,
-    )
+    made = _geometry(random_vertical_flip_field, "random_vertical_flip", on, change=_same, draws=flip_draws, p=p)
     check_range("random_vertical_flip", 0, 1, p=p)
     return made
 

@@ -7,6 +7,7 @@ float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -27,6 +28,8 @@ from raytrain.errors import ConfigError, nearest, one_line
 
 BLUR_TOLERANCE = 1e-6
 _PALETTE = 3  # a PNG's colour type
+
+_on_images = partial(built_in, kinds=("image",), movable=True)
 
 Image = np.ndarray
 Range = float | tuple[float, float]
@@ -119,13 +122,11 @@ def gaussian_blur(kernel_size: int, *, sigma: Range = (0.1, 2.0), times: int = 1
         ConfigError: an even kernel, or a sigma that is not positive and in order.
     """
     sigma = (sigma, sigma) if isinstance(sigma, int | float) else tuple(sigma)  # type: ignore[assignment]
-    made = built_in(
+    made = _on_images(
         gaussian_blur_image,
         "gaussian_blur",
         on,
-        kinds=("image",),
         change=_same,
-        movable=True,
         helps=f"{FEWER_PIXELS}; a smaller kernel; where it blurs several times, `to_dtype: {{dtype: float32}}` before "
         "it makes one blur of them",
         draws=gaussian_blur_draws,
@@ -185,16 +186,7 @@ def color_jitter(
     ranges: dict[str, Any] = {name: _around(1.0, given, 0.0) for name, given in factors.items()} | {
         "hue": _around(0.0, hue, -0.5)
     }
-    return built_in(
-        color_jitter_image,
-        "color_jitter",
-        on,
-        kinds=("image",),
-        change=_same,
-        movable=True,
-        draws=color_jitter_draws,
-        **ranges,
-    )
+    return _on_images(color_jitter_image, "color_jitter", on, change=_same, draws=color_jitter_draws, **ranges)
 
 
 def _around(middle: float, given: Range, least: float) -> tuple[float, float]:
@@ -212,14 +204,8 @@ def grayscale(num_output_channels: int = 1, *, on: On = None) -> Stage:
     Args:
         num_output_channels: 1, or 3 equal ones.
     """
-    made = built_in(
-        grayscale_image,
-        "grayscale",
-        on,
-        kinds=("image",),
-        change=_channels(num_output_channels),
-        movable=True,
-        num_output_channels=num_output_channels,
+    made = _on_images(
+        grayscale_image, "grayscale", on, change=_channels(num_output_channels), num_output_channels=num_output_channels
     )
     if num_output_channels not in (1, 3):
         raise ConfigError(f"stage 'grayscale': num_output_channels must be 1 or 3 (given: {num_output_channels})")
@@ -232,16 +218,7 @@ def random_grayscale(p: float = 0.1, *, on: On = None) -> Stage:
     Args:
         p: the probability.
     """
-    made = built_in(
-        random_grayscale_image,
-        "random_grayscale",
-        on,
-        kinds=("image",),
-        change=_same,
-        movable=True,
-        draws=random_grayscale_draws,
-        p=p,
-    )
+    made = _on_images(random_grayscale_image, "random_grayscale", on, change=_same, draws=random_grayscale_draws, p=p)
     check_range("random_grayscale", 0, 1, p=p)
     return made
 
@@ -262,13 +239,11 @@ def random_erasing(
         ratio: height over width; its logarithm equally likely from low to high.
         value: of every channel there.
     """
-    made = built_in(
+    made = _on_images(
         random_erasing_image,
         "random_erasing",
         on,
-        kinds=("image",),
         change=_same,
-        movable=True,
         draws=random_erasing_draws,
         p=p,
         scale=scale,
@@ -337,7 +312,7 @@ def convert(value: np.ndarray, dtype: str, scale: bool = False) -> np.ndarray:
 
 def to_uint8(*, on: On = None) -> Stage:
     """Round and clip to whole numbers from 0 to 255, without scaling."""
-    return built_in(to_uint8_image, "to_uint8", on, kinds=("image",), change=_typed("uint8"), movable=True)
+    return _on_images(to_uint8_image, "to_uint8", on, change=_typed("uint8"))
 
 
 def to_uint8_image(image: Image) -> Image:
