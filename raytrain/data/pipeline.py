@@ -27,7 +27,7 @@ from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.open import open_manifest, open_split
 from raytrain.data.sources.registry import InProgram
 from raytrain.data.stages.registry import as_stage, parse_stage
-from raytrain.data.stages.settling import Settled, settle
+from raytrain.data.stages.settling import DevicePart, Settled, settle
 from raytrain.data.stages.stage import Stage
 from raytrain.errors import ConfigError, RaytrainError, named
 
@@ -140,22 +140,25 @@ class Pipeline:
             assert isinstance(asked, BucketsOf)
             buckets = Buckets(lengths_of(train, asked.by), self.batch_size, asked.batches)
         own = self._settled("stages", self.stages, train)
-        splits: dict[Split, SplitWork] = {"train": SplitWork(train, own.cpu, self.collate)}
-        on_device: dict[Split, tuple[Stage, ...]] = {"train": own.device}
+        splits: dict[Split, SplitWork] = {"train": self._work(train, own)}
+        on_device: dict[Split, DevicePart] = {"train": own.device}
         if validation is not None:
             other = self._settled("validation_stages", self.validation_stages or (), validation)
             _check_same(own.schema, other.schema)
-            splits["validation"] = SplitWork(validation, other.cpu, self.collate)
+            splits["validation"] = self._work(validation, other)
             on_device["validation"] = other.device
         opened = OpenPipeline(self, splits, on_device, own.schema, buckets)
         if not all(isinstance(each, BuiltIn | HeldOut | None) for each in (self.train, self.validation)):
             opened.pickled_splits()  # before anything is started
         return opened
 
+    def _work(self, manifest: Manifest, settled: Settled) -> SplitWork:
+        return SplitWork(manifest, settled.cpu, self.collate, {cut: settled.cpu_at(cut) for cut in settled.cuts})
+
     def _settled(self, key: str, stages: Sequence[Stage], manifest: Manifest) -> Settled:
-        found = settle(stages, manifest.schema, f"data.{key}")
+        found = settle(stages, manifest.schema, f"data.{key}", on_cpu=self.collate)
         found.schema.check_has(self.collate, "data.collate")
-        for stage, name in ((each, name) for each in found.device for name in each.on or ()):
+        for stage, name in ((each, name) for each in found.device.at() for name in each.on or ()):
             collation = self.collate.get(name)
             if isinstance(collation, Ragged) or (isinstance(collation, Pad) and stage.kinds):
                 form = "ragged" if isinstance(collation, Ragged) else "padded"
@@ -239,14 +242,14 @@ class OpenPipeline:
 
     Attributes:
         splits: what the workers do for each.
-        on_device: the stages that the ranks run then.
+        on_device: the stages that the ranks run then, and those that they may.
         schema: of what arrives.
         buckets: of the training split.
     """
 
     pipeline: Pipeline
     splits: dict[Split, SplitWork]
-    on_device: dict[Split, tuple[Stage, ...]]
+    on_device: dict[Split, DevicePart]
     schema: Schema
     buckets: Buckets | None = None
 

@@ -10,7 +10,7 @@ import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import count
 
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.data.order import SampleRng, Segment, Split, StreamPlan
-from raytrain.data.samples.block import Header, Prepared, to_table
+from raytrain.data.samples.block import UNCUT, Header, Prepared, to_table
 from raytrain.data.samples.collate import Collation, Column, check_fields, columns_of, without_samples
 from raytrain.data.samples.fields import Sample
 from raytrain.data.sources.manifest import Manifest
@@ -35,11 +35,17 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_TOP_PAD = -1, -3, -2
 
 @dataclass(frozen=True)
 class SplitWork:
-    """One split as the workers need it."""
+    """One split as the workers need it.
+
+    Attributes:
+        stages: that they run.
+        stages_at: instead, by cut, where more or fewer of them run on the device.
+    """
 
     manifest: Manifest
     stages: tuple[Stage, ...]
     collations: Mapping[str, Collation] = field(default_factory=dict)
+    stages_at: Mapping[int, tuple[Stage, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,18 +88,21 @@ class Producer:
         self._plan = work.plan
         self._splits = work.splits()
         self._keys: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._templates: dict[Split, dict[str, Column]] = {}
+        self._templates: dict[tuple[Split, int], dict[str, Column]] = {}
         self._rng = SampleRng(work.plan.spec.seed)
         self._node = _node_id()
         self._copies = False  # whether a stage reuses the memory that it returns
 
-    def block(self, segment: int, batch: int, count: int) -> pa.Table:
+    def block(self, segment: int, batch: int, count: int, cut: int = UNCUT) -> pa.Table:
         """`count` batches from `batch` on as one block."""
         numbers = range(batch, batch + count)
-        return to_table([self.batch(segment, number, together=count > 1) for number in numbers])
+        return to_table([self.batch(segment, number, cut, together=count > 1) for number in numbers])
 
-    def batch(self, segment: int, number: int, *, together: bool = False) -> Prepared:
+    def batch(self, segment: int, number: int, cut: int = UNCUT, *, together: bool = False) -> Prepared:
         """Prepare one batch, its samples `together` in memory of their own if others of its block come after it.
+
+        Args:
+            cut: how many of the stages run here; UNCUT as usual.
 
         Raises:
             DataError: a file cannot be read, or the samples of a batch do not go together.
@@ -103,6 +112,8 @@ class Producer:
         start, stop = self._plan.bounds(segment, number)
         keys = self._segment_keys(segment)[start:stop]
         epochs, ids = self._of(part, keys)
+        if cut != UNCUT:
+            split = replace(split, stages=split.stages_at[cut])
         stages = [s.name for s in split.stages]
 
         clock = StageClock([READ, *stages])
@@ -115,7 +126,7 @@ class Producer:
         made = self._stages_of(split, raw, epochs.tolist(), ids.tolist(), clock)
         if made is None:  # what came before has been overwritten
             self._copies = True
-            return self.batch(segment, number, together=together)
+            return self.batch(segment, number, cut, together=together)
         columns = {}
         if made.samples:
             columns = columns_of(
@@ -124,7 +135,7 @@ class Producer:
                 lambda place: split.manifest.describe(ids[made.places[place]]),
                 together=together,
             )
-            self._templates[part.split] = {name: without_samples(each) for name, each in columns.items()}
+            self._templates[part.split, cut] = {name: without_samples(each) for name, each in columns.items()}
         clock.settle(stages)
         at = np.asarray(made.places, dtype=np.int64)
         fresh = int(np.clip(part.num_ids - part.repeated - start, 0, len(keys)))  # the rest is in an earlier batch too
@@ -140,9 +151,12 @@ class Producer:
             read_bytes=read_bytes,
             node=self._node,
             torch_imported="torch" in sys.modules,
+            cut=cut,
         )
         if not columns:
-            columns = self._template(part.split, int(epochs[0]) if len(epochs) else 0)
+            if (part.split, cut) not in self._templates:
+                self._templates[part.split, cut] = self._template(split, int(epochs[0]) if len(epochs) else 0)
+            columns = self._templates[part.split, cut]
         parts = np.asarray(made.parts, dtype=np.int64) if any(made.parts) else None
         return Prepared(columns, keys[at], header, parts)
 
@@ -246,15 +260,12 @@ class Producer:
             sample = result
         return [_copied(sample) if self._copies else sample]
 
-    def _template(self, name: Split, epoch: int) -> dict[str, Column]:
+    def _template(self, split: SplitWork, epoch: int) -> dict[str, Column]:
         """Columns without samples like those that others have, for when a whole batch cannot be prepared.
 
         Those that are tried lie all over the data set, since what is broken often lies together. Empty where none of
         them can be prepared.
         """
-        if name in self._templates:
-            return self._templates[name]
-        split = self._splits[name]
         found: dict[str, Column] = {}
         last = split.manifest.num_samples - 1
         for index in np.unique(np.linspace(0, last, TEMPLATE_TRIES, dtype=np.int64)).tolist():
@@ -264,7 +275,6 @@ class Producer:
                 continue
             if found:
                 break
-        self._templates[name] = found
         return found
 
     def _columns_of_one(self, split: SplitWork, epoch: int, index: int) -> dict[str, Column]:

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ from raytrain.data.order import Split, StreamPlan
 from raytrain.data.samples.block import Batch, RaggedArray, batches_of
 from raytrain.data.samples.collate import Form, padded_names
 from raytrain.data.samples.fields import BFLOAT16
-from raytrain.data.stages.stage import DRAWN, Stage
+from raytrain.data.stages.settling import DevicePart
+from raytrain.data.stages.stage import DRAWN
 from raytrain.device.arrival import Arrived, Receiver
 from raytrain.device.batch import DeviceBatch, Ragged
 from raytrain.device.clock import DeviceClock, DeviceStageTimer, HostClock, HostStageTimer
@@ -63,7 +64,7 @@ class RankIngest:
         plan: StreamPlan,
         device: torch.device,
         arrived: Mapping[str, Arrived],
-        stages: Mapping[Split, Sequence[Stage]] | None = None,
+        stages: Mapping[Split, DevicePart] | None = None,
     ):
         self.plan, self.meter, self.device = plan, RankMeter(), device
         self.progress: RankProgress | None = None
@@ -72,7 +73,7 @@ class RankIngest:
         self._receiver = Receiver(arrived, device)
         self._queue: queue.Queue[Arriving | Exception | str] = queue.Queue(maxsize=AHEAD)
         self._held: Arriving | Exception | str | None = None
-        self._seen: dict[Split, dict[str, _Like]] = {}  # the last batch of each split
+        self._seen: dict[tuple[Split, int], dict[str, _Like]] = {}  # the last batch of each split and cut
         self._copier = Copier(device) if device.type == "cuda" else None
         self._clock = DeviceClock(self.meter) if device.type == "cuda" else HostClock(self.meter)
         self._timer = DeviceStageTimer(self.meter) if device.type == "cuda" else HostStageTimer(self.meter)
@@ -179,7 +180,8 @@ class RankIngest:
             self._check_like(split, arriving, ids)
         fields = self._blank(split, arriving) if stand_in else arriving.fields  # every rank steps, whatever there was
         about = f"batch {arriving.header.batch}" + (f", first of id {ids[0]}" if len(ids) else "")
-        fields = self._stages.run(split, fields, {} if stand_in else arriving.drawn, about)
+        drawn = {} if stand_in else arriving.drawn
+        fields = self._stages.run(split, fields, drawn, about, arriving.header.cut)
         made: dict[str, Any] = {}
         for name, value in fields.items():
             ready = self._receiver.ready(name, value) if isinstance(value, torch.Tensor) else value
@@ -207,7 +209,8 @@ class RankIngest:
             DataError: a field has come or gone, or has another type or number of axes.
         """
         now = {name: _Like.of(value, arriving.forms[name]) for name, value in arriving.fields.items()}
-        before = self._seen.setdefault(split, now)
+        seen = split, arriving.header.cut
+        before = self._seen.setdefault(seen, now)
         for name in {**before, **now}:
             was, told = before.get(name), now.get(name)
             if was is None or told is None or not was.agrees(told):
@@ -218,7 +221,7 @@ class RankIngest:
                     "fields, of the same type"
                 )
         if len(ids):
-            self._seen[split] = now
+            self._seen[seen] = now
 
     def _blank(self, split: Split, empty: Arriving) -> dict[str, Any]:
         """The fields of a batch of one blank sample, as the worker or this rank knew them from others: zeros, of which
@@ -228,7 +231,7 @@ class RankIngest:
         Raises:
             DataError: nobody has seen a sample, so that none can stand in for it.
         """
-        like = self._seen.get(split)
+        like = self._seen.get((split, empty.header.cut))
         if like is None:
             some = "; ".join(f"{failure.where} ({failure.reason})" for failure in empty.header.failures[:3])
             raise DataError(

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from raytrain.data.order import Split
-from raytrain.data.stages.settling import Drawing
+from raytrain.data.samples.block import UNCUT
+from raytrain.data.stages.settling import DevicePart, Drawing
 from raytrain.data.stages.stage import DRAWN, Stage
 from raytrain.data.stages.torchvision import apply_named, apply_transform, call_transform, named_transform
 from raytrain.device.clock import StageTimer
@@ -25,44 +26,68 @@ Drawn = Mapping[str, np.ndarray]
 class DeviceStages:
     """
     Args:
-        stages: of each split, as `settle` returned them.
+        parts: of each split, those that may run here.
     """
 
-    def __init__(self, stages: Mapping[Split, Sequence[Stage]], timer: StageTimer, device: torch.device):
-        self._stages, self._timer, self._device = stages, timer, device
+    def __init__(self, parts: Mapping[Split, DevicePart], timer: StageTimer, device: torch.device):
+        self._parts, self._timer, self._device = parts, timer, device
 
-    def run(self, split: Split, fields: Fields, drawn: Drawn, about: str) -> Fields:
+    def run(self, split: Split, fields: Fields, drawn: Drawn, about: str, cut: int = UNCUT) -> Fields:
         """
         Args:
             fields: (samples, ...) as they were sent; nothing is changed in place.
             drawn: without those of a stage, numbers of its own take their place: for a stand-in.
             about: the batch, for messages.
+            cut: how many of the stages have run on CPUs.
 
         Raises:
             DataError: a stage failed, or returned something else than so many samples.
         """
-        made = dict(fields)
-        if not self._stages.get(split):
-            return made
+        stages = self._parts.get(split, DevicePart()).at(cut)
+        if not stages:
+            return dict(fields)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):  # the loop's own is for its model
-            self._run(split, made, drawn, about)
-        return made
+            return self._run(split, stages, fields, drawn, about)
 
-    def _run(self, split: Split, made: Fields, drawn: Drawn, about: str) -> None:
-        for stage in self._stages[split]:
+    def _run(self, split: Split, stages: Sequence[Stage], fields: Fields, drawn: Drawn, about: str) -> Fields:
+        """In halves where the whole does not fit into the device's memory."""
+        try:
+            return self._run_at_once(split, stages, dict(fields), drawn, about)
+        except torch.OutOfMemoryError as error:
+            names = {name for stage in stages for name in stage.on or () if name in fields}
+            samples = min(len(fields[name]) for name in names)
+            if samples < 2:
+                raise DataError(f"the stages on the device need more memory than it has, on {about}: {error}") from None
+        half = samples // 2
+        parts = [
+            self._run(
+                split,
+                stages,
+                {name: value[part] if name in names else value for name, value in fields.items()},
+                {name: value[part] for name, value in drawn.items()},
+                about,
+            )
+            for part in (slice(half), slice(half, None))
+        ]
+        made = [name for name in parts[0] if parts[0][name] is not fields.get(name)]
+        return {**fields, **{name: torch.cat([part[name] for part in parts]) for name in made}}
+
+    def _run_at_once(self, split: Split, stages: Sequence[Stage], made: Fields, drawn: Drawn, about: str) -> Fields:
+        for stage in stages:
             with self._timer.timing(split, stage.name):
                 try:
                     numbers = drawn.get(DRAWN + stage.name)
                     if numbers is None and stage.random:
                         numbers = _own_numbers(stage, made)
                     changed = _changed(stage, made, numbers)
-                except RaytrainError:
+                except (RaytrainError, torch.OutOfMemoryError):
                     raise
                 except Exception as error:  # noqa: BLE001 - a user's stage may raise anything
                     told = f"{named(error)[:300]}{_where(error)}"
                     raise DataError(f"the stage `{stage.name}` failed on the device, on {about}: {told}") from None
             _check(stage, changed, made, about)
             made |= changed
+        return made
 
 
 def _where(error: Exception) -> str:
@@ -105,6 +130,7 @@ def _changed(stage: Stage, fields: Fields, drawn: np.ndarray | None) -> Fields:
     if form is not None:
         each = zip(names, stage.on_kinds, strict=True)
         return {name: form(fields[name], drawn, kind, **stage.options) for name, kind in each}
+    function = stage.form or stage.function
     seeds = {"seeds": torch.from_numpy(drawn.copy())} if drawn is not None else {}
     of_kinds = zip(names, stage.on_kinds, strict=True)
     images = {name for name, kind in of_kinds if kind == "image" and fields[name].ndim == 4}
@@ -112,9 +138,9 @@ def _changed(stage: Stage, fields: Fields, drawn: np.ndarray | None) -> Fields:
     tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
     versions = {name: value._version for name, value in tensors.items()}  # counts what has been written to it
     if stage.scope == "field":
-        made = {name: stage.function(value, **seeds, **stage.options) for name, value in given.items()}
+        made = {name: function(value, **seeds, **stage.options) for name, value in given.items()}
     else:
-        made = stage.function(given, **seeds, **stage.options)
+        made = function(given, **seeds, **stage.options)
     if written := [name for name, value in tensors.items() if value._version != versions[name]]:
         raise TypeError(f"it changed field `{written[0]}` in place, which is not its own; let it work on a clone()")
     if not isinstance(made, Mapping):

@@ -7,7 +7,7 @@ import logging
 import random
 import traceback
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from raytrain.config.job import Job
 from raytrain.config.own_code import OwnCode, is_own
 from raytrain.data.order import Position, Split, StreamPlan
 from raytrain.data.samples.fields import Schema
-from raytrain.data.stages.stage import Stage
+from raytrain.data.stages.settling import DevicePart
 from raytrain.errors import RaytrainError, TrainingError, named
 from raytrain.record.status import RankResult
 
@@ -33,7 +33,7 @@ class RankWork:
         loop: called with a TrainContext; None for the job's own.
         feed: handle of the Feed actor.
         schema: of what arrives.
-        stages: of each split, those that run on the device.
+        stages: of each split, those that may run on the device.
         fields, normalize: what becomes of it on the device (see device.arrival).
         task: see train.tasks.Task.
         keeper: handle of the Keeper actor, on the host where the checkpoints lie.
@@ -48,7 +48,7 @@ class RankWork:
     feed: Any
     keeper: Any
     schema: Schema
-    stages: Mapping[Split, Sequence[Stage]]
+    stages: Mapping[Split, DevicePart]
     fields: Mapping[str, Arrival]
     normalize: Normalize | None
     fingerprint: str

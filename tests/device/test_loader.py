@@ -107,7 +107,7 @@ def test_a_rank_runs_the_stages_on_the_device(two_nodes, pets):
             assert set(batch) == {"image", "label"} and batch.image.shape == (8, 3, 6, 6)
             images |= dict(zip(batch.ids.tolist(), batch.image.clone(), strict=True))
         seen.append(images)
-        on = [stage.name for stage in opened.on_device["train"]]
+        on = [stage.name for stage in opened.on_device["train"].at()]
         assert [*rank.meter.device_stage_s] == on == [s.name for s in moved if s.place == "device"]
         assert rank.meter.transfer_s >= sum(rank.meter.device_stage_s.values()) >= 0
         assert ("draw" in rank.meter.stages) == bool(on)

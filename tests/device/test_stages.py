@@ -90,7 +90,7 @@ def test_wherever_the_stages_are_cut_a_sample_comes_out_the_same(stages, first, 
 )
 def test_each_stage_gives_what_it_gives_on_the_cpu(stages, within):
     cpu, device = Run(stages), Run(moved(stages, 0))
-    assert len(device.opened.on_device["train"]) == len(stages)
+    assert len(device.opened.on_device["train"].at()) == len(stages)
     assert device.opened.schema.fields == cpu.opened.schema.fields
     assert_same(cpu, device, within)
 

@@ -21,6 +21,7 @@ from raytrain.record.status import Failure
 
 PACKED_BYTES = 4 << 10  # a field's part of a batch below this is put beside others
 PACKED_ALIGNED = 16  # bytes, as long as the longest number
+UNCUT = -1  # in place of a cut: as many stages on the CPU as can be
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Header:
         read_bytes: encoded bytes read from storage.
         node: Ray node id of the worker, hexadecimal.
         torch_imported: whether the worker has imported torch.
+        cut: how many of the split's stages the worker ran; UNCUT as usual.
     """
 
     segment: int
@@ -51,6 +53,7 @@ class Header:
     read_bytes: int = 0
     node: str = ""
     torch_imported: bool = False
+    cut: int = UNCUT
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from raytrain.data.samples.block import UNCUT
 from raytrain.data.samples.fields import BYTES, IMAGE, Field, Kind, Schema
 from raytrain.data.stages.ahead import looking_ahead
 from raytrain.data.stages.draws import (
@@ -27,50 +28,111 @@ BY_SIZE = (random_crop_draws, random_resized_crop_draws, random_erasing_draws)  
 
 
 @dataclass(frozen=True)
+class DevicePart:
+    """What of the stages may run on the device: those from the first cut on.
+
+    Attributes:
+        cuts: see Settled.
+    """
+
+    stages: tuple[Stage, ...] = ()
+    cuts: tuple[int, ...] = (0,)
+
+    def at(self, cut: int = UNCUT) -> tuple[Stage, ...]:
+        """Those that do."""
+        return self.stages[(self.cuts[-1] if cut == UNCUT else cut) - self.cuts[0] :]
+
+
+@dataclass(frozen=True)
 class Settled:
     """
     Attributes:
-        cpu: what the workers run.
-        device: what the ranks run then, on whole batches.
+        stages: in order, each knowing its fields.
+        cuts: how many of them may run on CPUs before the others run on the device, ascending; the last unless something
+            else is asked for.
         schema: of the samples behind all.
     """
 
-    cpu: tuple[Stage, ...]
-    device: tuple[Stage, ...]
+    stages: tuple[Stage, ...]
+    cuts: tuple[int, ...]
     schema: Schema
 
+    @property
+    def cpu(self) -> tuple[Stage, ...]:
+        return self.cpu_at(self.cuts[-1])
 
-def settle(stages: Sequence[Stage], schema: Schema, key: str) -> Settled:
+    @property
+    def device(self) -> DevicePart:
+        return DevicePart(self.stages[self.cuts[0] :], self.cuts)
+
+    def cpu_at(self, cut: int) -> tuple[Stage, ...]:
+        """What the workers run: with what they draw for random stages on the device."""
+        behind = self.stages[cut:]
+        drawing = [_drawing(behind)] if any(each.random for each in behind) else []
+        here = [each if each.form is None else replace(each, form=None) for each in self.stages[:cut]]  # may want torch
+        return (*looking_ahead(here), *drawing)
+
+
+def settle(stages: Sequence[Stage], schema: Schema, key: str, on_cpu: Iterable[str] = ()) -> Settled:
     """Stages that know their fields and have a name each, since seconds are kept by name.
 
     From the first that is to run on the device on, all do.
 
     Args:
         key: where they stand in the job, such as `data.stages`.
+        on_cpu: fields that are no tensors of a batch, so that what works on them stays on the CPU unless it is to run
+            on the device.
 
     Raises:
         ConfigError: one wants a field that there is not, or something else than it is; or it cannot run where it is to.
     """
-    cpu: list[Stage] = []
-    device: list[Stage] = []
-    arrives: Schema | None = None
+    found: list[Stage] = []
+    schemas = [schema]  # before each, and behind all
     seen: dict[str, int] = {READ: 1, DRAW: 1}
     for number, each in enumerate(stages, start=1):
-        who = f"{key}: stage {number}, `{each.name}`,"
-        if cpu and cpu[-1].scope == "batch" and each.scope != "batch":
+        who = _who(key, number, each)
+        if found and found[-1].scope == "batch" and each.scope != "batch":
             raise ConfigError(f"{who} works on one sample, and the one before it on a whole batch; put it before that")
-        made, behind = settled(each, schema, who)
+        made, behind = settled(each, schemas[-1], who)
         seen[each.name] = seen.get(each.name, 0) + 1
         made = made if seen[each.name] == 1 else replace(made, name=f"{each.name}_{seen[each.name]}")
-        if device or each.place == "device":
-            arrives = arrives or schema
-            _check_on_device(made, device, schema, arrives, who)
-            device.append(made)
-        else:
-            cpu.append(made)
-        schema = behind
-    drawing = [_drawing(device)] if any(each.random for each in device) else []
-    return Settled((*looking_ahead(cpu), *drawing), tuple(device), schema)
+        found.append(made)
+        schemas.append(behind)
+    cut = next((number for number, each in enumerate(found) if each.place == "device"), len(found))
+    _check_behind(cut, found, schemas, key)
+    return Settled(tuple(found), _cuts(cut, found, schemas, key, {*on_cpu}), schemas[-1])
+
+
+def _who(key: str, number: int, stage: Stage) -> str:
+    return f"{key}: stage {number}, `{stage.name}`,"
+
+
+def _check_behind(cut: int, stages: Sequence[Stage], schemas: Sequence[Schema], key: str) -> None:
+    """
+    Raises:
+        ConfigError: one of the stages from the cut on cannot run on the device.
+    """
+    for at in range(cut, len(stages)):
+        _check_on_device(stages[at], stages[cut:at], schemas[at], schemas[cut], _who(key, at + 1, stages[at]))
+
+
+def _cuts(most: int, stages: Sequence[Stage], schemas: Sequence[Schema], key: str, on_cpu: set[str]) -> tuple[int, ...]:
+    """Down from the most stages that CPUs may run, as long as what measurement may move can be moved."""
+    found = [most]
+    for cut in range(most - 1, -1, -1):
+        stage = stages[cut]
+        names = {*(stage.on or ())}
+        shapes = [schemas[cut].get(name, Field()).shape for name in names]
+        are_tensors = not on_cpu & names and all(shape is not None and None not in shape for shape in shapes)
+        ahead = tuple(stages[: cut + 1])
+        if not (stage.may_move and are_tensors and looking_ahead(ahead) == ahead):
+            break
+        try:
+            _check_behind(cut, stages, schemas, key)
+        except ConfigError:
+            break
+        found.append(cut)
+    return tuple(reversed(found))
 
 
 def _check_on_device(stage: Stage, before: Sequence[Stage], schema: Schema, arrives: Schema, who: str) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from raytrain.data.samples.fields import Field, Kind, Sample, Schema, field_of
 from raytrain.data.samples.values import plain
+from raytrain.data.stages.draws import seed_draws
 from raytrain.data.stages.options import check_options, check_types
 from raytrain.errors import ConfigError
 
@@ -61,6 +62,7 @@ class Stage:
         place: where it runs; with `auto`, on the CPU unless one before it runs on the device.
         movable: it can run on the device.
         draws: what it draws there, if it is random.
+        form: its function on the device, where that is one of the user's own beside the CPU's.
         told: which of `kind` (of `fields`: `kinds`, by name) and `canvas`, (height, width) of an image or mask, for
             boxes that of the first of these, its function is called with too.
     """
@@ -82,6 +84,13 @@ class Stage:
     place: Place = "auto"
     movable: bool = False
     draws: Draws | None = None
+    form: Callable[..., Any] | None = None
+
+    @property
+    def may_move(self) -> bool:
+        """To the device and back as measurement says: what comes of it is the same within a rounding. (Torchvision's
+        draw pixel by pixel from a generator of the device's own.)"""
+        return self.movable and self.place == "auto" and self.draws is not seed_draws
 
     # --- in a worker ---
 
