@@ -8,7 +8,7 @@ from raytrain.data.router import Router
 class ByHand:
     """In the place of `Stream`: a real router, and batches when the test says so."""
 
-    def __init__(self, plan, splits_pickle, options, changed, after=None):
+    def __init__(self, plan, splits_pickle, options, changed, after=None, **_):
         self.plan, self.router, self.after = plan, Router(plan), after
         self.taken = [0] * plan.world_size
         self.error, self.abandoned, self.first_ready_at = None, False, None

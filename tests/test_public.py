@@ -76,7 +76,8 @@ SIGNATURES = {
     "raytrain.data.resize": "(size: Size, *, interpolation: Interpolation = bilinear, max_size: int | None = "
     "None, on: On = None) -> Stage",
     "raytrain.data.stage": "(function: Callable[..., Any], *, on: On = None, whole_batch: bool = False, "
-    "gives: Mapping[str, Field] | None = None, name: str | None = None, **options: Any) -> Stage",
+    "gives: Mapping[str, Field] | None = None, device: Callable[..., Any] | None = None, name: str | None = None, "
+    "**options: Any) -> Stage",
     "raytrain.data.synthetic": "(num_samples: int, *, shape: tuple[int, int, int] = (224, 224, 3), "
     "num_classes: int = 1000, fields: Mapping[str, Field] | None = None, longest: int = 64, "
     "limit: int | None = None, weights: str | None = None) -> SyntheticSource",

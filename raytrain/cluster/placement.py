@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raytrain.cluster.topology import GROUP_LABEL, Topology
@@ -43,7 +43,7 @@ def place_stages(topology: Topology, placement: Placement, reserved: int | None 
     )
     everywhere = max(topology.cpu_slots() - spared, 1)
     cap = {"concurrency": everywhere} if spared else {}
-    if placement == "anywhere" or (placement == "cpu-groups-first" and not groups):
+    if placement in ("auto", "anywhere") or (placement == "cpu-groups-first" and not groups):
         return PlacedStages(cap, everywhere)
     if topology.cpu_slots(groups) < 1:
         raise ClusterError(
@@ -55,6 +55,19 @@ def place_stages(topology: Topology, placement: Placement, reserved: int | None 
         return PlacedStages({"label_selector": selector}, topology.cpu_slots(groups), groups)
     rest = {"label_selector": {GROUP_LABEL: topology.training_group}}
     return PlacedStages({"label_selector": selector, "fallback_strategy": [rest], **cap}, everywhere, groups)
+
+
+def placements(topology: Topology, reserved: int | None = 0) -> dict[int, PlacedStages]:
+    """By how many of the training hosts' CPUs prepare, from the fewest that there can be; `reserved` as above."""
+    others = topology.cpu_slots(topology.cpu_groups)
+    everywhere = place_stages(topology, "anywhere", reserved)
+    most = everywhere.slots - others
+    found = {0: place_stages(topology, "cpu-groups-only")} if others else {}
+    some = place_stages(topology, "cpu-groups-first", reserved) if others else everywhere
+    for cpus in range(1, most):
+        slots = others + cpus
+        found[cpus] = replace(some, task_args={**some.task_args, "concurrency": slots}, slots=slots)
+    return {**found, most: everywhere} if most else found
 
 
 def check_free_gpus(topology: Topology, free: float) -> None:

@@ -31,14 +31,14 @@ class Group(Section):
         return self
 
 
-Placement = Literal["anywhere", "cpu-groups-first", "cpu-groups-only"]
+Placement = Literal["auto", "anywhere", "cpu-groups-first", "cpu-groups-only"]
 
 
 class Cluster(Section):
     """Where it runs."""
 
     groups: tuple[Group, ...] = Field((), description="what the job runs on in the cloud; --nodes emulates it here")
-    placement: Placement = Field("anywhere", description="where the CPU stages may run")
+    placement: Placement = Field("auto", description="where the CPU stages run; auto: as measurement says")
     reserved_cpus: Annotated[int, Field(ge=0)] | None = Field(
         None, description="CPUs of a training host kept from the CPU stages; default: one a GPU, at most half"
     )

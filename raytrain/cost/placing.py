@@ -50,11 +50,21 @@ class Places:
         cpu_cores: of hosts without devices.
         host_cores: of the hosts with devices, that may prepare.
         devices: in all.
+        host_speed: of one of these cores, in cores of hosts without devices.
     """
 
     cpu_cores: int
     host_cores: int
     devices: int
+    host_speed: float = 1.0
+
+    def cores(self, host_cores: int) -> float:
+        """That prepare, with so many of the hosts with devices."""
+        return self.cpu_cores + host_cores * self.host_speed
+
+    def busy(self, host_cores: int) -> float:
+        """The share of the cores of the hosts with devices."""
+        return host_cores / self.host_cores if self.host_cores else 0.0
 
 
 @dataclass(frozen=True)
@@ -79,10 +89,8 @@ def rate_of(costs: Costs, places: Places, cut: int, other: int, share: float, ho
     """Samples a second: what CPUs and devices can both do."""
     cpu_s = (1 - share) * costs.on_cpu(cut) + share * costs.on_cpu(other)
     device_s = (1 - share) * costs.on_device(cut) + share * costs.on_device(other)
-    busy = host_cores / places.host_cores if places.host_cores else 0.0
-    devices = places.devices * (1 - costs.interference * busy)
-    cores = places.cpu_cores + host_cores
-    by_cpus = cores / cpu_s if cpu_s else float("inf")
+    devices = places.devices * (1 - costs.interference * places.busy(host_cores))
+    by_cpus = places.cores(host_cores) / cpu_s if cpu_s else float("inf")
     return min(by_cpus, devices / device_s if device_s else float("inf"))
 
 
@@ -103,8 +111,7 @@ def _all(costs: Costs, places: Places) -> Iterator[Placing]:
 
 def _even(costs: Costs, places: Places, cut: int, other: int, host_cores: int) -> float | None:
     """The share of `other` at which CPUs and devices take equally long; None where there is none between 0 and 1."""
-    busy = host_cores / places.host_cores if places.host_cores else 0.0
-    cores, devices = places.cpu_cores + host_cores, places.devices * (1 - costs.interference * busy)
+    cores, devices = places.cores(host_cores), places.devices * (1 - costs.interference * places.busy(host_cores))
     # cores * device_s(share) = devices * cpu_s(share), both linear in the share
     before = cores * costs.on_device(cut) - devices * costs.on_cpu(cut)
     behind = cores * costs.on_device(other) - devices * costs.on_cpu(other)

@@ -13,7 +13,7 @@ from raytrain.data.order import Position, Split, StreamPlan, StreamSpec
 from raytrain.data.stream import FeedOptions, Stored, Stream, most_corrupt
 from raytrain.errors import DataError, TrainingError
 from raytrain.ray_internals.data import prepare_tasks
-from raytrain.record.status import Failure, RankProgress, RankResult, Status
+from raytrain.record.status import Decision, Failure, RankProgress, RankResult, Spent, Status
 
 TAKE_TIMEOUT_S = 5.0
 
@@ -47,6 +47,8 @@ class Feed:
         self._fatal: Exception | None = None
         self._failures: dict[tuple[Split, int], Failure] = {}
         self._progress: dict[int, RankProgress] = {}
+        self._spent: dict[int, Spent] = {}
+        self._decisions: list[Decision] = []
         self._positions: dict[int, tuple[int, bool]] = {}
         self._results: dict[int, RankResult] = {}
         self._attempts = 0
@@ -66,9 +68,18 @@ class Feed:
                 if running is not None:
                     running.abandoned = True
                     self._changed.notify_all()
-                self._stream = Stream(plan, self._splits_pickle, self._options, self._changed, after=running)
+                self._stream = Stream(
+                    plan,
+                    self._splits_pickle,
+                    self._options,
+                    self._changed,
+                    after=running,
+                    told=lambda: self._spent,
+                    decided=self._decisions.append,
+                )
             self._attempt, self._stop_at = attempt, None
             self._positions.clear()
+            self._spent.clear()
             self._results.clear()
             self._attempts += attempt != ""
             return self._stream.plan
@@ -139,7 +150,9 @@ class Feed:
             self._stop_requested = True
             self._changed.notify_all()
 
-    def progress(self, attempt: str, rank: int, told: RankProgress | None, position: int, exact: bool) -> int | None:
+    def progress(
+        self, attempt: str, rank: int, told: RankProgress | None, position: int, exact: bool, spent: Spent | None = None
+    ) -> int | None:
         """Note how a rank gets on, once it has done a step, and where it stands; an earlier attempt's are not heard.
 
         `position` counts the batches that it has done; `exact` promises that it says so before each, and waits. The
@@ -150,6 +163,8 @@ class Feed:
                 return None  # its next `take` ends it
             if told is not None:
                 self._progress[rank] = told
+            if spent is not None and spent.step[0]:
+                self._spent[rank] = spent
             self._positions[rank] = (position, exact)
             self._decide_stop()
             return self._stop_at
@@ -177,6 +192,7 @@ class Feed:
                 attempts=self._attempts,
                 failures=[(split, failure) for (split, _), failure in self._failures.items()],
                 fatal=self._fatal,
+                decisions=list(self._decisions),
             )
 
 

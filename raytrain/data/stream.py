@@ -9,24 +9,31 @@ from __future__ import annotations
 import pickle
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from raytrain.cluster.placement import PlacedStages
 from raytrain.data.order import StreamPlan
 from raytrain.data.pace import Pace, cut_blocks, deal_tasks, num_batches
+from raytrain.data.placement.decider import TRIALS, Choice, Decider
 from raytrain.data.producer import StreamWork, produce
 from raytrain.data.router import Router
+from raytrain.data.samples.block import UNCUT
 from raytrain.data.stock import Stock, stock_bytes
 from raytrain.errors import RaytrainError, TrainingError
 from raytrain.ray_internals.data import Block, TaskWork, cause, run_tasks
+from raytrain.record.status import Decision, Spent
 
 TASKS_A_LEG = 16_384  # of one Ray Data execution; a task costs the executor about 0.3 ms to plan
 FIRST_BLOCKS = 2  # a task of the first, short leg, which shows what a batch costs
 ABANDON_TIMEOUT_S = 10.0
 LEG_TRIES = 3
+Told = Callable[[], Mapping[int, Spent]]
+"""What the ranks have told, by rank; asked for with the lock held."""
 RAYS_ADVICE = ("Failed to ", "To change retry attempts", "This looks like an AWS S3 permissions error")
 
 
@@ -40,6 +47,7 @@ class FeedOptions:
         batches_per_task: None to choose.
         ready_per_rank: batches kept ready for each rank beside what Ray Data buffers.
         groups: whose hosts they are for (see cluster.placement); none for every host.
+        choice: where else the stages may run, in place of that; None where it is settled.
         max_corrupt_share: of a split's samples that may fail (see `most_corrupt`).
         public_ray: through Ray's public API alone, which is slower.
     """
@@ -51,6 +59,7 @@ class FeedOptions:
     ready_per_rank: int = 2
     public_ray: bool = False
     groups: tuple[str, ...] = ()
+    choice: Choice | None = None
 
 
 def most_corrupt(share: float, num_samples: int) -> int:
@@ -90,13 +99,18 @@ class Stream:
         options: FeedOptions,
         changed: threading.Condition,
         after: Stream | None = None,
+        told: Told = dict,
+        decided: Callable[[Decision], None] = lambda decision: None,
     ):
         self.plan, self.router = plan, Router(plan)
         self.taken = [0] * plan.world_size
         self.error: Exception | None = None
         self.abandoned = False
         self.first_ready_at: float | None = None
-        self._cost = (float("inf"), 0.0)  # seconds and bytes of a batch
+        self._costs: dict[int, tuple[float, float]] = {}  # seconds and bytes of a batch, by cut
+        self._told = told
+        choice = options.choice
+        self._decider = None if choice is None else Decider(choice, decided)
         self._pace = Pace()
         self._options, self._changed, self._splits_pickle, self._after = options, changed, splits_pickle, after
         self._thread = threading.Thread(target=self._run, name="raytrain-stream", daemon=True)
@@ -127,15 +141,52 @@ class Stream:
 
     def _leg(self, places: np.ndarray, first: bool) -> tuple[list[np.ndarray], int]:
         """The tasks of the next Ray Data execution, and how many batches they hold; settles the pace."""
-        slots, fixed = self._options.slots, self._options.batches_per_task
-        if fixed is None and first:  # what comes next depends on what these cost
-            taken = min(FIRST_BLOCKS * slots, len(places))
-            blocks = cut_blocks(places[:taken], 1)
-            return [blocks[number::slots] for number in range(min(slots, taken))], taken
+        decider, fixed = self._decider, self._options.batches_per_task
+        if decider is not None and not first:
+            with self._changed:
+                told = dict(self._told())
+            decider.look(told)
+        slots = self._placed.slots
+        if first and (fixed is None or decider is not None):  # what comes next depends on what these cost
+            most = FIRST_BLOCKS * slots
+            if decider is not None:
+                most = max(most, 2 * TRIALS * self.plan.world_size)
+            blocks = self._cut(cut_blocks(places[:most], 1), first)
+            return [blocks[number::slots] for number in range(min(slots, len(blocks)))], len(blocks)
         pace = self._pace = Pace(1, fixed, fixed) if fixed else Pace.of(*self._cost)
+        if decider is not None:
+            places = places[: decider.most_batches(self.plan.spec.batch_size, self._cost[0])]
         group = min(pace.batches_per_block, max(len(places) // (4 * slots), 1))  # so that no CPU is left without
-        blocks = cut_blocks(places, group)[: TASKS_A_LEG * pace.blocks_per_task]
+        blocks = self._cut(cut_blocks(places, group)[: TASKS_A_LEG * pace.blocks_per_task], first)
         return deal_tasks(blocks, slots, pace.blocks_per_task, pace.least_blocks), int(blocks[:, 2].sum())
+
+    def _cut(self, blocks: np.ndarray, first: bool) -> np.ndarray:
+        """With a column that says how many stages the workers run of each."""
+        if self._decider is None:
+            cuts = np.full(len(blocks), UNCUT)
+        else:
+            splits = [self.plan.segments[segment].split for segment in blocks[:, 0].tolist()]
+            cuts = self._decider.cuts(splits, self.plan.world_size, trial=first)
+        return np.column_stack([blocks, cuts])
+
+    @property
+    def _placed(self) -> PlacedStages:
+        if self._decider is not None:
+            return self._decider.placed
+        options = self._options
+        return PlacedStages(options.task_args, options.slots, options.groups)
+
+    @property
+    def _cost(self) -> tuple[float, float]:
+        """Seconds and bytes of a batch, as they are cut now."""
+        if self._decider is None:
+            return self._costs.get(UNCUT, (float("inf"), 0.0))
+        placing = self._decider.placing
+        of_cut, of_other = (self._costs.get(cut) for cut in (placing.cut, placing.other))
+        dearest = max(self._costs.values(), default=(float("inf"), 0.0))
+        (cut_s, cut_bytes), (other_s, other_bytes) = of_cut or dearest, of_other or of_cut or dearest
+        share = placing.share
+        return (1 - share) * cut_s + share * other_s, (1 - share) * cut_bytes + share * other_bytes
 
     def join(self) -> None:
         """Wait until the thread has let go of its Ray Data execution."""
@@ -162,36 +213,37 @@ class Stream:
         """
         missing = [np.ones(len(task), dtype=bool) for task in tasks]
         longest = max(int(task[:, 2].sum()) for task in tasks)
-        most_waiting = self.router.num_waiting + 4 * self._options.slots * longest + 64
-        blocks = [pa.table(dict(zip(("segment", "batch", "count"), task.T, strict=True))) for task in tasks]
+        most_waiting = self.router.num_waiting + 4 * self._placed.slots * longest + 64
+        blocks = [pa.table(dict(zip(("segment", "batch", "count", "cut"), task.T, strict=True))) for task in tasks]
         for block in run_tasks(self._task_work(work_ref), blocks, self._options.public_ray):
-            segment, batch, count = map(int, tasks[block.task][block.number])
+            segment, batch, count, cut = map(int, tasks[block.task][block.number])
             missing[block.task][block.number] = False
-            self._learn(block, count)
+            self._learn(block, count, cut)
             with self._changed:
                 self.first_ready_at = self.first_ready_at or time.time()
                 for index in range(count):
-                    self.router.arrive(segment, batch + index, (block.reference, index))
+                    self.router.arrive(segment, batch + index, (block.reference, index), cut)
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self.abandoned or self._has_room())
             if self.abandoned or self.router.num_waiting > most_waiting:
                 break
         return [task[left] for task, left in zip(tasks, missing, strict=True) if left.any()]
 
-    def _learn(self, block: Block, count: int) -> None:
+    def _learn(self, block: Block, count: int, cut: int) -> None:
         """What a batch costs: the cheapest seen, since a worker's first also pays for its imports."""
-        self._cost = min(self._cost[0], block.wall_s / count), block.num_bytes / count
+        before = self._costs.get(cut, (float("inf"), 0.0))
+        self._costs[cut] = min(before[0], block.wall_s / count), block.num_bytes / count
 
     def _task_work(self, work_ref: Any) -> TaskWork:
         import ray
 
-        options, ahead = self._options, self._pace.blocks_ahead
-        most = stock_bytes(ray.nodes(), options.groups)
+        placed, ahead = self._placed, self._pace.blocks_ahead
+        most = stock_bytes(ray.nodes(), placed.groups)
         return TaskWork(
             produce,
             {"work_ref": [work_ref]},
-            lanes=options.slots,
-            task_args=options.task_args,
+            lanes=placed.slots,
+            task_args=placed.task_args,
             blocks_ahead=ahead,
             stock=None if most is None else Stock(most, ahead),
         )

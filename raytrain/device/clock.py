@@ -108,7 +108,7 @@ def event() -> Any:
 class StageTimer(Protocol):
     """What stages on the device take."""
 
-    def timing(self, split: str, stage: str) -> contextlib.AbstractContextManager[None]: ...
+    def timing(self, split: str, stage: str, samples: int) -> contextlib.AbstractContextManager[None]: ...
 
     def close(self) -> None: ...
 
@@ -120,10 +120,10 @@ class HostStageTimer:
         self._meter = meter
 
     @contextlib.contextmanager
-    def timing(self, split: str, stage: str) -> Iterator[None]:
+    def timing(self, split: str, stage: str, samples: int) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self._meter.staged(split, stage, time.perf_counter() - began)
+        self._meter.staged(split, stage, samples, time.perf_counter() - began)
 
     def close(self) -> None:
         pass
@@ -134,21 +134,21 @@ class DeviceStageTimer:
 
     def __init__(self, meter: RankMeter):
         self._meter = meter
-        self._events: list[tuple[str, str, Any, Any]] = []
+        self._events: list[tuple[str, str, int, Any, Any]] = []
 
     @contextlib.contextmanager
-    def timing(self, split: str, stage: str) -> Iterator[None]:
+    def timing(self, split: str, stage: str, samples: int) -> Iterator[None]:
         start = event()
         yield
-        self._events.append((split, stage, start, event()))
-        while self._events and self._events[0][3].query():
+        self._events.append((split, stage, samples, start, event()))
+        while self._events and self._events[0][-1].query():
             self._read()
 
     def close(self) -> None:
         while self._events:
-            self._events[0][3].synchronize()
+            self._events[0][-1].synchronize()
             self._read()
 
     def _read(self) -> None:
-        split, stage, start, end = self._events.pop(0)
-        self._meter.staged(split, stage, start.elapsed_time(end) / 1e3)
+        split, stage, samples, start, end = self._events.pop(0)
+        self._meter.staged(split, stage, samples, start.elapsed_time(end) / 1e3)

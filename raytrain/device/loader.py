@@ -150,7 +150,8 @@ class RankIngest:
             self._answer = self._progress(exact=False)
 
     def _progress(self, *, exact: bool) -> Any:
-        return self._feed.progress.remote(self._attempt, self._rank, self.progress, self._position, exact)
+        told = self.progress, self._position, exact, self.meter.spent()
+        return self._feed.progress.remote(self._attempt, self._rank, *told)
 
     def _heed(self, stop_at: int | None) -> None:
         if stop_at is not None and (self.plan.world_size == 1 or (self._slow and self._position >= stop_at)):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raytrain.data.samples.block import Header
-from raytrain.record.schema import RankFigures, StageFigures
-from raytrain.record.status import RankTimes
+from raytrain.record.schema import RankFigures, StageFigures, is_of_training
+from raytrain.record.status import Amount, RankTimes, Spent
 
 
 @dataclass
@@ -19,10 +19,12 @@ class StageMeter:
     num_samples: int = 0
     cpu_s: float = 0.0
     batch_wall_s: list[float] = field(default_factory=list)
+    wall_s: float = 0.0
 
     def add(self, other: StageMeter) -> None:
         self.num_samples += other.num_samples
         self.cpu_s += other.cpu_s
+        self.wall_s += other.wall_s
         self.batch_wall_s += other.batch_wall_s
 
     def figures(self, name: str) -> StageFigures:
@@ -32,7 +34,7 @@ class StageMeter:
             num_samples=self.num_samples,
             num_batches=len(self.batch_wall_s),
             cpu_s=self.cpu_s,
-            wall_s=float(walls.sum()),
+            wall_s=self.wall_s,
             batch_wall_p90_s=float(np.percentile(walls, 90)),
             batch_wall_p99_s=float(np.percentile(walls, 99)),
         )
@@ -49,7 +51,9 @@ class RankMeter:
         compute_s: everything else between batches: forward, backward, step.
         evaluate_s: whole validation passes, waiting included.
         checkpoint_s: writing and reporting checkpoints.
-        device_stage_s: of that, the stages on the device, by name.
+        node_wall_s: seconds of the workers of a Ray node.
+        device_stage_s: the stages on the device, by name.
+        warm_stages: likewise, but for the first batch of each.
         began_at: time.time(); tells one attempt from another.
     """
 
@@ -69,7 +73,9 @@ class RankMeter:
     torch_in_workers: bool = False
     stages: dict[str, StageMeter] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
+    node_wall_s: dict[str, float] = field(default_factory=dict)
     device_stage_s: dict[str, float] = field(default_factory=dict)
+    warm_stages: dict[str, Amount] = field(default_factory=dict)
     began_at: float = field(default_factory=time.time)
 
     @property
@@ -88,16 +94,20 @@ class RankMeter:
         self.read_bytes += header.read_bytes
         self.torch_in_workers |= header.torch_imported
         self.nodes[header.node] = self.nodes.get(header.node, 0) + num_samples + len(header.failures)
+        self.node_wall_s[header.node] = self.node_wall_s.get(header.node, 0.0) + sum(header.stage_wall_s.values())
         for name, wall_s in header.stage_wall_s.items():
             meter = self.stages.setdefault(_named(name, split), StageMeter())
             meter.num_samples += num_samples + len(header.failures)
             meter.cpu_s += header.stage_cpu_s[name]
+            meter.wall_s += wall_s
             meter.batch_wall_s.append(wall_s)
 
-    def staged(self, split: str, stage: str, seconds: float) -> None:
+    def staged(self, split: str, stage: str, num_samples: int, seconds: float) -> None:
         """Account for a stage on the device, of one batch."""
         name = _named(stage, split)
+        before = self.warm_stages.get(name)
         self.device_stage_s[name] = self.device_stage_s.get(name, 0.0) + seconds
+        self.warm_stages[name] = (0, 0.0) if before is None else (before[0] + num_samples, before[1] + seconds)
 
     def stepped(self, num_samples: int) -> None:
         """Account for a trained batch."""
@@ -105,6 +115,24 @@ class RankMeter:
         self.first_step_at = self.first_step_at or self.last_step_at
         self.num_batches += 1
         self.num_samples += num_samples
+
+    @property
+    def step_s(self) -> float:
+        """Of `train_s`, neither waiting nor in stages on the device."""
+        staged = sum(seconds for name, seconds in self.device_stage_s.items() if is_of_training(name))
+        return max(self.train_s - self.wait_s - staged, 0.0)
+
+    def spent(self) -> Spent:
+        """What decides where the stages run."""
+        cpu = {name: (each.num_samples, each.wall_s) for name, each in self.stages.items() if is_of_training(name)}
+        return Spent(
+            self.began_at,
+            self.wait_s,
+            (self.num_samples, self.step_s),
+            {name: amount for name, amount in self.warm_stages.items() if is_of_training(name)},
+            cpu,
+            {node: (count, self.node_wall_s[node]) for node, count in self.nodes.items()},
+        )
 
     def so_far(self) -> RankTimes:
         """What changes with every step, for the timeline of the run."""

@@ -74,7 +74,7 @@ class DeviceStages:
 
     def _run_at_once(self, split: Split, stages: Sequence[Stage], made: Fields, drawn: Drawn, about: str) -> Fields:
         for stage in stages:
-            with self._timer.timing(split, stage.name):
+            with self._timer.timing(split, stage.name, _samples(stage, made)):
                 try:
                     numbers = drawn.get(DRAWN + stage.name)
                     if numbers is None and stage.random:
@@ -101,7 +101,7 @@ def _check(stage: Stage, changed: Fields, before: Fields, about: str) -> None:
     Raises:
         DataError: something else came back than a tensor of as many samples.
     """
-    [length] = {len(before[name]) for name in (stage.on or ())[:1]}
+    length = _samples(stage, before)
     for name, value in changed.items():
         if not isinstance(value, torch.Tensor):
             hint = "; is its `return` missing?" if value is None else ""
@@ -113,6 +113,11 @@ def _check(stage: Stage, changed: Fields, before: Fields, about: str) -> None:
                 f"the stage `{stage.name}` returned {count} for the {length} samples of field `{name}`, on {about}; on "
                 "the device a batch keeps its length: leave samples out on the CPU"
             )
+
+
+def _samples(stage: Stage, fields: Fields) -> int:
+    first = fields.get((stage.on or ("",))[0])
+    return 0 if first is None else len(first)
 
 
 def _own_numbers(stage: Stage, fields: Fields) -> np.ndarray:

@@ -44,6 +44,60 @@ class RankTimes:
     train_s: float
 
 
+Amount = tuple[int, float]
+"""Samples, and the seconds that they took together."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What an attempt of a rank has spent on training so far.
+
+    Attributes:
+        began_at: time.time(); tells one attempt from another.
+        wait_s: waiting for data.
+        step: in steps: neither waiting nor in stages on the device.
+        device_stages: by name, but for the first batch of each, which warms up.
+        cpu_stages: by name, seconds of workers.
+        nodes: by Ray node id, in all stages of its workers together.
+    """
+
+    began_at: float
+    wait_s: float
+    step: Amount
+    device_stages: Mapping[str, Amount]
+    cpu_stages: Mapping[str, Amount]
+    nodes: Mapping[str, Amount]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Where the stages run from now on.
+
+    Attributes:
+        at: time.time().
+        cut: stages of the training split on CPUs, of most batches; `other` of a `share` of them.
+        host_cores: of the training hosts, that prepare; `cores` of the others.
+        stages: by name, (seconds of a core, seconds of a device or None) for a sample.
+        step_s: of a device for a sample.
+        interference: the share of its rate that a device loses when all cores of its host prepare.
+        rate: samples a second by these costs; `rate_before` as it was placed before.
+        text: all of it in a line.
+    """
+
+    at: float
+    cut: int
+    other: int
+    share: float
+    cores: int
+    host_cores: int
+    stages: Mapping[str, tuple[float, float | None]]
+    step_s: float
+    interference: float
+    rate: float
+    rate_before: float
+    text: str
+
+
 @dataclass(frozen=True)
 class RankProgress:
     """A rank in the midst of it.
@@ -106,6 +160,7 @@ class Status:
         attempts: how often the ranks have begun.
         failures: the samples that were left out, with their split.
         fatal: why the run cannot go on.
+        decisions: where the stages were to run, one after the other.
         stopping: it has been asked to stop.
     """
 
@@ -116,6 +171,7 @@ class Status:
     attempts: int = 0
     failures: Sequence[tuple[str, Failure]] = ()
     fatal: Exception | None = None
+    decisions: Sequence[Decision] = ()
     stopping: bool = False
 
     @property

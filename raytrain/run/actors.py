@@ -23,6 +23,7 @@ def start_feed(plan: RunPlan) -> Any:
         batches_per_task=plan.pipeline.batches_per_task,
         max_corrupt_share=plan.pipeline.max_corrupt_share,
         public_ray=public_ray(),
+        choice=plan.choice,
     )
     actor = ray.remote(num_cpus=0, max_restarts=3, max_concurrency=2 * plan.topology.world_size + 8)(Feed)
     splits = Stored.put(plan.data.opened.pickled_splits())

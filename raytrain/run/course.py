@@ -74,6 +74,8 @@ class Course:
         self.began_at = time.time()
 
     def note(self, status: Status) -> None:
+        for decision in status.decisions[len(self._status.decisions) :]:
+            self._watch(decision.text)
         self._status = status
         self._progress.note(status)
         self._watch(status)

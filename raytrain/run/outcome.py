@@ -15,13 +15,15 @@ from raytrain.record.schema import (
     Corrupt,
     Hardware,
     HostFacts,
+    PlacedStage,
+    Placement,
     RunRecord,
     StageFigures,
     Startup,
     Totals,
     Unusual,
 )
-from raytrain.record.status import RankResult, Status
+from raytrain.record.status import Decision, RankResult, Status
 from raytrain.record.timeline import host_load, host_timeline
 from raytrain.run.course import Seen
 from raytrain.run.plan import RunPlan
@@ -74,7 +76,26 @@ def build_record(plan: RunPlan, seen: Seen, error: RaytrainError | None, *, comm
         checkpoint=_text(seen.checkpoints.last),
         best_checkpoint=_text(seen.checkpoints.best),
         progress=seen.progress.progress(plan.options.started_at),
+        placements=[_placement(each, plan.options.started_at) for each in status.decisions],
         **_machines(seen, plan.options.started_at),
+    )
+
+
+def _placement(decision: Decision, started_at: float) -> Placement:
+    names = list(decision.stages)
+    return Placement(
+        at_s=round(decision.at - started_at, 3),
+        on_device=names[decision.cut :],
+        sometimes_on_device=names[decision.other : decision.cut],
+        share=decision.share,
+        cpu_cores=decision.cores,
+        host_cores=decision.host_cores,
+        stages=[PlacedStage(name=name, cpu_s=cpu, device_s=device) for name, (cpu, device) in decision.stages.items()],
+        step_s=decision.step_s,
+        interference=decision.interference,
+        samples_per_s=decision.rate,
+        samples_per_s_before=decision.rate_before,
+        text=decision.text,
     )
 
 

@@ -11,12 +11,15 @@ from typing import Any
 
 from raytrain.cluster.environment import JobFolders
 from raytrain.cluster.local import RunningCluster
-from raytrain.cluster.placement import PlacedStages, place_stages
+from raytrain.cluster.placement import PlacedStages, place_stages, placements
 from raytrain.cluster.topology import Topology
 from raytrain.config.job import Job
-from raytrain.data.order import Position, StreamPlan, StreamSpec
+from raytrain.cost.placing import Places
+from raytrain.data.order import Position, Split, StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline, Pipeline
+from raytrain.data.placement.decider import Choice
 from raytrain.data.sources.files import telling
+from raytrain.data.stages.settling import DevicePart
 from raytrain.errors import CheckpointError
 from raytrain.run.checks import check_data, check_placed
 from raytrain.run.folder import RunFolder, open_run_folder
@@ -151,6 +154,7 @@ class RunPlan:
     Attributes:
         loop: called on every rank with a TrainContext; None for the job's own.
         connected_at: time.time() at which the cluster was there.
+        choice: where the stages may run; None where that is settled.
     """
 
     options: RunOptions
@@ -160,6 +164,7 @@ class RunPlan:
     cluster: RunningCluster
     placed: PlacedStages
     connected_at: float
+    choice: Choice | None = None
 
     @classmethod
     def of(cls, options: RunOptions, pipeline: Pipeline, loop: Any, data: DataPlan, cluster: RunningCluster) -> RunPlan:
@@ -171,7 +176,10 @@ class RunPlan:
         check_placed(job, pipeline.batch_size, data.spec.num_train, topology, cluster.attached)
         reserved = job.cluster.reserved_cpus if cluster.attached else 0
         placed = place_stages(topology, job.cluster.placement, reserved)
-        return cls(options, pipeline, loop, data, cluster, placed, connected_at)
+        choice = None
+        if job.cluster.placement == "auto" and topology.num_gpus:
+            choice = _choice(topology, placements(topology, reserved), data.opened.on_device)
+        return cls(options, pipeline, loop, data, cluster, placed, connected_at, choice)
 
     @property
     def job(self) -> Job:
@@ -191,6 +199,22 @@ class RunPlan:
             f"Ray nodes: {len(topology.hosts)}, CPUs for the stages: {self.placed.slots}, "
             f"ranks: {topology.world_size} ({kind}){goes_on}"
         )
+
+
+def _choice(topology: Topology, placed: dict[int, PlacedStages], on_device: dict[Split, DevicePart]) -> Choice | None:
+    """None where there is one way only."""
+    train = on_device["train"]
+    validation = on_device.get("validation", DevicePart())
+    if len(train.cuts) == 1 and len(placed) == 1:
+        return None
+    most = max(placed)
+    return Choice(
+        train.names,
+        {cut: validation.alike({stage.name for stage in train.at(cut)}) for cut in train.cuts},
+        Places(placed[most].slots - most, most, topology.world_size),
+        placed,
+        frozenset(host.node_id for host in topology.hosts if host.group == topology.training_group),
+    )
 
 
 def _checkpoint(options: RunOptions, fingerprint: str, task: Task) -> tuple[str, Any]:

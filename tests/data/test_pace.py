@@ -90,27 +90,27 @@ def test_the_first_leg_is_two_blocks_a_slot_and_shows_what_a_batch_costs():
     stream = still()
     tasks, taken = stream._leg(stream.plan.places(), True)
     assert ([task.tolist() for task in tasks], taken) == (
-        [[[0, 0, 1], [0, 2, 1]], [[0, 1, 1], [0, 3, 1]]],
+        [[[0, 0, 1, -1], [0, 2, 1, -1]], [[0, 1, 1, -1], [0, 3, 1, -1]]],
         4,
     )
     few, taken = stream._leg(stream.plan.places()[:1], True)
-    assert ([task.tolist() for task in few], taken) == ([[[0, 0, 1]]], 1)
+    assert ([task.tolist() for task in few], taken) == ([[[0, 0, 1, -1]]], 1)
     fixed, taken = still(batches_per_task=5)._leg(stream.plan.places(), True)
     assert ([len(task) for task in fixed], taken) == ([5] * 8, 40), "who says how many knows what they cost"
 
 
 def test_a_later_leg_has_the_pace_of_what_was_seen():
     stream = still(num_train=800)
-    stream._learn(entry(seconds=0.4, num_bytes=800), 4)
-    stream._learn(entry(seconds=0.06, num_bytes=900), 3)
-    stream._learn(entry(seconds=0.0, num_bytes=100), 1)
+    stream._learn(entry(seconds=0.4, num_bytes=800), 4, -1)
+    stream._learn(entry(seconds=0.06, num_bytes=900), 3, -1)
+    stream._learn(entry(seconds=0.0, num_bytes=100), 1, -1)
     assert stream._cost == (0.0, 100.0)
     stream = still(num_train=800)
-    stream._learn(entry(seconds=0.4, num_bytes=800), 4)
+    stream._learn(entry(seconds=0.4, num_bytes=800), 4, -1)
     assert stream._cost == (0.1, 200.0)
-    stream._learn(entry(seconds=0.06, num_bytes=900), 3)
+    stream._learn(entry(seconds=0.06, num_bytes=900), 3, -1)
     assert stream._cost == (0.02, 300.0), "the cheapest seconds, and the last bytes"
-    stream._learn(entry(seconds=0.08, num_bytes=1000), 4)
+    stream._learn(entry(seconds=0.08, num_bytes=1000), 4, -1)
     assert stream._cost == (0.02, 250.0)
     places = stream.plan.places()
     tasks, taken = stream._leg(places, False)

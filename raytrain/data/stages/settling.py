@@ -3,7 +3,7 @@ the device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,14 +33,20 @@ class DevicePart:
 
     Attributes:
         cuts: see Settled.
+        names: of all stages that may run on CPUs.
     """
 
     stages: tuple[Stage, ...] = ()
     cuts: tuple[int, ...] = (0,)
+    names: tuple[str, ...] = ()
 
     def at(self, cut: int = UNCUT) -> tuple[Stage, ...]:
         """Those that do."""
         return self.stages[(self.cuts[-1] if cut == UNCUT else cut) - self.cuts[0] :]
+
+    def alike(self, names: Set[str]) -> int:
+        """The cut behind which the most of these stages run, and no others."""
+        return next((cut for cut in self.cuts if {stage.name for stage in self.at(cut)} <= names), self.cuts[-1])
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class Settled:
 
     @property
     def device(self) -> DevicePart:
-        return DevicePart(self.stages[self.cuts[0] :], self.cuts)
+        names = tuple(stage.name for stage in self.stages[: self.cuts[-1]])
+        return DevicePart(self.stages[self.cuts[0] :], self.cuts, names)
 
     def cpu_at(self, cut: int) -> tuple[Stage, ...]:
         """What the workers run: with what they draw for random stages on the device."""

@@ -223,6 +223,7 @@ def stage(
     on: On = None,
     whole_batch: bool = False,
     gives: Mapping[str, Field] | None = None,
+    device: Callable[..., Any] | None = None,
     name: str | None = None,
     **options: Any,
 ) -> Stage:
@@ -238,13 +239,23 @@ def stage(
         whole_batch: it is called with a dict of all fields of a batch, each an array (samples, ...) where the shapes
             and types agree, else a list, and returns the like.
         gives: the fields that it returns, where a later stage should be checked against them before anything starts.
+        device: what gives the same on the device, of the tensors of a whole batch (see `on_device`), where the function
+            is not random. Then the stage runs where it is cheapest, as far as the shapes of what it works on are known.
         name: in tables and the record; by default the function's.
-        options: keyword arguments of the function.
+        options: keyword arguments of the function, and of `device`.
 
     Raises:
-        ConfigError: `options` do not fit the function's signature.
+        ConfigError: `options` do not fit the function's signature; or `device` is for something else.
     """
-    return made_of(function, on, whole_batch, gives, name, options, "rng")
+    made = made_of(function, on, whole_batch, gives, name, options, "rng")
+    if device is None:
+        return made
+    if made.random or made.scope not in ("field", "fields"):
+        raise ConfigError(
+            f"stage {made.name!r}: `device` is for a function that is not random, of a field or a list of fields"
+        )
+    made_of(device, on, False, None, f"{made.name}, device", options, "")
+    return replace(made, form=device, movable=True)
 
 
 def made_of(

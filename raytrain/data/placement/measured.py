@@ -1,0 +1,141 @@
+"""What the stages and the step cost, from what the ranks tell of themselves. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from raytrain.cost.placing import Costs, Places, Placing
+from raytrain.record.status import READ, Amount, Spent
+
+INTERFERENCE = 0.1  # until it has been measured; 0.09 to 0.12 on an H200 whose host had 3 of its 4 cores at work
+MOST_INTERFERENCE = 0.5
+LEAST_STEPS_S = 0.2  # of a rank's steps that tell what one costs
+LIMITED_FROM = 0.1  # of the ranks' time spent waiting: then it is the CPUs that set the pace
+MOST_OVERHEAD = 0.5  # of what the stages take
+
+
+@dataclass
+class Measured:
+    """
+    Args:
+        stages: of the training split that CPUs may run, by name, in order.
+        first: of them, that the device may run too.
+        hosts: Ray node ids of the training hosts.
+
+    Attributes:
+        step_s: of a rank, for a sample, the stages that always run on the device included; by whether its host's cores
+            prepare.
+    """
+
+    stages: Sequence[str]
+    first: int
+    hosts: frozenset[str] = frozenset()
+    cpu_s: dict[str, float] = field(default_factory=dict)
+    device_s: dict[str, float] = field(default_factory=dict)
+    step_s: dict[bool, float] = field(default_factory=dict)
+    busy: float = 1.0
+    overhead_s: float = 0.0
+    host_speed: float = 1.0
+    _before: dict[int, Spent] = field(default_factory=dict)
+
+    def look(self, told: Mapping[int, Spent], placing: Placing, places: Places) -> None:
+        """Take in what has been spent since the last look, while the stages ran as `placing` says."""
+        since = [(self._before.get(rank), now) for rank, now in told.items()]
+        self._before = dict(told)
+        self._costs([each if before is None else _since(before, each) for before, each in since])
+        spent = [_since(before, now) for before, now in since if before is not None]  # else its first step warms up
+        if len(spent) == len(told) and sum(each.step[1] for each in spent) >= LEAST_STEPS_S * len(spent):
+            self._step(spent, placing, places)
+            self._overhead(spent, placing, places)
+
+    def costs(self) -> Costs | None:
+        """None as long as some are not known."""
+        movable = self.stages[self.first :]
+        if not self.step_s or not {READ, *self.stages} <= {*self.cpu_s} or not {*movable} <= {*self.device_s}:
+            return None
+        quiet, loud = self.step_s.get(False), self.step_s.get(True)
+        interference = INTERFERENCE
+        if quiet is not None and loud is not None:
+            interference = min(max((1 - quiet / loud) / self.busy, 0.0), MOST_INTERFERENCE)
+        if quiet is None:
+            assert loud is not None
+            quiet = loud * (1 - interference * self.busy)
+        cpu_s = [self.cpu_s[READ] + self.overhead_s, *(self.cpu_s[name] for name in self.stages)]
+        device_s = [None, *(self.device_s[n] if at >= self.first else None for at, n in enumerate(self.stages))]
+        return Costs(cpu_s, device_s, quiet, interference)
+
+    def places(self, places: Places) -> Places:
+        return replace(places, host_speed=self.host_speed)
+
+    def _costs(self, spent: Sequence[Spent]) -> None:
+        for known, each in (
+            (self.cpu_s, [one.cpu_stages for one in spent]),
+            (self.device_s, [one.device_stages for one in spent]),
+        ):
+            for name in {name for amounts in each for name in amounts}:
+                mean = _mean([amounts[name] for amounts in each if name in amounts])
+                if mean is not None:
+                    known[name] = _smoothed(known.get(name), mean)
+        nodes = [(node, amount) for one in spent for node, amount in one.nodes.items()]
+        hosts = _mean([amount for node, amount in nodes if node in self.hosts])
+        others = _mean([amount for node, amount in nodes if node not in self.hosts])
+        if hosts and others:
+            self.host_speed = _smoothed(self.host_speed, others / hosts)
+
+    def _step(self, spent: Sequence[Spent], placing: Placing, places: Places) -> None:
+        always = sum(seconds for name, seconds in self.device_s.items() if name not in self.stages)
+        mean, busy = _mean([each.step for each in spent]), places.busy(placing.host_cores)
+        if mean is not None:
+            self.step_s[busy > 0] = _smoothed(self.step_s.get(busy > 0), mean + always)
+            self.busy = busy or self.busy
+
+    def _overhead(self, spent: Sequence[Spent], placing: Placing, places: Places) -> None:
+        """What handing over costs the CPUs beside the stages: seen where nothing but they sets the pace."""
+        names = [READ, *self.stages]
+        if not {*names} <= {*self.cpu_s}:
+            return
+        waited = sum(each.wait_s for each in spent)
+        staged = sum(seconds for each in spent for _, seconds in each.device_stages.values())
+        total = waited + staged + sum(each.step[1] for each in spent)
+        if waited < LIMITED_FROM * total:
+            return
+        wall_s = total / len(spent)  # every rank spends it at once
+        taken_s = wall_s / sum(each.step[0] for each in spent) * self.places(places).cores(placing.host_cores)
+        of_cut, of_other = (sum(self.cpu_s[name] for name in names[: cut + 1]) for cut in (placing.cut, placing.other))
+        stages_s = (1 - placing.share) * of_cut + placing.share * of_other
+        self.overhead_s = min(max(taken_s - stages_s, 0.0), MOST_OVERHEAD * stages_s)
+
+
+def _since(before: Spent, now: Spent) -> Spent:
+    """What was spent in between; of an attempt that began since, all."""
+    if before.began_at != now.began_at:
+        return now
+    return Spent(
+        now.began_at,
+        now.wait_s - before.wait_s,
+        _less(now.step, before.step),
+        *(
+            {name: _less(amount, was.get(name, (0, 0.0))) for name, amount in each.items()}
+            for each, was in (
+                (now.device_stages, before.device_stages),
+                (now.cpu_stages, before.cpu_stages),
+                (now.nodes, before.nodes),
+            )
+        ),
+    )
+
+
+def _less(now: Amount, before: Amount) -> Amount:
+    return now[0] - before[0], now[1] - before[1]
+
+
+def _mean(amounts: Sequence[Amount]) -> float | None:
+    """Seconds of a sample."""
+    samples = sum(each[0] for each in amounts)
+    return sum(each[1] for each in amounts) / samples if samples else None
+
+
+def _smoothed(before: float | None, now: float) -> float:
+    """Half of what was known and half of what is new."""
+    return now if before is None else (before + now) / 2
