@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from raytrain import Pipeline
 from raytrain.data import from_torch, on_device
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.producer import Producer, StreamWork
-from raytrain.data.samples.block import batches_of
+from raytrain.data.samples.block import UNCUT, batches_of
 from raytrain.data.stages.stage import DRAWN, Stage
 from raytrain.device.clock import HostStageTimer
 from raytrain.device.meter import RankMeter
@@ -38,9 +40,21 @@ class Pictures:
 
 
 class Run:
-    """All batches of a pipeline: prepared by a worker's producer, then by the stages on the device."""
+    """All batches of a pipeline: prepared by a worker's producer, then by the stages on the device.
 
-    def __init__(self, stages: list[Any], dataset: Any = None, batch_size: int = 4, world: int = 1, seed: int = 3):
+    Args:
+        cuts: how many stages the worker runs, of one batch after the other, again and again.
+    """
+
+    def __init__(
+        self,
+        stages: list[Any],
+        dataset: Any = None,
+        batch_size: int = 4,
+        world: int = 1,
+        seed: int = 3,
+        cuts: Sequence[int] = (UNCUT,),
+    ):
         source = from_torch(dataset or Pictures(), masks=["mask"])
         self.opened = Pipeline(source, stages, batch_size=batch_size, max_corrupt_share=1).open(seed)
         spec = StreamSpec(self.opened.train.num_samples, 0, batch_size, seed, epochs=1)
@@ -52,13 +66,14 @@ class Run:
         self.wire_bytes = 0
         self.samples: dict[int, dict[str, np.ndarray]] = {}
         self.failures: list[str] = []
-        for segment, number in self.plan.places().tolist():
-            [batch] = batches_of(self.producer.block(segment, number, 1))
+        for cut, (segment, number) in zip(cycle(cuts), self.plan.places().tolist(), strict=False):
+            [batch] = batches_of(self.producer.block(segment, number, 1, cut))
+            assert batch.header.cut == cut
             self.failures += [each.reason for each in batch.header.failures]
             drawn = {name: value for name, value in batch.fields.items() if name.startswith(DRAWN)}
             fields = {name: tensor(value) for name, value in batch.fields.items() if name not in drawn}
             self.wire_bytes += sum(value.nbytes for value in drawn.values())
-            made = self.device.run("train", fields, drawn, "a batch") if len(batch.key) else {}
+            made = self.device.run("train", fields, drawn, "a batch", batch.header.cut) if len(batch.key) else {}
             for place, key in enumerate(batch.key.tolist()):
                 self.samples[key] = {name: value[place].numpy() for name, value in made.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ class DeviceStages:
 
     def __init__(self, parts: Mapping[Split, DevicePart], timer: StageTimer, device: torch.device):
         self._parts, self._timer, self._device = parts, timer, device
+        self._on_host: set[str] = set()  # stages that may be anywhere and failed on the device
 
     def run(self, split: Split, fields: Fields, drawn: Drawn, about: str, cut: int = UNCUT) -> Fields:
         """
@@ -50,13 +52,13 @@ class DeviceStages:
             return self._run(split, stages, fields, drawn, about)
 
     def _run(self, split: Split, stages: Sequence[Stage], fields: Fields, drawn: Drawn, about: str) -> Fields:
-        """In halves where the whole does not fit into the device's memory."""
+        """In halves where the whole does not fit into the device's memory, and each stage works sample by sample."""
         try:
             return self._run_at_once(split, stages, dict(fields), drawn, about)
         except torch.OutOfMemoryError as error:
             names = {name for stage in stages for name in stage.on or () if name in fields}
             samples = min(len(fields[name]) for name in names)
-            if samples < 2:
+            if samples < 2 or not all(each.change or each.form for each in stages):
                 raise DataError(f"the stages on the device need more memory than it has, on {about}: {error}") from None
         half = samples // 2
         parts = [
@@ -79,7 +81,7 @@ class DeviceStages:
                     numbers = drawn.get(DRAWN + stage.name)
                     if numbers is None and stage.random:
                         numbers = _own_numbers(stage, made)
-                    changed = _changed(stage, made, numbers)
+                    changed = self._somewhere(stage, made, numbers)
                 except (RaytrainError, torch.OutOfMemoryError):
                     raise
                 except Exception as error:  # noqa: BLE001 - a user's stage may raise anything
@@ -88,6 +90,23 @@ class DeviceStages:
             _check(stage, changed, made, about)
             made |= changed
         return made
+
+    def _somewhere(self, stage: Stage, fields: Fields, drawn: np.ndarray | None) -> Fields:
+        """On the device; one that nobody has put there, on the host where that fails: slowly, and placed elsewhere as
+        soon as that is measured."""
+        if not stage.may_move:
+            return _changed(stage, fields, drawn)
+        try:
+            if stage.name not in self._on_host:
+                return _changed(stage, fields, drawn)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a device cannot do
+            self._on_host.add(stage.name)
+            told = f"the stage `{stage.name}` failed on {self._device} and runs on its host: {named(error)[:300]}"
+            logging.getLogger("raytrain").warning(told)
+        on_host = {name: fields[name].cpu() for name in stage.on or ()}
+        return {name: value.to(self._device) for name, value in _changed(stage, on_host, drawn).items()}
 
 
 def _where(error: Exception) -> str:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from raytrain.cluster.logs import visible_lines
-from raytrain.cluster.placement import RANK_MEMORY_BYTES, check_free_gpus, place_stages, rank_resources, rank_selector
+from raytrain.cluster.placement import (
+    RANK_MEMORY_BYTES,
+    check_free_gpus,
+    place_stages,
+    placements,
+    rank_resources,
+    rank_selector,
+)
 from raytrain.cluster.topology import EMULATED_GPU, EMULATED_LABEL, GROUP_LABEL, from_ray
 from raytrain.config.cluster import parse_nodes, reserved_cpus
 from raytrain.errors import ClusterError, ConfigError
@@ -107,6 +114,23 @@ def test_a_cluster_that_others_started_keeps_cpus_for_its_ranks_too():
     )
     assert place_stages(topology, "cpu-groups-first", 2).task_args["concurrency"] == 17
     assert "concurrency" not in place_stages(topology, "cpu-groups-only", 2).task_args
+
+
+def test_as_many_of_a_training_hosts_cpus_as_measurement_says():
+    topology = from_ray(HETEROGENEOUS)  # 3 CPUs of a training host, 16 of CPU hosts
+    found = placements(topology)
+    assert {cpus: each.slots for cpus, each in found.items()} == {0: 16, 1: 17, 2: 18, 3: 19}
+    assert found[0] == place_stages(topology, "cpu-groups-only") and found[3] == place_stages(topology, "anywhere")
+    first = place_stages(topology, "cpu-groups-first").task_args
+    assert (found[2].task_args, found[2].groups) == ({**first, "concurrency": 18}, ("cpu",))
+    assert {cpus: each.slots for cpus, each in placements(topology, 2).items()} == {0: 16, 1: 17}, "two are reserved"
+    alone = placements(from_ray([node(1, "gpu", 4, 1, head=True)]))
+    assert {cpus: each.task_args for cpus, each in alone.items()} == {
+        **{cpus: {"concurrency": cpus} for cpus in (1, 2, 3)},
+        4: {},
+    }
+    with_coordinator = from_ray([node(1, "gpu", 0.0, 1, head=True), node(2, "cpu", 4)])
+    assert list(placements(with_coordinator)) == [0], "the training host has none to give"
 
 
 def test_emulated_gpus_are_a_resource_of_their_own():

@@ -7,8 +7,11 @@ import threading
 import numpy as np
 import pytest
 
+from raytrain.cluster.placement import PlacedStages
+from raytrain.cost.placing import Places, Placing
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pace import Pace, cut_blocks, deal_tasks, num_batches
+from raytrain.data.placement.decider import LEG_S, Choice
 from raytrain.data.stream import FeedOptions, Stream
 from raytrain.errors import TrainingError
 from raytrain.ray_internals.data import Block
@@ -170,3 +173,27 @@ def test_there_is_room_while_one_rank_has_fewer_than_it_shall():
     for batch, room in enumerate((True, True, True, False)):
         stream.router.arrive(0, batch, None)
         assert (stream._has_room(), stream.num_ready) == (room, batch + 1)
+
+
+def choosing(num_train: int = 4000) -> Stream:
+    """Two CPUs of a training host and two of others; of two stages the second may run on the device."""
+    placed = {cores: PlacedStages({"host": cores}, 2 + cores) for cores in range(3)}
+    choice = Choice(("decode", "blur"), {1: 1, 2: 1}, Places(2, 2, 1), placed)
+    return still(num_train=num_train, choice=choice)
+
+
+def test_a_leg_of_a_choice_begins_with_trials_and_ends_where_a_look_is_due():
+    stream = choosing()
+    tasks, taken = stream._leg(stream.plan.places(), True)
+    assert taken == num_batches(tasks) == 8, "two a slot"
+    assert [task.tolist() for task in tasks[:2]] == [[[0, 0, 1, 1], [0, 4, 1, 1]], [[0, 1, 1, 2], [0, 5, 1, 2]]]
+    for cut, seconds in ((1, 0.1), (2, 0.4)):
+        stream._learn(entry(seconds=seconds, num_bytes=100), 1, cut)
+    assert stream._cost == (0.4, 100.0), "all stages still run on CPUs"
+    tasks, taken = stream._leg(stream.plan.places()[8:], False)
+    assert taken == num_batches(tasks) == int(LEG_S[0] * 4 / 0.4)
+    assert {int(cut) for task in tasks for cut in task[:, 3]} == {2}
+    assert stream._placed == PlacedStages({"host": 2}, 4)
+    stream._decider.placing = Placing(1, 1, 0.0, host_cores=0, rate=40.0)
+    assert stream._cost == (0.1, 100.0) and stream._placed == PlacedStages({"host": 0}, 2)
+    assert stream._cut(np.array([[0, 9, 2]]), False).tolist() == [[0, 9, 2, 1]]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from plan_model import plans
 
 from raytrain.data import pace
-from raytrain.data.order import StreamPlan
+from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pace import Pace, cut_blocks, deal_tasks, num_batches
 from raytrain.data.router import Router
 
@@ -133,3 +133,45 @@ def test_a_dearer_batch_never_makes_a_block_or_a_task_longer(cost, slower, large
         assert dear.least_blocks <= cheap.least_blocks
         assert dear.blocks_ahead <= cheap.blocks_ahead
     assert isinstance(dear.blocks_per_task, int) and not isinstance(dear.blocks_per_task, np.integer)
+
+
+@few
+@given(
+    st.integers(1, 4),
+    st.integers(1, 12),
+    st.lists(st.integers(1, 2), min_size=12, max_size=12),
+    st.randoms(use_true_random=False),
+    st.sampled_from([0, 1, 3]),
+)
+def test_a_step_has_batches_of_one_kind_as_far_as_they_go(world_size, steps, kinds, random, out_of_order):
+    """Ranks wait for each other: a step is as slow as the slowest kind in it."""
+    plan = StreamPlan(StreamSpec(2 * world_size * steps, 0, 2, 0, epochs=1), Position(), world_size)
+    arrivals = [(batch, kinds[batch // world_size]) for batch in range(world_size * steps)]
+    arrivals.sort(key=lambda each: each[0] + random.random() * out_of_order * world_size)
+    router = Router(plan)
+    for number, (batch, kind) in enumerate(arrivals, 1):
+        router.arrive(0, batch, kind, kind)
+        assert router.num_waiting < world_size, "no rank waits while there is a step's worth"
+        assert sum(map(len, router.queues)) + router.num_waiting == number
+    assert router.done
+    in_steps = list(zip(*([kind for _, _, kind in queue] for queue in router.queues), strict=True))
+    if not out_of_order:
+        assert in_steps == [(kind,) * world_size for kind in kinds[:steps]]
+    assert sorted(kind for step in in_steps for kind in step) == sorted(kind for _, kind in arrivals)
+
+
+def test_a_step_waits_for_its_own_kind_unless_others_pile_up():
+    plan = StreamPlan(StreamSpec(24, 0, 2, 0, epochs=1), Position(), 2)
+    router = Router(plan)
+
+    def arrive(*kinds: str) -> list[list[str]]:
+        for kind in kinds:
+            batch = router.num_waiting + sum(map(len, router.queues))
+            router.arrive(0, batch, kind, kind)
+        return [[kind for _, _, kind in queue] for queue in router.queues]
+
+    assert arrive("a") == [["a"], []], "the first is given out at once"
+    assert arrive("b") == [["a"], []], "its step is one of a"
+    assert arrive("a") == [["a", "b"], ["a"]]
+    assert arrive("a") == [["a", "b"], ["a"]]
+    assert arrive("a") == [["a", "b", "a"], ["a", "a"]]

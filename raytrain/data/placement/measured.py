@@ -36,7 +36,7 @@ class Measured:
     step_s: dict[bool, float] = field(default_factory=dict)
     busy: float = 1.0
     overhead_s: float = 0.0
-    host_speed: float = 1.0
+    host_speed: float | None = None
     _before: dict[int, Spent] = field(default_factory=dict)
 
     def look(self, told: Mapping[int, Spent], placing: Placing, places: Places) -> None:
@@ -66,7 +66,7 @@ class Measured:
         return Costs(cpu_s, device_s, quiet, interference)
 
     def places(self, places: Places) -> Places:
-        return replace(places, host_speed=self.host_speed)
+        return replace(places, host_speed=self.host_speed or 1.0)
 
     def _costs(self, spent: Sequence[Spent]) -> None:
         for known, each in (

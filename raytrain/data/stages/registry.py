@@ -129,6 +129,8 @@ def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
         raise ConfigError(f"stage {name!r}: place is one of {', '.join(PLACES)}, not {place!r}")
     if makes:
         return PLACES[place](_made(name, found, known, options))
+    if isinstance(options.get("device"), str):
+        options["device"] = import_object(options["device"])
     if not isinstance(found, Stage) and not is_transform(found):
         return on_device(found, **options) if place == "device" else PLACES[place](stage(found, **options))
     if options:

@@ -110,6 +110,15 @@ def settle(stages: Sequence[Stage], schema: Schema, key: str, on_cpu: Iterable[s
     return Settled(tuple(found), _cuts(cut, found, schemas, key, {*on_cpu}), schemas[-1])
 
 
+def _is_tensor(name: str, schema: Schema, last: Schema) -> bool:
+    """Whether the values of a field are of one shape. Channels that nobody knows are the same for all samples unless
+    stages make them so."""
+    shape, behind = (each.get(name, Field()).shape for each in (schema, last))
+    if shape is None or None in shape[:2]:
+        return False
+    return None not in shape or (behind is not None and None in behind[2:])
+
+
 def _who(key: str, number: int, stage: Stage) -> str:
     return f"{key}: stage {number}, `{stage.name}`,"
 
@@ -129,10 +138,9 @@ def _cuts(most: int, stages: Sequence[Stage], schemas: Sequence[Schema], key: st
     for cut in range(most - 1, -1, -1):
         stage = stages[cut]
         names = {*(stage.on or ())}
-        shapes = [schemas[cut].get(name, Field()).shape for name in names]
-        are_tensors = not on_cpu & names and all(shape is not None and None not in shape for shape in shapes)
-        ahead = tuple(stages[: cut + 1])
-        if not (stage.may_move and are_tensors and looking_ahead(ahead) == ahead):
+        are_tensors = not on_cpu & names and all(_is_tensor(name, schemas[cut], schemas[-1]) for name in names)
+        with_last = tuple(stages[max(cut - 1, 0) : cut + 1])
+        if not (stage.may_move and are_tensors and looking_ahead(with_last) == with_last):
             break
         try:
             _check_behind(cut, stages, schemas, key)
@@ -183,7 +191,7 @@ def _size_unknown_since(stages: Sequence[Stage], on: Sequence[str]) -> Stage | N
     since: dict[str, Stage] = {}
     for stage in stages:
         for name in stage.on or ():
-            behind = canvas_behind(stage, None if name in since else (1, 1))
+            behind = canvas_behind(stage, name, None if name in since else (1, 1))
             since = {other: each for other, each in since.items() if other != name}
             since |= {} if behind else {name: stage}
     return next((since[name] for name in on if name in since), None)
@@ -199,7 +207,7 @@ def _for_drawing(stage: Stage) -> Stage:
     """Without a function of the user's and its options, for which workers would import torch."""
     if stage.change is not None and stage.draws is not seed_draws:
         return stage
-    return replace(stage, function=seed_draws, options={}, change=None)
+    return replace(stage, function=seed_draws, options={}, change=None, form=None)
 
 
 @dataclass(frozen=True)
@@ -238,16 +246,18 @@ class Drawing:
                 assert stage.draws is not None
                 numbers = stage.draws(rng, next(iter(known.values()), (0, 0)), **stage.options)
                 drawn[DRAWN + stage.name] = np.asarray(numbers)
-            canvases |= {name: canvas_behind(stage, canvas) for name, canvas in of.items()}
+            canvases |= {name: canvas_behind(stage, name, canvas) for name, canvas in of.items()}
         return drawn
 
 
-def canvas_behind(stage: Stage, canvas: Canvas | None) -> Canvas | None:
-    """(height, width) of an image behind a stage; None where nobody knows."""
+def canvas_behind(stage: Stage, name: str, canvas: Canvas | None) -> Canvas | None:
+    """(height, width) of the image in a field behind a stage; None where nobody knows."""
     if stage.function is resize_field and canvas is not None:
         return resized_canvas(canvas, stage.options["size"], stage.options.get("max_size"))
     before = Field("", (*(canvas or (None, None)), 3), "image")
-    shape = None if stage.change is None else stage.change(before).shape
+    said = Field() if stage.gives is None else stage.gives.get(name, Field())
+    behind = said if stage.change is None else stage.change(before)
+    shape = behind.shape
     return None if shape is None or shape[0] is None or shape[1] is None else (shape[0], shape[1])
 
 

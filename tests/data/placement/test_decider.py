@@ -1,0 +1,103 @@
+"""When the stages run elsewhere, and what is said of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raytrain.cluster.placement import PlacedStages
+from raytrain.cost.placing import Places
+from raytrain.data.placement.decider import LEG_S, TRIALS, Choice, Decider
+from raytrain.record.status import Decision, Spent
+
+PLACED = {cores: PlacedStages({"cores": cores}, 4 + cores) for cores in range(3)}
+CHOICE = Choice(("decode", "blur"), {1: 0, 2: 1}, Places(4, 2, 1), PLACED, frozenset({"host"}))
+
+
+def spent(times: int, blur_ms: float, device_ms: float, step_ms: float = 2.0, wait_s: float = 0.0) -> Spent:
+    """So many times 1,000 samples; decoding takes 1 ms, reading none."""
+    samples = 1000 * times
+    return Spent(
+        1.0,
+        wait_s * times,
+        (samples, step_ms * times),
+        {"blur": (samples, device_ms * times)},
+        {"read": (samples, 0.0), "decode": (samples, 1.0 * times), "blur": (samples, blur_ms * times)},
+        {"cpu": (samples, 1.0 * times), "host": (samples, 1.0 * times)},
+    )
+
+
+def decided(choice: Choice = CHOICE, looks: int = 2, ranks: int = 1, **costs: float) -> tuple[Decider, list[Decision]]:
+    decisions: list[Decision] = []
+    decider = Decider(choice, decisions.append)
+    for times in range(1, looks + 1):
+        decider.look({rank: spent(times, **costs) for rank in range(ranks)})
+    return decider, decisions
+
+
+def test_cpu_hosts_that_suffice_leave_the_training_host_alone():
+    decider, [decision] = decided(blur_ms=2.0, device_ms=1.0)
+    # 4 cores make 4 / 3 ms, the device takes 1 / 1.8 ms with the prior's tenth off the step that was measured
+    assert (decision.cut, decision.other, decision.share, decision.host_cores) == (2, 2, 0.0, 0)
+    assert decision.rate == pytest.approx(1000 / 1.8)
+    assert decision.rate_before == pytest.approx(1000 / 2), "all of its cores prepared"
+    assert decider.placed == PLACED[0]
+    assert decision.text == (
+        "stages: on 4 cores of CPU hosts; 556 samples/s expected, 500 as before (a sample takes 3.00 ms of a core, or "
+        "1.00 ms of a device for what may move, and 1.80 ms of its step)"
+    )
+
+
+def test_what_cpus_cannot_do_the_device_does():
+    _, [decision] = decided(blur_ms=20.0, device_ms=2.0)
+    assert (decision.cut, decision.other) == (2, 1) and 0 < decision.share < 1
+    told = f"blur on the device for {decision.share:.0%} of the batches"
+    assert told in decision.text and "and 2 of the training hosts' 2" in decision.text
+    # CPUs and device are busy alike
+    cpu_s, device_s = 0.021 - 0.020 * decision.share, 0.0018 + 0.002 * decision.share
+    assert 6 / cpu_s == pytest.approx(0.9 / device_s) == pytest.approx(decision.rate)
+
+
+def test_a_decision_stands_until_another_is_worth_it():
+    decider, decisions = decided(blur_ms=60.0, device_ms=0.2, looks=3)
+    assert len(decisions) == 1
+    decider.look({0: spent(4, 59.0, 0.2)})
+    assert len(decisions) == 1, "a few per cent of one stage"
+    slow = spent(5, 60.0, 0.2)
+    slower = Spent(*(1.0, 0.0, (5000, 10.0), {"blur": (5000, 101.0)}, slow.cpu_stages, slow.nodes))
+    decider.look({0: slower})
+    assert len(decisions) == 2 and decisions[1].cut == 2, "the device has become slow"
+    assert decisions[1].rate > 1.02 * decisions[1].rate_before
+
+
+def test_nothing_is_decided_before_every_rank_has_told():
+    choice = Choice(CHOICE.stages, CHOICE.cuts, Places(4, 2, 2), PLACED)
+    assert decided(choice, ranks=1, blur_ms=60.0, device_ms=0.2)[1] == []
+    assert len(decided(choice, ranks=2, blur_ms=60.0, device_ms=0.2)[1]) == 1
+
+
+def test_a_leg_lasts_as_long_as_what_is_known_is_good_for():
+    decider, _ = decided(looks=0, blur_ms=0, device_ms=0)
+    assert decider.most_batches(10, 0.5) == LEG_S[0] * 6 / 0.5, "6 CPUs at half a second"
+    decider, [decision] = decided(blur_ms=60.0, device_ms=0.2)
+    assert decider.most_batches(10, 0.5) == int(LEG_S[1] * decision.rate / 10)
+    decider, _ = decided(blur_ms=60.0, device_ms=0.2, looks=9)
+    assert decider.most_batches(10, 0.5) == pytest.approx(LEG_S[-1] * decision.rate / 10, rel=0.15)
+
+
+def test_the_first_batches_show_what_the_device_takes():
+    decider, _ = decided(looks=0, blur_ms=0, device_ms=0)
+    splits = ["train"] * 20
+    assert decider.cuts(splits, 2, trial=True).tolist() == [1, 1, 2, 2] * TRIALS + [2] * 8
+    assert decider.cuts(splits, 2, trial=False).tolist() == [2] * 20
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_share_is_spread_evenly_and_ranks_step_alike(world_size):
+    decider, [decision] = decided(blur_ms=20.0, device_ms=2.0)
+    found = decider.cuts(["train"] * 300 * world_size, world_size, trial=False).reshape(-1, world_size)
+    assert (found == found[:, :1]).all()
+    moved = np.cumsum(found[:, 0] == decision.other)
+    assert np.abs(moved - decision.share * np.arange(1, 301)).max() < 3
+    validation = decider.cuts(["validation"] * 300, 1, trial=False)
+    assert set(validation.tolist()) == {0, 1}, "of its own stages"
