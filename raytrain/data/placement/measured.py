@@ -10,7 +10,6 @@ from raytrain.record.status import READ, Amount, Spent
 
 INTERFERENCE = 0.1  # until it has been measured; 0.09 to 0.12 on an H200 whose host had 3 of its 4 cores at work
 MOST_INTERFERENCE = 0.5
-LEAST_STEPS_S = 0.2  # of a rank's steps that tell what one costs
 LIMITED_FROM = 0.1  # of the ranks' time spent waiting: then it is the CPUs that set the pace
 MOST_OVERHEAD = 0.5  # of what the stages take
 
@@ -45,7 +44,7 @@ class Measured:
         self._before = dict(told)
         self._costs([each if before is None else _since(before, each) for before, each in since])
         spent = [_since(before, now) for before, now in since if before is not None]  # else its first step warms up
-        if len(spent) == len(told) and sum(each.step[1] for each in spent) >= LEAST_STEPS_S * len(spent):
+        if len(spent) == len(told) and all(each.step[0] for each in spent):
             self._step(spent, placing, places)
             self._overhead(spent, placing, places)
 
