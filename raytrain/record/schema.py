@@ -59,8 +59,9 @@ class Startup(Part):
 
 class RankFigures(Part):
     """One training rank, in the last attempt. `wait_s`, `transfer_s` and `compute_s` share out its training time; where
-    `transfer_overlaps` (GPU), transfers run beside the computation and the other two do. `device_stage_s` is what the
-    stages on the device took, by name: of `transfer_s` on a CPU, of `compute_s` on a GPU."""
+    `transfer_overlaps` (GPU), transfers run beside the computation and `wait_s`, `gap_s` and `compute_s` do. `gap_s` is
+    when no kernel ran within a step; where nobody can tell it is None, and part of `compute_s`. `device_stage_s` is
+    what the stages on the device took, by name: of `transfer_s` on a CPU, of the steps on a GPU."""
 
     rank: int
     device: str
@@ -75,11 +76,17 @@ class RankFigures(Part):
     wire_bytes: int
     read_bytes: int
     device_stage_s: dict[str, float] = {}
+    gap_s: float | None = None
+
+    @property
+    def in_steps_s(self) -> float:
+        """Steps from their start to their end: gaps and compute."""
+        return self.compute_s + (self.gap_s or 0.0)
 
     @property
     def train_s(self) -> float:
-        """Its training time, of which the three are shares."""
-        return self.wait_s + self.compute_s + (0.0 if self.transfer_overlaps else self.transfer_s)
+        """Its training time, of which those are shares."""
+        return self.wait_s + self.in_steps_s + (0.0 if self.transfer_overlaps else self.transfer_s)
 
 
 def of_device_stages(ranks: Sequence[RankFigures]) -> dict[str, float]:
@@ -88,6 +95,12 @@ def of_device_stages(ranks: Sequence[RankFigures]) -> dict[str, float]:
     for name, of_rank in ((name, each) for rank in ranks for name, each in rank.device_stage_s.items()):
         seconds[name] = seconds.get(name, 0.0) + of_rank
     return seconds
+
+
+def gap_share(ranks: Sequence[RankFigures]) -> float | None:
+    """Of the training time of those ranks that can tell, how much no kernel ran within a step; None of no such rank."""
+    told = [(rank.gap_s, rank.train_s) for rank in ranks if rank.gap_s is not None and rank.train_s]
+    return sum(gap_s for gap_s, _ in told) / sum(train_s for _, train_s in told) if told else None
 
 
 def is_of_training(stage: str) -> bool:
