@@ -12,7 +12,8 @@ from raytrain.cost.priced import Priced, priced_hosts, region_of
 from raytrain.cost.profile import TRAINED_ON_CPU, Profile, profile_of_record
 from raytrain.cost.unlike import unlikenesses
 from raytrain.errors import ConfigError
-from raytrain.record.schema import HostLoad, RunRecord, gap_share
+from raytrain.record.gaps import gap_share
+from raytrain.record.schema import HostLoad, RunRecord
 
 MILLION = 1_000_000
 CURVE_HOSTS = 4  # past the most that were measured
@@ -24,7 +25,7 @@ class Column:
 
     Attributes:
         step_s: seconds between two steps of a rank.
-        gap_share: see record.schema.gap_share; None where nobody can tell, or it is predicted.
+        gap_share: see record.gaps; None where nobody can tell, or it is predicted.
         cpu_busy, gpu_busy: share of each host's CPUs, and of its GPUs, while it trained.
         startup_s: from the command to the first step.
         startup_usd: what the hosts cost meanwhile, of a job on SageMaker: another machine's start-up is none of theirs.

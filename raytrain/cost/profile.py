@@ -189,7 +189,7 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
     """
     totals = record.totals
     stages = [stage for stage in record.stages if stage.of_training and stage.num_samples]
-    computed = sum(r.in_steps_s + (0.0 if r.transfer_overlaps else r.transfer_s) for r in record.ranks)
+    computed = sum(rank.train_s - rank.wait_s for rank in record.ranks)
     cpu_s = sum(stage.cpu_s_per_sample for stage in stages)
     wall_s = sum(stage.wall_s_per_sample for stage in stages)
     if not (totals.samples and totals.samples_per_s > 0 and computed > 0 and cpu_s > 0):

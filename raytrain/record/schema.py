@@ -79,14 +79,9 @@ class RankFigures(Part):
     gap_s: float | None = None
 
     @property
-    def in_steps_s(self) -> float:
-        """Steps from their start to their end: gaps and compute."""
-        return self.compute_s + (self.gap_s or 0.0)
-
-    @property
     def train_s(self) -> float:
         """Its training time, of which those are shares."""
-        return self.wait_s + self.in_steps_s + (0.0 if self.transfer_overlaps else self.transfer_s)
+        return self.wait_s + self.compute_s + (self.gap_s or 0.0) + (0.0 if self.transfer_overlaps else self.transfer_s)
 
 
 def of_device_stages(ranks: Sequence[RankFigures]) -> dict[str, float]:
@@ -95,12 +90,6 @@ def of_device_stages(ranks: Sequence[RankFigures]) -> dict[str, float]:
     for name, of_rank in ((name, each) for rank in ranks for name, each in rank.device_stage_s.items()):
         seconds[name] = seconds.get(name, 0.0) + of_rank
     return seconds
-
-
-def gap_share(ranks: Sequence[RankFigures]) -> float | None:
-    """Of the training time of those ranks that can tell, how much no kernel ran within a step; None of no such rank."""
-    told = [(rank.gap_s, rank.train_s) for rank in ranks if rank.gap_s is not None and rank.train_s]
-    return sum(gap_s for gap_s, _ in told) / sum(train_s for _, train_s in told) if told else None
 
 
 def is_of_training(stage: str) -> bool:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from raytrain.config.training import CheckpointPolicy
 from raytrain.cost.compare import Column, Comparison
-from raytrain.record.schema import RunRecord, gap_share
+from raytrain.record.gaps import gap_share
+from raytrain.record.schema import RunRecord
 from raytrain.report.costs import share, usd
 
 NOT_METRICS = {"epoch", "seconds", "steps", "samples_per_s"}  # what an epoch's entry has besides

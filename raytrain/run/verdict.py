@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raytrain.cost.profile import Figure
-from raytrain.record.schema import RankFigures, StageFigures, gap_share, is_of_training, of_device_stages
+from raytrain.record.gaps import gap_share
+from raytrain.record.schema import RankFigures, StageFigures, is_of_training, of_device_stages
 from raytrain.record.status import READ
 
 COMPUTE_UP_TO = 0.10  # of the training time spent waiting: faster input would save no more than that

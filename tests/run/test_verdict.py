@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT, figures
 
 from raytrain.cost.profile import Figure
-from raytrain.record.schema import RankFigures, StageFigures, gap_share
+from raytrain.record.gaps import gap_share
+from raytrain.record.schema import RankFigures, StageFigures
 from raytrain.run.outcome import _stages
 from raytrain.run.verdict import (
     COMPUTE_UP_TO,
