@@ -10,6 +10,8 @@ Figures of a variant, all of the steps after the warm-up:
 
 - samples_per_s: by the wall clock. step_median_s, step_p90_s: by CUDA events, from end to end of a step.
 - gpu_busy_share: NVML's utilisation, read 20 times a second. It counts a moment in which any kernel ran.
+- meter_busy_share: the same by raytrain's own stall meter, from the samples that the driver keeps; record_busy_share is
+  the rank's figure for the whole run. A line compares the first with NVML's: they should be 2 points apart at most.
 - compute_share: seconds between a step's start and its end on the GPU's own timeline, as a share of the wall clock's.
 - stall_share: seconds between a step's end and the next one's start, of both together. DataLoader's include the copy,
   which lies in the same line as the computation. record_stall_share is raytrain's own figure for the whole run.
@@ -52,6 +54,7 @@ from real_nodes import on_cores
 from raytrain.cluster import guardian, hardware
 
 BAR = 0.95
+METER_WITHIN = 0.02  # of NVML's busy share
 SMALL_CORES, LEAST_CORES = 4, 6
 NVML_EVERY_S, CPU_EVERY_S = 0.05, 1.0
 VARIANT_TIMEOUT_S = 3600.0
@@ -237,6 +240,7 @@ def compare(rows: dict[str, list[dict[str, Any]]], batch_size: int) -> dict[str,
     for name, found in rows.items():
         middle = {figure: median([row[figure] for row in found]) for figure in found[0]}
         print(f"batch {batch_size}, {name}: " + ", ".join(f"{k} {shown(v)}" for k, v in middle.items()))
+        print(f"batch {batch_size}, {name}: {meter_beside_nvml(found)}")
     ratios: dict[str, dict[str, float]] = {}
     for figure, one, other in COMPARED:
         name = f"batch {batch_size}, {one} / {other}, {figure}"
@@ -248,6 +252,16 @@ def compare(rows: dict[str, list[dict[str, Any]]], batch_size: int) -> dict[str,
         if figure == "gpu_busy_share":
             print(f"{name}: the bar of {BAR:.0%} is {'met' if ratios[name]['median'] >= BAR else 'missed'}")
     return ratios
+
+
+def meter_beside_nvml(rows: list[dict[str, Any]]) -> str:
+    """The stall meter's busy share beside NVML's, of the round in which they are furthest apart."""
+    both = [(row["meter_busy_share"], row["gpu_busy_share"]) for row in rows]
+    if any(None in pair for pair in both):
+        return "the meter's busy share -, NVML's -"
+    meter, nvml = max(both, key=lambda pair: abs(pair[0] - pair[1]))
+    verdict = "within" if abs(meter - nvml) <= METER_WITHIN else "NOT within"
+    return f"the meter's busy share {meter:.3f}, NVML's {nvml:.3f}, {verdict} {100 * METER_WITHIN:g} points"
 
 
 def median(values: list[float | None]) -> float | None:

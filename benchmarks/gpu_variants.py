@@ -38,6 +38,7 @@ from raytrain import Job, Pipeline, fit
 from raytrain.data import gaussian_blur, stage, synthetic, to_dtype, torchvision
 from raytrain.data import on_device as on_gpu
 from raytrain.data.producer import prepare_process
+from raytrain.device.busy import BusyWatch, find_source
 from raytrain.device.clock import CopyEvents, DeviceClock, HostClock
 from raytrain.device.meter import RankMeter
 from raytrain.record.schema import RankFigures
@@ -103,6 +104,7 @@ class Stopwatch:
 
     def __init__(self, settings: Settings, device: torch.device):
         self._settings, self._device, self._on_gpu = settings, device, device.type == "cuda"
+        self._clock: DeviceClock | HostClock = HostClock(RankMeter())
         self._start()
 
     def over(self, batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -126,8 +128,12 @@ class Stopwatch:
     def _start(self) -> None:
         if self._on_gpu:
             torch.cuda.synchronize(self._device)
+        self._clock.close()
         self.meter = RankMeter()
-        self._clock = DeviceClock(self.meter) if self._on_gpu else HostClock(self.meter)
+        self._clock = HostClock(self.meter)
+        if self._on_gpu:
+            source = find_source(self._device, public=True)  # the package that gpu.py needs, and no Ray
+            self._clock = DeviceClock(self.meter, None if source is None else BusyWatch(source))
         self._clock.begin()
         self._began_at, self._marks = time.time(), [self._mark()]
 
@@ -154,7 +160,8 @@ class Stopwatch:
             "samples_per_s": len(steps_s) * self._settings.batch_size / wall_s,
             "step_median_s": float(np.median(steps_s)),
             "step_p90_s": float(np.percentile(steps_s, 90)),
-            "compute_share": self.meter.compute_s / wall_s,
+            "compute_share": self.meter.in_steps_s / wall_s,
+            "meter_busy_share": None if self.meter.gap_s is None else self.meter.compute_s / wall_s,
             "stall_share": self.meter.wait_share,
             "began_at": self._began_at,
             "ended_at": self._ended_at,
@@ -328,6 +335,7 @@ def with_raytrain(settings: Settings, *others: Node) -> dict[str, Any]:
         **json.loads((folder / "rank.json").read_text()),
         **copy_figures(rank, rank.num_batches),
         "record_stall_share": record.totals.wait_share,
+        "record_busy_share": None if rank.gap_s is None else rank.compute_s / rank.train_s,
         "prepared_on_cpu_node_share": prepared.get("cpu", 0) / sum(prepared.values()),
     }
 

@@ -12,6 +12,7 @@ from raytrain.cost.priced import Priced, priced_hosts, region_of
 from raytrain.cost.profile import TRAINED_ON_CPU, Profile, profile_of_record
 from raytrain.cost.unlike import unlikenesses
 from raytrain.errors import ConfigError
+from raytrain.record.gaps import gap_share
 from raytrain.record.schema import HostLoad, RunRecord
 
 MILLION = 1_000_000
@@ -24,6 +25,7 @@ class Column:
 
     Attributes:
         step_s: seconds between two steps of a rank.
+        gap_share: see record.gaps; None where nobody can tell, or it is predicted.
         cpu_busy, gpu_busy: share of each host's CPUs, and of its GPUs, while it trained.
         startup_s: from the command to the first step.
         startup_usd: what the hosts cost meanwhile, of a job on SageMaker: another machine's start-up is none of theirs.
@@ -38,6 +40,7 @@ class Column:
     step_s: float
     samples_per_s: float
     wait_share: float | None
+    gap_share: float | None = None
     cpu_busy: dict[str, float] = field(default_factory=dict)
     gpu_busy: dict[str, float] = field(default_factory=dict)
     usd_per_hour: float | None = None
@@ -151,6 +154,7 @@ def measured(name: str, record: RunRecord, priced: Priced, known: Catalog) -> Co
         step_s=_samples_per_batch(record) * record.world_size / rate,
         samples_per_s=rate,
         wait_share=record.totals.wait_share,
+        gap_share=gap_share(record.ranks),
         cpu_busy={
             host: load.cpu_percent.mean / 100 / _cpus(record, load, known)
             for host, load in busy.items()

@@ -181,15 +181,15 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
     """What a finished run says about its samples.
 
     The stages' is CPU time, free of other programs' share of the machine; the wait of `read` (wall less CPU time) is
-    kept apart from it. The accelerator's is what the ranks computed, by the clock. A record has one figure of each, so
-    that the spread is none.
+    kept apart from it. The accelerator's is what the ranks' steps took by the clock, gaps between kernels included. A
+    record has one figure of each, so that the spread is none.
 
     Raises:
         ConfigError: nothing was trained on.
     """
     totals = record.totals
     stages = [stage for stage in record.stages if stage.of_training and stage.num_samples]
-    computed = sum(r.compute_s + (0.0 if r.transfer_overlaps else r.transfer_s) for r in record.ranks)
+    computed = sum(rank.train_s - rank.wait_s for rank in record.ranks)
     cpu_s = sum(stage.cpu_s_per_sample for stage in stages)
     wall_s = sum(stage.wall_s_per_sample for stage in stages)
     if not (totals.samples and totals.samples_per_s > 0 and computed > 0 and cpu_s > 0):

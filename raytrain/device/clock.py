@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from raytrain.device.busy import BusyWatch
 from raytrain.device.meter import RankMeter
 
 CopyEvents = tuple[Any, Any] | None
@@ -53,47 +54,69 @@ class DeviceClock:
 
     An event marks where each step starts and ends on the compute stream: between a step's end and the next one's
     start the GPU had nothing to do, which is what a stall is, however early the host asked. Copies run beside the
-    computation: `transfer_s` overlaps the other two.
+    computation: `transfer_s` overlaps the other two. Within a step the GPU also has nothing to do when the host is late
+    with its kernels; the events do not see that, but the driver does.
+
+    Args:
+        busy: tells how much of the training time kernels ran; None where nobody can.
     """
 
-    def __init__(self, meter: RankMeter):
-        self._meter = meter
+    def __init__(self, meter: RankMeter, busy: BusyWatch | None = None):
+        self._meter, self._busy = meter, busy
         meter.transfer_overlaps = True
-        self._steps: list[tuple[Any, Any, CopyEvents, float]] = []
+        self._steps: list[tuple[Any, Any, CopyEvents, float, float]] = []
         self._start: Any = None
         self._copied_between: CopyEvents = None
         self._last_end: Any = None
+        self._at_s: float | None = None  # time.time() of the GPU's timeline, as far as it has been drained
 
     def begin(self) -> None:
         """A pass begins: what the GPU did since the last step (evaluation, say) was no waiting for data."""
         self._drain(wait=True)
-        self._last_end = None
+        self._last_end, self._at_s = None, None
 
     def waiting(self) -> None:
         self._drain(wait=False)
 
     def arrived(self) -> None:
         self._start = event()
+        if self._busy is not None and self._at_s is None:
+            self._start.synchronize()  # once a pass, when the GPU has nothing to do but the batch's copy
+            self._at_s = time.time()
 
     def ready(self, copied_between: CopyEvents) -> None:
         self._copied_between = copied_between
 
     def done(self, aside_s: float) -> None:
-        self._steps.append((self._start, event(), self._copied_between, aside_s))
+        self._steps.append((self._start, event(), self._copied_between, aside_s, time.time()))
 
     def close(self) -> None:
         self._drain(wait=True)
+        if self._busy is not None:
+            self._meter.part_gaps(self._busy.close())
 
     def _drain(self, wait: bool) -> None:
         while self._steps and (wait or self._steps[0][1].query()):
-            start, end, copied_between, aside_s = self._steps.pop(0)
+            start, end, copied_between, aside_s, done_at_s = self._steps.pop(0)
             end.synchronize()
-            self._meter.compute_s += max(start.elapsed_time(end) / 1e3 - aside_s, 0.0)
+            step_s, wait_s = start.elapsed_time(end) / 1e3, 0.0
             if self._last_end is not None:
-                self._meter.wait_s += self._last_end.elapsed_time(start) / 1e3
+                wait_s = self._last_end.elapsed_time(start) / 1e3
+            self._meter.compute_s += max(step_s - aside_s, 0.0)
+            self._meter.wait_s += wait_s
             if copied_between is not None:
                 self._meter.transfer_s += copied_between[0].elapsed_time(copied_between[1]) / 1e3
             self._last_end = end
+            if self._busy is not None:
+                self._trained(wait_s + step_s, aside_s, done_at_s)
+
+    def _trained(self, seconds: float, aside_s: float, done_at_s: float) -> None:
+        """Tell the watch when there was a step and the wait before it. A checkpoint is the last thing of a step."""
+        began_s, self._at_s = self._at_s, self._at_s + seconds
+        if aside_s:
+            self._busy.trained(began_s, min(done_at_s - aside_s, self._at_s))
+            began_s = max(done_at_s, began_s)
+        self._busy.trained(began_s, self._at_s)
 
 
 def event() -> Any:

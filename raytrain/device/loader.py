@@ -26,6 +26,7 @@ from raytrain.data.stages.settling import DevicePart
 from raytrain.data.stages.stage import DRAWN
 from raytrain.device.arrival import Arrived, Receiver
 from raytrain.device.batch import DeviceBatch, Ragged
+from raytrain.device.busy import BusySource, BusyWatch
 from raytrain.device.clock import DeviceClock, DeviceStageTimer, HostClock, HostStageTimer
 from raytrain.device.copier import Arriving, Copier
 from raytrain.device.meter import RankMeter
@@ -49,6 +50,7 @@ class RankIngest:
         plan: as `Feed.begin` returned it.
         arrived: by field, what becomes of it here.
         stages: that run on the device, before that (see device.stages).
+        busy: of the device, if it is a GPU and its driver tells (see device.busy).
 
     Attributes:
         meter: where this rank's time went.
@@ -65,6 +67,7 @@ class RankIngest:
         device: torch.device,
         arrived: Mapping[str, Arrived],
         stages: Mapping[Split, DevicePart] | None = None,
+        busy: BusySource | None = None,
     ):
         self.plan, self.meter, self.device = plan, RankMeter(), device
         self.progress: RankProgress | None = None
@@ -75,7 +78,9 @@ class RankIngest:
         self._held: Arriving | Exception | str | None = None
         self._seen: dict[tuple[Split, int], dict[str, _Like]] = {}  # the last batch of each split and cut
         self._copier = Copier(device) if device.type == "cuda" else None
-        self._clock = DeviceClock(self.meter) if device.type == "cuda" else HostClock(self.meter)
+        self._clock: DeviceClock | HostClock = HostClock(self.meter)
+        if device.type == "cuda":
+            self._clock = DeviceClock(self.meter, None if busy is None else BusyWatch(busy))
         self._timer = DeviceStageTimer(self.meter) if device.type == "cuda" else HostStageTimer(self.meter)
         self._stages = DeviceStages(stages or {}, self._timer, device)
         self._closed = threading.Event()

@@ -49,10 +49,12 @@ class RankMeter:
         transfer_s: moving it to the device; on a CPU rank, casting and normalising it.
         transfer_overlaps: whether transfers run beside the computation (GPU) and so are no part of `train_s`.
         compute_s: everything else between batches: forward, backward, step.
+        gap_s: of that, when the GPU ran no kernel: once it is known, `compute_s` is the rest. None on a CPU rank, and
+            where the driver does not tell.
         evaluate_s: whole validation passes, waiting included.
         checkpoint_s: writing and reporting checkpoints.
         node_wall_s: seconds of the workers of a Ray node.
-        device_stage_s: the stages on the device, by name.
+        device_stage_s: the stages on the device, by name: of `transfer_s` on a CPU rank, of the steps on a GPU.
         warm_stages: likewise, but for the first batch of each.
         began_at: time.time(); tells one attempt from another.
     """
@@ -60,6 +62,7 @@ class RankMeter:
     wait_s: float = 0.0
     transfer_s: float = 0.0
     compute_s: float = 0.0
+    gap_s: float | None = None
     evaluate_s: float = 0.0
     checkpoint_s: float = 0.0
     transfer_overlaps: bool = False
@@ -79,9 +82,14 @@ class RankMeter:
     began_at: float = field(default_factory=time.time)
 
     @property
+    def in_steps_s(self) -> float:
+        """Steps from their start to their end: gaps and compute."""
+        return self.compute_s + (self.gap_s or 0.0)
+
+    @property
     def train_s(self) -> float:
         """Time between the first batch asked for and the last one done, evaluation and checkpoints apart."""
-        return self.wait_s + self.compute_s + (0.0 if self.transfer_overlaps else self.transfer_s)
+        return self.wait_s + self.in_steps_s + (0.0 if self.transfer_overlaps else self.transfer_s)
 
     @property
     def wait_share(self) -> float:
@@ -108,6 +116,17 @@ class RankMeter:
         before = self.warm_stages.get(name)
         self.device_stage_s[name] = self.device_stage_s.get(name, 0.0) + seconds
         self.warm_stages[name] = (0, 0.0) if before is None else (before[0] + num_samples, before[1] + seconds)
+
+    def part_gaps(self, busy_share: float | None) -> None:
+        """Take the gaps out of `compute_s`.
+
+        Args:
+            busy_share: of waiting and steps, how much the GPU ran a kernel; None where nobody can tell.
+        """
+        if busy_share is not None:
+            step_s = self.in_steps_s
+            self.gap_s = max(step_s - busy_share * (self.wait_s + step_s), 0.0)
+            self.compute_s = step_s - self.gap_s
 
     def stepped(self, num_samples: int) -> None:
         """Account for a trained batch."""

@@ -38,9 +38,14 @@ class Gpus:
 
 NVML = Contract(
     does="GPU figures",
-    needs=("ray._private.thirdparty.pynvml:nvmlInit", "ray._private.thirdparty.pynvml:nvmlDeviceGetUtilizationRates"),
-    buys="figures of the GPUs without a package more: what is staged for SageMaker leaves packages of that name to the "
-    "image, which need not have this one",
+    needs=(
+        "ray._private.thirdparty.pynvml:nvmlInit",
+        "ray._private.thirdparty.pynvml:nvmlDeviceGetUtilizationRates",
+        "ray._private.thirdparty.pynvml:nvmlDeviceGetHandleByUUID",
+        "ray._private.thirdparty.pynvml:nvmlDeviceGetSamples",
+        "ray._private.thirdparty.pynvml:nvmlDeviceGetComputeRunningProcesses",
+    ),
+    buys="figures of the GPUs on every host that has Ray, whatever else is installed there",
     instead="the package nvidia-ml-py, where it is installed",
 )
 COUNT = Contract(
@@ -55,8 +60,9 @@ COUNT = Contract(
 )
 
 
-def find_gpus(public: bool) -> Gpus | None:
-    """None where there is no driver, or it does not answer, or nothing to ask it with."""
+def find_nvml(public: bool) -> Any:
+    """NVML as the module pynvml has it, ready for use; None where there is no driver, or it does not answer, or nothing
+    to ask it with."""
     try:
         ctypes.CDLL("libnvidia-ml.so.1")  # the driver's; looked for first, since the package is large
     except OSError:
@@ -70,8 +76,17 @@ def find_gpus(public: bool) -> Gpus | None:
             return None
     try:
         pynvml.nvmlInit()
-        return Gpus(pynvml)
     except pynvml.NVMLError:
+        return None
+    return pynvml
+
+
+def find_gpus(public: bool) -> Gpus | None:
+    """None where NVML is not to be had."""
+    nvml = find_nvml(public)
+    try:
+        return None if nvml is None else Gpus(nvml)
+    except nvml.NVMLError:
         return None
 
 

@@ -59,8 +59,9 @@ class Startup(Part):
 
 class RankFigures(Part):
     """One training rank, in the last attempt. `wait_s`, `transfer_s` and `compute_s` share out its training time; where
-    `transfer_overlaps` (GPU), transfers run beside the computation and the other two do. `device_stage_s` is what the
-    stages on the device took, by name: of `transfer_s` on a CPU, of `compute_s` on a GPU."""
+    `transfer_overlaps` (GPU), transfers run beside the computation and `wait_s`, `gap_s` and `compute_s` do. `gap_s` is
+    when no kernel ran within a step; where nobody can tell it is None, and part of `compute_s`. `device_stage_s` is
+    what the stages on the device took, by name: of `transfer_s` on a CPU, of the steps on a GPU."""
 
     rank: int
     device: str
@@ -75,11 +76,12 @@ class RankFigures(Part):
     wire_bytes: int
     read_bytes: int
     device_stage_s: dict[str, float] = {}
+    gap_s: float | None = None
 
     @property
     def train_s(self) -> float:
-        """Its training time, of which the three are shares."""
-        return self.wait_s + self.compute_s + (0.0 if self.transfer_overlaps else self.transfer_s)
+        """Its training time, of which those are shares."""
+        return self.wait_s + self.compute_s + (self.gap_s or 0.0) + (0.0 if self.transfer_overlaps else self.transfer_s)
 
 
 def of_device_stages(ranks: Sequence[RankFigures]) -> dict[str, float]:

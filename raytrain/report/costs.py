@@ -15,12 +15,14 @@ FRAME = 3  # of a column: a line and a space to each side
 
 def comparison_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """(what, its value in each column) of a comparison, in the order of reading."""
+    told = any(column.gap_share is not None for column in comparison.columns)
     rows = [("", [column.name + ("\n(predicted)" if column.predicted else "") for column in comparison.columns])]
     for what, value in (
         ("hosts", lambda c: hosts_text(c.hosts)),
         ("step time", lambda c: f"{c.step_s * 1e3:,.1f} ms"),
         ("samples/s", lambda c: f"{c.samples_per_s:,.1f}"),
         ("waiting for data", lambda c: share(c.wait_share)),
+        *([("GPU idle between kernels", lambda c: share(c.gap_share))] if told else []),
         ("CPU busy", lambda c: _busy(c.cpu_busy)),
         ("GPU busy", lambda c: _busy(c.gpu_busy)),
         ("price per hour", lambda c: usd(c.usd_per_hour, 3)),

@@ -28,9 +28,10 @@ def diagnosis_lines(findings: Findings) -> list[str]:
 
 def what_helps(findings: Findings) -> list[str]:
     """Cheaper stages, unless the accelerators are busy anyway; ranks on the CPU share their cores with the stages."""
+    gaps = [findings.verdict.gaps] if findings.verdict.gaps else []
     if findings.verdict.kind == "compute" and not findings.ranks_on_cpu:
-        return [BUSY_RANKS]
-    return advice(findings.stages, findings.helps)
+        return gaps or [BUSY_RANKS]
+    return [*gaps, *advice(findings.stages, findings.helps)]
 
 
 def _lost(findings: Findings) -> str:

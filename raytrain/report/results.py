@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from raytrain.config.training import CheckpointPolicy
 from raytrain.cost.compare import Column, Comparison
+from raytrain.record.gaps import gap_share
 from raytrain.record.schema import RunRecord
 from raytrain.report.costs import share, usd
 
@@ -68,6 +69,7 @@ def results(records: list[RunRecord], names: list[str], comparison: Comparison) 
     rows += [
         ["samples/s", *(f"{each.totals.samples_per_s:,.1f}" if each.totals.samples else "-" for each in records)],
         ["waiting for data", *(share(each.totals.wait_share if each.totals.samples else None) for each in records)],
+        ["GPU idle between kernels", *(share(gap_share(record.ranks)) for record in records)],
         ["first step after", *(_seconds(record.startup.first_step_s) for record in records)],
         ["took", *(_seconds(record.totals.wall_s) for record in records)],
         ["attempts", *(str(record.totals.attempts) if record.totals.attempts > 1 else "-" for record in records)],

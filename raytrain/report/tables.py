@@ -7,7 +7,7 @@ from rich.text import Text
 
 from raytrain.record.schema import RunRecord, Utilization, of_device_stages
 from raytrain.report.fitting import Column, show_fitted
-from raytrain.run.verdict import busy_machine
+from raytrain.run.verdict import against_gaps, busy_machine
 
 REMEDY = "the record has them"
 
@@ -27,12 +27,14 @@ def print_summary(record: RunRecord, console: Console) -> None:
 
 
 def _ranks(record: RunRecord, console: Console) -> None:
+    with_gaps = any(rank.gap_s is not None for rank in record.ranks)
     columns = [
         Column("rank"),
         Column("device", 3, right=False),
         Column("samples"),
         Column("wait"),
         Column("transfer"),
+        *([Column("gaps")] if with_gaps else []),
         Column("compute"),
         Column("evaluate", 2),
         Column("checkpoint", 1),
@@ -40,7 +42,8 @@ def _ranks(record: RunRecord, console: Console) -> None:
     rows = []
     for rank in record.ranks:
         total = max(rank.train_s, 1e-9)
-        shares = (f"{s:.2f} ({s / total:.0%})" for s in (rank.wait_s, rank.transfer_s, rank.compute_s))
+        parts = (rank.wait_s, rank.transfer_s, *([rank.gap_s] if with_gaps else []), rank.compute_s)
+        shares = ("-" if s is None else f"{s:.2f} ({s / total:.0%})" for s in parts)
         further = (f"{rank.evaluate_s:.2f}", f"{rank.checkpoint_s:.2f}")
         rows.append([str(rank.rank), rank.device, f"{rank.num_samples:,}", *shares, *further])
     show_fitted("Who waited for whom (seconds of training time)", columns, rows, console, REMEDY)
@@ -139,6 +142,8 @@ def _mean(busy: Utilization | None, scale: float, form: str, unit: str = "") -> 
 def _facts(record: RunRecord) -> list[str]:
     totals, lines = record.totals, []
     lines.append(f"bottleneck: {totals.bottleneck}")
+    if (helps := against_gaps(record.ranks)) is not None:
+        lines.append(helps)
     lines.append(
         f"{totals.samples:,} samples at {totals.samples_per_s:,.1f} a second, {totals.wait_share:.1%} of the time "
         f"waiting for data; first step after {_seconds(record.startup.first_step_s)}, {totals.wall_s:.1f} s in all"

@@ -217,6 +217,7 @@ def _training(plan: RunPlan, feed: Any) -> Training:
         resume_from=plan.data.resumed_from,
         threads=job.training.threads or max(int(host_cpus), 1),
         use_gpu=topology.has_real_gpus,
+        public_ray=public_ray(),
     )
     ranks = Ranks(
         topology.world_size,

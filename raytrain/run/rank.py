@@ -40,6 +40,7 @@ class RankWork:
         resume_from: folder of the checkpoint that `--resume` found.
         threads: torch threads of a CPU rank.
         use_gpu: this rank has a GPU; otherwise it computes on the CPU, whatever the host has.
+        public_ray: how busy its GPU is, is asked without Ray's own parts.
     """
 
     code: OwnCode
@@ -57,6 +58,7 @@ class RankWork:
     resume_from: str | None
     threads: int
     use_gpu: bool
+    public_ray: bool = False
 
 
 def run_rank(config: dict[str, Any]) -> None:
@@ -97,13 +99,15 @@ def _train(
     import ray
 
     from raytrain.device.arrival import arrivals
+    from raytrain.device.busy import find_source
     from raytrain.device.loader import RankIngest
     from raytrain.train.context import TrainContext
     from raytrain.train.contract import StopTraining
     from raytrain.train.loop import loop_of
 
     arrived = arrivals(work.schema, work.fields, work.normalize)
-    stream = RankIngest(work.feed, attempt, rank, plan, device, arrived, work.stages)
+    busy = find_source(device, work.public_ray)
+    stream = RankIngest(work.feed, attempt, rank, plan, device, arrived, work.stages, busy)
     ctx = TrainContext(
         work.job,
         stream,

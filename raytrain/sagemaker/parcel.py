@@ -33,8 +33,9 @@ ALWAYS_IGNORED = (
     ".venv/",
     IGNORE_FILE,
 )
-# Of the image: another build of these could not use its CUDA, or would take minutes to download on every host.
-OF_THE_IMAGE = re.compile(r"^(torch|torchvision|torchaudio|triton|pytorch-triton|nvidia-.*|raytrain)$")
+# Of the image: another build of these could not use its CUDA, or would take minutes to download on every host. What
+# asks the driver, nvidia-ml-py, is neither.
+OF_THE_IMAGE = re.compile(r"^(torch|torchvision|torchaudio|triton|pytorch-triton|nvidia-(?!ml-py$).*|raytrain)$")
 
 SECRET_NAMES = re.compile(
     r"(^|/)(\.env(\..*)?|[^/]+\.env|\.netrc|\.pypirc|\.pgpass|\.git-credentials|\.aws|\.ssh|\.docker|\.kube"

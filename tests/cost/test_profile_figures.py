@@ -141,6 +141,8 @@ def test_every_figure_of_a_run(record, known):
     )
     overlaps = changed(run, ranks=[changed(rank, transfer_overlaps=True) for rank in ranks])
     assert profile_of_record(overlaps, known).accelerator_s_per_sample["A10G"].value == 10 / 640
+    gaps = changed(run, ranks=[changed(rank, transfer_overlaps=True, gap_s=2.0, compute_s=3.0) for rank in ranks])
+    assert profile_of_record(gaps, known) == profile_of_record(overlaps, known), "a step takes what it takes"
     one_slot = changed(run, cpu_slots=0.4)
     efficiency = profile_of_record(one_slot, known).efficiency.value
     assert efficiency == pytest.approx(64 / (0.4 / 0.008)), "the CPUs are the slower part, by the clock"

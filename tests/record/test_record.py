@@ -104,6 +104,24 @@ def test_the_summary_says_what_the_stages_on_the_device_took(record):
     assert ["gaussian_blur", "1.28"] in [line.split() for line in summary_of(record).splitlines()]
 
 
+def test_the_summary_shares_out_a_ranks_time_with_its_gaps(record):
+    """100 s of training: 2 waiting, 14 without a kernel, 84 with one; the other rank's driver does not tell."""
+    assert "gaps" not in summary_of(record)
+    times = {"wait_s": 2.0, "transfer_s": 5.0, "compute_s": 84.0, "gap_s": 14.0, "transfer_overlaps": True}
+    rank = record.ranks[0].model_copy(update={"device": "cuda:0", **times})
+    other = rank.model_copy(update={"rank": 1, "compute_s": 98.0, "gap_s": None})
+    record.ranks[:] = [rank, other]
+    assert (rank.train_s, other.train_s) == (100.0, 100.0)
+    text = summary_of(record)
+    head, *rows = [line.split() for line in text.splitlines() if "compute" in line.split() or "cuda:0" in line]
+    assert head[3:7] == ["wait", "transfer", "gaps", "compute"]
+    assert " ".join(rows[0][3:11]) == "2.00 (2%) 5.00 (5%) 14.00 (14%) 84.00 (84%)"
+    assert " ".join(rows[1][3:10]) == "2.00 (2%) 5.00 (5%) - 98.00 (98%)"
+    assert "what helps against the GPU's idling between kernels: " in text
+    record.ranks[:] = [rank.model_copy(update={"gap_s": 5.0, "compute_s": 93.0})]
+    assert "what helps against" not in summary_of(record)
+
+
 def test_the_summary_warns_of_stages_that_were_kept_from_their_cpus(record):
     assert "warning" not in summary_of(record)
     record.stages[0].wall_s = 7.68

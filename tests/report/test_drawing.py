@@ -8,6 +8,7 @@ from money import run_on
 from raytrain.cost.compare import compare
 from raytrain.cost.instances import catalog
 from raytrain.record.schema import HostTimeline, Progress
+from raytrain.report.costs import comparison_rows
 from raytrain.report.pages.charts import Chart, Series, epoch_charts, time_charts
 from raytrain.report.pages.drawing import Axis, draw, ticks
 from raytrain.report.pages.page import write_report
@@ -103,6 +104,20 @@ def test_what_one_run_cost_stands_with_its_results(record):
     alone = type(comparison)(comparison.columns[:1], comparison.notes, comparison.prices)
     rows = {row[0]: row[1:] for row in results([run], ["gpu"], alone).rows}
     assert rows["price per hour"] == ["$1.408"] and rows["per million samples"] == ["$12.22"]
+
+
+def test_gaps_between_kernels_have_a_row_where_somebody_can_tell(record):
+    """14 s of 100 s, less than half of a point of them rounded away."""
+    run = run_on(record, "gpu", {"ml.g5.xlarge": ("gpu", 1, 1)})
+    times = {"wait_s": 2.0, "compute_s": 84.04, "gap_s": 13.96, "transfer_overlaps": True}
+    told = run.model_copy(update={"ranks": [run.ranks[0].model_copy(update=times)]})
+    for records, shown in (([run, run], None), ([run, told], ["-", "14.0%"])):
+        comparison = compare(records, catalog(), region="us-east-1")
+        names = [column.name for column in comparison.columns[:2]]
+        rows = {row[0]: row[1:] for row in results(records, names, comparison).rows}
+        assert rows.get("GPU idle between kernels") == shown
+        rows = dict(comparison_rows(comparison))
+        assert (rows.get("GPU idle between kernels") or [None])[:2] == (shown or [None])
 
 
 def test_samples_beyond_those_that_a_record_names_are_counted(record):

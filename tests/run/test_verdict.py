@@ -10,9 +10,19 @@ import pytest
 from conftest import ROOT, figures
 
 from raytrain.cost.profile import Figure
+from raytrain.record.gaps import gap_share
 from raytrain.record.schema import RankFigures, StageFigures
 from raytrain.run.outcome import _stages
-from raytrain.run.verdict import COMPUTE_UP_TO, INPUT_FROM, Verdict, busy_machine, who_waits, wide_spreads
+from raytrain.run.verdict import (
+    COMPUTE_UP_TO,
+    GAPS_FROM,
+    INPUT_FROM,
+    Verdict,
+    against_gaps,
+    busy_machine,
+    who_waits,
+    wide_spreads,
+)
 
 
 def stage(name, cpu_s, wall_s, num_samples=1000):
@@ -69,6 +79,51 @@ def test_stages_on_the_device_that_take_much_are_named():
             assert found.text == before.text + told
 
 
+def on_gpu(gap_s, wait_s=2.0, train_s=100.0):
+    """A rank's `train_s`, of which it waits 2 s; the driver tells of gaps, or does not."""
+    compute_s = train_s - wait_s - (gap_s or 0.0)
+    times = {"wait_s": wait_s, "compute_s": compute_s, "gap_s": gap_s, "transfer_overlaps": True}
+    return RankFigures(**figures(device="cuda:0", **times))
+
+
+GAPS = "; the GPU idles between kernels 12% of the time: the rank's own Python, or its host's CPUs are busy"
+
+
+@pytest.mark.parametrize(
+    ("gaps_s", "share", "text"),
+    [
+        ([12.0], 0.02, f"compute: the ranks wait for data 2% of the time{GAPS}"),
+        ([8.0, 16.0], 0.02, f"compute: the ranks wait for data 2% of the time{GAPS}"),
+        ([None, 12.0], 0.02, f"compute: the ranks wait for data 2% of the time{GAPS}"),
+        ([12.0], 0.2, f"balanced: the ranks wait for data 20% of the time; {READ}{GAPS}"),
+        ([12.0], 0.5, f"input: the ranks wait for data 50% of the time; {READ}{GAPS}"),
+        ([9.9], 0.02, "compute: the ranks wait for data 2% of the time and are busy for the rest"),
+        ([None], 0.02, "compute: the ranks wait for data 2% of the time and are busy for the rest"),
+    ],
+)
+def test_gaps_between_kernels_are_named_from_a_tenth_on(gaps_s, share, text):
+    """Of 100 s of each rank that can tell."""
+    ranks = [on_gpu(gap_s) for gap_s in gaps_s]
+    found = who_waits(share, ranks, STAGES)
+    assert found.text == text
+    assert (found.gaps is not None) == text.endswith(GAPS) and found.gaps == against_gaps(ranks)
+    if found.gaps:
+        for word in ("cluster.placement: cpu-groups-only", "cluster.reserved_cpus", "larger batches", "CUDA graphs"):
+            assert word in found.gaps
+
+
+def test_gaps_stand_behind_the_stages_on_the_device():
+    rank = on_gpu(12.0).model_copy(update={"device_stage_s": {"blur": 20.0}})
+    found = who_waits(0.02, [rank], STAGES).text
+    assert found == (f"compute: the ranks wait for data 2% of the time; the stages on the device take 20% of it{GAPS}")
+
+
+def test_a_rank_that_has_not_trained_has_no_share_of_gaps():
+    assert gap_share([on_gpu(0.0, wait_s=0.0, train_s=0.0)]) is None
+    assert gap_share([]) is None
+    assert gap_share([on_gpu(0.0, wait_s=0.0, train_s=0.0), on_gpu(5.0)]) == 0.05
+
+
 def test_nothing_is_said_of_a_run_that_trained_on_nothing():
     for ranks, stages in (([], STAGES), (GPU, []), (GPU, STAGES[2:])):
         assert who_waits(0.0, ranks, stages).text == "unknown: no batch was trained on"
@@ -121,4 +176,5 @@ def test_the_documentation_names_every_verdict_and_its_limits():
     rows = dict(re.findall(r"\| bottleneck: (\w+) \| (.*) \|", page))
     assert set(rows) == set(get_args(get_type_hints(Verdict)["kind"]))
     assert f"{COMPUTE_UP_TO * 100:.0f} %" in rows["compute"] and f"{INPUT_FROM * 100:.0f} %" in rows["input"]
+    assert f"{GAPS_FROM * 100:.0f} % or more" in next(line for line in page.splitlines() if line.startswith("| gaps |"))
     assert f"between {COMPUTE_UP_TO * 100:.0f} % and {INPUT_FROM * 100:.0f} %" in rows["balanced"]

@@ -185,13 +185,14 @@ def test_where_lost_time_goes(rates, lost, for_cpus):
 HELPS = {"decode": "store the images nearer to the size", "to_uint8": "leave it out"}
 
 
-def findings(wait_share, device, **changes):
-    """Decoding is 3 of 4 ms of CPU time."""
+def findings(wait_share, device, gap_s=None, **changes):
+    """Decoding is 3 of 4 ms of CPU time; a rank's steps take 7 s."""
     costs = {"num_samples": 1000, "num_batches": 10, "batch_wall_p90_s": 0.1, "batch_wall_p99_s": 0.2}
     stages = [
         StageFigures(name=n, cpu_s=s, wall_s=s, **costs) for n, s in (("read", 0.5), ("decode", 3.0), ("to_uint8", 0.5))
     ]
-    verdict = who_waits(wait_share, [RankFigures(**figures(device=device))], stages)
+    ranks = [RankFigures(**figures(device=device, gap_s=gap_s, compute_s=7.0 - (gap_s or 0.0)))]
+    verdict = who_waits(wait_share, ranks, stages)
     return Findings(250, 500, 1000, None, 370, wait_share, verdict, device == "cpu", tuple(stages), HELPS, **changes)
 
 
@@ -204,6 +205,16 @@ def test_a_diagnosis_says_who_waits_what_is_lost_and_what_helps():
     )
     assert helps.startswith("decode is 75% of the CPU time. What helps: store the images nearer to the size")
     assert diagnosis_lines(findings(0.6, "cuda:0", warnings=("warning: beware",)))[-1] == "warning: beware"
+
+
+def test_a_diagnosis_says_what_helps_against_gaps_between_kernels():
+    waits, _, helps = diagnosis_lines(findings(0.03, "cuda:0", gap_s=2.0))
+    assert waits.startswith(
+        "bottleneck: compute: the ranks wait for data 3% of the time; the GPU idles between kernels"
+    )
+    assert helps.startswith("what helps against the GPU's idling between kernels: "), "and not that they are busy"
+    gaps, stages = what_helps(findings(0.6, "cuda:0", gap_s=2.0))
+    assert gaps == helps and stages.startswith("decode is 75%")
 
 
 def test_what_the_ranks_do_alone_has_their_stages_on_the_device(record):

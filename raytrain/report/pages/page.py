@@ -18,6 +18,7 @@ from raytrain.report.pages.charts import cost_chart, epoch_charts, plan_charts, 
 from raytrain.report.pages.drawing import BarDrawing, Drawing, draw, draw_bars
 from raytrain.report.plans import answer, plan_lines, time_unit
 from raytrain.report.results import PageTable, epochs, left_out, results
+from raytrain.run.verdict import against_gaps
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 PACKAGES = ("raytrain", "ray", "torch", "timm", "python")  # whose versions come first
@@ -200,6 +201,8 @@ def _facts(records: list[RunRecord], names: list[str]) -> list[str]:
             f"{hardware.platform}",
             f"{name}: {versions}",
         ]
+        if (helps := against_gaps(record.ranks)) is not None:
+            lines.append(f"{name}: {helps}")
         if any(host.emulated for host in record.hosts):
             lines.append(f"{name}: its {len(record.hosts)} nodes are emulated on one machine")
     return lines
