@@ -75,5 +75,14 @@ def deal_tasks(blocks: np.ndarray, slots: int, blocks_per_task: int, least: int 
     return tasks
 
 
+def batches_of_tasks(tasks: list[np.ndarray]) -> np.ndarray:
+    """Every batch of some tasks in order, int64 (num_batches, 2) of (segment, batch)."""
+    blocks = np.concatenate([np.zeros((0, 3), dtype=np.int64), *(task[:, :3] for task in tasks)])
+    segments, firsts, counts = blocks.T
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    batches = np.column_stack([np.repeat(segments, counts), np.repeat(firsts, counts) + within])
+    return batches[np.lexsort((batches[:, 1], batches[:, 0]))]
+
+
 def num_batches(tasks: list[np.ndarray]) -> int:
     return sum(int(task[:, 2].sum()) for task in tasks)

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from raytrain.cluster.placement import PlacedStages
 from raytrain.data.order import StreamPlan
-from raytrain.data.pace import Pace, cut_blocks, deal_tasks, num_batches
+from raytrain.data.pace import Pace, batches_of_tasks, cut_blocks, deal_tasks, num_batches
 from raytrain.data.placement.decider import TRIALS, Choice, Decider
 from raytrain.data.producer import StreamWork, produce
 from raytrain.data.router import Router
@@ -109,6 +109,7 @@ class Stream:
         self.first_ready_at: float | None = None
         self._costs: dict[int, tuple[float, float]] = {}  # seconds and bytes of a batch, by cut
         self._told = told
+        self._placed_anew = False  # while an execution was under way
         choice = options.choice
         self._decider = None if choice is None else Decider(choice, decided)
         self._pace = Pace()
@@ -132,8 +133,8 @@ class Stream:
             places, first = self.plan.places(), True
             while len(places) and not self.abandoned:
                 tasks, taken = self._leg(places, first)
-                self._run_whole_leg(tasks, work_ref)
-                places, first = places[taken:], False
+                left = self._run_whole_leg(tasks, work_ref)
+                places, first = np.concatenate([batches_of_tasks(left), places[taken:]]), False
         except Exception as error:  # noqa: BLE001 - handed to whoever takes next, and from there to the user
             with self._changed:
                 self.error = _cause(error)
@@ -142,10 +143,6 @@ class Stream:
     def _leg(self, places: np.ndarray, first: bool) -> tuple[list[np.ndarray], int]:
         """The tasks of the next Ray Data execution, and how many batches they hold; settles the pace."""
         decider, fixed = self._decider, self._options.batches_per_task
-        if decider is not None and not first:
-            with self._changed:
-                told = dict(self._told())
-            decider.look(told)
         slots = self._placed.slots
         if first and (fixed is None or decider is not None):  # what comes next depends on what these cost
             most = FIRST_BLOCKS * slots
@@ -154,8 +151,6 @@ class Stream:
             blocks = self._cut(cut_blocks(places[:most], 1), first)
             return [blocks[number::slots] for number in range(min(slots, len(blocks)))], len(blocks)
         pace = self._pace = Pace(1, fixed, fixed) if fixed else Pace.of(*self._cost)
-        if decider is not None:
-            places = places[: decider.most_batches(self.plan.spec.batch_size, self._cost[0])]
         group = min(pace.batches_per_block, max(len(places) // (4 * slots), 1))  # so that no CPU is left without
         blocks = self._cut(cut_blocks(places, group)[: TASKS_A_LEG * pace.blocks_per_task], first)
         return deal_tasks(blocks, slots, pace.blocks_per_task, pace.least_blocks), int(blocks[:, 2].sum())
@@ -192,24 +187,30 @@ class Stream:
         """Wait until the thread has let go of its Ray Data execution."""
         self._thread.join(ABANDON_TIMEOUT_S)
 
-    def _run_whole_leg(self, tasks: list[np.ndarray], work_ref: Any) -> None:
+    def _look(self) -> bool:
+        """Whether the stages are to run elsewhere, at once; with the lock held."""
+        return self._decider is not None and self._decider.look(self._told(), time.monotonic())
+
+    def _run_whole_leg(self, tasks: list[np.ndarray], work_ref: Any) -> list[np.ndarray]:
         """Run tasks, and again what went missing: a task that Ray cancels ends early and is not reported as failed.
+        Returns those that are to be cut anew.
 
         (Seen when an execution is abandoned: its cancellation can hit the next task of the same worker.)
         """
-        tries = 0
-        while tasks and not self.abandoned:
+        tries, self._placed_anew = 0, False
+        while tasks and not self.abandoned and not self._placed_anew:
             before = num_batches(tasks)
             tasks = self._run_leg(tasks, work_ref)
             tries = tries + 1 if num_batches(tasks) == before else 0
             if tries == LEG_TRIES:
                 raise TrainingError(f"Ray lost the same batches {LEG_TRIES} times; see the logs in its session folder")
+        return tasks
 
     def _run_leg(self, tasks: list[np.ndarray], work_ref: Any) -> list[np.ndarray]:
         """One Ray Data execution. Returns what did not come, as tasks.
 
         It is broken off when a batch of the open segment stays away while later segments pile up: what is missing is
-        then prepared first, and memory stays bounded.
+        then prepared first, and memory stays bounded. And when the stages are to run elsewhere.
         """
         missing = [np.ones(len(task), dtype=bool) for task in tasks]
         longest = max(int(task[:, 2].sum()) for task in tasks)
@@ -225,7 +226,8 @@ class Stream:
                     self.router.arrive(segment, batch + index, (block.reference, index), cut)
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self.abandoned or self._has_room())
-            if self.abandoned or self.router.num_waiting > most_waiting:
+                self._placed_anew = self._look()
+            if self.abandoned or self._placed_anew or self.router.num_waiting > most_waiting:
                 break
         return [task[left] for task, left in zip(tasks, missing, strict=True) if left.any()]
 

@@ -10,17 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from raytrain.errors import ConfigError
 from raytrain.record.guarantee import EXACTLY_ONCE
+from raytrain.record.part import Part
+from raytrain.record.placements import Placement
 
 SCHEMA_VERSION: Final = 5
 POINTS = 600  # of a timeline
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class HostFacts(Part):
@@ -258,41 +256,6 @@ class CloudFacts(Part):
     usd: float | None
     groups: list[BilledGroup]
     loads: list[HostLoad]
-
-
-class PlacedStage(Part):
-    """What a stage that may run on CPUs costs, in seconds of a core and of a device for a sample; None where it cannot
-    run there."""
-
-    name: str
-    cpu_s: float
-    device_s: float | None
-
-
-class Placement(Part):
-    """Where the stages ran from `at_s` (seconds from `started_at`) on, as measurement said (see data.placement).
-
-    Attributes:
-        on_device: the stages on the device, of all batches; `sometimes_on_device` of a `share` of them too.
-        cpu_cores, host_cores: cores of CPU hosts and of training hosts that prepare.
-        stages: what was measured.
-        step_s: of a device, the model's step for a sample.
-        interference: the share of its rate that a device loses when all cores of its host prepare.
-        samples_per_s: expected by these costs; `samples_per_s_before` of the placement before.
-    """
-
-    at_s: float
-    on_device: list[str]
-    sometimes_on_device: list[str]
-    share: float
-    cpu_cores: int
-    host_cores: int
-    stages: list[PlacedStage]
-    step_s: float
-    interference: float
-    samples_per_s: float
-    samples_per_s_before: float
-    text: str
 
 
 class RunRecord(Part):

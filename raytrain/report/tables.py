@@ -22,6 +22,8 @@ def print_summary(record: RunRecord, console: Console) -> None:
         _hosts(record, console)
     if any(load.cpu_percent for load in record.loads):
         _loads(record, console)
+    if record.placements:
+        console.print(Text(f"at last, {record.placements[-1].text}"))
     for line in _facts(record):
         console.print(Text(line))
 

@@ -11,12 +11,11 @@ from typing import Any
 from raytrain.cluster import hardware
 from raytrain.cluster.topology import Topology
 from raytrain.errors import RaytrainError, Stopped
+from raytrain.record.placements import PlacedStage, Placement
 from raytrain.record.schema import (
     Corrupt,
     Hardware,
     HostFacts,
-    PlacedStage,
-    Placement,
     RunRecord,
     StageFigures,
     Startup,

@@ -10,8 +10,8 @@ import pytest
 from raytrain.cluster.placement import PlacedStages
 from raytrain.cost.placing import Places, Placing
 from raytrain.data.order import Position, StreamPlan, StreamSpec
-from raytrain.data.pace import Pace, cut_blocks, deal_tasks, num_batches
-from raytrain.data.placement.decider import LEG_S, Choice
+from raytrain.data.pace import Pace, batches_of_tasks, cut_blocks, deal_tasks, num_batches
+from raytrain.data.placement.decider import Choice
 from raytrain.data.stream import FeedOptions, Stream
 from raytrain.errors import TrainingError
 from raytrain.ray_internals.data import Block
@@ -182,7 +182,7 @@ def choosing(num_train: int = 4000) -> Stream:
     return still(num_train=num_train, choice=choice)
 
 
-def test_a_leg_of_a_choice_begins_with_trials_and_ends_where_a_look_is_due():
+def test_the_first_leg_of_a_choice_has_trials():
     stream = choosing()
     tasks, taken = stream._leg(stream.plan.places(), True)
     assert taken == num_batches(tasks) == 8, "two a slot"
@@ -191,9 +191,27 @@ def test_a_leg_of_a_choice_begins_with_trials_and_ends_where_a_look_is_due():
         stream._learn(entry(seconds=seconds, num_bytes=100), 1, cut)
     assert stream._cost == (0.4, 100.0), "all stages still run on CPUs"
     tasks, taken = stream._leg(stream.plan.places()[8:], False)
-    assert taken == num_batches(tasks) == int(LEG_S[0] * 4 / 0.4)
+    assert taken == num_batches(tasks) == 1992, "all that are left"
     assert {int(cut) for task in tasks for cut in task[:, 3]} == {2}
     assert stream._placed == PlacedStages({"host": 2}, 4)
     stream._decider.placing = Placing(1, 1, 0.0, host_cores=0, rate=40.0)
     assert stream._cost == (0.1, 100.0) and stream._placed == PlacedStages({"host": 0}, 2)
     assert stream._cut(np.array([[0, 9, 2]]), False).tolist() == [[0, 9, 2, 1]]
+
+
+def test_what_tasks_have_not_done_is_cut_anew():
+    left = [np.array([[1, 0, 2, 1], [0, 7, 3, 1]]), np.array([[0, 4, 1, 2]])]
+    assert batches_of_tasks(left).tolist() == [[0, 4], [0, 7], [0, 8], [0, 9], [1, 0], [1, 1]]
+    assert batches_of_tasks([]).shape == (0, 2)
+    stream = choosing()
+    stream._learn(entry(seconds=0.4, num_bytes=100), 1, 2)
+    tasks, _ = stream._leg(stream.plan.places(), False)
+    assert batches_of_tasks(tasks).tolist() == stream.plan.places().tolist()
+
+    def broken_off(tasks, work_ref):
+        stream._placed_anew = True
+        return tasks[1:]
+
+    stream._run_leg = broken_off
+    again = stream._run_whole_leg(tasks, None)
+    assert num_batches(again) == num_batches(tasks[1:])

@@ -15,7 +15,8 @@ from raytrain.data.placement.measured import Measured
 from raytrain.record.status import Decision, Spent
 
 TRIALS = 3  # batches of a rank whose stages the device runs as far as it can: the first of them only warms up
-LEG_S = (4.0, 10.0, 20.0, 45.0)  # from one look to the next, the first of them before anything is known
+LOOK_S = (2.0, 5.0, 10.0, 20.0, 30.0)  # from one look to the next, once something has been decided
+AT_ONCE = 0.05  # of the rate: what is worth to break off what the CPUs are at
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -45,50 +46,42 @@ class Choice:
 
 
 class Decider:
-    """Looks at what has been measured between one leg of the stream and the next."""
+    """Looks at what has been measured, now and then, while the stream goes on."""
 
     def __init__(self, choice: Choice, decided: Callable[[Decision], None]):
         self.placing = choice.first
         self._choice, self._decided = choice, decided
         self._measured = Measured(choice.stages, min(choice.cuts), choice.hosts)
-        self._rate: float | None = None
-        self._looks = 0
+        self._look_at, self._looks = 0.0, 0
 
     @property
     def placed(self) -> PlacedStages:
         return self._choice.placed[self.placing.host_cores]
 
-    def look(self, told: Mapping[int, Spent]) -> None:
-        """Decide again, once every rank has told of itself."""
-        if len(told) < self._choice.places.devices:
-            return
+    def look(self, told: Mapping[int, Spent], now_s: float) -> bool:
+        """Decide again, if it is time to and every rank has told of itself. Whether to change at once what is being
+        prepared.
+
+        Args:
+            now_s: by a clock that only goes forward.
+        """
+        if now_s < self._look_at or len(told) < self._choice.places.devices:
+            return False
+        self._look_at = now_s + LOOK_S[min(self._looks, len(LOOK_S) - 1)]
         self._measured.look(told, self.placing, self._choice.places)
         costs = self._measured.costs()
         if costs is None:
-            return
+            return False
+        self._looks += 1
         places, now = self._measured.places(self._choice.places), self.placing
         before = rate_of(costs, places, now.cut + 1, now.other + 1, now.share, now.host_cores)
         found = best(costs, places)
-        self._looks += 1
-        first = self._rate is None
         fewer = found.host_cores < now.host_cores and found.rate >= before
-        if first or fewer or found.rate > (1 + LEAST_GAIN) * before:
-            self.placing = replace(found, cut=found.cut - 1, other=found.other - 1)  # reading is no stage
-            self._rate = found.rate
-            self._decided(self._decision(costs, places, before))
-        else:
-            self._rate = before
-
-    def most_batches(self, batch_size: int, batch_s: float) -> int:
-        """Of the next leg.
-
-        Args:
-            batch_s: of a core.
-        """
-        seconds = LEG_S[min(self._looks, len(LEG_S) - 1)]
-        if self._rate is None:
-            return max(int(seconds * self.placed.slots / batch_s), 1)
-        return max(int(seconds * self._rate / batch_size), 1)
+        if self._looks > 1 and not fewer and found.rate <= (1 + LEAST_GAIN) * before:
+            return False
+        self.placing = replace(found, cut=found.cut - 1, other=found.other - 1)  # reading is no stage
+        self._decided(self._decision(costs, places, before))
+        return fewer or found.rate > (1 + AT_ONCE) * before
 
     def cuts(self, splits: Sequence[Split], world_size: int, trial: bool) -> np.ndarray:
         """How many stages the workers run, of each block in order, int64; of `world_size` that follow each other alike,

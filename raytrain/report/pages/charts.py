@@ -106,6 +106,7 @@ def time_charts(both: list[tuple[str, RunRecord]]) -> list[Chart]:
     charts = [
         _progress(both, "samples_per_s", "Samples a second", "samples/s", 1.0),
         _progress(both, "wait_share", "Waiting for data", "% of the time", 100.0),
+        _places(both),
         _hosts(both, "cpu_percent", "CPU busy, by host", "% (100 is one core)"),
         _hosts(both, "gpu_percent", "GPU busy, by host", "% (100 is one GPU)"),
         _hosts(both, "memory_percent", "Memory in use, by host", "%"),
@@ -131,6 +132,23 @@ def _progress(both: list[tuple[str, RunRecord]], what: str, title: str, unit: st
         if record.progress and record.progress.at_s
     ]
     return Chart(title, "All ranks together.", lines, "", unit) if lines else None
+
+
+def _places(both: list[tuple[str, RunRecord]]) -> Chart | None:
+    """Of each stage that may run on either."""
+    lines: list[Series] = []
+    for name, record in both:
+        at_s = [each.at_s for each in record.placements]
+        for stage in record.placements[0].stages if record.placements else ():
+            if stage.device_s is not None:
+                there = [100 * each.share_on_device(stage.name) for each in record.placements]
+                label = f"{name}: {stage.name}" if len(both) > 1 else stage.name
+                end = max(record.totals.wall_s, at_s[-1])
+                color, dash = len(lines), len(lines) // 6
+                lines.append(Series(label, [0.0, *at_s, end], [0.0, 0.0, *there], color, dash, stairs=True))
+    about = "The rest ran on CPUs. Batches that lay ready at the time come later."
+    title = "Batches whose stage ran on the device"
+    return Chart(title, about, lines, "", "", percent=True) if lines else None
 
 
 def _hosts(both: list[tuple[str, RunRecord]], what: str, title: str, unit: str) -> Chart | None:

@@ -61,6 +61,7 @@ def write_report(records: list[RunRecord], comparison: Comparison, known: Catalo
         Section("Over time", None, [draw(chart) for chart in time_charts(both)], about=about, wide=True),
         Section("CPU stages", _stages(records, names), bars=draw_bars(stages) if stages else None),
         Section("Stages on the device", _device_stages(records, names)),
+        Section("Where the stages ran", _placements(records, names)),
         Section("Money", None, [draw(cost)] if cost else []),
         Section("Hosts", _hosts(records, names)),
     ]
@@ -156,6 +157,27 @@ def _device_stages(records: list[RunRecord], names: list[str]) -> PageTable:
         for stage, each_s in record.device_stage_s_per_sample.items()
     ]
     return PageTable(["run", "stage", "ms a training sample", "seconds of training"], rows, text=(1,))
+
+
+def _placements(records: list[RunRecord], names: list[str]) -> PageTable:
+    rows = []
+    for name, record in zip(names, records, strict=True):
+        for each in record.placements:
+            some = f"{', '.join(each.sometimes_on_device)} for {each.share:.0%}" if each.sometimes_on_device else ""
+            there = ", ".join([*each.on_device, *([some] if some else [])])
+            cores = f"{each.cpu_cores} + {each.host_cores}"
+            rates = (f"{each.samples_per_s:,.0f}", f"{each.samples_per_s_before:,.0f}")
+            rows.append([name, f"{each.at_s:.0f}", there or "-", cores, f"{each.step_s * 1e3:.3f}", *rates])
+    head = [
+        "run",
+        "from second",
+        "on the device",
+        "cores of CPU + training hosts",
+        "step ms a sample",
+        "samples/s expected",
+        "as before",
+    ]
+    return PageTable(head, rows, text=(2,))
 
 
 def _hosts(records: list[RunRecord], names: list[str]) -> PageTable:

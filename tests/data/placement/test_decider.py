@@ -7,7 +7,7 @@ import pytest
 
 from raytrain.cluster.placement import PlacedStages
 from raytrain.cost.placing import Places
-from raytrain.data.placement.decider import LEG_S, TRIALS, Choice, Decider
+from raytrain.data.placement.decider import LOOK_S, TRIALS, Choice, Decider
 from raytrain.record.status import Decision, Spent
 
 PLACED = {cores: PlacedStages({"cores": cores}, 4 + cores) for cores in range(3)}
@@ -31,7 +31,7 @@ def decided(choice: Choice = CHOICE, looks: int = 2, ranks: int = 1, **costs: fl
     decisions: list[Decision] = []
     decider = Decider(choice, decisions.append)
     for times in range(1, looks + 1):
-        decider.look({rank: spent(times, **costs) for rank in range(ranks)})
+        decider.look({rank: spent(times, **costs) for rank in range(ranks)}, 100.0 * times)
     return decider, decisions
 
 
@@ -61,11 +61,11 @@ def test_what_cpus_cannot_do_the_device_does():
 def test_a_decision_stands_until_another_is_worth_it():
     decider, decisions = decided(blur_ms=60.0, device_ms=0.2, looks=3)
     assert len(decisions) == 1
-    decider.look({0: spent(4, 59.0, 0.2)})
+    assert not decider.look({0: spent(4, 59.0, 0.2)}, 400.0)
     assert len(decisions) == 1, "a few per cent of one stage"
     slow = spent(5, 60.0, 0.2)
     slower = Spent(*(1.0, 0.0, (5000, 10.0), {"blur": (5000, 101.0)}, slow.cpu_stages, slow.nodes))
-    decider.look({0: slower})
+    assert decider.look({0: slower}, 500.0), "at once"
     assert len(decisions) == 2 and decisions[1].cut == 2, "the device has become slow"
     assert decisions[1].rate > 1.02 * decisions[1].rate_before
 
@@ -76,13 +76,17 @@ def test_nothing_is_decided_before_every_rank_has_told():
     assert len(decided(choice, ranks=2, blur_ms=60.0, device_ms=0.2)[1]) == 1
 
 
-def test_a_leg_lasts_as_long_as_what_is_known_is_good_for():
-    decider, _ = decided(looks=0, blur_ms=0, device_ms=0)
-    assert decider.most_batches(10, 0.5) == LEG_S[0] * 6 / 0.5, "6 CPUs at half a second"
-    decider, [decision] = decided(blur_ms=60.0, device_ms=0.2)
-    assert decider.most_batches(10, 0.5) == int(LEG_S[1] * decision.rate / 10)
-    decider, _ = decided(blur_ms=60.0, device_ms=0.2, looks=9)
-    assert decider.most_batches(10, 0.5) == pytest.approx(LEG_S[-1] * decision.rate / 10, rel=0.15)
+def test_a_look_is_taken_when_it_is_due():
+    decisions: list[Decision] = []
+    decider = Decider(CHOICE, decisions.append)
+    assert not decider.look({}, 0.0), "no rank has told"
+    assert not decider.look({0: spent(1, 60.0, 0.2)}, 10.0), "the first steps warm up"
+    assert not decider.look({0: spent(2, 60.0, 0.2)}, 10.0 + LOOK_S[0] - 0.1) and not decisions
+    assert decider.look({0: spent(3, 60.0, 0.2)}, 10.0 + LOOK_S[0]) and len(decisions) == 1
+    slow = Spent(1.0, 0.0, (5000, 10.0), {"blur": (5000, 500.0)}, spent(5, 60.0, 0.2).cpu_stages, {})
+    due = 10.0 + LOOK_S[0] + LOOK_S[0]
+    assert not decider.look({0: slow}, due - 0.1) and len(decisions) == 1
+    assert decider.look({0: slow}, due) and len(decisions) == 2
 
 
 def test_the_first_batches_show_what_the_device_takes():
