@@ -23,6 +23,7 @@ TORCH_AT_MODULE_LEVEL = {
     *(f"device/{name}.py" for name in ("arrival", "batch", "copier", "loader", "stages")),
     *(f"device/forms/{name}.py" for name in ("__init__", "colors", "moves", "resizing", "taps", "tensors", "values")),
     *(f"train/{name}.py" for name in ("checkpoints/checkpoint", "context", "loop", "losses", "modules", "update")),
+    "study/moved.py",
 }
 
 

@@ -216,6 +216,7 @@ def plan(
 
 def _plan_tree(found: Any) -> dict[str, Any]:
     """For a program to read."""
+    from raytrain.report.places import ways
     from raytrain.report.plans import answer
 
     return {
@@ -226,6 +227,7 @@ def _plan_tree(found: Any) -> dict[str, Any]:
         "startup_s": found.startup_s,
         "best": [_prediction(each) for each in found.best(10)],
         "front": [_prediction(each) for each in found.front()],
+        "ways": {way: _prediction(each) for way, each in ways(found)},
     }
 
 

@@ -35,6 +35,11 @@ def _not_used(profile: Profile, bounds: Bounds) -> list[str]:
         lines.append(
             f"the {took * 1e3:.3g} ms a sample of the rank that trained on a CPU are not used: hosts have GPUs"
         )
+        if profile.may_move and not any(map(profile.measured_like, profile.stages)):
+            lines.append(
+                "every stage stays on CPUs: what those that can run on the device take there was measured on a CPU; "
+                "diagnose on a host with a GPU, or give their device_s_per_sample in the profile"
+            )
     if startup_s(profile, bounds) is None:
         lines.append(
             f"no start-up: the measured {profile.startup_s.value:.3g} s are not SageMaker's, which were not measured; "
@@ -54,6 +59,7 @@ def _beyond(profile: Profile, types: tuple[InstanceType, ...], bounds: Bounds) -
             f"a worker, one a vCPU, waits {profile.read_wait_s * 1e3:.3g} ms for storage beside the CPU time of each "
             "sample, as it was measured"
         )
+    lines += _stages(profile, sorted({t.gpu for t in types if t.gpu}))
     unknown = [t.name for t in types if t.network_gbps is None]
     if unknown:
         lines.append(f"the network of {', '.join(unknown)} is not known and does not limit")
@@ -63,4 +69,20 @@ def _beyond(profile: Profile, types: tuple[InstanceType, ...], bounds: Bounds) -
         lines.append("the job, which is given in steps, does as many samples on any number of GPUs: in fewer steps")
     if profile.accelerator_memory_bytes is None:
         lines.append("the model fits into every GPU's memory: none was measured")
+    return lines
+
+
+def _stages(profile: Profile, gpus: list[str]) -> list[str]:
+    """Of those on the device."""
+    lines = []
+    if profile.may_move and (like := profile.measured_like(profile.stages[-1])):
+        others = [gpu for gpu in gpus if gpu not in (profile.stages[-1].device_s_per_sample or {})]
+        if others:
+            lines.append(
+                f"stages on {', '.join(others)} take as much longer than on {like} as a step does; they were not "
+                "measured there"
+            )
+        lines.append(
+            "a run has the stages on the device that the plan has: it finds them itself (cluster.placement: auto)"
+        )
     return lines

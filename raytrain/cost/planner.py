@@ -4,7 +4,7 @@ A shape is some GPU hosts of one type and CPU hosts of at most two others beside
 single one of another of its family to fill up. Its samples a second are the smallest of what three things admit, times
 the efficiency, as far as it holds on GPU hosts:
 
-    accelerators   GPUs / accelerator seconds a sample
+    accelerators   GPUs / (accelerator seconds + those of stages on the device a sample)
     CPUs           sum over hosts of vCPUs / (CPU seconds + seconds of waiting for storage a sample): a worker a vCPU;
                    the training hosts keep one vCPU a GPU for themselves
     network        what the hosts' network cards let in and out: bytes a sample from storage and from CPU host to rank
@@ -12,7 +12,8 @@ the efficiency, as far as it holds on GPU hosts:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -22,15 +23,14 @@ from raytrain.cost.assumptions import assumptions, startup_s
 from raytrain.cost.bounds import Bounds
 from raytrain.cost.instances import Catalog, InstanceType, Price
 from raytrain.cost.profile import Profile
+from raytrain.cost.rates import LIMITS, Array, Cut, Ladder, cuts_of, placed
 from raytrain.errors import ConfigError, nearest
 
 MAX_GROUPS = 5  # of a SageMaker training job
 MAX_SHAPES = 5_000_000  # about a gigabyte
 STORE_SHARE = 0.3  # of a host's memory that Ray takes for its object store
 SHORT_JOB_S = 600.0  # of training: a start-up of minutes decides what it costs
-LIMITS = ("accelerator", "CPUs", "network of the CPU hosts", "network of the GPU hosts")
 GIB = 1 << 30
-Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Prediction:
         limit: what bounds its speed, one of LIMITS.
         hours, usd: of the whole job, start-up included.
         efficient: no other shape is both faster and cheaper.
+        on_device: by stage, the share of the batches for which it runs on the device; without those that never do.
+        device_share: of the accelerators' time that goes into them.
     """
 
     shape: Shape
@@ -67,22 +69,8 @@ class Prediction:
     hours: float
     usd: float
     efficient: bool
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """Facts of some instance types as arrays, in one order.
-
-    Attributes:
-        cpu_per_s: samples a second that one host's CPUs prepare, memory permitting.
-        bytes_per_s: each way; infinite where the catalog does not know.
-    """
-
-    types: tuple[InstanceType, ...]
-    usd_per_hour: Array
-    cpu_per_s: Array
-    accelerator_per_s: Array
-    bytes_per_s: Array
+    on_device: Mapping[str, float] = field(default_factory=dict)
+    device_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,16 +78,20 @@ class Plan:
     """All shapes that fit, best first.
 
     Attributes:
+        cuts: where stages may run; the first with all on CPUs.
         order: of shapes, by the job's money, then its time.
         assumptions: that the prediction makes beyond what was measured, a line each.
         startup_s: that `hours` and `usd` hold; None where it is not known, and not in them.
         by_hour: the order is by the price an hour, because the start-up is not known and the training is short.
+        on_cpus: the same with every stage on CPUs; None where none can run elsewhere, or no shape is within the limits
+            so.
     """
 
     profile: Profile
     bounds: Bounds
     gpus: Ladder
     cpus: Ladder
+    cuts: tuple[Cut, ...]
     figures: dict[str, Array]
     order: Array
     efficient: Array
@@ -107,6 +99,7 @@ class Plan:
     prices: tuple[Price, ...]
     startup_s: float | None = None
     by_hour: bool = False
+    on_cpus: Plan | None = None
 
     def __len__(self) -> int:
         return len(self.order)
@@ -173,7 +166,13 @@ class Plan:
             hours=float(f["hours"]),
             usd=float(f["usd"]),
             efficient=bool(self.efficient[index]),
+            on_device=self._on_device(int(f["cut"]), int(f["other"]), float(f["share"])),
+            device_share=float(f["device_share"]),
         )
+
+    def _on_device(self, cut: int, other: int, share: float) -> dict[str, float]:
+        always, some = self.cuts[cut].on_device, self.cuts[other].on_device if share else ()
+        return {name: 1.0 if name in always else share for name in (some or always)}
 
 
 def plan(profile: Profile, known: Catalog, bounds: Bounds) -> Plan:
@@ -184,7 +183,34 @@ def plan(profile: Profile, known: Catalog, bounds: Bounds) -> Plan:
     """
     gpus, cpus, prices = _ladders(profile, known, bounds)
     startup = startup_s(profile, bounds)
-    figures = predict(profile, gpus, cpus, _shapes(len(gpus.types), cpus.types, bounds), startup or 0.0)
+    shapes = _shapes(len(gpus.types), cpus.types, bounds)
+    cuts = cuts_of(profile, [cast(str, each.gpu) for each in gpus.types])
+    assumed = assumptions(profile, (*gpus.types, *cpus.types), bounds)
+
+    def ranked(cuts: tuple[Cut, ...]) -> Plan:
+        figures = _within(bounds, predict(profile, gpus, cpus, shapes, startup or 0.0, cuts))
+        by_hour = startup is None and _is_short(figures)
+        order = _order(figures, startup, by_hour)
+        efficient = np.zeros(len(order), dtype=bool)
+        hours = figures["hours"][order]
+        efficient[order] = hours < np.concatenate([[np.inf], np.minimum.accumulate(hours)[:-1]])
+        return Plan(profile, bounds, gpus, cpus, cuts, figures, order, efficient, assumed, prices, startup, by_hour)
+
+    found = ranked(cuts)
+    if len(cuts) == 1:
+        return found
+    try:
+        return replace(found, on_cpus=ranked(cuts[:1]))
+    except ConfigError:  # none is fast enough, or can prepare a sample, without stages on the device
+        return found
+
+
+def _within(bounds: Bounds, figures: dict[str, Array]) -> dict[str, Array]:
+    """Those of shapes that are within the limits.
+
+    Raises:
+        ConfigError: none is.
+    """
     fits = np.isfinite(figures["usd"])
     if not fits.any():
         raise ConfigError(
@@ -199,14 +225,7 @@ def plan(profile: Profile, known: Catalog, bounds: Bounds) -> Plan:
         limits.append(f"--max-hours {bounds.max_hours:g} (the fastest takes {figures['hours'].min():.2f})")
     if not fits.any():
         raise ConfigError(f"no shape is within {' and '.join(limits)}")
-    figures = {name: values[fits] for name, values in figures.items()}
-    by_hour = startup is None and _is_short(figures)
-    order = _order(figures, startup, by_hour)
-    efficient = np.zeros(len(order), dtype=bool)
-    hours = figures["hours"][order]
-    efficient[order] = hours < np.concatenate([[np.inf], np.minimum.accumulate(hours)[:-1]])
-    assumed = assumptions(profile, (*gpus.types, *cpus.types), bounds)
-    return Plan(profile, bounds, gpus, cpus, figures, order, efficient, assumed, prices, startup, by_hour)
+    return {name: values[fits] for name, values in figures.items()}
 
 
 def _is_short(figures: dict[str, Array]) -> bool:
@@ -224,60 +243,38 @@ def _order(figures: dict[str, Array], startup: float | None, by_hour: bool) -> A
     return np.lexsort((figures["hours"], figures["usd_per_hour"], np.round(np.log(figures["usd"]), 9)))
 
 
-def predict(profile: Profile, gpus: Ladder, cpus: Ladder, shapes: dict[str, Array], startup: float) -> dict[str, Array]:
+def predict(
+    profile: Profile, gpus: Ladder, cpus: Ladder, shapes: dict[str, Array], startup: float, cuts: Sequence[Cut]
+) -> dict[str, Array]:
     """Speed and cost of shapes, the same few operations on each.
 
     Args:
         startup: seconds, which every host is paid for.
-        shapes: int64 arrays (num_shapes,): `gpu` and `gpu_hosts`, `first` and `first_hosts`, `second` and
-            `second_hosts`: numbers of types in the two ladders, and hosts of each.
+        shapes: see cost.rates.admitted.
+        cuts: where stages may run.
 
     Returns:
-        The shapes, and float64 `samples_per_s`, `usd_per_hour`, `usd_per_million_samples`, `hours`, `usd` (whole job),
-        int64 `limit` (number in LIMITS).
+        The shapes, what cost.rates.placed has of them, and float64 `samples_per_s`, `usd_per_hour`,
+        `usd_per_million_samples`, `hours`, `usd` (whole job).
     """
-    gpu, hosts = shapes["gpu"], shapes["gpu_hosts"]
-    wire, read = profile.wire_bytes_per_sample.value, profile.read_bytes_per_sample.value
-    cpu_sent = np.minimum(cpus.cpu_per_s, _per_s(cpus.bytes_per_s, max(wire, read)))  # of one host, cards are two-way
-    prepared, sent = np.zeros(len(gpu)), np.zeros(len(gpu))
-    usd = hosts * gpus.usd_per_hour[gpu]
+    usd = shapes["gpu_hosts"] * gpus.usd_per_hour[shapes["gpu"]]
     if len(cpus.types):
         for which, number in (("first", "first_hosts"), ("second", "second_hosts")):
-            prepared += shapes[number] * cpus.cpu_per_s[shapes[which]]
-            sent += shapes[number] * cpu_sent[shapes[which]]
             usd += shapes[number] * cpus.usd_per_hour[shapes[which]]
-    trained = hosts * gpus.accelerator_per_s[gpu]
-    card = hosts * gpus.bytes_per_s[gpu]  # of all training hosts, inwards
-    own = np.minimum(hosts * gpus.cpu_per_s[gpu], _per_s(card, read))
-    with np.errstate(invalid="ignore"):  # infinite cards
-        left = np.where(np.isinf(card), np.inf, np.maximum(card - own * read, 0.0))
-    came = np.minimum(sent, _per_s(left, wire))
-    rate = np.minimum(trained, own + came)
-    limit = np.where(
-        rate >= trained,
-        0,
-        np.where(came < sent, 3, np.where(sent < prepared, 2, np.where(own < hosts * gpus.cpu_per_s[gpu], 3, 1))),
-    )
-    samples_per_s = profile.efficiency_on_gpus * rate
+    found = placed(profile, gpus, cpus, shapes, cuts)
+    samples_per_s = profile.efficiency_on_gpus * found["rate"]
     with np.errstate(divide="ignore"):  # hosts without the memory for one worker
         seconds_per_sample = 1 / samples_per_s
     hours = (startup + profile.num_samples * profile.epochs * seconds_per_sample) / 3600
     return {
         **shapes,
+        **found,
         "samples_per_s": samples_per_s,
-        "limit": limit,
         "usd_per_hour": usd,
         "usd_per_million_samples": usd / 3600 * seconds_per_sample * 1e6,
         "hours": hours,
         "usd": usd * hours,
     }
-
-
-def _per_s(bytes_per_s: Array, bytes_per_sample: float) -> Array:
-    if not bytes_per_sample:
-        return np.full(np.shape(bytes_per_s), np.inf)
-    with np.errstate(over="ignore"):  # next to no bytes
-        return bytes_per_s / bytes_per_sample
 
 
 def _shapes(num_gpu_types: int, cpu_types: tuple[InstanceType, ...], bounds: Bounds) -> dict[str, Array]:
@@ -344,16 +341,18 @@ def _ladders(profile: Profile, known: Catalog, bounds: Bounds) -> tuple[Ladder, 
 
 def _ladder(profile: Profile, priced: list[tuple[InstanceType, Price]], bounds: Bounds, *, trains: bool) -> Ladder:
     types = tuple(t for t, _ in priced)
-    slots = [t.vcpus - _reserved(t, bounds) if trains else t.vcpus for t in types]
+    workers = [t.vcpus - _reserved(t, bounds) if trains else t.vcpus for t in types]
     if profile.worker_memory_bytes:
         room = [int(t.memory_gib * GIB * (1 - STORE_SHARE) / profile.worker_memory_bytes) for t in types]
-        slots = [min(pair) for pair in zip(slots, room, strict=True)]
-    accelerator = profile.accelerator_s_per_sample
+        workers = [min(pair) for pair in zip(workers, room, strict=True)]
+    step_s = profile.accelerator_s_per_sample
     return Ladder(
         types,
         np.array([price.usd_per_hour for _, price in priced]),
-        np.array([n / profile.worker_s(t.family) for n, t in zip(slots, types, strict=True)]),
-        np.array([t.gpus / accelerator[cast(str, t.gpu)].value if trains else 0.0 for t in types]),
+        np.array(workers),
+        np.array([profile.cpu_s(t.family) for t in types]),
+        np.array([t.gpus if trains else 0 for t in types]),
+        np.array([step_s[cast(str, t.gpu)].value if trains else np.inf for t in types]),
         np.array([t.network_gbps * 1e9 / 8 if t.network_gbps else np.inf for t in types]),
     )
 

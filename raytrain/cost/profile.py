@@ -19,6 +19,7 @@ SCHEMA_VERSION: Final = 1
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MOST_EFFICIENT = 1.5  # of what the pieces alone admit: above it one of the measurements is wrong
+ROUNDING = 1e-6
 TRAINED_ON_CPU = "CPU"  # in the place of a GPU's name
 
 
@@ -54,6 +55,35 @@ class Figure(_Part):
         return cls(value=value, low=value, high=value)
 
 
+class StageCost(_Part):
+    """What one sample takes in one stage.
+
+    Attributes:
+        cpu_share: of `cpu_s_per_sample`, whatever the kind of CPU.
+        device_s_per_sample: by GPU as `accelerator_s_per_sample` has them, seconds of one where the stage runs there;
+            None where it cannot, or nobody has measured it.
+        wire_bytes_per_sample: from a CPU host to a rank where this stage and those behind it run on the device;
+            likewise None.
+    """
+
+    name: str
+    cpu_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+    device_s_per_sample: Annotated[dict[str, Figure], Field(min_length=1)] | None = None
+    wire_bytes_per_sample: Figure | None = None
+
+    @model_validator(mode="after")
+    def _not_absurd(self) -> StageCost:
+        if (self.device_s_per_sample is None) != (self.wire_bytes_per_sample is None):
+            raise ValueError(
+                f"stage `{self.name}` has one of device_s_per_sample and wire_bytes_per_sample: it must have both, or "
+                "none where it cannot run on the device"
+            )
+        for kind, figure in (self.device_s_per_sample or {}).items():
+            if not figure.value:
+                raise ValueError(f"device_s_per_sample of `{self.name}` on {kind} is 0: nothing takes no time")
+        return self
+
+
 class Profile(_Part):
     """What one sample of a job takes.
 
@@ -67,6 +97,8 @@ class Profile(_Part):
         read_wait_s_per_sample: how long a worker waits for storage, beside that and without a CPU; None when not
             measured.
         accelerator_s_per_sample: by GPU, such as `A10G`, seconds of one; `CPU` where a rank trained without.
+        stages: that ran on CPUs, in order; what is left of `cpu_s_per_sample` is no stage's. What stages that can run
+            on the device alone take is in `accelerator_s_per_sample`.
         wire_bytes_per_sample: from a CPU host to a rank.
         read_bytes_per_sample: from storage.
         startup_s: from the command to the first step.
@@ -94,6 +126,7 @@ class Profile(_Part):
     cpu_s_per_sample_alone: Figure | None = None
     read_wait_s_per_sample: Figure | None = None
     accelerator_s_per_sample: Annotated[dict[str, Figure], Field(min_length=1)]
+    stages: tuple[StageCost, ...] = ()
     wire_bytes_per_sample: Figure
     read_bytes_per_sample: Figure
     startup_s: Figure
@@ -119,7 +152,31 @@ class Profile(_Part):
             raise ValueError(
                 f"an efficiency of {self.efficiency.value:g} is absurd: the whole cannot be faster than its parts"
             )
+        if (shares := sum(stage.cpu_share for stage in self.stages)) > 1 + ROUNDING:
+            raise ValueError(f"the stages' shares of the CPU time are {shares:.0%} in all, which is more than there is")
         return self
+
+    @property
+    def may_move(self) -> bool:
+        """Whether the last stage, and with it some, can run on the device."""
+        return bool(self.stages) and self.stages[-1].device_s_per_sample is not None
+
+    def device_s(self, stage: StageCost, gpu: str) -> float | None:
+        """Seconds of a GPU for a sample; on one that the stage was not measured on, as much longer as a step takes
+        there. None where it was measured on no GPU that a step was."""
+        measured = stage.device_s_per_sample or {}
+        if gpu in measured:
+            return measured[gpu].value
+        like = self.measured_like(stage)
+        if like is None or gpu not in self.accelerator_s_per_sample:
+            return None
+        steps = self.accelerator_s_per_sample
+        return measured[like].value * steps[gpu].value / steps[like].value
+
+    def measured_like(self, stage: StageCost) -> str | None:
+        """The GPU that stands for those that a stage was not measured on."""
+        known = (gpu for gpu in stage.device_s_per_sample or {} if gpu != TRAINED_ON_CPU)
+        return next((gpu for gpu in known if gpu in self.accelerator_s_per_sample), None)
 
     @property
     def cpu_kind(self) -> str:
@@ -181,8 +238,10 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
     """What a finished run says about its samples.
 
     The stages' is CPU time, free of other programs' share of the machine; the wait of `read` (wall less CPU time) is
-    kept apart from it. The accelerator's is what the ranks' steps took by the clock, gaps between kernels included. A
-    record has one figure of each, so that the spread is none.
+    kept apart from it. The accelerator's is what the ranks' steps took by the clock, gaps between kernels included, and
+    the stages that ran nowhere else. Of those that ran on CPUs too, the record's last decision has what they take on
+    the device; how large a sample is between them nobody noted, so that the mean stands for all. A record has one
+    figure of each: no spread.
 
     Raises:
         ConfigError: nothing was trained on.
@@ -194,13 +253,18 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
     wall_s = sum(stage.wall_s_per_sample for stage in stages)
     if not (totals.samples and totals.samples_per_s > 0 and computed > 0 and cpu_s > 0):
         raise ConfigError(f"the record of {record.name} has no training to learn from: its run {record.status}")
-    accelerator_s = computed / totals.samples
+    both = {stage.name for stage in stages}
+    moved = sum(s for rank in record.ranks for name, s in rank.device_stage_s.items() if name in both)
+    accelerator_s = max(computed - moved, 1e-9) / totals.samples
     slots = record.cpu_slots / max(wall_s, cpu_s)  # a worker's other threads can make its CPU time the longer one
     limit = min(record.world_size / accelerator_s, slots, shared_cores(record, cpu_s, accelerator_s))
+    if record.placements and (record.placements[-1].on_device or record.placements[-1].share):
+        limit = record.placements[-1].samples_per_s
     received = sum(stage.num_samples for stage in record.stages if stage.name in (READ, f"validation/{READ}"))
     training = record.job["training"]
     batch = totals.samples / max(sum(rank.num_batches for rank in record.ranks), 1)
     step = batch * record.world_size
+    gpu, wire = gpu_of(record, known), sum(rank.wire_bytes for rank in record.ranks) / max(received, 1)
     return Profile(
         name=record.name,
         job=record.job,
@@ -209,8 +273,9 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
         hardware=hardware_of(record),
         cpu_s_per_sample={cpu_kind_of(record): Figure.once(cpu_s)},
         read_wait_s_per_sample=Figure.once(sum(s.wait_s_per_sample for s in stages if s.name == READ)),
-        accelerator_s_per_sample={gpu_of(record, known): Figure.once(accelerator_s)},
-        wire_bytes_per_sample=Figure.once(sum(rank.wire_bytes for rank in record.ranks) / max(received, 1)),
+        accelerator_s_per_sample={gpu: Figure.once(accelerator_s)},
+        stages=_stage_costs(record, {stage.name: stage.cpu_s_per_sample / cpu_s for stage in stages}, gpu, wire),
+        wire_bytes_per_sample=Figure.once(wire),
         read_bytes_per_sample=Figure.once(sum(rank.read_bytes for rank in record.ranks) / max(received, 1)),
         startup_s=Figure.once(max(record.startup.first_step_s or totals.wall_s, 1e-3)),
         efficiency=Figure.once(min(totals.samples_per_s / limit, MOST_EFFICIENT)),
@@ -220,6 +285,18 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
         cores_shared_with=cores_shared_with(record),
         on_sagemaker=record.cloud is not None and record.cloud.kind == "sagemaker",
     )
+
+
+def _stage_costs(record: RunRecord, shares: dict[str, float], gpu: str, wire: float) -> tuple[StageCost, ...]:
+    """In the order of the pipeline, as far as that is known: those behind the others that have run on both."""
+    decided = record.placements[-1].stages if record.placements else []
+    there = {stage.name: stage.device_s for stage in decided if stage.device_s and stage.name in shares}
+    costs = [StageCost(name=name, cpu_share=share) for name, share in shares.items() if name not in there]
+    for name, device_s in there.items():
+        seconds, size = {gpu: Figure.once(device_s)}, Figure.once(wire)
+        made = StageCost(name=name, cpu_share=shares[name], device_s_per_sample=seconds, wire_bytes_per_sample=size)
+        costs.append(made)
+    return tuple(costs)
 
 
 def epochs_of(epochs: float | None, steps: int | None, samples_per_step: float, num_train: int) -> float:

@@ -323,10 +323,10 @@ class RankIngest:
                 assert isinstance(value, np.ndarray)
                 drawn[name] = value
             elif isinstance(value, RaggedArray):
-                fields[name], lengths[name] = _tensor(value.values), value.lengths
+                fields[name], lengths[name] = as_tensor(value.values), value.lengths
                 offsets[name] = torch.from_numpy(np.append(0, np.cumsum(value.lengths)))
             else:
-                fields[name] = _tensor(value) if isinstance(value, np.ndarray) else value
+                fields[name] = as_tensor(value) if isinstance(value, np.ndarray) else value
         arriving = Arriving(
             segment, batch.header, fields, batch.forms, offsets, lengths, drawn, batch.key, batch.part, batch.nbytes
         )
@@ -347,7 +347,7 @@ def _unready(pending: Any) -> bool:
     return not ray.wait([pending], timeout=0)[0]
 
 
-def _tensor(array: np.ndarray) -> torch.Tensor:
+def as_tensor(array: np.ndarray) -> torch.Tensor:
     """A tensor over the array's memory, which is read-only; nothing here writes to it."""
     is_bfloat16 = array.dtype.name == BFLOAT16
     with warnings.catch_warnings():

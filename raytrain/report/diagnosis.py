@@ -7,6 +7,7 @@ from rich.console import Console
 from raytrain.cost.profile import Profile
 from raytrain.report.costs import figure_text, profile_rows, share
 from raytrain.report.fitting import Column, show_fitted
+from raytrain.report.places import places_lines
 from raytrain.study.advice import BUSY_RANKS, advice
 from raytrain.study.diagnose import Findings
 
@@ -22,8 +23,14 @@ def show_diagnosis(findings: Findings, profile: Profile, console: Console) -> No
 
 
 def diagnosis_lines(findings: Findings) -> list[str]:
-    """Who waits, what the whole lacks, what helps, and what not to trust."""
-    return [f"bottleneck: {findings.verdict.text}", _lost(findings), *what_helps(findings), *findings.warnings]
+    """Who waits, what the whole lacks, where stages had best run, what helps, and what not to trust."""
+    return [
+        f"bottleneck: {findings.verdict.text}",
+        _lost(findings),
+        *places_lines(findings.where),
+        *what_helps(findings),
+        *findings.warnings,
+    ]
 
 
 def what_helps(findings: Findings) -> list[str]:
@@ -67,15 +74,24 @@ def _profile(profile: Profile, console: Console) -> None:
 
 
 def _stages(findings: Findings, console: Console) -> None:
-    columns = (Column("stage", right=False), Column("CPU ms"), Column("of all", 2), Column("wall ms", 1))
+    columns = [Column("stage", right=False), Column("CPU ms"), Column("of all", 2), Column("wall ms", 1)]
+    alone = {stage.name: f"{stage.cpu_s_per_sample * 1e3:.3f}" for stage in findings.stages_alone}
+    columns += [Column("CPU ms, one core", 3)] if alone else []
+    seconds = findings.where.seconds if findings.where else {}
+    columns += [Column("device ms"), Column("beside the model", 3)] if seconds else []
     cpu_s = sum(stage.cpu_s for stage in findings.stages)
     rows = []
     for stage in findings.stages:
         of_all = share(stage.cpu_s / cpu_s if cpu_s else None)
         cpu_ms, wall_ms = stage.cpu_s_per_sample * 1e3, stage.wall_s_per_sample * 1e3
-        rows.append((stage.name, f"{cpu_ms:.3f}", of_all, f"{wall_ms:.3f}"))
-    show_fitted("Where a sample's CPU time goes", columns, rows, console, REMEDY)
+        row = [stage.name, f"{cpu_ms:.3f}", of_all, f"{wall_ms:.3f}"]
+        row += [alone.get(stage.name, "-")] if alone else []
+        there = seconds.get(stage.name)
+        row += ([f"{s * 1e3:.3f}" for s in (there.alone, there.beside)] if there else ["-", "-"]) if seconds else []
+        rows.append(row)
+    show_fitted("Where a sample's time goes", columns, rows, console, REMEDY)
     if findings.device_stages:
-        rows = [(name, f"{each_s * 1e3:.3f}") for name, each_s in findings.device_stages.items()]
-        columns = (Column("stage", right=False), Column("ms"))
-        show_fitted("Stages on the device, a sample", columns, rows, console, REMEDY)
+        rows = [[name, f"{each_s * 1e3:.3f}"] for name, each_s in findings.device_stages.items()]
+        show_fitted(
+            "Stages on the device, a sample", (Column("stage", right=False), Column("ms")), rows, console, REMEDY
+        )

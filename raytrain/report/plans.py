@@ -10,6 +10,7 @@ from raytrain.cost.instances import Catalog
 from raytrain.cost.planner import SHORT_JOB_S, Plan, Prediction
 from raytrain.report.costs import price_lines
 from raytrain.report.fitting import Column, number, show_fitted
+from raytrain.report.places import WAYS, names_of, takes, way_rows
 
 TOP = 5  # shapes of a table
 STARTUP_DECIDES = 0.5  # share of the best shape's hours
@@ -25,13 +26,15 @@ def show_plan(plan: Plan, known: Catalog, console: Console, count: int = TOP) ->
     if {each.shape for each in shown} - {each.shape for each in best}:
         title = f"Nothing is both faster and cheaper than these {len(shown)} of {len(front)}{estimates}"
         _show(title, shown, console)
+    if rows := way_rows(plan):
+        show_fitted("Where stages may run", WAYS, rows, console, "--json has them all")
     for line in plan_lines(plan, known, [*best, *shown]):
         console.print(line, markup=False, highlight=False)
 
 
 def answer(plan: Plan) -> list[str]:
-    """The verdict, and what decides if that is the start-up."""
-    return [line for line in (verdict(plan), startup_line(plan)) if line]
+    """The verdict, where the stages run, and what decides if that is the start-up."""
+    return [line for line in (verdict(plan), takes(plan), startup_line(plan)) if line]
 
 
 def plan_lines(plan: Plan, known: Catalog, shapes: list[Prediction]) -> list[str]:
@@ -117,12 +120,14 @@ SHAPES = (
     Column("limited by", leave=3, right=False),
     Column("$/hour", leave=4),
 )
+ON_DEVICE = Column("on the device", leave=1, right=False)
 
 
 def shape_columns(found: list[Prediction]) -> tuple[Column, ...]:
-    """SHAPES; of jobs that are soon done the time is in seconds."""
+    """SHAPES, with what is on the device where something is; of jobs that are soon done the time is in seconds."""
     unit, _ = time_unit(found)
-    return tuple(replace(each, name=unit) if each.name == "hours" else each for each in SHAPES)
+    columns = tuple(replace(each, name=unit) if each.name == "hours" else each for each in SHAPES)
+    return (*columns, ON_DEVICE) if any(each.on_device for each in found) else columns
 
 
 def time_unit(found: list[Prediction]) -> tuple[str, int]:
@@ -133,6 +138,7 @@ def time_unit(found: list[Prediction]) -> tuple[str, int]:
 def shape_rows(found: list[Prediction]) -> list[list[str]]:
     """Cells of `shape_columns`."""
     _, an_hour = time_unit(found)
+    moved = any(each.on_device for each in found)
     return [
         [
             str(place),
@@ -143,6 +149,7 @@ def shape_rows(found: list[Prediction]) -> list[list[str]]:
             number(each.usd_per_million_samples),
             each.limit,
             number(each.usd_per_hour, least=3),
+            *([names_of(each.on_device) if each.on_device else "-"] if moved else []),
         ]
         for place, each in enumerate(found, start=1)
     ]

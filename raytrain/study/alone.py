@@ -7,18 +7,25 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import pyarrow as pa
 
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline
 from raytrain.data.producer import Producer, StreamWork, prepare_process
+from raytrain.data.samples.block import to_table
+from raytrain.data.samples.fields import Schema
+from raytrain.data.stages.settling import DevicePart
 from raytrain.device.meter import RankMeter, StageMeter
 from raytrain.errors import DataError, one_line
 from raytrain.record.schema import StageFigures
 
 PARTS = 5  # of a measurement: its spread
 CHILD_TIMEOUT_S = 120.0  # beside what a measurement takes
+MOST_TRIED = 8  # batches, for one with a sample
 
 
 @dataclass
@@ -61,10 +68,7 @@ def preprocess(opened: OpenPipeline, cores: list[int], seconds: float) -> Alone:
     Raises:
         DataError: a sample cannot be read, or a process ended before its time.
     """
-    context = multiprocessing.get_context("spawn")
-    groups = opened.train.groups
-    spec = StreamSpec(opened.train.num_samples, 0, opened.pipeline.batch_size, 0, epochs=1, groups=groups)
-    work = StreamWork(StreamPlan(spec, Position(), 1, 0), opened.pickled_splits())
+    context, work = multiprocessing.get_context("spawn"), _work(opened)
     answers, together = context.Queue(), context.Barrier(len(cores))
     children = [
         context.Process(target=_prepare, args=(work, core, number, len(cores), seconds, together, answers), daemon=True)
@@ -72,9 +76,27 @@ def preprocess(opened: OpenPipeline, cores: list[int], seconds: float) -> Alone:
     ]
     for child in children:
         child.start()
-    found, until = Alone(), time.monotonic() + seconds + CHILD_TIMEOUT_S
+    found = Alone()
+    for answer in _answers(children, answers, len(cores), seconds):
+        found.add(answer)
+    return found
+
+
+def _work(opened: OpenPipeline) -> StreamWork:
+    """Of one epoch for one rank."""
+    groups = opened.train.groups
+    spec = StreamSpec(opened.train.num_samples, 0, opened.pipeline.batch_size, 0, epochs=1, groups=groups)
+    return StreamWork(StreamPlan(spec, Position(), 1, 0), opened.pickled_splits())
+
+
+def _answers(children: list[Any], answers: Any, count: int, seconds: float) -> Iterator[Any]:
+    """
+    Raises:
+        DataError: which one of them was, or a process ended before its time.
+    """
+    until = time.monotonic() + seconds + CHILD_TIMEOUT_S
     try:
-        while len(found.wall_s) < PARTS * len(cores):
+        while count:
             try:
                 answer = answers.get(timeout=1.0)
             except queue.Empty:
@@ -85,12 +107,12 @@ def preprocess(opened: OpenPipeline, cores: list[int], seconds: float) -> Alone:
                 continue
             if isinstance(answer, Exception):
                 raise answer
-            found.add(answer)
+            yield answer
+            count -= 1
     finally:
         for child in children:
             child.join(1.0)
             child.kill()
-    return found
 
 
 def _prepare(
@@ -122,7 +144,58 @@ def _prepare(
     except threading.BrokenBarrierError:  # another process has said why
         pass
     except Exception as error:  # noqa: BLE001 - raised again by who waits
-        answers.put(
-            error if isinstance(error, DataError) else DataError(f"preprocessing failed: {one_line(error, 300)}")
-        )
+        answers.put(_told(error))
         together.abort()
+
+
+def _told(error: Exception) -> DataError:
+    return error if isinstance(error, DataError) else DataError(f"preprocessing failed: {one_line(error, 300)}")
+
+
+@dataclass(frozen=True)
+class AtCuts:
+    """A batch as a worker makes it with more and fewer of the stages.
+
+    Attributes:
+        wire_bytes: of a sample, by cut.
+        block: at the first cut, as it is sent.
+        part: the stages that may run on the device.
+        schema, fields, normalize: what becomes of the batch behind them.
+    """
+
+    wire_bytes: dict[int, float]
+    block: pa.Table
+    part: DevicePart
+    schema: Schema
+    fields: Mapping[str, Any]
+    normalize: Any
+
+
+def at_cuts(opened: OpenPipeline) -> AtCuts:
+    """Prepare one training batch with every cut, in a process.
+
+    Raises:
+        DataError: a sample cannot be read, none of the first MOST_TRIED batches has one, or the process ended.
+    """
+    context, cuts = multiprocessing.get_context("spawn"), opened.on_device["train"].cuts
+    answers = context.Queue()
+    child = context.Process(target=_prepare_at, args=(_work(opened), cuts, answers), daemon=True)
+    child.start()
+    [(wire_bytes, block)] = _answers([child], answers, 1, 0.0)
+    pipeline, part = opened.pipeline, opened.on_device["train"]
+    return AtCuts(wire_bytes, block, part, opened.schema, pipeline.fields, pipeline.normalize)
+
+
+def _prepare_at(work: StreamWork, cuts: Sequence[int], answers: Any) -> None:
+    """In a process of its own."""
+    try:
+        prepare_process()
+        producer, total = Producer(work), work.plan.segments[0].num_batches
+        for number in range(min(total, MOST_TRIED)):
+            made = {cut: producer.batch(0, number, cut) for cut in cuts}
+            if all(len(each.key) for each in made.values()):
+                wire_bytes = {cut: each.nbytes / len(each.key) for cut, each in made.items()}
+                return answers.put((wire_bytes, to_table([made[cuts[0]]])))
+        raise DataError(f"no sample of the first {min(total, MOST_TRIED)} batches could be prepared; mend the data")
+    except Exception as error:  # noqa: BLE001 - raised again by who waits
+        answers.put(_told(error))

@@ -1,8 +1,9 @@
 """What holds a job up: short runs of a job that differ in what they leave out.
 
     preprocessing alone, on one core and on all    plain processes, no Ray
-    accelerator alone                              a run whose batches come again and again from the device's own memory
-    everything                                     the run as it is
+    accelerator alone                              a run whose batches come again and again from the device's own
+                                                   memory, then through the stages that could run there as well
+    everything                                     the run as it is, those stages on CPUs
 
 What each can do says what the whole could do; what the whole does says what putting them together costs.
 """
@@ -13,14 +14,16 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from raytrain.cluster import hardware
 from raytrain.config.job import Job
 from raytrain.cost.instances import Catalog
+from raytrain.cost.placing import Costs, Places
 from raytrain.cost.profile import (
     MOST_EFFICIENT,
     Figure,
@@ -37,8 +40,9 @@ from raytrain.record.schema import RunRecord, StageFigures
 from raytrain.record.status import READ, Status
 from raytrain.run.checks import checked
 from raytrain.run.verdict import Verdict, busy_machine, who_waits, wide_spreads
-from raytrain.study.alone import Alone, preprocess
-from raytrain.study.timed_loop import WARM_UP_S, TimedLoop
+from raytrain.study.alone import PARTS, Alone, AtCuts, at_cuts, preprocess
+from raytrain.study.places import Seconds, Where, stage_costs, told_by_steps, where
+from raytrain.study.timed_loop import WARM_AGAIN_S, WARM_UP_S, TimedLoop
 
 SECONDS = 8.0  # of each measurement
 RESIDENT_BATCHES = 4
@@ -64,6 +68,9 @@ class Findings:
         stages: what each took of the workers, all CPUs at work.
         helps: by the name of a stage, what to do where it is dear.
         warnings: of what was measured.
+        slots: CPUs that prepare.
+        stages_alone: what each took of one worker, the other cores idle.
+        where: the stages had best run; None where none may run on the device that does not.
         device_stages: by name, seconds that a sample took in each on the device; a part of what the accelerators do.
         lost_share: what the whole lacks of what the ranks do alone.
         lost_for_cpus: of that, because the CPUs cannot prepare more: no more than the ranks were seen to wait.
@@ -82,6 +89,9 @@ class Findings:
     helps: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     device_stages: Mapping[str, float] = field(default_factory=dict)
+    slots: int = 0
+    stages_alone: tuple[StageFigures, ...] = ()
+    where: Where | None = None
 
     @property
     def lost_share(self) -> float:
@@ -101,9 +111,11 @@ class Findings:
         return min(each for each in (self.preprocessing, self.accelerator, self.together) if each is not None)
 
 
-def duration_s(seconds: float) -> float:
-    """About how long a diagnosis takes: four measurements, the last two of them runs that warm up first."""
-    return 2 * (PROCESSES_START_S + seconds) + 2 * (RUN_STARTS_S + WARM_UP_S + seconds)
+def duration_s(seconds: float, moving: bool = False) -> float:
+    """About how long a diagnosis takes: four measurements, the last two of them runs that warm up first; and where
+    stages may be `moving`, what they take on the device alone and beside the model."""
+    moved = PROCESSES_START_S + 2 * seconds / PARTS + WARM_AGAIN_S + seconds if moving else 0.0
+    return 2 * (PROCESSES_START_S + seconds) + 2 * (RUN_STARTS_S + WARM_UP_S + seconds) + moved
 
 
 def diagnose(
@@ -140,23 +152,81 @@ def diagnose(
             f"{opened.train.num_samples} samples"
         )
     cores = sorted(os.sched_getaffinity(0))[: hardware.usable_cpus()]
+    moving = len(opened.on_device["train"].cuts) > 1
     say(
-        f"this takes about {duration_s(seconds):.0f} s: {seconds:g} s each of preprocessing on one core and on all, of "
-        f"the ranks alone and of everything, and their starts"
+        f"this takes about {duration_s(seconds, moving):.0f} s: {seconds:g} s each of preprocessing on one core and on "
+        f"all, of the ranks alone and of everything, {'of stages on the device, ' if moving else ''}and their starts"
     )
     say("1/4 preprocessing alone, on one core")
     alone = preprocess(opened, cores[:1], seconds)
     say(f"2/4 preprocessing alone, on all {len(cores)} cores")
     all_cores = preprocess(opened, cores, seconds)
+    cut = at_cuts(opened) if moving else None
+    as_measured = on_cpus(pipeline, opened.on_device["train"].cuts[-1])
     with tempfile.TemporaryDirectory(prefix="raytrain-diagnose-") as folder:
-        say("3/4 the ranks alone: batches already on the device")
-        resident = _run(job, pipeline, opened, folder, nodes, address, TimedLoop(True, seconds))
-        say("4/4 everything")
-        whole = _run(job, pipeline, opened, folder, nodes, address, TimedLoop(False, seconds))
-    resident = with_device_stages(resident, whole)
+        say("3/4 the ranks alone: batches already on the device" + (", then through stages there" if moving else ""))
+        resident = _run(job, as_measured, opened, folder, nodes, address, TimedLoop(True, seconds, cut))
+        say("4/4 everything" + (", every stage that may be there on CPUs" if moving else ""))
+        whole = _run(job, as_measured, opened, folder, nodes, address, TimedLoop(False, seconds))
+    without, resident = resident.parts, with_device_stages(resident, whole)
     findings = _findings(alone, all_cores, resident, whole, len(cores))
     findings = replace(findings, helps={stage.name: stage.helps for stage in opened.splits["train"].stages})
-    return _profile(job, known, alone, all_cores, resident, whole, findings), findings
+    profile = _profile(job, known, alone, all_cores, resident, whole, findings)
+    if cut is None:
+        return profile, findings
+    return _with_places(profile, findings, opened, cut, resident, without, whole)
+
+
+def on_cpus(pipeline: Pipeline, cut: int) -> Pipeline:
+    """With so many of its stages on CPUs, whatever else a run might choose."""
+    stages = [replace(each, place="cpu") if place < cut else each for place, each in enumerate(pipeline.stages)]
+    return replace(pipeline, stages=tuple(stages))
+
+
+def _with_places(
+    profile: Profile,
+    findings: Findings,
+    opened: OpenPipeline,
+    cut: AtCuts,
+    resident: TimedRun,
+    without: Sequence[float],
+    whole: TimedRun,
+) -> tuple[Profile, Findings]:
+    """With what is known of stages that may run on the device.
+
+    Args:
+        without: seconds of a sample in a step without any stage.
+    """
+    part, taken, record = opened.on_device["train"], resident.moved, whole.record
+    assert taken is not None
+    names = [stage.name for stage in part.stages[: part.cuts[-1] - part.cuts[0]]]
+    dearer = told_by_steps(taken["alone"], without, taken["parts"])
+    seconds = {n: Seconds(taken["alone"][n], taken["beside"][n], taken["alone"][n] * dearer) for n in names}
+    first = dict(zip(names, part.cuts, strict=False))  # the cut before each
+    stages = stage_costs(
+        {stage.name: stage.cpu_s_per_sample for stage in findings.stages},
+        profile.cpu_s_per_sample[profile.cpu_kind].value,
+        next(iter(profile.accelerator_s_per_sample)),
+        seconds,
+        {name: cut.wire_bytes[first[name]] for name in names},
+    )
+    wall_s = {stage.name: stage.wall_s_per_sample for stage in findings.stages if stage.name in names}
+    rest_s = max(findings.slots / findings.preprocessing - sum(wall_s.values()), 0.0)
+    costs = Costs(
+        [rest_s, *(wall_s[name] for name in names)],
+        [None, *(seconds[name].expected for name in names)],
+        Figure.of(resident.parts).value,
+    )
+    found = where(
+        ["", *names],
+        costs,
+        Places(findings.slots, 0, record.world_size),
+        seconds,
+        dearer=dearer,
+        efficiency=min(profile.efficiency.value, 1.0),
+        shared_rate=None if findings.together is None else partial(shared_cores, record),
+    )
+    return profile.model_copy(update={"stages": stages}), replace(findings, where=found)
 
 
 @dataclass(frozen=True)
@@ -165,11 +235,13 @@ class TimedRun:
 
     Attributes:
         parts: seconds that a rank took for a sample.
+        moved: see TimedLoop.
     """
 
     record: RunRecord
     parts: list[float]
     memory_bytes: float | None
+    moved: dict[str, Any] | None = None
 
 
 def with_device_stages(resident: TimedRun, whole: TimedRun) -> TimedRun:
@@ -193,6 +265,8 @@ def _run(
     length = {"epochs": None, "steps": RESIDENT_BATCHES} if loop.resident else {"epochs": -(-MOST_STEPS // per_epoch)}
     tree = job.model_dump(mode="json")
     tree["training"] |= {"steps": None, **length, "max_failures": 0, "checkpoint": {}}
+    if tree["cluster"]["placement"] == "auto":
+        tree["cluster"]["placement"] = "anywhere"  # so that what is measured does not change meanwhile
     tree |= {"run_dir": folder, "name": "resident" if loop.resident else "everything"}
     measured: list[dict[str, Any] | None] = []
 
@@ -234,6 +308,8 @@ def _findings(alone: Alone, all_cores: Alone, resident: TimedRun, whole: TimedRu
         ranks_on_cpu=on_cpu,
         stages=tuple(stages),
         device_stages=whole.record.device_stage_s_per_sample,
+        slots=slots,
+        stages_alone=tuple(alone.stage_figures),
         warnings=(*wide_spreads(measured), *([busy] if busy else [])),
     )
 

@@ -101,6 +101,28 @@ def test_a_plan_for_a_program(call, profile_file):
     assert found["verdict"].startswith("CPU hosts pay: ")
 
 
+def test_a_plan_with_stages_on_the_device(call, tmp_path, job_tree):
+    """docs/costs.md, by hand: 0.97 / (1/1200 + 0.00004 s) at $1.408 an hour, where three vCPUs prepare 1667."""
+    from raytrain.cost.profile import Figure, StageCost
+
+    there = {"device_s_per_sample": {"A10G": Figure.once(0.00004)}, "wire_bytes_per_sample": Figure.once(150_528)}
+    blur = StageCost(name="gaussian_blur", cpu_share=0.9, **there)
+    profile(job=job_tree, stages=(blur,)).write(tmp_path / "p.json")
+    page = tmp_path / "plan.html"
+    code, out, err = call("plan", tmp_path / "p.json", "--region", "us-east-1", "--json", "--html", page)
+    assert code == 0, err
+    found = json.loads(out)
+    best = found["best"][0]
+    assert (best["shape"], best["on_device"]) == ("1 x ml.g5.xlarge", {"gaussian_blur": 1.0})
+    assert best["samples_per_s"] == pytest.approx(0.97 / (1 / 1200 + 0.00004))
+    assert best["usd_per_million_samples"] == pytest.approx(0.352, abs=5e-4)
+    taken = "takes gaussian_blur on the device of 1 x ml.g5.xlarge: +0 hosts, -5% device time, $0.352 against $0.556"
+    assert taken in found["verdict"]
+    assert found["ways"]["on the device"] == best and not found["ways"]["all on CPUs, no CPU hosts"]["on_device"]
+    text = page.read_text()
+    assert "Where stages may run" in text and "all on CPUs, a larger sibling" in text and ">gaussian_blur<" in text
+
+
 def test_a_plan_that_cpu_hosts_are_no_part_of(call, tmp_path, job_tree):
     from raytrain.cost.profile import Figure
 

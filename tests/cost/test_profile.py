@@ -50,6 +50,29 @@ def test_a_profile_that_cannot_be_written_is_one_line(tmp_path):
             "an efficiency of 30 is absurd: the whole cannot be faster",
         ),
         ("surprise", 1, "surprise: Extra inputs are not permitted"),
+        ("stages", [{"name": "blur", "cpu_share": 1.1}], "stages.0.cpu_share: Input should be less than or equal to 1"),
+        (
+            "stages",
+            [{"name": "read", "cpu_share": 0.5}, {"name": "blur", "cpu_share": 0.6}],
+            "the stages' shares of the CPU time are 110% in all, which is more than there is",
+        ),
+        (
+            "stages",
+            [{"name": "blur", "cpu_share": 0.5, "wire_bytes_per_sample": {"value": 1, "low": 1, "high": 1}}],
+            "stage `blur` has one of device_s_per_sample and wire_bytes_per_sample: it must have both, or none",
+        ),
+        (
+            "stages",
+            [
+                {
+                    "name": "blur",
+                    "cpu_share": 0.5,
+                    "device_s_per_sample": {"A10G": {"value": 0, "low": 0, "high": 0}},
+                    "wire_bytes_per_sample": {"value": 1, "low": 1, "high": 1},
+                }
+            ],
+            "device_s_per_sample of `blur` on A10G is 0: nothing takes no time",
+        ),
     ],
 )
 def test_absurd_measurements_are_one_line(key, value, message):

@@ -12,6 +12,7 @@ from raytrain.cost.instances import catalog
 from raytrain.cost.profile import (
     Figure,
     Profile,
+    StageCost,
     epochs_of,
     hardware_of,
     parse_profile,
@@ -19,6 +20,7 @@ from raytrain.cost.profile import (
     shared_cores,
 )
 from raytrain.errors import ConfigError
+from raytrain.record.schema import PlacedStage, Placement
 
 SINGLE = {"ml.g5.xlarge": ("gpu", 1, 1)}
 BOTH = {"ml.g5.xlarge": ("gpu", 1, 1), "ml.c5.4xlarge": ("cpu", 1, 0)}
@@ -131,6 +133,7 @@ def test_every_figure_of_a_run(record, known):
         cpu_s_per_sample={"g5": Figure.once(0.005)},
         read_wait_s_per_sample=Figure.once(0.001),
         accelerator_s_per_sample={"A10G": Figure.once(13 / 640)},
+        stages=(StageCost(name="decode", cpu_share=1.0), StageCost(name="read", cpu_share=0.0)),
         wire_bytes_per_sample=Figure.once(2000 / 1000),
         read_bytes_per_sample=Figure.once(1000 / 1000),
         startup_s=Figure.once(120.0),
@@ -155,6 +158,55 @@ def test_every_figure_of_a_run(record, known):
     steps = run.model_copy(deep=True)
     steps.job["training"] |= {"epochs": None, "steps": 40}
     assert profile_of_record(steps, known).epochs == 40 * 32 / 640
+
+
+def test_stages_of_a_record_stay_where_they_ran(record, known):
+    """What a stage on the device would take of a CPU is in no record."""
+    run = run_on(record, "r", SINGLE)
+    run = changed(run, ranks=[changed(run.ranks[0], device_stage_s={"gaussian_blur": 1.28})])
+    found = profile_of_record(run, known)
+    assert [stage.name for stage in found.stages] == ["decode", "read"]
+    assert not found.may_move and all(stage.device_s_per_sample is None for stage in found.stages)
+
+
+def test_stages_that_ran_on_both_have_places(record, known):
+    """640 samples, of which some had `decode` on the device, for 1.28 s of the ranks' 10: 8.72 s of steps."""
+    run = run_on(record, "r", SINGLE)
+    rank = changed(run.ranks[0], compute_s=10.0, transfer_s=0.0, device_stage_s={"decode": 1.28, "mine": 0.5})
+    decided = Placement(
+        at_s=4.0, on_device=[], sometimes_on_device=["decode"], share=0.5, cpu_cores=0, host_cores=3, step_s=0.014,
+        stages=[PlacedStage(name="decode", cpu_s=0.007, device_s=0.002)], interference=0.1, samples_per_s=80.0,
+        samples_per_s_before=50.0, text="",
+    )  # fmt: skip
+    run = changed(run, ranks=[rank], placements=[decided])
+    found = profile_of_record(run, known)
+    assert found.accelerator_s_per_sample["A10G"].value == pytest.approx(8.72 / 640), "`mine` runs nowhere else"
+    decode = found.stages[-1]
+    assert (decode.name, decode.cpu_share) == ("decode", 1.0)
+    assert decode.device_s_per_sample == {"A10G": Figure.once(0.002)}
+    assert decode.wire_bytes_per_sample == found.wire_bytes_per_sample
+    assert found.efficiency.value == pytest.approx(64 / 80), "of what was expected of that placement"
+    stayed = changed(decided, sometimes_on_device=[], share=0.0)
+    plain = profile_of_record(changed(run, placements=[stayed]), known)
+    assert plain.may_move and plain.efficiency.value != pytest.approx(64 / 80)
+
+
+def moving(**device_s):
+    once = {gpu: Figure.once(seconds) for gpu, seconds in device_s.items()}
+    return StageCost(name="blur", cpu_share=0.5, device_s_per_sample=once, wire_bytes_per_sample=Figure.once(1.0))
+
+
+def test_a_stage_takes_as_much_longer_on_another_gpu_as_a_step_does():
+    steps = {"CPU": Figure.once(0.5), "A10G": Figure.once(0.002), "L4": Figure.once(0.003)}
+    own = profile(accelerator_s_per_sample=steps, stages=(moving(CPU=0.1, A10G=0.0004),))
+    [blur] = own.stages
+    assert own.may_move and own.measured_like(blur) == "A10G"
+    assert own.device_s(blur, "A10G") == 0.0004
+    assert own.device_s(blur, "L4") == pytest.approx(0.0006)
+    assert own.device_s(blur, "H100") is None, "nobody has measured a step there"
+    for device_s in ({"CPU": 0.1}, {"H100": 0.1}):
+        assert own.device_s(moving(**device_s), "L4") is None, "a CPU says nothing of a GPU, nor one without a step"
+    assert own.device_s(StageCost(name="read", cpu_share=0.5), "A10G") is None
 
 
 def test_start_up_is_until_the_first_step_or_all_of_it(record, known):

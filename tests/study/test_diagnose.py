@@ -86,6 +86,26 @@ def test_the_profile_has_every_figure_with_its_spread(diagnosed):
     assert Job.from_dict(profile.job).name == "digits"
 
 
+def test_each_stage_is_measured_on_cpus_and_on_the_device(diagnosed):
+    """Before the blur a sample is 96 x 96 x 3 floats and what it draws; a rank on a CPU is told so."""
+    said, profile, _ = diagnosed
+    read, blur, resized = profile.stages
+    assert [stage.name for stage in profile.stages] == ["read", "gaussian_blur", "resize"]
+    assert read.device_s_per_sample is None and read.wire_bytes_per_sample is None
+    assert 0.3 < blur.cpu_share < 1 and sum(stage.cpu_share for stage in profile.stages) <= 1 + 1e-6
+    image = 96 * 96 * 3 * 4 + 8
+    assert resized.wire_bytes_per_sample.value == image
+    assert image < blur.wire_bytes_per_sample.value < image + 200
+    where, alone = said["where"], {stage["name"]: stage for stage in said["stages_alone"]}
+    assert set(where["seconds"]) == {"gaussian_blur", "resize"} and set(alone) == {"read", "gaussian_blur", "resize"}
+    for stage in (blur, resized):
+        there = where["seconds"][stage.name]
+        assert min(there.values()) > 0 and there["expected"] == pytest.approx(there["alone"] * where["dearer"])
+        assert stage.device_s_per_sample["CPU"].value == pytest.approx(there["expected"])
+    assert where["shared"] and where["expected"] >= where["on_cpus"] > 0
+    assert where["on_device"] or where["expected"] == where["on_cpus"]
+
+
 def test_nothing_is_left_behind(diagnosed):
     _, _, folder = diagnosed
     assert sorted(p.name for p in (folder / "runs").rglob("*")) == ["digits.profile.json"]
@@ -197,7 +217,7 @@ def findings(wait_share, device, gap_s=None, **changes):
 
 
 def test_a_diagnosis_says_who_waits_what_is_lost_and_what_helps():
-    waits, lost, helps = diagnosis_lines(findings(0.6, "cuda:0"))
+    waits, lost, _, helps = diagnosis_lines(findings(0.6, "cuda:0"))
     assert waits.startswith("bottleneck: input: the ranks wait for data 60% of the time; stage 'decode' takes longest")
     assert lost == (
         "the whole does 63.0% less than the accelerators do alone: 50.0% because the CPUs cannot prepare more, 13.0% "
@@ -208,7 +228,7 @@ def test_a_diagnosis_says_who_waits_what_is_lost_and_what_helps():
 
 
 def test_a_diagnosis_says_what_helps_against_gaps_between_kernels():
-    waits, _, helps = diagnosis_lines(findings(0.03, "cuda:0", gap_s=2.0))
+    waits, _, _, helps = diagnosis_lines(findings(0.03, "cuda:0", gap_s=2.0))
     assert waits.startswith(
         "bottleneck: compute: the ranks wait for data 3% of the time; the GPU idles between kernels"
     )
@@ -227,7 +247,7 @@ def test_what_the_ranks_do_alone_has_their_stages_on_the_device(record):
 
 def test_ranks_that_train_on_the_cpu_are_no_accelerators():
     """The run of which one command said that the ranks hardly wait, and the other that accelerators stand idle."""
-    waits, lost, helps = diagnosis_lines(findings(0.03, "cpu"))
+    waits, lost, _, helps = diagnosis_lines(findings(0.03, "cpu"))
     assert waits.startswith("bottleneck: compute: the ranks wait for data 3% of the time")
     assert lost == (
         "the whole does 63.0% less than the ranks, which train on the CPU, do alone: 3.0% because the CPUs cannot "
@@ -250,14 +270,17 @@ def test_a_diagnosis_is_shown_with_the_stages_shares():
         text = console.file.getvalue()
         assert ranks in text and "bottleneck: input" in text
         assert ("accelerator" in text) == (device == "cuda:0"), "there is no accelerator where there is none"
+        assert "stages stay where they are: none that runs on CPUs can be moved to the device" in " ".join(text.split())
         cells = [line.replace("│", " ").split() for line in text.splitlines()]
         assert ["decode", "3.000", "75.0%", "3.000"] in cells and ["gaussian_blur", "2.000"] in cells
         assert "waiting for storage, a sample 0.500 ms 0.500 ms 0.500 ms" in [" ".join(row) for row in cells]
 
 
 def test_how_long_it_takes_is_known_before():
-    """Twice 3 s to start processes, twice 15 s to start a run and 3 s until it is warm, and four measurements."""
+    """Twice 3 s to start processes, twice 15 s to start a run and 3 s until it is warm, and four measurements; where
+    stages may move another process, 1 s until that is warm, two fifths of a measurement alone and one beside."""
     assert duration_s(8.0) == 2 * 3 + 2 * (15 + 3) + 4 * 8
+    assert duration_s(8.0, moving=True) == pytest.approx(duration_s(8.0) + 3 + 1 + 1.4 * 8)
 
 
 @pytest.mark.parametrize("missing", ["data", "model"])
@@ -303,7 +326,7 @@ def test_a_loop_ends_once_it_has_been_timed(monkeypatch, world_size):
             seen += 1
             now[0] += 0.25
     assert seen >= (timed_loop.WARM_UP_S + 5.0) / 0.25
-    assert ctx.measured == {"parts": [pytest.approx(0.25 / 8)] * PARTS, "memory_bytes": None}
+    assert ctx.measured == {"parts": [pytest.approx(0.25 / 8)] * PARTS, "memory_bytes": None, "moved": None}
 
 
 def test_a_run_that_ends_too_soon_is_said(monkeypatch, job_tree, record):

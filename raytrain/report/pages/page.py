@@ -16,6 +16,7 @@ from raytrain.report.costs import comparison_rows, price_lines, profile_rows
 from raytrain.report.fitting import number
 from raytrain.report.pages.charts import cost_chart, epoch_charts, plan_charts, stage_bars, time_charts
 from raytrain.report.pages.drawing import BarDrawing, Drawing, draw, draw_bars
+from raytrain.report.places import WAYS, names_of, way_rows
 from raytrain.report.plans import answer, plan_lines, time_unit
 from raytrain.report.results import PageTable, epochs, left_out, results
 from raytrain.run.verdict import against_gaps
@@ -93,11 +94,12 @@ def write_plan(plan: Plan, known: Catalog, path: Path) -> None:
         [what, *(f"{value:.6g}" for value in (figure.value, figure.low, figure.high)), _UNITS[unit]]
         for what, figure, unit in profile_rows(profile)
     ]
-    best, front = plan.best(10), plan.front()[:20]
+    best, front, rows = plan.best(10), plan.front()[:20], way_rows(plan)
     estimates = ", estimates" if profile.estimated else ""
     sections = [
         Section(f"The best {len(best)} of {len(plan):,} shapes{estimates}", _predictions(best)),
         Section(f"Nothing is both faster and cheaper than these{estimates}", _predictions(front)),
+        *([Section("Where stages may run", PageTable([c.name for c in WAYS], rows, text=(1,)))] if rows else []),
         Section("Time and money", None, [draw(chart) for chart in plan_charts(plan)], wide=True),
         Section(
             "What it is predicted from",
@@ -192,6 +194,7 @@ def _hosts(records: list[RunRecord], names: list[str]) -> PageTable:
 
 def _predictions(found: list[Prediction]) -> PageTable:
     unit, an_hour = time_unit(found)
+    moved = any(each.on_device for each in found)
     rows = [
         [
             str(each.shape),
@@ -201,11 +204,12 @@ def _predictions(found: list[Prediction]) -> PageTable:
             f"${number(each.usd_per_million_samples)}",
             number(each.hours * an_hour, least=0),
             f"${number(each.usd)}",
+            *([names_of(each.on_device) if each.on_device else "-"] if moved else []),
         ]
         for each in found
     ]
     head = ["shape", "samples/s", "limited by", "an hour", "a million samples", unit, "in all"]
-    return PageTable(head, rows, text=(2,))
+    return PageTable([*head, "on the device"] if moved else head, rows, text=(2, 7) if moved else (2,))
 
 
 def _facts(records: list[RunRecord], names: list[str]) -> list[str]:
