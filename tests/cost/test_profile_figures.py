@@ -20,7 +20,7 @@ from raytrain.cost.profile import (
     shared_cores,
 )
 from raytrain.errors import ConfigError
-from raytrain.record.schema import PlacedStage, Placement
+from raytrain.record.placements import PlacedStage, Placement
 
 SINGLE = {"ml.g5.xlarge": ("gpu", 1, 1)}
 BOTH = {"ml.g5.xlarge": ("gpu", 1, 1), "ml.c5.4xlarge": ("cpu", 1, 0)}
