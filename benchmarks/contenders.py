@@ -262,7 +262,7 @@ def raytrain(workload: Workload, options: dict[str, Any]) -> dict[str, float]:
     prepare_environment()
     import ray
 
-    cluster = local.start((), 0)
+    cluster = local.start(())
     try:
         feeds = [start_feed(workload, 1, 4 * workload.batch_size), start_feed(workload, workload.epochs)]
         for _ in batches(feeds[0], workload.as_bytes):

@@ -110,7 +110,7 @@ def main() -> None:
     for name in names:
         of, told = CONSTELLATIONS[name], []
         nodes = "gpu=1x2x1" + (f",cpu={of.hosts}x1" if of.hosts else "")
-        cluster = local.start(parse_nodes(nodes), 0)
+        cluster = local.start(parse_nodes(nodes))
         try:
             rows = interleave(variants_of(of, seconds, looked_s, told), 1 if arguments.smoke else arguments.rounds)
         finally:

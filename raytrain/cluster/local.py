@@ -15,7 +15,7 @@ from raytrain.cluster.environment import native_log_of_crashes, prepare_emulated
 from raytrain.cluster.finding import no_native_log
 from raytrain.cluster.logs import forward_worker_output
 from raytrain.cluster.topology import EMULATED_GPU, EMULATED_LABEL, GROUP_LABEL, INSTANCE_TYPE_LABEL, Topology, from_ray
-from raytrain.config.cluster import Group, reserved_cpus
+from raytrain.config.cluster import Group
 from raytrain.errors import ClusterError, one_line
 from raytrain.ray_internals.devices import usable_gpus
 from raytrain.ray_internals.logs import leave_output_to_ray
@@ -96,7 +96,7 @@ def _connect(address: str) -> None:
         ray.init(address=address, logging_level="warning", log_to_driver=True)
 
 
-def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> RunningCluster:
+def start(groups: Sequence[Group]) -> RunningCluster:
     """Start the nodes of `groups` on this machine, or this machine as one node when there are none.
 
     The first group that declares GPUs (else the first) is the training group and holds the head.
@@ -109,11 +109,11 @@ def start(groups: Sequence[Group], wanted_reserve: int | None = None) -> Running
     prepare_emulated_cluster()
     logging.getLogger("ray").setLevel(logging.WARNING)
     groups = _head_first(groups)
-    plan = [(group, group.gpus > 0 or group is groups[0]) for group in groups for _ in range(group.hosts)]
+    plan = [group for group in groups for _ in range(group.hosts)]
     nodes = LocalNodes(public_ray())
     try:
-        for group, trains in plan or [(None, True)]:
-            nodes.add(**_node(group, trains, wanted_reserve, max(len(plan), 1)))
+        for group in plan or [None]:
+            nodes.add(**_node(group, max(len(plan), 1)))
         guarded = guardian.start(nodes.pids())
         _connect(nodes.address)
         if len(plan) > 1:
@@ -131,7 +131,7 @@ def _head_first(groups: Sequence[Group]) -> tuple[Group, ...]:
     return tuple(sorted(groups, key=lambda group: group.gpus == 0))
 
 
-def _node(group: Group | None, trains: bool, wanted_reserve: int | None, num_nodes: int) -> dict[str, Any]:
+def _node(group: Group | None, num_nodes: int) -> dict[str, Any]:
     """Arguments of one Ray node. Without a group: all of this machine, its GPUs included."""
     store = int(hardware.memory_bytes() * OBJECT_STORE_SHARE / num_nodes)
     shared = psutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else store
@@ -145,5 +145,4 @@ def _node(group: Group | None, trains: bool, wanted_reserve: int | None, num_nod
         if group.instance_type:
             labels[INSTANCE_TYPE_LABEL] = group.instance_type
         arguments |= {"num_gpus": 0, "resources": {EMULATED_GPU: gpus} if gpus else {}, "labels": labels}
-    reserve = reserved_cpus(cpus, gpus, wanted_reserve) if trains else 0
-    return {**arguments, "num_cpus": cpus - reserve}
+    return {**arguments, "num_cpus": cpus}

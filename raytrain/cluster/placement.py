@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from raytrain.cluster.topology import GROUP_LABEL, Topology
-from raytrain.config.cluster import Placement, reserved_cpus
+from raytrain.config.cluster import Group, Placement, reserved_cpus
 from raytrain.errors import ClusterError
 
 RANK_MEMORY_BYTES = 1 << 20  # a training rank without a GPU must ask for something, and must not ask for a CPU
@@ -29,8 +30,8 @@ def place_stages(topology: Topology, placement: Placement, reserved: int | None 
     """Turn a placement into label selectors.
 
     Args:
-        reserved: CPUs of a training host to leave alone by running fewer tasks at a time, on clusters whose nodes
-            were not started with fewer (None for the default, as `reserved_cpus` has it).
+        reserved: CPUs of a training host to leave alone by running fewer tasks at a time; None for the default, as
+            `reserved_cpus` has it.
 
     Raises:
         ClusterError: `cpu-groups-only` on a cluster without CPU groups.
@@ -43,8 +44,10 @@ def place_stages(topology: Topology, placement: Placement, reserved: int | None 
     )
     everywhere = max(topology.cpu_slots() - spared, 1)
     cap = {"concurrency": everywhere} if spared else {}
-    if placement in ("auto", "anywhere") or (placement == "cpu-groups-first" and not groups):
+    if not topology.cpu_slots(groups) and placement != "cpu-groups-only":
         return PlacedStages(cap, everywhere)
+    if placement in ("auto", "anywhere") and not spared:  # else the CPUs to be spared are those of a training host
+        return PlacedStages({}, everywhere)
     if topology.cpu_slots(groups) < 1:
         raise ClusterError(
             "cluster.placement is cpu-groups-only, but every host belongs to the training group; "
@@ -57,17 +60,29 @@ def place_stages(topology: Topology, placement: Placement, reserved: int | None 
     return PlacedStages({"label_selector": selector, "fallback_strategy": [rest], **cap}, everywhere, groups)
 
 
-def placements(topology: Topology, reserved: int | None = 0) -> dict[int, PlacedStages]:
-    """By how many of the training hosts' CPUs prepare, from the fewest that there can be; `reserved` as above."""
+def placements(topology: Topology, reserved: int | None = None) -> dict[int, PlacedStages]:
+    """By how many of the training hosts' CPUs prepare, from the fewest that there can be to all, or to all but those
+    that are `reserved` of each host."""
     others = topology.cpu_slots(topology.cpu_groups)
-    everywhere = place_stages(topology, "anywhere", reserved)
+    everywhere = place_stages(topology, "anywhere", reserved or 0)
+    some = place_stages(topology, "cpu-groups-first") if others else everywhere
     most = everywhere.slots - others
     found = {0: place_stages(topology, "cpu-groups-only")} if others else {}
-    some = place_stages(topology, "cpu-groups-first", reserved) if others else everywhere
-    for cpus in range(1, most):
+    for cpus in range(1, most + 1):
         slots = others + cpus
         found[cpus] = replace(some, task_args={**some.task_args, "concurrency": slots}, slots=slots)
-    return {**found, most: everywhere} if most else found
+    return found
+
+
+def check_reserve(groups: Sequence[Group], reserved: int | None) -> None:
+    """Of nodes that are yet to be started.
+
+    Raises:
+        ConfigError: a training host would have no CPU left for the stages.
+    """
+    training = [group for group in groups if group.gpus] or groups[:1]
+    for group in training:
+        reserved_cpus(group.cpus or 1, group.gpus or 0, reserved)
 
 
 def check_free_gpus(topology: Topology, free: float) -> None:

@@ -19,7 +19,7 @@ from raytrain.cluster.environment import (
     ray_address,
 )
 from raytrain.cluster.finding import find
-from raytrain.cluster.placement import rank_resources, rank_selector
+from raytrain.cluster.placement import check_reserve, rank_resources, rank_selector
 from raytrain.config.cluster import Group, parse_nodes
 from raytrain.config.job import Job
 from raytrain.config.own_code import own_code
@@ -86,6 +86,7 @@ def run(
     if nodes and address:
         raise ConfigError("--nodes starts a cluster and --address attaches to one; give one of them")
     groups = parse_nodes(nodes) if nodes else ()
+    check_reserve(groups, job.cluster.reserved_cpus)
     options = RunOptions.of(job, job_folders(), resume, resume_word, **times)
     if may_be_deleted(options.folder.path):
         watch(DELETED_BY_RAY.format(path=options.folder.path))
@@ -141,7 +142,7 @@ def _connect(groups: tuple[Group, ...], address: str | None, job: Job) -> local.
     # a process that ends waits for it: one that is torn down while torch is being imported crashes
     threading.Thread(target=import_ahead).start()
     with sigterm_left_alone(public_ray()):
-        return local.attach(address) if address else local.start(groups, job.cluster.reserved_cpus)
+        return local.attach(address) if address else local.start(groups)
 
 
 def _carry_out(plan: RunPlan, course: Course, watch: Watch, heard: Signals) -> RaytrainError | None:

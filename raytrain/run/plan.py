@@ -174,11 +174,12 @@ class RunPlan:
         """
         connected_at, job, topology = time.time(), options.job, cluster.topology
         check_placed(job, pipeline.batch_size, data.spec.num_train, topology, cluster.attached)
-        reserved = job.cluster.reserved_cpus if cluster.attached else 0
+        reserved = job.cluster.reserved_cpus
         placed = place_stages(topology, job.cluster.placement, reserved)
         choice = None
         if job.cluster.placement == "auto" and topology.num_gpus:
-            choice = _choice(topology, placements(topology, reserved), data.opened.on_device)
+            first = placed.slots - topology.cpu_slots(topology.cpu_groups)
+            choice = _choice(topology, placements(topology, reserved), first, data.opened.on_device)
         return cls(options, pipeline, loop, data, cluster, placed, connected_at, choice)
 
     @property
@@ -201,8 +202,14 @@ class RunPlan:
         )
 
 
-def _choice(topology: Topology, placed: dict[int, PlacedStages], on_device: dict[Split, DevicePart]) -> Choice | None:
-    """None where there is one way only."""
+def _choice(
+    topology: Topology, placed: dict[int, PlacedStages], first: int, on_device: dict[Split, DevicePart]
+) -> Choice | None:
+    """None where there is one way only.
+
+    Args:
+        first: of the training hosts' CPUs, that prepare at first.
+    """
     train = on_device["train"]
     validation = on_device.get("validation", DevicePart())
     if len(train.cuts) == 1 and len(placed) == 1:
@@ -213,6 +220,7 @@ def _choice(topology: Topology, placed: dict[int, PlacedStages], on_device: dict
         {cut: validation.alike({stage.name for stage in train.at(cut)}) for cut in train.cuts},
         Places(placed[most].slots - most, most, topology.world_size),
         placed,
+        first,
         frozenset(host.node_id for host in topology.hosts if host.group == topology.training_group),
     )
 

@@ -84,10 +84,10 @@ def test_a_local_node_is_no_larger_than_its_container(monkeypatch, tree, large_m
     usable = hardware.usable_cpus(own, mounted), hardware.memory_bytes(own, mounted)
     monkeypatch.setattr(hardware, "usable_cpus", lambda: usable[0])
     monkeypatch.setattr(hardware, "memory_bytes", lambda: usable[1])
-    node = local._node(None, True, None, 1)
+    node = local._node(None, 1)
     assert (node["num_cpus"], node["num_gpus"]) == (4, usable_gpus(public=False))
     assert node["object_store_memory"] == int(8 * GIB * 0.3)
-    one_of_two = local._node(Group(name="cpu", hosts=2, cpus=32), False, None, 2)
+    one_of_two = local._node(Group(name="cpu", hosts=2, cpus=32), 2)
     assert one_of_two["num_cpus"] == 32, "as the user said"
     assert one_of_two["object_store_memory"] == int(8 * GIB * 0.3 / 2)
 

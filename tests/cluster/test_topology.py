@@ -108,10 +108,11 @@ def test_stages_run_where_the_placement_says():
 
 def test_a_cluster_that_others_started_keeps_cpus_for_its_ranks_too():
     topology = from_ray(HETEROGENEOUS)
-    assert (place_stages(topology, "anywhere", None).task_args, place_stages(topology, "anywhere", None).slots) == (
-        {"concurrency": 18},
-        18,
-    )
+    first = place_stages(topology, "cpu-groups-first").task_args
+    spared = place_stages(topology, "anywhere", None)
+    assert (spared.task_args, spared.slots) == ({**first, "concurrency": 18}, 18), "they are a training host's"
+    alone = place_stages(from_ray([node(1, "gpu", 4, 1, head=True)]), "anywhere", None)
+    assert (alone.task_args, alone.slots) == ({"concurrency": 3}, 3)
     assert place_stages(topology, "cpu-groups-first", 2).task_args["concurrency"] == 17
     assert "concurrency" not in place_stages(topology, "cpu-groups-only", 2).task_args
 
@@ -120,15 +121,12 @@ def test_as_many_of_a_training_hosts_cpus_as_measurement_says():
     topology = from_ray(HETEROGENEOUS)  # 3 CPUs of a training host, 16 of CPU hosts
     found = placements(topology)
     assert {cpus: each.slots for cpus, each in found.items()} == {0: 16, 1: 17, 2: 18, 3: 19}
-    assert found[0] == place_stages(topology, "cpu-groups-only") and found[3] == place_stages(topology, "anywhere")
+    assert found[0] == place_stages(topology, "cpu-groups-only")
     first = place_stages(topology, "cpu-groups-first").task_args
     assert (found[2].task_args, found[2].groups) == ({**first, "concurrency": 18}, ("cpu",))
     assert {cpus: each.slots for cpus, each in placements(topology, 2).items()} == {0: 16, 1: 17}, "two are reserved"
     alone = placements(from_ray([node(1, "gpu", 4, 1, head=True)]))
-    assert {cpus: each.task_args for cpus, each in alone.items()} == {
-        **{cpus: {"concurrency": cpus} for cpus in (1, 2, 3)},
-        4: {},
-    }
+    assert {cpus: each.task_args for cpus, each in alone.items()} == {n: {"concurrency": n} for n in (1, 2, 3, 4)}
     with_coordinator = from_ray([node(1, "gpu", 0.0, 1, head=True), node(2, "cpu", 4)])
     assert list(placements(with_coordinator)) == [0], "the training host has none to give"
 

@@ -178,7 +178,7 @@ def test_there_is_room_while_one_rank_has_fewer_than_it_shall():
 def choosing(num_train: int = 4000) -> Stream:
     """Two CPUs of a training host and two of others; of two stages the second may run on the device."""
     placed = {cores: PlacedStages({"host": cores}, 2 + cores) for cores in range(3)}
-    choice = Choice(("decode", "blur"), {1: 1, 2: 1}, Places(2, 2, 1), placed)
+    choice = Choice(("decode", "blur"), {1: 1, 2: 1}, Places(2, 2, 1), placed, 2)
     return still(num_train=num_train, choice=choice)
 
 

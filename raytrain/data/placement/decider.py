@@ -29,6 +29,7 @@ class Choice:
         cuts: how many of them may run there, ascending, and for each how many of the validation's then do.
         places: the cores and devices.
         placed: by how many of the training hosts' cores prepare, what Ray is told.
+        host_cores: that prepare at first.
         hosts: Ray node ids of the training hosts.
     """
 
@@ -36,13 +37,14 @@ class Choice:
     cuts: Mapping[int, int]
     places: Places
     placed: Mapping[int, PlacedStages]
+    host_cores: int
     hosts: frozenset[str] = frozenset()
 
     @property
     def first(self) -> Placing:
-        """Before anything is known: all stages on all CPUs."""
+        """Before anything is known: all stages on CPUs."""
         most = max(self.cuts)
-        return Placing(most, most, 0.0, self.places.host_cores, 0.0)
+        return Placing(most, most, 0.0, self.host_cores, 0.0)
 
 
 class Decider:

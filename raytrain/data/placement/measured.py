@@ -23,8 +23,8 @@ class Measured:
         hosts: Ray node ids of the training hosts.
 
     Attributes:
-        step_s: of a rank, for a sample, the stages that always run on the device included; by whether its host's cores
-            prepare.
+        step_s: of a rank, for a sample, the stages that always run on the device included; by the share of its host's
+            cores that prepare.
     """
 
     stages: Sequence[str]
@@ -32,8 +32,7 @@ class Measured:
     hosts: frozenset[str] = frozenset()
     cpu_s: dict[str, float] = field(default_factory=dict)
     device_s: dict[str, float] = field(default_factory=dict)
-    step_s: dict[bool, float] = field(default_factory=dict)
-    busy: float = 1.0
+    step_s: dict[float, float] = field(default_factory=dict)
     overhead_s: float = 0.0
     host_speed: float | None = None
     _before: dict[int, Spent] = field(default_factory=dict)
@@ -53,16 +52,21 @@ class Measured:
         movable = self.stages[self.first :]
         if not self.step_s or not {READ, *self.stages} <= {*self.cpu_s} or not {*movable} <= {*self.device_s}:
             return None
-        quiet, loud = self.step_s.get(False), self.step_s.get(True)
-        interference = INTERFERENCE
-        if quiet is not None and loud is not None:
-            interference = min(max((1 - quiet / loud) / self.busy, 0.0), MOST_INTERFERENCE)
-        if quiet is None:
-            assert loud is not None
-            quiet = loud * (1 - interference * self.busy)
+        step_s, interference = self._quiet_step()
         cpu_s = [self.cpu_s[READ] + self.overhead_s, *(self.cpu_s[name] for name in self.stages)]
         device_s = [None, *(self.device_s[n] if at >= self.first else None for at, n in enumerate(self.stages))]
-        return Costs(cpu_s, device_s, quiet, interference)
+        return Costs(cpu_s, device_s, step_s, interference)
+
+    def _quiet_step(self) -> tuple[float, float]:
+        """What a step takes where no core of the host prepares, and the interference: a rate that falls linearly with
+        the share of busy cores, by the least and the most that were seen."""
+        least, most = min(self.step_s), max(self.step_s)
+        rate, rate_at_most = 1 / self.step_s[least], 1 / self.step_s[most]
+        interference = INTERFERENCE
+        if least < most:
+            interference = (rate - rate_at_most) / max(rate * most - rate_at_most * least, 1e-9)
+            interference = min(max(interference, 0.0), MOST_INTERFERENCE)
+        return (1 - interference * least) / rate, interference
 
     def places(self, places: Places) -> Places:
         return replace(places, host_speed=self.host_speed or 1.0)
@@ -86,8 +90,7 @@ class Measured:
         always = sum(seconds for name, seconds in self.device_s.items() if name not in self.stages)
         mean, busy = _mean([each.step for each in spent]), places.busy(placing.host_cores)
         if mean is not None:
-            self.step_s[busy > 0] = _smoothed(self.step_s.get(busy > 0), mean + always)
-            self.busy = busy or self.busy
+            self.step_s[busy] = _smoothed(self.step_s.get(busy), max(mean + always, 1e-9))
 
     def _overhead(self, spent: Sequence[Spent], placing: Placing, places: Places) -> None:
         """What handing over costs the CPUs beside the stages: seen where nothing but they sets the pace."""

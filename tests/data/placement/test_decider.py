@@ -11,7 +11,7 @@ from raytrain.data.placement.decider import LOOK_S, TRIALS, Choice, Decider
 from raytrain.record.status import Decision, Spent
 
 PLACED = {cores: PlacedStages({"cores": cores}, 4 + cores) for cores in range(3)}
-CHOICE = Choice(("decode", "blur"), {1: 0, 2: 1}, Places(4, 2, 1), PLACED, frozenset({"host"}))
+CHOICE = Choice(("decode", "blur"), {1: 0, 2: 1}, Places(4, 2, 1), PLACED, 2, frozenset({"host"}))
 
 
 def spent(times: int, blur_ms: float, device_ms: float, step_ms: float = 2.0, wait_s: float = 0.0) -> Spent:
@@ -71,7 +71,7 @@ def test_a_decision_stands_until_another_is_worth_it():
 
 
 def test_nothing_is_decided_before_every_rank_has_told():
-    choice = Choice(CHOICE.stages, CHOICE.cuts, Places(4, 2, 2), PLACED)
+    choice = Choice(CHOICE.stages, CHOICE.cuts, Places(4, 2, 2), PLACED, 2)
     assert decided(choice, ranks=1, blur_ms=60.0, device_ms=0.2)[1] == []
     assert len(decided(choice, ranks=2, blur_ms=60.0, device_ms=0.2)[1]) == 1
 

@@ -56,7 +56,7 @@ def test_what_is_new_counts_as_much_as_what_was_known():
     later = replace(later, step=(200, 2.5), cpu_stages={**later.cpu_stages, "a": (200, 4.0)})
     known.look({0: later}, ALL, PLACES)
     assert known.cpu_s["a"] == pytest.approx((0.010 + 0.030) / 2)
-    assert known.step_s == {True: pytest.approx(0.02)}
+    assert known.step_s == {1.0: pytest.approx(0.02)}
 
 
 def test_an_attempt_that_begins_anew_is_not_what_came_before_it():
@@ -70,9 +70,9 @@ def test_ranks_are_taken_together():
     known = measured()
     known.look({0: spent(), 1: spent(step_s=1.5)}, ALL, PLACES)
     known.look({0: spent(2), 1: spent(2, step_s=1.5)}, ALL, PLACES)
-    assert known.step_s == {True: pytest.approx(0.01)}
+    assert known.step_s == {1.0: pytest.approx(0.01)}
     known.look({0: spent(3), 1: spent(2, step_s=1.5)}, ALL, PLACES)
-    assert known.step_s == {True: pytest.approx(0.01)}, "nothing is said of a step that only one has done"
+    assert known.step_s == {1.0: pytest.approx(0.01)}, "nothing is said of a step that only one has done"
 
 
 def test_interference_is_what_a_busy_host_takes_from_its_devices():
@@ -88,6 +88,16 @@ def test_interference_is_what_a_busy_host_takes_from_its_devices():
     assert costs.step_s == pytest.approx(0.005)
     # the device does 160 a second in place of 200 when half of the cores are busy: all of them would take 0.4
     assert costs.interference == pytest.approx(0.4)
+
+
+def test_interference_shows_as_well_where_some_cores_are_always_busy():
+    known = measured()
+    for cores, steps in ((1, (100, 0.5)), (1, (200, 1.0)), (2, (300, 1.6))):  # 5 ms, and 6 with the second core at work
+        known.look({0: replace(spent(steps[0] // 100), step=steps)}, replace(ALL, host_cores=cores), PLACES)
+    costs = known.costs()
+    assert costs is not None
+    # rates of 200 and 166.7 a second at half and at all of the cores: 233.3 with none, of which all take 2 / 7
+    assert (costs.step_s, costs.interference) == (pytest.approx(3 / 700), pytest.approx(2 / 7))
 
 
 def test_stages_that_always_run_on_the_device_are_part_of_the_step():
