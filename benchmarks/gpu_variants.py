@@ -9,6 +9,8 @@ All train the same model in the same loop, timed by the same clock; what differs
 - raytrain_stages_on_device: the same with the blurs on the GPU; the CPUs make the noise. Of `torchvision`, ten of its
   transforms, image by image, as each image has random numbers of its own.
 - raytrain_with_cpu_node: the first with a second Ray node on the other cores.
+- raytrain_decode, raytrain_decode_on_device: on the small host, JPEG files of some 60 kB in place of the noise and the
+  blurs, decoded, cropped and mirrored by its cores, or by the GPU (nvJPEG).
 
 No batch is prepared before the model is warm: a stock from the start-up would carry much of the measured window. And
 more batches are planned than are trained on: no input path runs out of work, and leaves its cores idle, in the window.
@@ -27,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -35,7 +38,17 @@ from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from raytrain import Job, Pipeline, fit
-from raytrain.data import gaussian_blur, stage, synthetic, to_dtype, torchvision
+from raytrain.data import (
+    decode,
+    from_torch,
+    gaussian_blur,
+    random_horizontal_flip,
+    random_resized_crop,
+    stage,
+    synthetic,
+    to_dtype,
+    torchvision,
+)
 from raytrain.data import on_device as on_gpu
 from raytrain.data.producer import prepare_process
 from raytrain.device.busy import BusyWatch, find_source
@@ -44,6 +57,7 @@ from raytrain.device.meter import RankMeter
 from raytrain.record.schema import RankFigures
 
 STAGES_ON_DEVICE = "raytrain_stages_on_device"
+DECODE, DECODE_ON_DEVICE = "raytrain_decode", "raytrain_decode_on_device"
 WARM_STEPS = 3  # on noise that lies on the device: libraries loaded, memory allocated
 
 Batch = tuple[torch.Tensor, torch.Tensor, CopyEvents]
@@ -221,13 +235,41 @@ def hold_back(image: np.ndarray, until: str) -> np.ndarray:
     return image
 
 
+class Photographs:
+    """JPEG files of 500 x 375 pixels, 64 that come again and again."""
+
+    def __init__(self, count: int, num_classes: int):
+        self.count, self.num_classes = count, num_classes
+        self.files = [photograph(seed) for seed in range(64)]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.files[index % len(self.files)], "label": index % self.num_classes}
+
+
+def photograph(seed: int) -> bytes:
+    """About 60 kB: smooth shapes under some grain."""
+    rng = np.random.default_rng(seed)
+    shapes = cv2.resize(rng.integers(0, 256, (12, 16, 3), np.uint8), (500, 375), interpolation=cv2.INTER_CUBIC)
+    image = np.clip(shapes + rng.normal(0, 14, shapes.shape), 0, 255).astype(np.uint8)
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+
+
 def pipeline(settings: Settings) -> Pipeline:
     planned = settings.warmup + settings.steps + max(settings.steps // 2, 1)
+    held = stage(hold_back, on="image", until=str(settings.flag))
+    if settings.variant in (DECODE, DECODE_ON_DEVICE):
+        photographs = Photographs(planned * settings.batch_size, settings.num_classes)
+        stages = [decode(), random_resized_crop(settings.shape[0]), random_horizontal_flip()]
+        stages = [*stages, held] if settings.variant == DECODE else [held, *map(on_gpu, stages)]
+        return Pipeline(from_torch(photographs), stages, batch_size=settings.batch_size)
     source = synthetic(planned * settings.batch_size, shape=settings.shape, num_classes=settings.num_classes)
     blurs = [gaussian_blur(11, times=10)]
     if settings.workload == "torchvision":
         blurs = [torchvision("GaussianBlur", kernel_size=11)] * 10
-    sent = [to_dtype("float16"), stage(hold_back, until=str(settings.flag))]
+    sent = [to_dtype("float16"), held]
     stages = [*sent, *map(on_gpu, blurs)] if settings.variant == STAGES_ON_DEVICE else [*blurs, *sent]
     return Pipeline(source, stages, batch_size=settings.batch_size)
 
@@ -350,6 +392,8 @@ VARIANTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "raytrain_single": with_raytrain,
     STAGES_ON_DEVICE: with_raytrain,
     "raytrain_with_cpu_node": raytrain_with_cpu_node,
+    DECODE: with_raytrain,
+    DECODE_ON_DEVICE: with_raytrain,
 }
 
 

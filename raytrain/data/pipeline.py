@@ -17,7 +17,7 @@ from raytrain.config.file import section_of
 from raytrain.config.own_code import own_code, torch_by_name
 from raytrain.data.order import Buckets, Split, Tail
 from raytrain.data.producer import SplitWork
-from raytrain.data.samples.collate import Pad, Ragged
+from raytrain.data.samples.collate import Encoded, Pad, Ragged
 from raytrain.data.samples.fields import Schema
 from raytrain.data.samples.rules import check_arrivals, collated, parse_collation
 from raytrain.data.sources.cache import kept_in
@@ -153,7 +153,8 @@ class Pipeline:
         return opened
 
     def _work(self, manifest: Manifest, settled: Settled) -> SplitWork:
-        return SplitWork(manifest, settled.cpu, self.collate, {cut: settled.cpu_at(cut) for cut in settled.cuts})
+        collations = {**self.collate, **dict.fromkeys(settled.device.decoded, Encoded())}
+        return SplitWork(manifest, settled.cpu, collations, {cut: settled.cpu_at(cut) for cut in settled.cuts})
 
     def _settled(self, key: str, stages: Sequence[Stage], manifest: Manifest) -> Settled:
         found = settle(stages, manifest.schema, f"data.{key}", on_cpu=self.collate)

@@ -19,11 +19,11 @@ import pyarrow as pa
 
 from raytrain.data.order import SampleRng, Segment, Split, StreamPlan
 from raytrain.data.samples.block import UNCUT, Header, Prepared, to_table
-from raytrain.data.samples.collate import Collation, Column, check_fields, columns_of, without_samples
+from raytrain.data.samples.collate import Collation, Column, Encoded, check_fields, columns_of, without_samples
 from raytrain.data.samples.fields import Sample
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stage_clock import StageClock
-from raytrain.data.stages.stage import Stage
+from raytrain.data.stages.stage import WHERE, Stage, StageFailed
 from raytrain.errors import ConfigError, DataError, RaytrainError, named
 from raytrain.record.status import READ, Failure
 
@@ -44,8 +44,13 @@ class SplitWork:
 
     manifest: Manifest
     stages: tuple[Stage, ...]
-    collations: Mapping[str, Collation] = field(default_factory=dict)
+    collations: Mapping[str, Collation | Encoded] = field(default_factory=dict)
     stages_at: Mapping[int, tuple[Stage, ...]] = field(default_factory=dict)
+
+    @property
+    def is_decoded_later(self) -> bool:
+        """Whether the ranks decode a field, so that they need to know what to call a sample that is no image."""
+        return any(isinstance(each, Encoded) for each in self.collations.values())
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,6 @@ class StreamWork:
     def splits(self) -> dict[Split, SplitWork]:
         _, splits = pickle.loads(self.splits_pickle)
         return splits
-
-
-class StageFailed(Exception):
-    """On one sample: `error`, in `stage`, or in the reading or decoding where that is None."""
-
-    def __init__(self, error: Exception, stage: str | None):
-        super().__init__(error)
-        self.error, self.stage = error, stage
 
 
 @dataclass
@@ -128,6 +125,9 @@ class Producer:
             self._copies = True
             return self.batch(segment, number, cut, together=together)
         columns = {}
+        if split.is_decoded_later:
+            for sample, place in zip(made.samples, made.places, strict=True):
+                sample[WHERE] = split.manifest.describe(ids[place])
         if made.samples:
             columns = columns_of(
                 made.samples,
@@ -246,7 +246,7 @@ class Producer:
         for number, stage in enumerate(stages):
             try:
                 result = stage(sample, rng)
-            except ConfigError:
+            except (ConfigError, StageFailed):
                 raise
             except Exception as error:  # noqa: BLE001 - a user's stage may raise anything
                 raise StageFailed(error, None if stage.decodes else stage.name) from None

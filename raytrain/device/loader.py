@@ -6,13 +6,13 @@ memory on a stream of its own. Cast and normalisation run on the device, so that
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,16 @@ import torch
 
 from raytrain.data.order import Split, StreamPlan
 from raytrain.data.samples.block import Batch, RaggedArray, batches_of
-from raytrain.data.samples.collate import Form, padded_names
 from raytrain.data.samples.fields import BFLOAT16
 from raytrain.data.stages.settling import DevicePart
-from raytrain.data.stages.stage import DRAWN
+from raytrain.data.stages.stage import DRAWN, WHERE
 from raytrain.device.arrival import Arrived, Receiver
 from raytrain.device.batch import DeviceBatch, Ragged
 from raytrain.device.busy import BusySource, BusyWatch
 from raytrain.device.clock import DeviceClock, DeviceStageTimer, HostClock, HostStageTimer
 from raytrain.device.copier import Arriving, Copier
+from raytrain.device.decoding import Decoding
+from raytrain.device.like import Like, blank_fields
 from raytrain.device.meter import RankMeter
 from raytrain.device.stages import DeviceStages
 from raytrain.errors import DataError
@@ -76,13 +77,14 @@ class RankIngest:
         self._receiver = Receiver(arrived, device)
         self._queue: queue.Queue[Arriving | Exception | str] = queue.Queue(maxsize=AHEAD)
         self._held: Arriving | Exception | str | None = None
-        self._seen: dict[tuple[Split, int], dict[str, _Like]] = {}  # the last batch of each split and cut
+        self._seen: dict[tuple[Split, int], dict[str, Like]] = {}  # the last batch of each split and cut
         self._copier = Copier(device) if device.type == "cuda" else None
         self._clock: DeviceClock | HostClock = HostClock(self.meter)
         if device.type == "cuda":
             self._clock = DeviceClock(self.meter, None if busy is None else BusyWatch(busy))
         self._timer = DeviceStageTimer(self.meter) if device.type == "cuda" else HostStageTimer(self.meter)
         self._stages = DeviceStages(stages or {}, self._timer, device)
+        self._decoding = Decoding(stages or {}, device)
         self._closed = threading.Event()
         self._told_at, self._answer = 0.0, None
         self._position, self._slow = 0, False  # batches done; `_slow` never turns back, or ranks could miss the stop
@@ -123,6 +125,9 @@ class RankIngest:
             self._await_copy(arriving)
             clock.arrived()
             self.meter.received(split, arriving.header, len(arriving.key), arriving.wire_bytes)
+            if (decoded := arriving.decoded) is not None:
+                counts = {"on_device": decoded.on_device, "on_host": decoded.on_host}
+                self.meter.decoded(split, len(arriving.key), decoded.stage_s, **counts)
             if arriving.header.failures:
                 self._feed.failures.remote(split, arriving.header.failures)
             batch = self._on_device(arriving, index)
@@ -214,7 +219,7 @@ class RankIngest:
         Raises:
             DataError: a field has come or gone, or has another type or number of axes.
         """
-        now = {name: _Like.of(value, arriving.forms[name]) for name, value in arriving.fields.items()}
+        now = {name: Like.of(value, arriving.forms[name]) for name, value in arriving.fields.items()}
         seen = split, arriving.header.cut
         before = self._seen.setdefault(seen, now)
         for name in {**before, **now}:
@@ -230,9 +235,8 @@ class RankIngest:
             self._seen[seen] = now
 
     def _blank(self, split: Split, empty: Arriving) -> dict[str, Any]:
-        """The fields of a batch of one blank sample, as the worker or this rank knew them from others: zeros, of which
-        what is padded is full, or a mean over what there is would be no number. Sets the offsets and lengths of the
-        ragged ones.
+        """The fields of a batch of one blank sample, as the worker or this rank knew them from others. Sets the offsets
+        and lengths of the ragged ones.
 
         Raises:
             DataError: nobody has seen a sample, so that none can stand in for it.
@@ -248,14 +252,8 @@ class RankIngest:
         ragged = [name for name, each in like.items() if each.form == "ragged"]
         empty.offsets = {name: torch.tensor([0, 1], device=self.device) for name in ragged}
         empty.lengths = {name: np.ones(1, np.int64) for name in ragged}
-        blank = {name: each.blank(self.device) for name, each in like.items()}
-        for mask, length in map(padded_names, like):
-            if mask in like and length in like and like[mask].dtype == torch.bool:
-                full = torch.ones_like(blank[mask])
-                if blank[length].numel() == full.ndim - 1:
-                    blank[mask] = full
-                    blank[length] = torch.tensor(full.shape[1:], device=self.device).reshape(blank[length].shape)
-        return blank
+        blank = blank_fields(like, self.device)
+        return {**blank, **self._decoding.blanks(split, blank)} if self._decoding.names(split) else blank
 
     def _await_copy(self, arriving: Arriving) -> None:
         """Have the compute stream wait for the batch; the host goes on."""
@@ -318,6 +316,9 @@ class RankIngest:
         offsets: dict[str, torch.Tensor] = {}
         lengths: dict[str, np.ndarray] = {}
         drawn: dict[str, np.ndarray] = {}
+        split = self.plan.segments[segment].split
+        encoded = {name: batch.fields.pop(name) for name in self._decoding.names(split) & {*batch.fields}}
+        where: Any = batch.fields.pop(WHERE, [])
         for name, value in batch.fields.items():
             if name.startswith(DRAWN):
                 assert isinstance(value, np.ndarray)
@@ -330,7 +331,11 @@ class RankIngest:
         arriving = Arriving(
             segment, batch.header, fields, batch.forms, offsets, lengths, drawn, batch.key, batch.part, batch.nbytes
         )
-        return self._copier.copy(arriving) if self._copier is not None and len(batch.key) else arriving
+        if encoded:
+            with contextlib.nullcontext() if self._copier is None else torch.cuda.stream(self._copier.stream):
+                decoded = self._decoding.decoded(split, encoded, batch.key)
+                arriving.take(decoded, where, self.plan.spec.num_train if split == "train" else None)
+        return self._copier.copy(arriving) if self._copier is not None and len(arriving.key) else arriving
 
 
 def pull(references: Iterable[Any]) -> None:
@@ -354,36 +359,3 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
         warnings.simplefilter("ignore", UserWarning)
         tensor = torch.from_numpy(array.view(np.uint16) if is_bfloat16 else array)
     return tensor.view(torch.bfloat16) if is_bfloat16 else tensor
-
-
-@dataclass(frozen=True)
-class _Like:
-    """What a field of a batch is.
-
-    Attributes:
-        dtype, shape: of a tensor, the shape behind its first axis.
-    """
-
-    form: Form
-    dtype: torch.dtype | None = None
-    shape: torch.Size = torch.Size()
-
-    @classmethod
-    def of(cls, value: Any, form: Form) -> _Like:
-        return cls(form, value.dtype, value.shape[1:]) if isinstance(value, torch.Tensor) else cls(form)
-
-    def agrees(self, other: _Like) -> bool:
-        """Sizes may differ from batch to batch, as padding makes them."""
-        mine, others = ((each.form, each.dtype, len(each.shape)) for each in (self, other))
-        return mine == others
-
-    def blank(self, device: torch.device) -> Any:
-        """Of a batch of one sample."""
-        if self.dtype is not None:
-            return torch.zeros((1, *self.shape), dtype=self.dtype, device=device)
-        return [b""] if self.form == "bytes" else [""]
-
-    def __str__(self) -> str:
-        if self.dtype is None:
-            return self.form
-        return f"{str(self.dtype).removeprefix('torch.')} with {len(self.shape)} axes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,6 +57,8 @@ class RankMeter:
         node_wall_s: seconds of the workers of a Ray node.
         device_stage_s: the stages on the device, by name: of `transfer_s` on a CPU rank, of the steps on a GPU.
         warm_stages: likewise, but for the first batch of each.
+        decode_s: of those that decoded for training, on a thread beside it.
+        decoded_on_device, decoded_on_host: images and masks of `decode` there, by the device's decoder and the CPU's.
         began_at: time.time(); tells one attempt from another.
     """
 
@@ -79,6 +82,9 @@ class RankMeter:
     node_wall_s: dict[str, float] = field(default_factory=dict)
     device_stage_s: dict[str, float] = field(default_factory=dict)
     warm_stages: dict[str, Amount] = field(default_factory=dict)
+    decode_s: float = 0.0
+    decoded_on_device: int = 0
+    decoded_on_host: int = 0
     began_at: float = field(default_factory=time.time)
 
     @property
@@ -127,6 +133,16 @@ class RankMeter:
             step_s = self.in_steps_s
             self.gap_s = max(step_s - busy_share * (self.wait_s + step_s), 0.0)
             self.compute_s = step_s - self.gap_s
+
+    def decoded(
+        self, split: str, num_samples: int, stage_s: Mapping[str, float], *, on_device: int, on_host: int
+    ) -> None:
+        """Account for what a batch's decoding took, by stage, beside the training."""
+        for stage, seconds in stage_s.items():
+            self.staged(split, stage, num_samples, seconds)
+            self.decode_s += seconds if split == "train" else 0.0
+        self.decoded_on_device += on_device
+        self.decoded_on_host += on_host
 
     def stepped(self, num_samples: int) -> None:
         """Account for a trained batch."""

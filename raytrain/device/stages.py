@@ -16,7 +16,8 @@ from raytrain.data.stages.settling import DevicePart, Drawing
 from raytrain.data.stages.stage import DRAWN, Stage
 from raytrain.data.stages.torchvision import apply_named, apply_transform, call_transform, named_transform
 from raytrain.device.clock import StageTimer
-from raytrain.device.forms import FORMS
+from raytrain.device.forms import FORMS, form_of_many
+from raytrain.device.forms.tensors import stacked
 from raytrain.errors import DataError, RaytrainError, named
 
 Fields = dict[str, Any]
@@ -37,7 +38,7 @@ class DeviceStages:
     def run(self, split: Split, fields: Fields, drawn: Drawn, about: str, cut: int = UNCUT) -> Fields:
         """
         Args:
-            fields: (samples, ...) as they were sent; nothing is changed in place.
+            fields: (samples, ...) as they were sent, or decoded (see decoding.Decoded); nothing is changed in place.
             drawn: without those of a stage, numbers of its own take their place: for a stand-in.
             about: the batch, for messages.
             cut: how many of the stages have run on CPUs.
@@ -45,7 +46,7 @@ class DeviceStages:
         Raises:
             DataError: a stage failed, or returned something else than so many samples.
         """
-        stages = self._parts.get(split, DevicePart()).at(cut)
+        stages = [stage for stage in self._parts.get(split, DevicePart()).at(cut) if not stage.decodes]  # are decoded
         if not stages:
             return dict(fields)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):  # the loop's own is for its model
@@ -72,7 +73,7 @@ class DeviceStages:
             for part in (slice(half), slice(half, None))
         ]
         made = [name for name in parts[0] if parts[0][name] is not fields.get(name)]
-        return {**fields, **{name: torch.cat([part[name] for part in parts]) for name in made}}
+        return {**fields, **{name: _joined([part[name] for part in parts]) for name in made}}
 
     def _run_at_once(self, split: Split, stages: Sequence[Stage], made: Fields, drawn: Drawn, about: str) -> Fields:
         for stage in stages:
@@ -105,8 +106,16 @@ class DeviceStages:
             self._on_host.add(stage.name)
             told = f"the stage `{stage.name}` failed on {self._device} and runs on its host: {named(error)[:300]}"
             logging.getLogger("raytrain").warning(told)
-        on_host = {name: fields[name].cpu() for name in stage.on or ()}
-        return {name: value.to(self._device) for name, value in _changed(stage, on_host, drawn).items()}
+        on_host = {name: _sent(fields[name], torch.device("cpu")) for name in stage.on or ()}
+        return {name: _sent(value, self._device) for name, value in _changed(stage, on_host, drawn).items()}
+
+
+def _sent(value: Any, device: torch.device) -> Any:
+    return [each.to(device) for each in value] if isinstance(value, list) else value.to(device)
+
+
+def _joined(parts: list[Any]) -> Any:
+    return stacked([each for part in parts for each in part]) if list in map(type, parts) else torch.cat(parts)
 
 
 def _where(error: Exception) -> str:
@@ -122,6 +131,8 @@ def _check(stage: Stage, changed: Fields, before: Fields, about: str) -> None:
     """
     length = _samples(stage, before)
     for name, value in changed.items():
+        if isinstance(value, list) and stage.function in FORMS:
+            continue
         if not isinstance(value, torch.Tensor):
             hint = "; is its `return` missing?" if value is None else ""
             told = f"returned {'nothing' if value is None else type(value).__name__} for field `{name}`"
@@ -153,7 +164,12 @@ def _changed(stage: Stage, fields: Fields, drawn: np.ndarray | None) -> Fields:
     form = FORMS.get(stage.function)
     if form is not None:
         each = zip(names, stage.on_kinds, strict=True)
-        return {name: form(fields[name], drawn, kind, **stage.options) for name, kind in each}
+        return {
+            name: form(fields[name], drawn, kind, **stage.options)
+            if isinstance(fields[name], torch.Tensor)
+            else form_of_many(stage.function, fields[name], drawn, kind, stage.options)
+            for name, kind in each
+        }
     function = stage.form or stage.function
     seeds = {"seeds": torch.from_numpy(drawn.copy())} if drawn is not None else {}
     of_kinds = zip(names, stage.on_kinds, strict=True)

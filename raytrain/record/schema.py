@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from raytrain.errors import ConfigError
+from raytrain.record.decoding import DecodingFigures
 from raytrain.record.guarantee import EXACTLY_ONCE
 from raytrain.record.part import Part
 from raytrain.record.placements import Placement
@@ -55,7 +56,7 @@ class Startup(Part):
     first_step_s: float | None
 
 
-class RankFigures(Part):
+class RankFigures(DecodingFigures):
     """One training rank, in the last attempt. `wait_s`, `transfer_s` and `compute_s` share out its training time; where
     `transfer_overlaps` (GPU), transfers run beside the computation and `wait_s`, `gap_s` and `compute_s` do. `gap_s` is
     when no kernel ran within a step; where nobody can tell it is None, and part of `compute_s`. `device_stage_s` is

@@ -152,7 +152,7 @@ def _facts(record: RunRecord) -> list[str]:
     )
     if (warning := busy_machine(record.stages)) is not None:
         lines.append(warning)
-    lines += _left_out(record)
+    lines += [*_left_out(record), *_decoded(record)]
     if record.epochs and record.epochs[-1].get("validation_accuracy") is not None:
         last = record.epochs[-1]
         lines.append(f"validation accuracy {last['validation_accuracy']:.2%} after epoch {last['epoch']:.0f}")
@@ -176,6 +176,18 @@ def _left_out(record: RunRecord) -> list[str]:
     if any(count for count, _ in said):
         lines.append("; ".join(f"{count:,} {what}" for count, what in said if count))
     return lines
+
+
+def _decoded(record: RunRecord) -> list[str]:
+    """A line where the device's decoder did not take all of the images that it was given."""
+    on_device = sum(rank.decoded_on_device for rank in record.ranks)
+    on_host = sum(rank.decoded_on_host for rank in record.ranks)
+    if not on_host:
+        return []
+    return [
+        f"`decode` on the device: {on_host:,} of {on_host + on_device:,} images and masks were decoded by the ranks' "
+        "CPUs, since its decoder takes usual JPEG files alone"
+    ]
 
 
 def _seconds(value: float | None) -> str:

@@ -121,12 +121,11 @@ OPTIONS = {"resize": (4,), "center_crop": (4,), "random_crop": (4,), "random_res
 def test_a_stage_of_ours_that_can_move_has_a_form_and_says_what_it_draws():
     options = {**OPTIONS, "to_dtype": ("float32",)}
     for name, make in STAGES.items():
-        if name not in ("torchvision", "decode"):
+        if name not in ("torchvision", "decode"):  # which is done as a batch arrives
             stage = make(*options.get(name, ()))
             assert stage.movable and stage.function in FORMS, name
             assert stage.draws is DRAWS.get(stage.function), name
             assert stage.random == (stage.draws is not None), name
-    assert not STAGES["decode"]().movable
 
 
 # --- what is only moved -------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from conftest import write_images
@@ -17,12 +19,13 @@ from raytrain.data.order import Position, StreamSpec
 from raytrain.data.pipeline import Pipeline
 from raytrain.data.samples.fields import Field, Schema
 from raytrain.data.sources.kinds.image_folder import image_folder
-from raytrain.data.stages.geometry import random_crop, random_horizontal_flip
+from raytrain.data.stages.geometry import random_crop, random_horizontal_flip, random_resized_crop
 from raytrain.data.stages.images import decode
 from raytrain.data.stages.registry import on_cpu, on_device
 from raytrain.data.stream import FeedOptions
 from raytrain.device.arrival import Arrived, arrivals
 from raytrain.device.loader import RankIngest, pull
+from raytrain.errors import DataError
 
 CHANNELS_FIRST = {"image": Arrived(channels_first=True)}
 
@@ -116,6 +119,42 @@ def test_a_rank_runs_the_stages_on_the_device(two_nodes, pets):
     assert len(seen[0]) == 80
     for images in seen[1:]:
         assert all(torch.equal(images[index], image) for index, image in seen[0].items())
+
+
+def test_a_rank_decodes_on_the_device(two_nodes, tmp_path):
+    """As the workers would have: the same ids, crops, flips and failures; the feed ends the run past their limit."""
+    import ray
+
+    folder = write_images(tmp_path / "images", {"cat": 20, "dog": 20}, side=24)
+    first = folder / "cat" / "000.jpg"
+    whole = first.read_bytes()
+    first.write_bytes(whole[: whole.index(b"\xff\xda")] + b"\xff\xd9")  # headers alone, so that the worker draws for it
+    cv2.imwrite(str(folder / "dog" / "001.png"), np.full((30, 25, 3), 9, np.uint8))
+    stages = [random_resized_crop(16), random_horizontal_flip()]
+    seen: list[dict[int, torch.Tensor]] = []
+    for made, share in ((decode(scaled=False), 0.1), (on_device(decode()), 0.1), (on_device(decode()), 0.0)):
+        opened = Pipeline(image_folder(folder), [made, *stages], batch_size=8).open(0)
+        feed = ray.remote(num_cpus=0, max_concurrency=8)(Feed).remote(
+            StreamSpec(41, 0, 8, 0, epochs=1), opened.pickled_splits(), FeedOptions(2, {}, None, share)
+        )
+        plan = ray.get(feed.begin.remote("a", Position(), 1, 0))
+        rank = RankIngest(feed, "a", 0, plan, torch.device("cpu"), arrivals(opened.schema, {}, None), opened.on_device)
+        with contextlib.suppress(DataError) if not share else contextlib.nullcontext():
+            images = {}
+            for batch in rank.segment(0):
+                assert [*batch] == ["image", "label"] and batch.image.shape[1:] == (3, 16, 16)
+                images |= dict(zip(batch.ids.tolist(), batch.image.clone(), strict=True))
+                images |= {-1 - key: torch.zeros(1) for key in batch.left_out.tolist()}
+            seen.append(images)
+            counts = (39, 1) if made.place == "device" else (0, 0)
+            assert (rank.meter.decoded_on_device, rank.meter.decoded_on_host) == counts
+        error = ray.get(feed.take.remote("a", 0, 1)).error
+        assert (error is None) if share else ("0 allows 0 of them" in str(error) and "cat/000.jpg" in str(error))
+        rank.close()
+        ray.kill(feed)
+    cpu, device = seen[:2]
+    assert cpu.keys() == device.keys() == {-1, *range(1, 41)}
+    assert all((cpu[index] - image).abs().max() <= 4 for index, image in device.items())
 
 
 def test_what_a_loop_leaves_of_a_pass_is_dropped(two_nodes, pets):

@@ -16,7 +16,6 @@ from raytrain import Pipeline
 from raytrain.data import (
     center_crop,
     color_jitter,
-    decode,
     from_torch,
     gaussian_blur,
     grayscale,
@@ -216,7 +215,7 @@ def test_encoded_images_are_decoded_first(pets):
 
 def test_what_is_no_stage_for_the_device():
     for make, told in (
-        (lambda: on_device(decode()), "`decode` can run on the CPU alone"),
+        (lambda: on_device(keep_if(bool)), "`bool` can run on the CPU alone"),
         (
             lambda: on_device(drawing),
             "drawing has a parameter `rng`, which is for the CPU; a random function on the device has",

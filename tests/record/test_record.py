@@ -270,6 +270,16 @@ def test_the_display_shows_each_epoch_once(terminal):
         assert "3 batches ready  1 samples left out  attempt 2  stopping: writing a checkpoint" in text
 
 
+def test_images_that_the_devices_decoder_did_not_take_are_said(record):
+    record.ranks = [record.ranks[0].model_copy(update={"decoded_on_device": 600})] * 2
+    assert "decode` on" not in summary_of(record)
+    record.ranks = [record.ranks[0].model_copy(update={"decoded_on_host": 40})] * 2
+    told = (
+        "`decode` on the device: 80 of 1,280 images and masks were decoded by the ranks' CPUs, since its decoder takes"
+    )
+    assert f"{told} usual JPEG files alone" in " ".join(summary_of(record).split())
+
+
 def test_what_went_another_way_than_usual_is_said(record):
     record.unusual = Unusual(dropped=3, skipped_steps=2, skipped_samples=1234)
     text = summary_of(record)

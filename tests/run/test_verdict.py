@@ -71,8 +71,10 @@ def test_stages_on_the_device_that_take_much_are_named():
         ),
         ({"gaussian_blur": 2.1}, "cuda:0", "; the stages on the device take 30% of it"),
         ({"gaussian_blur": 0.9}, "cpu", ""),
+        ({"decode": 40.0, "gaussian_blur": 0.9}, "cpu", ""),  # which runs beside it
     ):
-        own = {**times, "transfer_overlaps": device != "cpu", "device_stage_s": taken}
+        beside = {"decode_s": taken.get("decode", 0.0)}
+        own = {**times, "transfer_overlaps": device != "cpu", "device_stage_s": taken, **beside}
         ranks = [RankFigures(**{**figures(device=device), **own})] * 2
         for share in (0.05, 0.5):
             before, found = who_waits(share, CPU if device == "cpu" else GPU, STAGES), who_waits(share, ranks, STAGES)

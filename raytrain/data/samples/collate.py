@@ -62,6 +62,11 @@ class Ragged:
     """Values lie behind one another, with their lengths along the first axis beside them; the others must agree."""
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Files lie behind one another as they were read, uint8, to be decoded where they arrive."""
+
+
 Collation = Pad | Ragged
 
 
@@ -109,7 +114,7 @@ class Column:
 
 def columns_of(
     samples: Sequence[Sample],
-    collations: Mapping[str, Collation],
+    collations: Mapping[str, Collation | Encoded],
     describe: Callable[[int], str],
     *,
     together: bool = False,
@@ -130,7 +135,9 @@ def columns_of(
         values = [sample[name] for sample in samples]
         _check_alike(name, values, describe)
         rule = collations.get(name)
-        if isinstance(values[0], str | bytes):
+        if isinstance(rule, Encoded):
+            columns[name] = _encoded(name, values, describe)
+        elif isinstance(values[0], str | bytes):
             columns[name] = _strings(values)
         elif isinstance(rule, Pad):
             made = _padded(name, values, rule, describe)
@@ -247,6 +254,16 @@ def _strings(values: list[Any]) -> Column:
     data = [value.encode(errors=ANY_TEXT) if form == "text" else value for value in values]
     lengths = np.array([len(each) for each in data], np.int64)
     return Column(form, "uint8", (), (), [np.frombuffer(b"".join(data), np.uint8)], lengths)
+
+
+def _encoded(name: str, values: list[Any], describe: Callable[[int], str]) -> Column:
+    if not isinstance(values[0], bytes):
+        raise DataError(
+            f"field `{name}` of {describe(0)} is {_told(values[0])[0]}, and `decode` on the device takes encoded "
+            "bytes; leave it to the CPU, or out"
+        )
+    lengths = np.array([len(each) for each in values], np.int64)
+    return Column("ragged", "uint8", (), (), [np.frombuffer(b"".join(values), np.uint8)], lengths)
 
 
 def _ragged(name: str, values: list[np.ndarray], describe: Callable[[int], str]) -> Column:

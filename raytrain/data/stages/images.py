@@ -22,11 +22,13 @@ from raytrain.data.stages.draws import (
     random_erasing_draws,
     random_grayscale_draws,
 )
+from raytrain.data.stages.jpeg import jpeg_head
 from raytrain.data.stages.options import check_order, check_range
 from raytrain.data.stages.stage import FEWER_PIXELS, STORE_SMALLER, On, Stage, built_in
 from raytrain.errors import ConfigError, nearest, one_line
 
 BLUR_TOLERANCE = 1e-6
+_PNG = b"\x89PNG"
 _PALETTE = 3  # a PNG's colour type
 
 _on_images = partial(built_in, kinds=("image",), movable=True)
@@ -44,7 +46,8 @@ def decode(*, scaled: bool = True, on: On = None) -> Stage:
 
     Args:
         scaled: decode a JPEG at a half, a quarter or an eighth of its size where the next stage, a `resize` or
-            `random_resized_crop` of the same field, shrinks it by as much; the pixels then differ slightly.
+            `random_resized_crop` of the same field, shrinks it by as much; the pixels then differ slightly. On the
+            device it is decoded whole.
     """
     return built_in(
         decode_field,
@@ -53,6 +56,7 @@ def decode(*, scaled: bool = True, on: On = None) -> Stage:
         kinds=("image", "mask"),
         change=_decoded,
         decodes=True,
+        movable=True,
         helps=f"{STORE_SMALLER}, since every pixel is decoded; or put a `resize` or `random_resized_crop` behind it, "
         "for which a JPEG is decoded at a half, a quarter or an eighth of its size",
         scaled=scaled,
@@ -71,8 +75,25 @@ def decode_field(value: bytes | np.ndarray, kind: Kind, scaled: bool = True) -> 
     return image
 
 
+def decoded_size(data: bytes, kind: Kind) -> tuple[int, int]:
+    """(height, width) of what `decode_field` makes of it, by the header of a usual JPEG or a mask in PNG; anything else
+    is decoded for it.
+
+    Raises:
+        ValueError: it is no whole image.
+    """
+    if kind == "mask" and data.startswith(_PNG) and len(data) > 24:
+        height, width = int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
+        return height, width
+    head = jpeg_head(data) if kind == "image" else None
+    if head is not None and head.is_usual:
+        return head.size
+    height, width = decode_field(data, kind).shape[:2]
+    return height, width
+
+
 def decode_mask(data: bytes) -> np.ndarray:
-    depth, color = data[24:26] if data.startswith(b"\x89PNG") and len(data) > 25 else (8, 0)
+    depth, color = data[24:26] if data.startswith(_PNG) and len(data) > 25 else (8, 0)
     if color == _PALETTE:
         return _palette_numbers(data)
     mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None

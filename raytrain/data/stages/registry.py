@@ -50,7 +50,7 @@ def on_device(what: Any, *, on: On = None, **options: Any) -> Stage:
     torchvision's draws pixel by pixel, as GaussianNoise does, comes from the GPU's own generator.)
 
     Args:
-        what: a stage of ours but `decode`, a transform of torchvision's v2, or a function of your own: called with a
+        what: a stage of ours, a transform of torchvision's v2, or a function of your own: called with a
             tensor of a batch (images are (samples, channels, height, width), as they were sent), which it must not
             change, and returning one of as many samples; or with a dict of such, where `on` is a list. Where it is
             random, it has a parameter `seeds`, an int64 tensor (samples,) on the host, drawn by sample.

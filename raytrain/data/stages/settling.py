@@ -20,7 +20,8 @@ from raytrain.data.stages.draws import (
     seed_draws,
 )
 from raytrain.data.stages.geometry import resize_field, resized_canvas
-from raytrain.data.stages.stage import DRAWN, Stage
+from raytrain.data.stages.images import decoded_size
+from raytrain.data.stages.stage import DRAWN, Stage, StageFailed
 from raytrain.errors import ConfigError
 from raytrain.record.status import DRAW, READ
 
@@ -47,6 +48,12 @@ class DevicePart:
     def alike(self, names: Set[str]) -> int:
         """The cut behind which the most of these stages run, and no others."""
         return next((cut for cut in self.cuts if {stage.name for stage in self.at(cut)} <= names), self.cuts[-1])
+
+    @property
+    def decoded(self) -> dict[str, Kind]:
+        """Fields that are, and what they become; they are whatever the cut, since no measurement moves `decode`."""
+        each = (zip(stage.on or (), stage.on_kinds, strict=True) for stage in self.at() if stage.decodes)
+        return {name: kind for of_stage in each for name, kind in of_stage}
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,32 @@ def _check_behind(cut: int, stages: Sequence[Stage], schemas: Sequence[Schema], 
     """
     for at in range(cut, len(stages)):
         _check_on_device(stages[at], stages[cut:at], schemas[at], schemas[cut], _who(key, at + 1, stages[at]))
+    _check_sizes(cut, stages, schemas, key)
+
+
+def _check_sizes(cut: int, stages: Sequence[Stage], schemas: Sequence[Schema], key: str) -> None:
+    """
+    Raises:
+        ConfigError: images that are decoded on the device do not come to one size, or something before that works on a
+            whole batch of them.
+    """
+    ways = "`random_resized_crop`, `random_crop`, `center_crop`, or `resize` to [height, width]"
+    vary: dict[str, None] = {}
+    for at in range(cut, len(stages)):
+        stage, on = stages[at], stages[at].on or ()
+        met = next((name for name in on if name in vary), None)
+        if met is not None and (stage.change is None or stage.draws is seed_draws):
+            raise ConfigError(
+                f"{_who(key, at + 1, stage)} works on a whole batch, and `decode` on the device leaves field `{met}` "
+                f"in sizes that vary; put before it what gives one size: {ways}"
+            )
+        vary |= dict.fromkeys(on) if stage.decodes else {}
+        vary = {each: None for each in vary if each not in on or not _is_tensor(each, schemas[at + 1], schemas[-1])}
+    for name in vary:
+        raise ConfigError(
+            f"{key}: `decode` on the device leaves field `{name}` in sizes that vary, and no stage behind it gives one "
+            f"size: {ways} (validation has the stages of training but for the random ones, unless you give its own)"
+        )
 
 
 def _cuts(most: int, stages: Sequence[Stage], schemas: Sequence[Schema], key: str, on_cpu: set[str]) -> tuple[int, ...]:
@@ -160,7 +193,7 @@ def _check_on_device(stage: Stage, before: Sequence[Stage], schema: Schema, arri
     Raises:
         ConfigError: it cannot run there.
     """
-    if not stage.movable:
+    if not stage.movable or (stage.decodes and stage.place != "device"):
         own = "" if stage.change else ", or write it for the device: a function of a batch's tensor"
         first = f"`{before[0].name}`, which runs on the device with all that comes then"
         raise ConfigError(f"{who} can run on the CPU alone; put it before {first}{own}")
@@ -170,9 +203,11 @@ def _check_on_device(stage: Stage, before: Sequence[Stage], schema: Schema, arri
         what = schema.get(name, Field())
         if kind == "boxes":
             raise ConfigError(f"{who} cannot move boxes on the device; leave it and those behind it to the CPU")
-        if what.is_encoded:
+        if stage.decodes and what.dtype not in ("", BYTES):
+            raise ConfigError(f"{who} is to decode on the device, and field `{name}` is {what}; leave it out")
+        if what.is_encoded and not stage.decodes:
             raise ConfigError(f"{who} needs decoded images, and field `{name}` is encoded; put `decode` before it")
-        if not what.may_be_array:
+        if not what.may_be_array and not stage.decodes:
             raise ConfigError(f"{who} runs on the device, on tensors, and field `{name}` is {what}")
         if stage.kinds and arrives.whole and name not in arrives:
             raise ConfigError(
@@ -227,7 +262,21 @@ class Drawing:
             ValueError: images that are to be cut alike have different sizes.
         """
         shapes = {name: np.shape(sample[name]) for stage in self.stages for name in stage.on or () if name in sample}
-        return {**sample, **self.drawn(shapes, rng)}
+        return {**sample, **self.drawn({**shapes, **self._decoded_sizes(sample)}, rng)}
+
+    def _decoded_sizes(self, sample: Mapping[str, Any]) -> dict[str, Canvas]:
+        """Of the encoded fields whose size is asked for.
+
+        Raises:
+            StageFailed: one is no image.
+        """
+        asked = {name for stage in self.stages if _asks_size(stage) for name in stage.on or ()}
+        decode = (each for each in self.stages if each.decodes)
+        kinds = {name: kind for each in decode for name, kind in zip(each.on or (), each.on_kinds, strict=True)}
+        try:
+            return {name: decoded_size(sample[name], kinds[name]) for name in kinds if name in asked & {*sample}}
+        except Exception as error:  # noqa: BLE001 - OpenCV raises its own
+            raise StageFailed(error, None) from None
 
     def drawn(self, shapes: Mapping[str, Sequence[int]], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """
@@ -240,7 +289,7 @@ class Drawing:
             of = {name: canvases[name] for name in stage.on or () if name in canvases}
             known = {name: canvas for name, canvas in of.items() if canvas is not None}
             if stage.random:
-                if ("canvas" in stage.told or stage.draws in BY_SIZE) and len({*known.values()}) > 1:
+                if _asks_size(stage) and len({*known.values()}) > 1:
                     sizes = ", ".join(f"`{name}` {height} x {width}" for name, (height, width) in known.items())
                     raise ValueError(f"fields of one sample must have one size to be cut alike: {sizes}")
                 assert stage.draws is not None
@@ -250,8 +299,14 @@ class Drawing:
         return drawn
 
 
+def _asks_size(stage: Stage) -> bool:
+    return stage.random and ("canvas" in stage.told or stage.draws in BY_SIZE)
+
+
 def canvas_behind(stage: Stage, name: str, canvas: Canvas | None) -> Canvas | None:
     """(height, width) of the image in a field behind a stage; None where nobody knows."""
+    if stage.decodes:
+        return canvas
     if stage.function is resize_field and canvas is not None:
         return resized_canvas(canvas, stage.options["size"], stage.options.get("max_size"))
     before = Field("", (*(canvas or (None, None)), 3), "image")

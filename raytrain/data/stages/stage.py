@@ -31,6 +31,7 @@ Change = Callable[[Field], Field]
 WHOLE = "*"  # all fields
 DRAWN = ".drawn/"  # before a stage's name: the field with what was drawn for it, where it runs on the device
 DECODED_FROM = ".decoded_from"  # behind a field's name: (height, width) of an image that was decoded smaller
+WHERE = ".where"  # the field with the samples' descriptions, for messages, where they are decoded on the device
 FEWER_PIXELS = "put it after the crop or the resize, where there are fewer pixels"
 STORE_SMALLER = "store the images nearer to the size that you train on"
 SAMPLES = "expected a dict of all fields, a list of such, or None to leave the sample out"
@@ -40,6 +41,14 @@ CALLED_WITH = {
     "sample": "a dict of all fields",
     "batch": "a dict of all fields of a batch",
 }
+
+
+class StageFailed(Exception):
+    """On one sample: `error`, in `stage`, or in the reading or decoding where that is None."""
+
+    def __init__(self, error: Exception, stage: str | None):
+        super().__init__(error)
+        self.error, self.stage = error, stage
 
 
 @dataclass(frozen=True)
@@ -89,8 +98,8 @@ class Stage:
     @property
     def may_move(self) -> bool:
         """To the device and back as measurement says: what comes of it is the same within a rounding. (Torchvision's
-        draw pixel by pixel from a generator of the device's own.)"""
-        return self.movable and self.place == "auto" and self.draws is not seed_draws
+        draw pixel by pixel from a generator of the device's own, and a GPU's decoder gives pixels of its own.)"""
+        return self.movable and self.place == "auto" and self.draws is not seed_draws and not self.decodes
 
     # --- in a worker ---
 

@@ -13,13 +13,16 @@ on the way, integers differ by a few levels at most; masks, and images that are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
+from raytrain.data.samples.fields import Kind
 from raytrain.data.stages import color, geometry, images
 from raytrain.device.forms import colors, moves, values
+from raytrain.device.forms.tensors import stacked
 
 Form = Callable[..., torch.Tensor]
 
@@ -39,3 +42,33 @@ FORMS: dict[Callable[..., Any], Form] = {
     color.random_grayscale_image: colors.random_grayscale,
 }
 """By the function of the CPU stage."""
+
+
+def form_of_many(
+    function: Callable[..., Any],
+    values: list[torch.Tensor],
+    drawn: np.ndarray | None,
+    kind: Kind,
+    options: Mapping[str, Any],
+) -> torch.Tensor | list[torch.Tensor]:
+    """The form of a stage's function, of images or masks of many sizes, each (height, width, ...): all at once where
+    they come to one size by averaging, else those of one size together.
+
+    Returns:
+        A batch where the results have one size.
+    """
+    averages = kind != "mask" and options.get("interpolation") != "nearest"
+    if averages and function is geometry.random_resized_crop_field:
+        return moves.crops_of_many(values, drawn, **options)
+    if averages and function is geometry.resize_field and isinstance(options["size"], tuple):
+        return moves.resize_of_many(values, drawn, **options)
+    of_size: dict[torch.Size, list[int]] = {}
+    for place, value in enumerate(values):
+        of_size.setdefault(value.shape, []).append(place)
+    made: list[Any] = [None] * len(values)
+    for places in of_size.values():
+        batch = torch.stack([values[place] for place in places])
+        result = FORMS[function](batch, None if drawn is None else drawn[places], kind, **options)
+        for place, one in zip(places, result, strict=True):
+            made[place] = one
+    return stacked(made)

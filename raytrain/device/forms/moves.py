@@ -11,7 +11,7 @@ from raytrain.data.samples.fields import Kind
 from raytrain.data.stages.draws import Size, both_sides, sides_around
 from raytrain.data.stages.geometry import PaddingMode, resized_canvas
 from raytrain.data.stages.resampling import MOST_CHANNELS, Interpolation, nearest_places
-from raytrain.device.forms.resizing import boxes_resized, resized
+from raytrain.device.forms.resizing import boxes_of_many_resized, boxes_resized, resized
 from raytrain.device.forms.tensors import per_sample, to_device
 
 
@@ -87,6 +87,21 @@ def random_resized_crop(
         columns = [left + nearest_places(old, width) for left, old in boxes[:, [1, 3]].tolist()]
         return _picked(value, np.stack(rows), np.stack(columns))
     return boxes_resized(value, boxes, height, width, interpolation)
+
+
+def crops_of_many(
+    values: list[torch.Tensor], drawn: np.ndarray, size: Size, interpolation: Interpolation = "bilinear", **_: Any
+) -> torch.Tensor:
+    """`random_resized_crop` of images of many sizes."""
+    return boxes_of_many_resized(values, drawn.astype(np.int64), *both_sides(size), interpolation)
+
+
+def resize_of_many(
+    values: list[torch.Tensor], drawn: None, size: tuple[int, int], interpolation: Interpolation = "bilinear", **_: Any
+) -> torch.Tensor:
+    """`resize` to both sides."""
+    boxes = np.array([(0, 0, *value.shape[:2]) for value in values], np.int64)
+    return boxes_of_many_resized(values, boxes, *size, interpolation)
 
 
 def random_horizontal_flip(value: torch.Tensor, drawn: np.ndarray, kind: Kind, **_: Any) -> torch.Tensor:

@@ -13,6 +13,7 @@ from raytrain.device.forms.taps import BITS, fixed_taps, gaussian_taps
 from raytrain.device.forms.tensors import exact, name_of, rounded, to_device
 
 _CUBIC = -0.75  # OpenCV's
+_LAID_AT_ONCE = 32  # images: fewer leave less of the canvases empty, more take fewer kernels
 _AT_ONCE = 64  # samples, whose matrices take tens of megabytes
 
 
@@ -35,6 +36,24 @@ def boxes_resized(
         rows = weights(top, old_height, value.shape[1], height, *options)
         parts.append(_product(some, rows, weights(left, old_width, value.shape[2], width, *options)))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def boxes_of_many_resized(
+    values: list[torch.Tensor], boxes: np.ndarray, height: int, width: int, interpolation: Interpolation
+) -> torch.Tensor:
+    """The same of images of many sizes, each (height, width, channels): the boxes are cut out, and those of like size
+    are laid on canvases of one size, of which what is left weighs nothing."""
+    order = np.argsort(boxes[:, 2] * boxes[:, 3], kind="stable")
+    parts = []
+    for at in range(0, len(values), _LAID_AT_ONCE):
+        some = order[at : at + _LAID_AT_ONCE]
+        inner = np.concatenate([np.zeros((len(some), 2), np.int64), boxes[some, 2:]], axis=1)
+        canvases = values[0].new_zeros((len(some), *inner[:, 2:].max(axis=0).tolist(), values[0].shape[2]))
+        for canvas, place in zip(canvases, some.tolist(), strict=True):
+            top, left, old_height, old_width = boxes[place].tolist()
+            canvas[:old_height, :old_width] = values[place][top : top + old_height, left : left + old_width]
+        parts.append(boxes_resized(canvases, inner, height, width, interpolation))
+    return torch.cat(parts).index_select(0, to_device(np.argsort(order, kind="stable"), values[0].device))
 
 
 def _product(value: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

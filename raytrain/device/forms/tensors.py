@@ -33,3 +33,9 @@ def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def name_of(dtype: torch.dtype) -> str:
     """NumPy's."""
     return str(dtype).removeprefix("torch.")
+
+
+def stacked(values: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    """(samples, ...) where their shapes agree."""
+    alike = len({value.shape for value in values}) == 1
+    return torch.stack(values) if alike else values

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import sklearn
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pictures import encoded, photo, rng
@@ -18,10 +19,11 @@ from PIL import Image
 
 from raytrain.data.samples.fields import Field, Schema
 from raytrain.data.stages.geometry import random_horizontal_flip, random_resized_crop, resize
-from raytrain.data.stages.images import decode
-from raytrain.data.stages.jpeg import ORIENTATION, upright_size
+from raytrain.data.stages.images import decode, decode_field, decoded_size
+from raytrain.data.stages.jpeg import ORIENTATION, jpeg_head, upright_size
 from raytrain.data.stages.settling import settle
 from raytrain.data.stages.stage import stage
+from raytrain.device.decoding import torchvisions_decoder, upright
 
 PHOTOS = Path(sklearn.__file__).parent / "datasets" / "images"  # china.jpg and flower.jpg, 427 x 640
 JPEG = Field("bytes", (), "image")
@@ -286,6 +288,40 @@ def test_any_jpeg_comes_out_as_it_would_have(what):
 @pytest.mark.parametrize("what", FILES)
 def test_these_are_scaled(what):
     assert factor(FILES[what], resize(20)) == 8
+
+
+UNUSUAL = ("CMYK", "bytes behind", "EXIF of nothing", "EXIF cut off", "EXIF twice", *READ_OTHERWISE)
+
+
+@pytest.mark.parametrize("what", FILES | READ_OTHERWISE)
+def test_what_is_usual_comes_out_the_same_of_another_decoder(what):
+    """Turned as our reading of its EXIF data says; so a GPU's decoder may have it."""
+    data = (FILES | READ_OTHERWISE)[what]
+    head = jpeg_head(data)
+    assert head.is_usual == (what not in UNUSUAL)
+    if head.is_usual:
+        [planes] = torchvisions_decoder([torch.frombuffer(bytearray(data), dtype=torch.uint8)], torch.device("cpu"))
+        image = upright(planes.permute(1, 2, 0), head.orientation).numpy()
+        assert image.shape[:2] == head.size and apart(image, decode_field(data, "image"))[1] <= 2
+
+
+def test_three_channels_may_be_no_usual_ones():
+    """Nor are four, whatever their colours; and Adobe's data says what three are."""
+    by_adobe = [WHOLE[:2] + b"\xff\xee\x00\x0eAdobe" + bytes([0, 100, 0, 0, 0, 0, n]) + WHOLE[2:] for n in (0, 1)]
+    four = FILES["CMYK"].replace(by_adobe[0][2:18], by_adobe[1][2:18])
+    assert four != FILES["CMYK"]
+    found = [jpeg_head(data).is_usual for data in (*by_adobe, of_mode("RGB", keep_rgb=True), four, WHOLE[:-2], WHOLE)]
+    assert found == [False, True, False, False, False, True]
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_the_size_is_that_of_the_whole_image(kind):
+    """By the header, or where that may be read otherwise, decoded for it."""
+    masks = {each: encoded(ramps(40, 60)[:, :, 0], each) for each in ("PNG", "TIFF")}
+    for what, data in (FILES | READ_OTHERWISE | masks if kind == "image" else masks).items():
+        assert decoded_size(data, kind) == decode_field(data, kind).shape[:2], what
+    with pytest.raises(ValueError, match="not a decodable image"):
+        decoded_size(WHOLE[:900], kind)
 
 
 def outcome(data, scaled):
