@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from raytrain.device.busy import BusyWatch
 from raytrain.device.meter import RankMeter
 
+STEPS_AHEAD = 2  # of the GPU, that a host may be: kernels are never lacking, however short it sleeps too long
 CopyEvents = tuple[Any, Any] | None
 """CUDA events before and after a batch's copy to the device."""
 
@@ -76,7 +77,11 @@ class DeviceClock:
         self._last_end, self._at_s = None, None
 
     def waiting(self) -> None:
+        """Before the next step is launched. A host that is far ahead of the GPU would spin in the driver, on a core that
+        stages could use, once no more kernels can be queued: it sleeps here, with two steps still to come."""
         self._drain(wait=False)
+        if len(self._steps) > STEPS_AHEAD:
+            self._steps[-1 - STEPS_AHEAD][1].synchronize()
 
     def arrived(self) -> None:
         self._start = event()
@@ -123,7 +128,7 @@ def event() -> Any:
     """On the compute stream, of CUDA."""
     import torch
 
-    made = torch.cuda.Event(enable_timing=True)
+    made = torch.cuda.Event(enable_timing=True, blocking=True)  # who waits for it sleeps
     made.record()
     return made
 

@@ -256,6 +256,23 @@ def test_a_gpu_that_runs_behind_its_host_is_told_by_its_own_time(gpu):
     assert all(before[1] == after[0] for before, after in zip(told.windows, told.windows[1:], strict=False))
 
 
+def test_a_host_that_is_far_ahead_sleeps_with_two_steps_still_to_come(gpu):
+    """Launching takes no time, and a step a second of the GPU."""
+    device_clock = DeviceClock(RankMeter())
+    device_clock.begin()
+    done_at = 1000.0
+    for step in range(6):
+        device_clock.waiting()
+        still_to_come = done_at - gpu.now
+        assert still_to_come == min(step, 2), "neither more, nor fewer than there could be"
+        gpu.late = still_to_come
+        device_clock.arrived()
+        done_at = max(done_at, gpu.now) + 1.0
+        gpu.late = done_at - gpu.now
+        device_clock.done(0.0)
+    device_clock.close()
+
+
 class Nvml:
     """A fake NVML of a host with one GPU, `GPU-a`: it raises and returns what NVML's reference says, and asks no
     driver."""
