@@ -77,8 +77,8 @@ class DeviceClock:
         self._last_end, self._at_s = None, None
 
     def waiting(self) -> None:
-        """Before the next step is launched. A host that is far ahead of the GPU would spin in the driver, on a core that
-        stages could use, once no more kernels can be queued: it sleeps here, with two steps still to come."""
+        """Before the next step is launched. A host that is far ahead of the GPU would spin in the driver, on a core
+        that stages could use, once no more kernels can be queued: it sleeps here, with two steps still to come."""
         self._drain(wait=False)
         if len(self._steps) > STEPS_AHEAD:
             self._steps[-1 - STEPS_AHEAD][1].synchronize()

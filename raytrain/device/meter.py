@@ -56,7 +56,8 @@ class RankMeter:
         checkpoint_s: writing and reporting checkpoints.
         node_wall_s: seconds of the workers of a Ray node.
         device_stage_s: the stages on the device, by name: of `transfer_s` on a CPU rank, of the steps on a GPU.
-        warm_stages: likewise, but for the first batch of each.
+        device_stage_samples: that were in each of them.
+        warm_stages: samples and seconds of each, but for its first batch.
         decode_s: of those that decoded for training, on a thread beside it.
         decoded_on_device, decoded_on_host: images and masks of `decode` there, by the device's decoder and the CPU's.
         began_at: time.time(); tells one attempt from another.
@@ -81,6 +82,7 @@ class RankMeter:
     nodes: dict[str, int] = field(default_factory=dict)
     node_wall_s: dict[str, float] = field(default_factory=dict)
     device_stage_s: dict[str, float] = field(default_factory=dict)
+    device_stage_samples: dict[str, int] = field(default_factory=dict)
     warm_stages: dict[str, Amount] = field(default_factory=dict)
     decode_s: float = 0.0
     decoded_on_device: int = 0
@@ -122,6 +124,7 @@ class RankMeter:
         before = self.warm_stages.get(name)
         self.device_stage_s[name] = self.device_stage_s.get(name, 0.0) + seconds
         self.warm_stages[name] = (0, 0.0) if before is None else (before[0] + num_samples, before[1] + seconds)
+        self.device_stage_samples[name] = self.device_stage_samples.get(name, 0) + num_samples
 
     def part_gaps(self, busy_share: float | None) -> None:
         """Take the gaps out of `compute_s`.
@@ -140,6 +143,7 @@ class RankMeter:
         """Account for what a batch's decoding took, by stage, beside the training."""
         for stage, seconds in stage_s.items():
             self.staged(split, stage, num_samples, seconds)
+            self.warm_stages.pop(_named(stage, split))  # it takes nothing of the steps
             self.decode_s += seconds if split == "train" else 0.0
         self.decoded_on_device += on_device
         self.decoded_on_host += on_host
@@ -153,9 +157,9 @@ class RankMeter:
 
     @property
     def step_s(self) -> float:
-        """Of `train_s`, neither waiting nor in stages on the device."""
+        """Of `train_s`, neither waiting nor in stages on the device, but for `decode`, which runs beside it."""
         staged = sum(seconds for name, seconds in self.device_stage_s.items() if is_of_training(name))
-        return max(self.train_s - self.wait_s - staged, 0.0)
+        return max(self.train_s - self.wait_s - staged + self.decode_s, 0.0)
 
     def spent(self) -> Spent:
         """What decides where the stages run."""

@@ -104,10 +104,11 @@ class DeviceStages:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a device cannot do
             self._on_host.add(stage.name)
-            told = f"the stage `{stage.name}` failed on {self._device} and runs on its host: {named(error)[:300]}"
-            logging.getLogger("raytrain").warning(told)
+            told = f"the stage `{stage.name}` failed on the device and runs on the rank's CPU there"
+            logging.getLogger("raytrain").warning(f"{told}: {named(error)[:300]}")
         on_host = {name: _sent(fields[name], torch.device("cpu")) for name in stage.on or ()}
-        return {name: _sent(value, self._device) for name, value in _changed(stage, on_host, drawn).items()}
+        made = _changed(stage, on_host, drawn) if stage.form is None else _by_its_cpu_function(stage, on_host)
+        return {name: _sent(value, self._device) for name, value in made.items()}
 
 
 def _sent(value: Any, device: torch.device) -> Any:
@@ -187,6 +188,15 @@ def _changed(stage: Stage, fields: Fields, drawn: np.ndarray | None) -> Fields:
         raise TypeError(f"it returned {type(made).__name__}, expected a dict of fields")
     turned = {name for name in images & {*made} if isinstance(made[name], torch.Tensor) and made[name].ndim == 4}
     return {name: _channels_last(value) if name in turned else value for name, value in made.items()}
+
+
+def _by_its_cpu_function(stage: Stage, fields: Fields) -> Fields:
+    """Sample by sample, as a worker would."""
+    arrays = {name: value.numpy() for name, value in fields.items()}
+    places = range(_samples(stage, fields))
+    samples = [{name: value[place].copy() for name, value in arrays.items()} for place in places]
+    made = [stage(sample, None) for sample in samples]
+    return {name: torch.from_numpy(np.stack([each[name] for each in made])) for name in made[0]}  # type: ignore[index]
 
 
 def _by_torchvision(stage: Stage, fields: Fields, seeds: np.ndarray | None) -> Fields:

@@ -75,6 +75,7 @@ class RankFigures(DecodingFigures):
     wire_bytes: int
     read_bytes: int
     device_stage_s: dict[str, float] = {}
+    device_stage_samples: dict[str, int] = {}
     gap_s: float | None = None
 
     @property

@@ -22,8 +22,6 @@ def print_summary(record: RunRecord, console: Console) -> None:
         _hosts(record, console)
     if any(load.cpu_percent for load in record.loads):
         _loads(record, console)
-    if record.placements:
-        console.print(Text(f"at last, {record.placements[-1].text}"))
     for line in _facts(record):
         console.print(Text(line))
 
@@ -79,12 +77,11 @@ def _stages(record: RunRecord, console: Console) -> None:
 
 
 def _device_stages(record: RunRecord, console: Console) -> None:
-    per_sample = record.device_stage_s_per_sample
-    columns = [Column("stage", right=False), Column("ms a training sample"), Column("seconds")]
-    rows = [
-        [name, f"{per_sample[name] * 1e3:.3f}" if name in per_sample else "", f"{all_s:.2f}"]
-        for name, all_s in of_device_stages(record.ranks).items()
-    ]
+    columns = [Column("stage", right=False), Column("samples"), Column("ms a sample"), Column("seconds")]
+    rows = []
+    for name, all_s in of_device_stages(record.ranks).items():
+        samples = sum(rank.device_stage_samples.get(name, 0) for rank in record.ranks)
+        rows.append([name, f"{samples:,}", f"{all_s / max(samples, 1) * 1e3:.3f}", f"{all_s:.2f}"])
     show_fitted("What the stages on the device took", columns, rows, console, REMEDY)
 
 

@@ -35,9 +35,11 @@ from raytrain.data import (
     to_uint8,
 )
 from raytrain.data.samples.fields import Field, Schema
+from raytrain.data.stages.geometry import random_vertical_flip_field
 from raytrain.data.stages.registry import as_stage, parse_stage
 from raytrain.data.stages.settling import settle
 from raytrain.data.stages.stage import Stage
+from raytrain.device.forms import FORMS
 from raytrain.errors import ConfigError, DataError
 
 SIDES = Pictures().sides
@@ -186,15 +188,32 @@ def test_memory_that_is_too_small_for_one_sample_or_for_a_function_of_the_batch(
     assert CALLS == [4], "what a function makes of a batch need not be what it makes of its halves"
 
 
-def test_what_fails_on_the_device_runs_on_its_host(caplog):
+def failing_once(form: Any) -> Any:
+    calls = []
+
+    def fails(*given: Any, **options: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 1:
+            raise NotImplementedError("not here")
+        return form(*given, **options)
+
+    return fails
+
+
+def test_what_fails_on_the_device_runs_on_its_host(caplog, monkeypatch):
     """The device's own failure is emulated: the form fails when it is first called."""
     CALLS.clear()
     stages = [WHOLE, own(at_second)]
     assert_same(Run([WHOLE, own()]), Run(stages, cuts=[1]), 0)
-    assert CALLS == [4, 4, 3, 3], "three batches, the first twice"
+    assert CALLS == [4], "from then on its other form is called, sample by sample"
     assert [each.getMessage() for each in caplog.records] == [
-        "the stage `brighter` failed on cpu and runs on its host: NotImplementedError: not for 'Byte'"
+        "the stage `brighter` failed on the device and runs on the rank's CPU there: NotImplementedError: not for "
+        "'Byte'"
     ]
+    monkeypatch.setitem(FORMS, random_vertical_flip_field, failing_once(FORMS[random_vertical_flip_field]))
+    stages = [WHOLE, random_vertical_flip()]
+    assert_same(Run(stages), Run(stages, cuts=[1]), 0)
+    assert "`random_vertical_flip` failed on the device" in caplog.records[-1].getMessage()
     CALLS.clear()
     with pytest.raises(DataError, match="the stage `at_second` failed on the device, on a batch: NotImplementedError"):
         Run([on_device(at_second)])
@@ -223,6 +242,18 @@ def test_a_job_file_gives_both_forms():
     made = parse_stage({f"{__name__}:brighter": {"device": f"{__name__}:brighter_there", "by": 3, "on": "image"}})
     assert (made.form, made.options, made.may_move) == (brighter_there, {"by": 3}, True)
     assert parse_stage({f"{__name__}:brighter": {"place": "cpu"}}).may_move is False
+    described = {"dtype": "uint8", "shape": [12, 17, None], "kind": "image"}
+    made = parse_stage({f"{__name__}:brighter": {"gives": {"image": described}}})
+    assert made.gives == own().gives
+    for wrong in (
+        {**described, "dtype": "uint9"},
+        {**described, "kind": "picture"},
+        {"size": 3},
+        "uint8",
+        ("uint8", 3),
+    ):
+        with pytest.raises(ConfigError, match="`gives` says of field `image` its dtype, shape and kind, such as"):
+            parse_stage({f"{__name__}:brighter": {"gives": {"image": wrong}}})
     with pytest.raises(ConfigError, match="has no 'brightest'; did you mean 'brighter'"):
         parse_stage({f"{__name__}:brighter": {"device": f"{__name__}:brightest"}})
 

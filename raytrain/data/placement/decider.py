@@ -126,14 +126,18 @@ def told(placing: Placing, stages: Sequence[str], costs: Costs, places: Places, 
     cores = [f"{places.cpu_cores} cores of CPU hosts"] if places.cpu_cores else []
     if placing.host_cores or not cores:
         cores.append(f"{placing.host_cores} of the training hosts' {places.host_cores}")
+    else:
+        cores[0] += f" alone (busy training hosts cost their devices {costs.interference:.0%})"
     always, sometimes = stages[placing.cut :], stages[placing.other : placing.cut]
     device = [f"{', '.join(always)} on the device"] if always else []
     if sometimes:
         device.append(f"{', '.join(sometimes)} on the device for {placing.share:.0%} of the batches")
-    moved = [each for each in costs.device_s if each is not None]
-    taken = f"a sample takes {sum(costs.cpu_s) * 1e3:.2f} ms of a core"
-    taken += f", or {sum(moved) * 1e3:.2f} ms of a device for what may move," if moved else ""
+    moved = {name: each for name, each in zip(stages, costs.device_s[1:], strict=True) if each is not None}
+    taken = [f"all stages {sum(costs.cpu_s) * 1e3:.2f} ms of a core"]
+    if moved:
+        taken.append(f"{', '.join(moved)} {sum(moved.values()) * 1e3:.2f} ms of a device instead")
+    taken.append(f"the model's step {costs.step_s * 1e3:.2f}")
     return (
-        f"stages: on {' and '.join(cores)}{''.join(f'; {each}' for each in device)}; {placing.rate:,.0f} samples/s "
-        f"expected, {before:,.0f} as before ({taken} and {costs.step_s * 1e3:.2f} ms of its step)"
+        f"stages: {'' if device else 'all '}on {' and '.join(cores)}{''.join(f'; {each}' for each in device)}; "
+        f"{placing.rate:,.0f} samples/s expected, {before:,.0f} as placed before (a sample takes: {'; '.join(taken)})"
     )

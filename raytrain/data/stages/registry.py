@@ -146,7 +146,8 @@ def _makes_stages(found: Any) -> bool:
 
 
 def _made(name: str, makes: Callable[..., Stage], known: list[inspect.Parameter], options: dict[str, Any]) -> Stage:
-    check_options(f"stage {name!r}", known, options)
+    place = inspect.Parameter("place", inspect.Parameter.KEYWORD_ONLY, default="auto")
+    check_options(f"stage {name!r}", [*known, place], options)
     try:
         return makes(**options)
     except (TypeError, ValueError) as error:  # a value of another type than it takes

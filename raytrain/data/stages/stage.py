@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raytrain.data.samples.fields import Field, Kind, Sample, Schema, field_of
+from raytrain.data.samples.fields import BYTES, DTYPES, KINDS, TEXT, Field, Kind, Sample, Schema, field_of
 from raytrain.data.samples.values import plain
 from raytrain.data.stages.draws import seed_draws
 from raytrain.data.stages.options import check_options, check_types
@@ -247,7 +247,8 @@ def stage(
             the only one that is an array.
         whole_batch: it is called with a dict of all fields of a batch, each an array (samples, ...) where the shapes
             and types agree, else a list, and returns the like.
-        gives: the fields that it returns, where a later stage should be checked against them before anything starts.
+        gives: the fields that it returns, each a Field or a dict of its dtype, shape and kind, where a later stage
+            should be checked against them before anything starts.
         device: what gives the same on the device, of the tensors of a whole batch (see `on_device`), where the function
             is not random. Then the stage runs where it is cheapest, as far as the shapes of what it works on are known.
         name: in tables and the record; by default the function's.
@@ -261,7 +262,8 @@ def stage(
         return made
     if made.random or made.scope not in ("field", "fields"):
         raise ConfigError(
-            f"stage {made.name!r}: `device` is for a function that is not random, of a field or a list of fields"
+            f"stage {made.name!r}: `device` is for a function that is not random, of a field or a list of fields; a "
+            "random one can run on the device alone, with `place: device` and a parameter `seeds`"
         )
     made_of(device, on, False, None, f"{made.name}, device", options, "")
     return replace(made, form=device, movable=True)
@@ -291,7 +293,7 @@ def made_of(
         options=options,
         scope=scope,
         on=on_names(on, label) if scope in ("field", "fields") else None,
-        gives=None if gives is None else Schema(dict(gives)),
+        gives=None if gives is None else Schema({field: _given(label, field, what) for field, what in gives.items()}),
     )
     try:
         parameters = inspect.signature(function).parameters
@@ -306,6 +308,24 @@ def made_of(
     except TypeError as error:
         raise ConfigError(f"stage {label!r} is called with {CALLED_WITH[scope]} and its options: {error}") from None
     return replace(made, random=random)
+
+
+def _given(label: str, name: str, what: Any) -> Field:
+    """
+    Raises:
+        ConfigError: it describes no field.
+    """
+    if isinstance(what, Field):
+        return what
+    known = isinstance(what, Mapping) and {*what} <= {"dtype", "shape", "kind"}
+    if known and what.get("dtype", "") in ("", *DTYPES, TEXT, BYTES) and what.get("kind", "") in ("", *KINDS):
+        shape = what.get("shape")
+        if shape is None or all(axis is None or type(axis) is int for axis in shape):
+            return Field(what.get("dtype", ""), None if shape is None else tuple(shape), what.get("kind", ""))
+    raise ConfigError(
+        f"stage {label!r}: `gives` says of field `{name}` its dtype, shape and kind, such as {{dtype: uint8, shape: "
+        f"[224, 224, 3], kind: image}} (given: {what!r})"
+    )
 
 
 def built_in(

@@ -141,6 +141,8 @@ def _places(both: list[tuple[str, RunRecord]]) -> Chart | None:
         at_s = [each.at_s for each in record.placements]
         for stage in record.placements[0].stages if record.placements else ():
             if stage.device_s is not None:
+                if not any(each.share_on_device(stage.name) for each in record.placements):
+                    continue
                 there = [100 * each.share_on_device(stage.name) for each in record.placements]
                 label = f"{name}: {stage.name}" if len(both) > 1 else stage.name
                 end = max(record.totals.wall_s, at_s[-1])

@@ -11,7 +11,7 @@ from raytrain.cost.compare import Comparison
 from raytrain.cost.instances import Catalog
 from raytrain.cost.planner import Plan, Prediction
 from raytrain.errors import ConfigError
-from raytrain.record.schema import RunRecord
+from raytrain.record.schema import RunRecord, of_device_stages
 from raytrain.report.costs import comparison_rows, price_lines, profile_rows
 from raytrain.report.fitting import number
 from raytrain.report.pages.charts import cost_chart, epoch_charts, plan_charts, stage_bars, time_charts
@@ -154,11 +154,12 @@ def _stages(records: list[RunRecord], names: list[str]) -> PageTable:
 
 def _device_stages(records: list[RunRecord], names: list[str]) -> PageTable:
     rows = [
-        [name, stage, f"{each_s * 1e3:.3f}", f"{each_s * record.totals.samples:,.2f}"]
+        [name, stage, f"{samples:,}", f"{seconds / max(samples, 1) * 1e3:.3f}", f"{seconds:,.2f}"]
         for name, record in zip(names, records, strict=True)
-        for stage, each_s in record.device_stage_s_per_sample.items()
+        for stage, seconds in of_device_stages(record.ranks).items()
+        for samples in [sum(rank.device_stage_samples.get(stage, 0) for rank in record.ranks)]
     ]
-    return PageTable(["run", "stage", "ms a training sample", "seconds of training"], rows, text=(1,))
+    return PageTable(["run", "stage", "samples", "ms a sample", "seconds"], rows, text=(1,))
 
 
 def _placements(records: list[RunRecord], names: list[str]) -> PageTable:
@@ -167,17 +168,18 @@ def _placements(records: list[RunRecord], names: list[str]) -> PageTable:
         for each in record.placements:
             some = f"{', '.join(each.sometimes_on_device)} for {each.share:.0%}" if each.sometimes_on_device else ""
             there = ", ".join([*each.on_device, *([some] if some else [])])
-            cores = f"{each.cpu_cores} + {each.host_cores}"
+            cores = (str(each.cpu_cores), str(each.host_cores))
             rates = (f"{each.samples_per_s:,.0f}", f"{each.samples_per_s_before:,.0f}")
-            rows.append([name, f"{each.at_s:.0f}", there or "-", cores, f"{each.step_s * 1e3:.3f}", *rates])
+            rows.append([name, f"{each.at_s:.0f}", there or "nothing", *cores, f"{each.step_s * 1e3:.3f}", *rates])
     head = [
         "run",
         "from second",
         "on the device",
-        "cores of CPU + training hosts",
+        "cores of CPU hosts",
+        "of training hosts",
         "step ms a sample",
         "samples/s expected",
-        "as before",
+        "as placed before",
     ]
     return PageTable(head, rows, text=(2,))
 

@@ -43,8 +43,9 @@ def test_cpu_hosts_that_suffice_leave_the_training_host_alone():
     assert decision.rate_before == pytest.approx(1000 / 2), "all of its cores prepared"
     assert decider.placed == PLACED[0]
     assert decision.text == (
-        "stages: on 4 cores of CPU hosts; 556 samples/s expected, 500 as before (a sample takes 3.00 ms of a core, or "
-        "1.00 ms of a device for what may move, and 1.80 ms of its step)"
+        "stages: all on 4 cores of CPU hosts alone (busy training hosts cost their devices 10%); 556 samples/s "
+        "expected, 500 as placed before (a sample takes: all stages 3.00 ms of a core; blur 1.00 ms of a device "
+        "instead; the model's step 1.80)"
     )
 
 

@@ -75,8 +75,11 @@ def test_parameters_and_defaults_are_torchvisions(name, transform):
             {"resize": {"siz": 3}},
             r"'resize' has no option 'siz'; did you mean 'size'\? \(its options: size, interpolation",
         ),
-        ({"random_horizontal_flip": {"x": 3}}, r"'random_horizontal_flip' has no option 'x' \(its options: p, on\)"),
-        ({"to_uint8": {"x": 3}}, r"stage 'to_uint8' has no option 'x' \(its options: on\)"),
+        (
+            {"random_horizontal_flip": {"x": 3}},
+            r"'random_horizontal_flip' has no option 'x' \(its options: p, on, place\)",
+        ),
+        ({"to_uint8": {"x": 3}}, r"stage 'to_uint8' has no option 'x' \(its options: on, place\)"),
         ("resize", r"stage 'resize' needs its option 'size' \(its options: size"),
         ("gaussian_blur", r"stage 'gaussian_blur' needs its option 'kernel_size'"),
         ({"resize": 32}, r"stage 'resize': write its options by name, such as `resize: \{size: 32\}`"),
