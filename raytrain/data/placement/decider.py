@@ -12,6 +12,7 @@ from raytrain.cluster.placement import PlacedStages
 from raytrain.cost.placing import LEAST_GAIN, Costs, Places, Placing, best, rate_of
 from raytrain.data.order import Split
 from raytrain.data.placement.measured import Measured
+from raytrain.errors import TrainingError
 from raytrain.record.status import Decision, Spent
 
 TRIALS = 3  # batches of a rank whose stages the device runs as far as it can: the first of them only warms up
@@ -59,6 +60,22 @@ class Decider:
     @property
     def placed(self) -> PlacedStages:
         return self._choice.placed[self.placing.host_cores]
+
+    def lose_cpu_hosts(self) -> None:
+        """All of them are gone: the training hosts' cores prepare.
+
+        Raises:
+            TrainingError: these may not.
+        """
+        places = self._choice.places
+        if not places.host_cores:
+            raise TrainingError(
+                "the CPU hosts are lost, and every CPU of the training hosts is kept for the ranks; set "
+                "cluster.reserved_cpus lower, or start the run again with --resume on other hosts"
+            )
+        self._choice = replace(self._choice, places=replace(places, cpu_cores=0))
+        self.placing = replace(self.placing, host_cores=places.host_cores)
+        self._look_at, self._looks = 0.0, 0  # what is decided next is said in any case
 
     def look(self, told: Mapping[int, Spent], now_s: float) -> bool:
         """Decide again, if it is time to and every rank has told of itself. Whether to change at once what is being
