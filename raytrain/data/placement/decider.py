@@ -70,11 +70,11 @@ class Decider:
         places = self._choice.places
         if not places.host_cores:
             raise TrainingError(
-                "the CPU hosts are lost, and every CPU of the training hosts is kept for the ranks; set "
-                "cluster.reserved_cpus lower, or start the run again with --resume on other hosts"
+                "the CPU hosts are lost, and the training hosts have no CPUs for the stages; start the run again on "
+                "other hosts, with --resume"
             )
         self._choice = replace(self._choice, places=replace(places, cpu_cores=0))
-        self.placing = replace(self.placing, host_cores=places.host_cores)
+        self.placing = replace(self.placing, host_cores=max(self._choice.host_cores, 1))
         self._look_at, self._looks = 0.0, 0  # what is decided next is said in any case
 
     def look(self, told: Mapping[int, Spent], now_s: float) -> bool:

@@ -27,7 +27,7 @@ class Quiet(Choice):
 def choice(host_cores: int = 2) -> Choice:
     selector = {"label_selector": {GROUP_LABEL: "in(extra)"}}
     placed = {0: PlacedStages(selector, 2, ("extra",)), host_cores: PlacedStages({}, 2)}
-    return Quiet(("decode", "slow", "resize"), {3: 3}, Places(2, host_cores, 1), placed)
+    return Quiet(("decode", "slow", "resize"), {3: 3}, Places(2, host_cores, 1), placed, host_cores)
 
 
 @pytest.mark.ray
@@ -73,5 +73,7 @@ def test_what_is_decided_without_cpu_hosts():
     decider.lose_cpu_hosts()
     assert (decider.placing.host_cores, decider.placed) == (2, PlacedStages({}, 2))
     reserved = Decider(choice(host_cores=0), lambda decision: None)
-    with pytest.raises(TrainingError, match="the CPU hosts are lost, and every CPU of the training hosts is kept for"):
+    with pytest.raises(
+        TrainingError, match="are lost, and the training hosts have no CPUs for the stages"
+    ):
         reserved.lose_cpu_hosts()
