@@ -73,7 +73,5 @@ def test_what_is_decided_without_cpu_hosts():
     decider.lose_cpu_hosts()
     assert (decider.placing.host_cores, decider.placed) == (2, PlacedStages({}, 2))
     reserved = Decider(choice(host_cores=0), lambda decision: None)
-    with pytest.raises(
-        TrainingError, match="are lost, and the training hosts have no CPUs for the stages"
-    ):
+    with pytest.raises(TrainingError, match="are lost, and the training hosts have no CPUs for the stages"):
         reserved.lose_cpu_hosts()
