@@ -90,7 +90,8 @@ def rate_of(costs: Costs, places: Places, cut: int, other: int, share: float, ho
     cpu_s = (1 - share) * costs.on_cpu(cut) + share * costs.on_cpu(other)
     device_s = (1 - share) * costs.on_device(cut) + share * costs.on_device(other)
     devices = places.devices * (1 - costs.interference * places.busy(host_cores))
-    by_cpus = places.cores(host_cores) / cpu_s if cpu_s else float("inf")
+    cores = places.cores(host_cores)
+    by_cpus = (cores / cpu_s if cpu_s else float("inf")) if cores else 0.0  # somebody has to read
     return min(by_cpus, devices / device_s if device_s else float("inf"))
 
 

@@ -20,6 +20,7 @@ from raytrain.cluster.placement import PlacedStages
 from raytrain.data.order import StreamPlan
 from raytrain.data.pace import Pace, batches_of_tasks, cut_blocks, deal_tasks, num_batches
 from raytrain.data.placement.decider import TRIALS, Choice, Decider
+from raytrain.data.placement.hosts import Hosts
 from raytrain.data.producer import StreamWork, produce
 from raytrain.data.router import Router
 from raytrain.data.samples.block import UNCUT
@@ -210,13 +211,15 @@ class Stream:
         """One Ray Data execution. Returns what did not come, as tasks.
 
         It is broken off when a batch of the open segment stays away while later segments pile up: what is missing is
-        then prepared first, and memory stays bounded. And when the stages are to run elsewhere.
+        then prepared first, and memory stays bounded. And when the stages are to run elsewhere, or have to, since the
+        last of the CPU hosts that they were to run on is gone.
         """
         missing = [np.ones(len(task), dtype=bool) for task in tasks]
         longest = max(int(task[:, 2].sum()) for task in tasks)
         most_waiting = self.router.num_waiting + 4 * self._placed.slots * longest + 64
         blocks = [pa.table(dict(zip(("segment", "batch", "count", "cut"), task.T, strict=True))) for task in tasks]
-        for block in run_tasks(self._task_work(work_ref), blocks, self._options.public_ray):
+        work = self._task_work(work_ref)
+        for block in run_tasks(work, blocks, self._options.public_ray):
             segment, batch, count, cut = map(int, tasks[block.task][block.number])
             missing[block.task][block.number] = False
             self._learn(block, count, cut)
@@ -229,7 +232,11 @@ class Stream:
                 self._placed_anew = self._look()
             if self.abandoned or self._placed_anew or self.router.num_waiting > most_waiting:
                 break
-        return [task[left] for task, left in zip(tasks, missing, strict=True) if left.any()]
+        rest = [task[left] for task, left in zip(tasks, missing, strict=True) if left.any()]
+        if rest and self._decider is not None and work.lost is not None and work.lost():
+            self._decider.lose_cpu_hosts()
+            self._placed_anew = True
+        return rest
 
     def _learn(self, block: Block, count: int, cut: int) -> None:
         """What a batch costs: the cheapest seen, since a worker's first also pays for its imports."""
@@ -248,7 +255,13 @@ class Stream:
             task_args=placed.task_args,
             blocks_ahead=ahead,
             stock=None if most is None else Stock(most, ahead),
+            lost=Hosts(placed.groups, ray.nodes).lost if self._without_training_hosts else None,
         )
+
+    @property
+    def _without_training_hosts(self) -> bool:
+        """Because of what was measured: where CPU hosts are asked for by name, it is waited for them."""
+        return self._decider is not None and self._decider.placing.host_cores == 0
 
     def _has_room(self) -> bool:
         return min(len(queue) for queue in self.router.queues) < self._options.ready_per_rank

@@ -38,6 +38,7 @@ from raytrain.record.status import RankProgress
 AHEAD = 2  # batches arriving for the loop
 PULLED_AHEAD = 4  # batches that are on their way from other hosts, beside those
 TAKEN_AT_ONCE = 64  # references; the batches stay in the object store until their turn
+BLOCK_TIMEOUT_S = 300.0  # then the ranks begin anew: a block was lost with its host, and no host may make it again
 PROGRESS_EVERY_S = 0.3
 SLOW_STEP_S = 0.3
 
@@ -274,7 +275,7 @@ class RankIngest:
             block, batches = None, []
             for segment, number, (reference, index) in self._references():
                 if reference != block:
-                    block, batches = reference, batches_of(ray.get(reference))
+                    block, batches = reference, batches_of(ray.get(reference, timeout=BLOCK_TIMEOUT_S))
                 self._put(self._arriving(segment, number, batches[index]))
         except Exception as error:  # noqa: BLE001 - raised again by the training thread
             self._put(error)

@@ -54,7 +54,7 @@ class RankMeter:
             where the driver does not tell.
         evaluate_s: whole validation passes, waiting included.
         checkpoint_s: writing and reporting checkpoints.
-        node_wall_s: seconds of the workers of a Ray node.
+        node_stages: by Ray node, what its workers spent on each stage.
         device_stage_s: the stages on the device, by name: of `transfer_s` on a CPU rank, of the steps on a GPU.
         device_stage_samples: that were in each of them.
         warm_stages: samples and seconds of each, but for its first batch.
@@ -80,7 +80,7 @@ class RankMeter:
     torch_in_workers: bool = False
     stages: dict[str, StageMeter] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
-    node_wall_s: dict[str, float] = field(default_factory=dict)
+    node_stages: dict[str, dict[str, Amount]] = field(default_factory=dict)
     device_stage_s: dict[str, float] = field(default_factory=dict)
     device_stage_samples: dict[str, int] = field(default_factory=dict)
     warm_stages: dict[str, Amount] = field(default_factory=dict)
@@ -110,13 +110,16 @@ class RankMeter:
         self.read_bytes += header.read_bytes
         self.torch_in_workers |= header.torch_imported
         self.nodes[header.node] = self.nodes.get(header.node, 0) + num_samples + len(header.failures)
-        self.node_wall_s[header.node] = self.node_wall_s.get(header.node, 0.0) + sum(header.stage_wall_s.values())
+        of_node = self.node_stages.setdefault(header.node, {})
         for name, wall_s in header.stage_wall_s.items():
-            meter = self.stages.setdefault(_named(name, split), StageMeter())
+            known = _named(name, split)
+            meter = self.stages.setdefault(known, StageMeter())
             meter.num_samples += num_samples + len(header.failures)
             meter.cpu_s += header.stage_cpu_s[name]
             meter.wall_s += wall_s
             meter.batch_wall_s.append(wall_s)
+            samples, seconds = of_node.get(known, (0, 0.0))
+            of_node[known] = samples + num_samples + len(header.failures), seconds + wall_s
 
     def staged(self, split: str, stage: str, num_samples: int, seconds: float) -> None:
         """Account for a stage on the device, of one batch."""
@@ -170,7 +173,10 @@ class RankMeter:
             (self.num_samples, self.step_s),
             {name: amount for name, amount in self.warm_stages.items() if is_of_training(name)},
             cpu,
-            {node: (count, self.node_wall_s[node]) for node, count in self.nodes.items()},
+            {
+                node: {name: amount for name, amount in stages.items() if is_of_training(name)}
+                for node, stages in self.node_stages.items()
+            },
         )
 
     def so_far(self) -> RankTimes:

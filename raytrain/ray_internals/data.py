@@ -41,6 +41,7 @@ class TaskWork:
         task_args: Ray task options that say where, and Ray Data's `concurrency`.
         blocks_ahead: that a task may be ahead of whoever collects.
         stock: how much may lie ready; None where nobody knows the stores' sizes.
+        lost: whether no host is left that may run it, for which Ray would wait for ever; asked ten times a second.
     """
 
     function: Callable[..., Iterator[Any]]
@@ -49,6 +50,11 @@ class TaskWork:
     task_args: dict[str, Any]
     blocks_ahead: int
     stock: Stock | None = None
+    lost: Callable[[], bool] | None = None
+
+
+class _Lost(Exception):
+    """No host is left."""
 
 
 @dataclass(frozen=True)
@@ -163,13 +169,18 @@ def prepare_tasks(collects_metrics: bool, public: bool) -> None:
 def run_tasks(work: TaskWork, tasks: Sequence[Any], public: bool) -> Iterator[Block]:
     """The blocks of plan blocks `tasks` (Arrow tables, a row a place), as they are ready.
 
-    Some may not come: a task that Ray cancels ends early and is not reported as failed.
+    Some may not come: a task that Ray cancels ends early and is not reported as failed. None does once no host is left
+    (see TaskWork.lost).
 
     Raises:
         Exception: what `work.function` raised, within Ray's own exceptions (see `cause`).
         TrainingError: Ray does not do what it was told.
     """
-    return _by_ray_data(work, tasks) if RAY_DATA.holds(public) else _by_ray(work, tasks)
+    try:
+        yield from _by_ray_data(work, tasks) if RAY_DATA.holds(public) else _by_ray(work, tasks)
+    except Exception as error:  # noqa: BLE001 - Ray Data wraps what its executor meets
+        if not isinstance(cause(error), _Lost):
+            raise
 
 
 def cause(error: BaseException) -> BaseException:
@@ -213,8 +224,10 @@ def _dataset(work: TaskWork, tasks: Sequence[Any]) -> Any:
     context._max_num_blocks_in_streaming_gen_buffer = work.blocks_ahead
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
-    if work.stock is not None:
-        enabled = [*policies.ENABLED_BACKPRESSURE_POLICIES, _Bounded(work.stock)]
+    own = [_Bounded(work.stock)] if work.stock is not None else []
+    own += [_Watched(work.lost)] if work.lost is not None else []
+    if own:
+        enabled = [*policies.ENABLED_BACKPRESSURE_POLICIES, *own]
         context.set_config(policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, enabled)
     with ray.data.DataContext.current(context):
         return ray.data.from_blocks(list(tasks)).map_batches(  # from_arrow would ask tasks what it knows
@@ -263,6 +276,28 @@ class _Policy:
         return room
 
 
+@dataclass(frozen=True)
+class _Watched:
+    """Makes Ray Data a policy that ends an execution which no host is left for: Ray Data asks its policies in every
+    round, and hands what they raise to whoever takes."""
+
+    lost: Callable[[], bool]
+
+    def __call__(self, *_: Any) -> _Watched:
+        return self
+
+    @property
+    def name(self) -> str:
+        return "raytrain's hosts"
+
+    def can_add_input(self, _operator: Any) -> bool:
+        return True
+
+    def max_task_output_bytes_to_read(self, _operator: Any) -> None:
+        if self.lost():
+            raise _Lost
+
+
 def _by_ray(work: TaskWork, tasks: Sequence[Any]) -> Iterator[Block]:
     """Each lane runs one plan block after the other, in pieces: so many places a task of Ray's that what all lanes make
     before anybody looks fits into the stock. When nobody takes, no piece is started."""
@@ -286,6 +321,8 @@ def _by_ray(work: TaskWork, tasks: Sequence[Any]) -> Iterator[Block]:
         running[remote.remote(work.function, places, work.arguments)] = [task, first, first + len(places)]
 
     while waiting or running:
+        if work.lost is not None and work.lost():
+            raise _Lost
         while waiting and len(running) < lanes:
             start()
         ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_EVERY_S, fetch_local=False)

@@ -58,7 +58,7 @@ class Spent:
         step: in steps: neither waiting nor in stages on the device.
         device_stages: by name, but for the first batch of each, which warms up.
         cpu_stages: by name, seconds of workers.
-        nodes: by Ray node id, in all stages of its workers together.
+        nodes: likewise, by Ray node id.
     """
 
     began_at: float
@@ -66,7 +66,7 @@ class Spent:
     step: Amount
     device_stages: Mapping[str, Amount]
     cpu_stages: Mapping[str, Amount]
-    nodes: Mapping[str, Amount]
+    nodes: Mapping[str, Mapping[str, Amount]]
 
 
 @dataclass(frozen=True)

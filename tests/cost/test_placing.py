@@ -102,3 +102,8 @@ def test_by_hand():
     dear = best(Costs([0.01, 0.01], [None, 0.005], 0.01, interference=0.5), Places(1, 1, 1))
     assert dear.host_cores == 0, "what the host's core adds is less than what it costs the device"
     assert best(Costs([0.01], [None], 0.01), Places(0, 0, 1)).rate == 0, "nobody can prepare"
+
+
+def test_somebody_reads_even_where_that_costs_nothing():
+    costs = Costs([0.0], [None], 0.002)
+    assert [best(costs, Places(cpu_cores, 2, 1)).host_cores for cpu_cores in (0, 1)] == [1, 0]

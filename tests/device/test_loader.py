@@ -8,13 +8,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from conftest import write_images
 from feeding import make_feed
 from patience import wait_for
 
 from raytrain.config.data import Normalize
-from raytrain.data.feed import Feed
+from raytrain.data.feed import Feed, Taken
 from raytrain.data.order import Position, StreamSpec
 from raytrain.data.pipeline import Pipeline
 from raytrain.data.samples.fields import Field, Schema
@@ -23,6 +24,7 @@ from raytrain.data.stages.geometry import random_crop, random_horizontal_flip, r
 from raytrain.data.stages.images import decode
 from raytrain.data.stages.registry import on_cpu, on_device
 from raytrain.data.stream import FeedOptions
+from raytrain.device import loader
 from raytrain.device.arrival import Arrived, arrivals
 from raytrain.device.loader import RankIngest, pull
 from raytrain.errors import DataError
@@ -165,6 +167,27 @@ def test_what_a_loop_leaves_of_a_pass_is_dropped(two_nodes, pets):
     ingest = RankIngest(feed, "a", 0, plan, torch.device("cpu"), {})
     next(iter(ingest.segment(0)))
     assert sum(len(batch.ids) for batch in ingest.segment(1)) == 80
+    ingest.close()
+
+
+def test_a_block_that_is_lost_and_cannot_be_made_again_has_the_ranks_begin_anew(two_nodes, pets, monkeypatch):
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Lost:
+        def take(self, attempt, rank, most):
+            block = ray.remote(num_cpus=0, label_selector={"gone": "host"})(lambda: None).remote()
+            return Taken([(0, 0, (block, 0))])
+
+        def progress(self, *told):
+            return None
+
+    monkeypatch.setattr(loader, "BLOCK_TIMEOUT_S", 0.2)
+    plan = ray.get(make_feed(two_nodes, pets, remote=True).begin.remote("a", Position(), 1, 0))
+    ingest = RankIngest(Lost.remote(), "a", 0, plan, torch.device("cpu"), {})
+    with pytest.raises(ray.exceptions.GetTimeoutError) as told:  # which is tried again
+        next(iter(ingest.segment(0)))
+    assert isinstance(told.value, ray.exceptions.RayError)
     ingest.close()
 
 

@@ -12,6 +12,7 @@ from raytrain.cluster.placement import PlacedStages
 from raytrain.cost.placing import LEAST_GAIN, Costs, Places, Placing, best, rate_of
 from raytrain.data.order import Split
 from raytrain.data.placement.measured import Measured
+from raytrain.errors import TrainingError
 from raytrain.record.status import Decision, Spent
 
 TRIALS = 3  # batches of a rank whose stages the device runs as far as it can: the first of them only warms up
@@ -51,7 +52,7 @@ class Decider:
     """Looks at what has been measured, now and then, while the stream goes on."""
 
     def __init__(self, choice: Choice, decided: Callable[[Decision], None]):
-        self.placing = choice.first
+        self.placing = self._in_force = choice.first  # what is decided may have to wait until what CPUs are at is done
         self._choice, self._decided = choice, decided
         self._measured = Measured(choice.stages, min(choice.cuts), choice.hosts)
         self._look_at, self._looks = 0.0, 0
@@ -59,6 +60,22 @@ class Decider:
     @property
     def placed(self) -> PlacedStages:
         return self._choice.placed[self.placing.host_cores]
+
+    def lose_cpu_hosts(self) -> None:
+        """All of them are gone: the training hosts' cores prepare.
+
+        Raises:
+            TrainingError: these may not.
+        """
+        places = self._choice.places
+        if not places.host_cores:
+            raise TrainingError(
+                "the CPU hosts are lost, and the training hosts have no CPUs for the stages; start the run again on "
+                "other hosts, with --resume"
+            )
+        self._choice = replace(self._choice, places=replace(places, cpu_cores=0))
+        self.placing = replace(self.placing, host_cores=max(self._choice.host_cores, 1))
+        self._look_at, self._looks = 0.0, 0  # what is decided next is said in any case
 
     def look(self, told: Mapping[int, Spent], now_s: float) -> bool:
         """Decide again, if it is time to and every rank has told of itself. Whether to change at once what is being
@@ -70,20 +87,19 @@ class Decider:
         if now_s < self._look_at or len(told) < self._choice.places.devices:
             return False
         self._look_at = now_s + LOOK_S[min(self._looks, len(LOOK_S) - 1)]
-        self._measured.look(told, self.placing, self._choice.places)
+        self._measured.look(told, self._in_force, self._choice.places)
         costs = self._measured.costs()
         if costs is None:
             return False
         self._looks += 1
-        places, now = self._measured.places(self._choice.places), self.placing
-        before = rate_of(costs, places, now.cut + 1, now.other + 1, now.share, now.host_cores)
-        found = best(costs, places)
-        fewer = found.host_cores < now.host_cores and found.rate >= before
-        if self._looks > 1 and not fewer and found.rate <= (1 + LEAST_GAIN) * before:
-            return False
-        self.placing = replace(found, cut=found.cut - 1, other=found.other - 1)  # reading is no stage
-        self._decided(self._decision(costs, places, before))
-        return fewer or found.rate > (1 + AT_ONCE) * before
+        places = self._measured.places(self._choice.places)
+        before, found = _rate(costs, places, self.placing), best(costs, places)
+        fewer = found.host_cores < self.placing.host_cores and found.rate >= before
+        if self._looks == 1 or fewer or found.rate > (1 + LEAST_GAIN) * before:
+            self.placing = replace(found, cut=found.cut - 1, other=found.other - 1)  # reading is no stage
+            self._decided(self._decision(costs, places, before))
+        gain = _rate(costs, places, self.placing) / max(_rate(costs, places, self._in_force), 1e-9) - 1
+        return gain > AT_ONCE or (self.placing.host_cores < self._in_force.host_cores and gain >= 0)
 
     def cuts(self, splits: Sequence[Split], world_size: int, trial: bool) -> np.ndarray:
         """How many stages the workers run, of each block in order, int64; of `world_size` that follow each other alike,
@@ -93,6 +109,7 @@ class Decider:
             splits: of the blocks.
             trial: some are to show what the stages take on the device.
         """
+        self._in_force = self.placing
         rounds = np.arange(len(splits)) // world_size
         if trial:
             train = np.where((rounds % 2 == 0) & (rounds < 2 * TRIALS), min(self._choice.cuts), self.placing.cut)
@@ -119,6 +136,11 @@ class Decider:
             rate_before=before,
             text=told(placing, names, costs, places, before),
         )
+
+
+def _rate(costs: Costs, places: Places, placing: Placing) -> float:
+    """Samples a second."""
+    return rate_of(costs, places, placing.cut + 1, placing.other + 1, placing.share, placing.host_cores)
 
 
 def told(placing: Placing, stages: Sequence[str], costs: Costs, places: Places, before: float) -> str:

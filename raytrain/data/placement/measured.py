@@ -80,17 +80,26 @@ class Measured:
                 mean = _mean([amounts[name] for amounts in each if name in amounts])
                 if mean is not None:
                     known[name] = _smoothed(known.get(name), mean)
-        nodes = [(node, amount) for one in spent for node, amount in one.nodes.items()]
-        hosts = _mean([amount for node, amount in nodes if node in self.hosts])
-        others = _mean([amount for node, amount in nodes if node not in self.hosts])
-        if hosts and others:
-            self.host_speed = _smoothed(self.host_speed, others / hosts)
+        hosts, others = (self._by_stage(spent, of_hosts) for of_hosts in (True, False))
+        both = [name for name in hosts if name in others]  # else who got the batches with more stages would seem slow
+        if both and (taken := sum(hosts[name] for name in both)) > 0:
+            self.host_speed = _smoothed(self.host_speed, sum(others[name] for name in both) / taken)
+
+    def _by_stage(self, spent: Sequence[Spent], of_hosts: bool) -> dict[str, float]:
+        """Seconds of a sample, of the training hosts' workers or of the others."""
+        amounts: dict[str, list[Amount]] = {}
+        for one in spent:
+            for node, stages in one.nodes.items():
+                for name, amount in stages.items() if (node in self.hosts) == of_hosts else ():
+                    amounts.setdefault(name, []).append(amount)
+        means = {name: _mean(each) for name, each in amounts.items()}
+        return {name: mean for name, mean in means.items() if mean is not None}
 
     def _step(self, spent: Sequence[Spent], placing: Placing, places: Places) -> None:
         always = sum(seconds for name, seconds in self.device_s.items() if name not in self.stages)
         mean, busy = _mean([each.step for each in spent]), places.busy(placing.host_cores)
-        if mean is not None:
-            self.step_s[busy] = _smoothed(self.step_s.get(busy), max(mean + always, 1e-9))
+        if mean is not None and mean + always > 0:  # a GPU's are read late, and its stages' before them
+            self.step_s[busy] = _smoothed(self.step_s.get(busy), mean + always)
 
     def _overhead(self, spent: Sequence[Spent], placing: Placing, places: Places) -> None:
         """What handing over costs the CPUs beside the stages: seen where nothing but they sets the pace."""
@@ -117,15 +126,14 @@ def _since(before: Spent, now: Spent) -> Spent:
         now.began_at,
         now.wait_s - before.wait_s,
         _less(now.step, before.step),
-        *(
-            {name: _less(amount, was.get(name, (0, 0.0))) for name, amount in each.items()}
-            for each, was in (
-                (now.device_stages, before.device_stages),
-                (now.cpu_stages, before.cpu_stages),
-                (now.nodes, before.nodes),
-            )
-        ),
+        _each_less(now.device_stages, before.device_stages),
+        _each_less(now.cpu_stages, before.cpu_stages),
+        {node: _each_less(stages, before.nodes.get(node, {})) for node, stages in now.nodes.items()},
     )
+
+
+def _each_less(now: Mapping[str, Amount], before: Mapping[str, Amount]) -> dict[str, Amount]:
+    return {name: _less(amount, before.get(name, (0, 0.0))) for name, amount in now.items()}
 
 
 def _less(now: Amount, before: Amount) -> Amount:

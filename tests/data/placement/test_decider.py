@@ -23,7 +23,7 @@ def spent(times: int, blur_ms: float, device_ms: float, step_ms: float = 2.0, wa
         (samples, step_ms * times),
         {"blur": (samples, device_ms * times)},
         {"read": (samples, 0.0), "decode": (samples, 1.0 * times), "blur": (samples, blur_ms * times)},
-        {"cpu": (samples, 1.0 * times), "host": (samples, 1.0 * times)},
+        {node: {"decode": (samples, 1.0 * times)} for node in ("cpu", "host")},
     )
 
 
@@ -31,7 +31,8 @@ def decided(choice: Choice = CHOICE, looks: int = 2, ranks: int = 1, **costs: fl
     decisions: list[Decision] = []
     decider = Decider(choice, decisions.append)
     for times in range(1, looks + 1):
-        decider.look({rank: spent(times, **costs) for rank in range(ranks)}, 100.0 * times)
+        if decider.look({rank: spent(times, **costs) for rank in range(ranks)}, 100.0 * times):
+            decider.cuts([], 1, trial=False)  # what is left is cut anew
     return decider, decisions
 
 
@@ -71,6 +72,19 @@ def test_a_decision_stands_until_another_is_worth_it():
     assert decisions[1].rate > 1.02 * decisions[1].rate_before
 
 
+def test_what_is_measured_is_of_what_runs_and_not_of_what_has_been_decided():
+    decisions: list[Decision] = []
+    loud = Decider(CHOICE, decisions.append)
+    for times in (1, 2):
+        assert loud.look({0: spent(times, 2.0, 1.0)}, 100.0 * times) == (times == 2)
+    assert loud.look({0: spent(3, 2.0, 1.0)}, 300.0), "not decided again, and still worth it"
+    assert set(loud._measured.step_s) == {True}, "the training host's cores still prepare: nothing has been cut anew"
+    assert len(decisions) == 1
+    loud.cuts([], 1, trial=False)
+    loud.look({0: spent(4, 2.0, 1.0)}, 400.0)
+    assert set(loud._measured.step_s) == {True, False}
+
+
 def test_nothing_is_decided_before_every_rank_has_told():
     choice = Choice(CHOICE.stages, CHOICE.cuts, Places(4, 2, 2), PLACED, 2)
     assert decided(choice, ranks=1, blur_ms=60.0, device_ms=0.2)[1] == []
@@ -84,6 +98,7 @@ def test_a_look_is_taken_when_it_is_due():
     assert not decider.look({0: spent(1, 60.0, 0.2)}, 10.0), "the first steps warm up"
     assert not decider.look({0: spent(2, 60.0, 0.2)}, 10.0 + LOOK_S[0] - 0.1) and not decisions
     assert decider.look({0: spent(3, 60.0, 0.2)}, 10.0 + LOOK_S[0]) and len(decisions) == 1
+    decider.cuts([], 1, trial=False)
     slow = Spent(1.0, 0.0, (5000, 10.0), {"blur": (5000, 500.0)}, spent(5, 60.0, 0.2).cpu_stages, {})
     due = 10.0 + LOOK_S[0] + LOOK_S[0]
     assert not decider.look({0: slow}, due - 0.1) and len(decisions) == 1

@@ -25,7 +25,7 @@ def spent(times: int = 1, wait_s: float = 0.0, step_s: float = 0.5, began_at: fl
         (100 * times, step_s * times),
         {"b": (50 * times, 0.1 * times)},
         {name: (samples * times, seconds * times) for name, (samples, seconds) in CPU.items()},
-        {"cpu": (50 * times, 1.0 * times), "host": (25 * times, 1.0 * times)},
+        {"cpu": {"a": (50 * times, 1.0 * times)}, "host": {"a": (25 * times, 1.0 * times)}},
     )
 
 
@@ -136,3 +136,21 @@ def test_nothing_is_known_of_nothing():
     for times in (1, 2, 3):
         known.look({0: replace(spent(times), device_stages=only_cpu.device_stages)}, ALL, PLACES)
     assert known.costs() is None, "what a stage takes on the device has not been seen"
+
+
+def test_a_core_is_not_slow_because_it_got_the_batches_with_more_stages():
+    known = measured()
+    nodes = {"cpu": {"a": (50, 0.5), "b": (50, 2.0)}, "host": {"a": (50, 0.5)}}
+    known.look({0: replace(spent(), nodes=nodes)}, ALL, PLACES)
+    assert known.host_speed == pytest.approx(1.0)
+
+
+def test_a_step_that_seems_to_have_taken_no_time_is_not_believed():
+    """Stages of a GPU have been read, and the steps that they are of have not."""
+    known = measured()
+    first = spent()
+    known.look({0: first}, ALL, PLACES)
+    known.look({0: replace(spent(2), step=(200, first.step[1]))}, ALL, PLACES)
+    assert known.costs() is None
+    known.look({0: replace(spent(3), step=(300, 1.0))}, ALL, PLACES)
+    assert known.costs() is not None
