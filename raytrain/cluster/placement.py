@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raytrain.cluster.topology import GROUP_LABEL, Topology
+from raytrain.cluster.topology import GROUP_LABEL, UNLABELLED, Topology
 from raytrain.config.cluster import Group, Placement, reserved_cpus
 from raytrain.errors import ClusterError
 
@@ -104,5 +104,5 @@ def rank_resources(topology: Topology) -> dict[str, float]:
 
 def rank_selector(topology: Topology) -> dict[str, str] | None:
     """Keeps a CPU rank in the training group; a GPU rank finds its place by its GPU."""
-    labelled = any(host.group != "default" for host in topology.hosts)
+    labelled = any(host.group != UNLABELLED for host in topology.hosts)
     return {GROUP_LABEL: topology.training_group} if labelled and not topology.num_gpus else None

@@ -13,6 +13,7 @@ from raytrain.ray_internals.node import HEAD_RESOURCE
 GROUP_LABEL = "raytrain-group"
 INSTANCE_TYPE_LABEL = "raytrain-instance-type"
 HOST_LABEL = "raytrain-host"
+UNLABELLED = "default"  # the group of nodes without that label
 EMULATED_LABEL = "raytrain-emulated"
 EMULATED_GPU = "raytrain-emulated-gpu"  # a Ray resource of its own: Ray would hand out real devices for its `GPU`
 
@@ -61,6 +62,11 @@ class Topology:
         return (with_gpus or heads or working)[0]
 
     @property
+    def is_labelled(self) -> bool:
+        """Whether tasks can be sent to one group or another, where there are several."""
+        return not self.cpu_groups or all(host.group != UNLABELLED for host in self.hosts)
+
+    @property
     def emulated_gpus(self) -> bool:
         return any(host.emulated and host.gpus for host in self.hosts)
 
@@ -94,7 +100,7 @@ def from_ray(nodes: Sequence[dict[str, Any]], head_node_id: str = "") -> Topolog
         if not node.get("Alive"):
             continue
         resources, labels = node.get("Resources", {}), node.get("Labels") or {}
-        group = labels.get(GROUP_LABEL, "default")
+        group = labels.get(GROUP_LABEL, UNLABELLED)
         numbers[group] += 1
         hosts.append(
             Host(

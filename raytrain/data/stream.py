@@ -30,6 +30,7 @@ from raytrain.ray_internals.data import Block, TaskWork, cause, run_tasks
 from raytrain.record.status import Decision, Spent
 
 TASKS_A_LEG = 16_384  # of one Ray Data execution; a task costs the executor about 0.3 ms to plan
+TASKS_UNDECIDED = 16  # a CPU, of the leg that the first decision is likely to break off
 FIRST_BLOCKS = 2  # a task of the first, short leg, which shows what a batch costs
 ABANDON_TIMEOUT_S = 10.0
 LEG_TRIES = 3
@@ -153,7 +154,8 @@ class Stream:
             return [blocks[number::slots] for number in range(min(slots, len(blocks)))], len(blocks)
         pace = self._pace = Pace(1, fixed, fixed) if fixed else Pace.of(*self._cost)
         group = min(pace.batches_per_block, max(len(places) // (4 * slots), 1))  # so that no CPU is left without
-        blocks = self._cut(cut_blocks(places, group)[: TASKS_A_LEG * pace.blocks_per_task], first)
+        tasks = TASKS_A_LEG if decider is None or decider.has_decided else TASKS_UNDECIDED * slots
+        blocks = self._cut(cut_blocks(places, group)[: tasks * pace.blocks_per_task], first)
         return deal_tasks(blocks, slots, pace.blocks_per_task, pace.least_blocks), int(blocks[:, 2].sum())
 
     def _cut(self, blocks: np.ndarray, first: bool) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.record.rows import Row
-from raytrain.record.status import Status
+from raytrain.record.status import Decision, Status
 from raytrain.record.timeline import Machine, ProgressLog
 from raytrain.run.load import Samplers
 from raytrain.run.signals import Signals
@@ -64,6 +64,7 @@ class Course:
         self.began_at: float | None = None
         self._folder, self._samplers, self._watch = folder, samplers, watch
         self._status, self._progress = Status(), ProgressLog()
+        self._decisions: dict[float, Decision] = {}
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -74,8 +75,11 @@ class Course:
         self.began_at = time.time()
 
     def note(self, status: Status) -> None:
-        for decision in status.decisions[len(self._status.decisions) :]:
-            self._watch(decision.text)
+        for decision in status.decisions:
+            if decision.at not in self._decisions:
+                self._decisions[decision.at] = decision
+                self._watch(decision.text)
+        status = replace(status, decisions=list(self._decisions.values()))  # those of a feed that was lost as well
         self._status = status
         self._progress.note(status)
         self._watch(status)

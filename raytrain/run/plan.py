@@ -177,7 +177,7 @@ class RunPlan:
         reserved = job.cluster.reserved_cpus
         placed = place_stages(topology, job.cluster.placement, reserved)
         choice = None
-        if job.cluster.placement == "auto" and topology.num_gpus:
+        if job.cluster.placement == "auto" and topology.num_gpus and topology.is_labelled:
             first = placed.slots - topology.cpu_slots(topology.cpu_groups)
             choice = _choice(topology, placements(topology, reserved), first, data.opened.on_device)
         return cls(options, pipeline, loop, data, cluster, placed, connected_at, choice)

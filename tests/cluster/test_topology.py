@@ -131,6 +131,14 @@ def test_as_many_of_a_training_hosts_cpus_as_measurement_says():
     assert list(placements(with_coordinator)) == [0], "the training host has none to give"
 
 
+def test_groups_that_ray_cannot_tell_apart():
+    unlabelled = node(1, "gpu", 4, 1, head=True)
+    unlabelled["Labels"] = {}
+    assert from_ray([unlabelled]).is_labelled, "there is one group only"
+    assert not from_ray([unlabelled, node(2, "cpu", 4)]).is_labelled
+    assert from_ray(HETEROGENEOUS).is_labelled
+
+
 def test_emulated_gpus_are_a_resource_of_their_own():
     emulated = node(1, "gpu", 2, head=True, **{EMULATED_LABEL: "true"})
     emulated["Resources"][EMULATED_GPU] = 2.0

@@ -17,6 +17,8 @@ from raytrain.record.status import Decision, Spent
 
 TRIALS = 3  # batches of a rank whose stages the device runs as far as it can: the first of them only warms up
 LOOK_S = (2.0, 5.0, 10.0, 20.0, 30.0)  # from one look to the next, once something has been decided
+PROBE_EVERY = 500  # steps: a batch that runs where the others do not, so that what it costs there stays known
+SPARE = 1.03  # times what a sample costs a core: fewer of the training hosts' must suffice by that
 AT_ONCE = 0.05  # of the rate: what is worth to break off what the CPUs are at
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -55,11 +57,15 @@ class Decider:
         self.placing = self._in_force = choice.first  # what is decided may have to wait until what CPUs are at is done
         self._choice, self._decided = choice, decided
         self._measured = Measured(choice.stages, min(choice.cuts), choice.hosts)
-        self._look_at, self._looks = 0.0, 0
+        self._look_at, self._looks, self._settled = 0.0, 0, False
 
     @property
     def placed(self) -> PlacedStages:
         return self._choice.placed[self.placing.host_cores]
+
+    @property
+    def has_decided(self) -> bool:
+        return self._looks > 0
 
     def lose_cpu_hosts(self) -> None:
         """All of them are gone: the training hosts' cores prepare.
@@ -87,14 +93,19 @@ class Decider:
         if now_s < self._look_at or len(told) < self._choice.places.devices:
             return False
         self._look_at = now_s + LOOK_S[min(self._looks, len(LOOK_S) - 1)]
-        self._measured.look(told, self._in_force, self._choice.places)
+        self._measured.look(told, self._in_force, self._choice.places, settled=self._settled)
+        self._settled = True
         costs = self._measured.costs()
         if costs is None:
             return False
         self._looks += 1
         places = self._measured.places(self._choice.places)
         before, found = _rate(costs, places, self.placing), best(costs, places)
-        fewer = found.host_cores < self.placing.host_cores and found.rate >= before
+        fewer = False
+        if found.host_cores < self.placing.host_cores:
+            dearer = replace(costs, cpu_s=[SPARE * each for each in costs.cpu_s])
+            one_less = replace(found, cut=found.cut - 1, other=found.other - 1)
+            fewer = _rate(dearer, places, one_less) >= before * (1 - LEAST_GAIN / 2)
         if self._looks == 1 or fewer or found.rate > (1 + LEAST_GAIN) * before:
             self.placing = replace(found, cut=found.cut - 1, other=found.other - 1)  # reading is no stage
             self._decided(self._decision(costs, places, before))
@@ -109,13 +120,16 @@ class Decider:
             splits: of the blocks.
             trial: some are to show what the stages take on the device.
         """
-        self._in_force = self.placing
+        self._in_force, self._settled = self.placing, False
         rounds = np.arange(len(splits)) // world_size
         if trial:
             train = np.where((rounds % 2 == 0) & (rounds < 2 * TRIALS), min(self._choice.cuts), self.placing.cut)
         else:
             others = (rounds + 1) * GOLDEN % 1 < self.placing.share
             train = np.where(others, self.placing.other, self.placing.cut)
+            probes = (rounds % PROBE_EVERY == PROBE_EVERY // 2) & self.has_decided
+            there = np.where(rounds // PROBE_EVERY % 2 == 0, min(self._choice.cuts), max(self._choice.cuts))
+            train = np.where(probes, there, train)
         validation = np.array([self._choice.cuts[cut] for cut in train.tolist()], dtype=np.int64)
         return np.where([split == "train" for split in splits], train, validation)
 

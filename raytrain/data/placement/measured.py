@@ -11,6 +11,7 @@ from raytrain.record.status import READ, Amount, Spent
 INTERFERENCE = 0.1  # until it has been measured; 0.09 to 0.12 on an H200 whose host had 3 of its 4 cores at work
 MOST_INTERFERENCE = 0.5
 LIMITED_FROM = 0.1  # of the ranks' time spent waiting: then it is the CPUs that set the pace
+FORGOTTEN = 0.9  # of the overhead stays, from one look to the next at which nobody waits
 MOST_OVERHEAD = 0.5  # of what the stages take
 
 
@@ -37,15 +38,20 @@ class Measured:
     host_speed: float | None = None
     _before: dict[int, Spent] = field(default_factory=dict)
 
-    def look(self, told: Mapping[int, Spent], placing: Placing, places: Places) -> None:
-        """Take in what has been spent since the last look, while the stages ran as `placing` says."""
+    def look(self, told: Mapping[int, Spent], placing: Placing, places: Places, *, settled: bool = True) -> None:
+        """Take in what has been spent since the last look, while the stages ran as `placing` says.
+
+        Args:
+            settled: they have done so all the time, so that nobody waited for them to begin.
+        """
         since = [(self._before.get(rank), now) for rank, now in told.items()]
         self._before = dict(told)
         self._costs([each if before is None else _since(before, each) for before, each in since])
         spent = [_since(before, now) for before, now in since if before is not None]  # else its first step warms up
         if len(spent) == len(told) and all(each.step[0] for each in spent):
             self._step(spent, placing, places)
-            self._overhead(spent, placing, places)
+            if settled:
+                self._overhead(spent, placing, places)
 
     def costs(self) -> Costs | None:
         """None as long as some are not known."""
@@ -110,12 +116,13 @@ class Measured:
         staged = sum(seconds for each in spent for _, seconds in each.device_stages.values())
         total = waited + staged + sum(each.step[1] for each in spent)
         if waited < LIMITED_FROM * total:
+            self.overhead_s *= FORGOTTEN  # or one stall would be believed for ever
             return
         wall_s = total / len(spent)  # every rank spends it at once
         taken_s = wall_s / sum(each.step[0] for each in spent) * self.places(places).cores(placing.host_cores)
         of_cut, of_other = (sum(self.cpu_s[name] for name in names[: cut + 1]) for cut in (placing.cut, placing.other))
         stages_s = (1 - placing.share) * of_cut + placing.share * of_other
-        self.overhead_s = min(max(taken_s - stages_s, 0.0), MOST_OVERHEAD * stages_s)
+        self.overhead_s = _smoothed(self.overhead_s, min(max(taken_s - stages_s, 0.0), MOST_OVERHEAD * stages_s))
 
 
 def _since(before: Spent, now: Spent) -> Spent:

@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from raytrain.data.samples.fields import BYTES, DTYPES, KINDS, TEXT, Field
 from raytrain.errors import ConfigError, nearest
 
 
@@ -45,6 +46,25 @@ def check_types(label: str, function: Callable[..., Any], options: Mapping[str, 
             TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError:
             raise ConfigError(f"stage {label!r}: {name} must be {_told(hints[name])} (given: {value!r})") from None
+
+
+def field_given(label: str, name: str, what: Any) -> Field:
+    """A field that a stage of one's own gives.
+
+    Raises:
+        ConfigError: `what` describes none.
+    """
+    if isinstance(what, Field):
+        return what
+    known = isinstance(what, Mapping) and {*what} <= {"dtype", "shape", "kind"}
+    if known and what.get("dtype", "") in ("", *DTYPES, TEXT, BYTES) and what.get("kind", "") in ("", *KINDS):
+        shape = what.get("shape")
+        if shape is None or all(axis is None or type(axis) is int for axis in shape):
+            return Field(what.get("dtype", ""), None if shape is None else tuple(shape), what.get("kind", ""))
+    raise ConfigError(
+        f"stage {label!r}: `gives` says of field `{name}` its dtype, shape and kind, such as {{dtype: uint8, shape: "
+        f"[224, 224, 3], kind: image}} (given: {what!r})"
+    )
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raytrain.data.samples.fields import BYTES, DTYPES, KINDS, TEXT, Field, Kind, Sample, Schema, field_of
+from raytrain.data.samples.fields import Field, Kind, Sample, Schema, field_of
 from raytrain.data.samples.values import plain
 from raytrain.data.stages.draws import seed_draws
-from raytrain.data.stages.options import check_options, check_types
+from raytrain.data.stages.options import check_options, check_types, field_given
 from raytrain.errors import ConfigError
 
 Scope = Literal["field", "fields", "sample", "batch"]
@@ -293,7 +293,9 @@ def made_of(
         options=options,
         scope=scope,
         on=on_names(on, label) if scope in ("field", "fields") else None,
-        gives=None if gives is None else Schema({field: _given(label, field, what) for field, what in gives.items()}),
+        gives=None
+        if gives is None
+        else Schema({field: field_given(label, field, what) for field, what in gives.items()}),
     )
     try:
         parameters = inspect.signature(function).parameters
@@ -308,24 +310,6 @@ def made_of(
     except TypeError as error:
         raise ConfigError(f"stage {label!r} is called with {CALLED_WITH[scope]} and its options: {error}") from None
     return replace(made, random=random)
-
-
-def _given(label: str, name: str, what: Any) -> Field:
-    """
-    Raises:
-        ConfigError: it describes no field.
-    """
-    if isinstance(what, Field):
-        return what
-    known = isinstance(what, Mapping) and {*what} <= {"dtype", "shape", "kind"}
-    if known and what.get("dtype", "") in ("", *DTYPES, TEXT, BYTES) and what.get("kind", "") in ("", *KINDS):
-        shape = what.get("shape")
-        if shape is None or all(axis is None or type(axis) is int for axis in shape):
-            return Field(what.get("dtype", ""), None if shape is None else tuple(shape), what.get("kind", ""))
-    raise ConfigError(
-        f"stage {label!r}: `gives` says of field `{name}` its dtype, shape and kind, such as {{dtype: uint8, shape: "
-        f"[224, 224, 3], kind: image}} (given: {what!r})"
-    )
 
 
 def built_in(

@@ -115,9 +115,17 @@ def test_the_first_batches_show_what_the_device_takes():
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_a_share_is_spread_evenly_and_ranks_step_alike(world_size):
     decider, [decision] = decided(blur_ms=20.0, device_ms=2.0)
-    found = decider.cuts(["train"] * 300 * world_size, world_size, trial=False).reshape(-1, world_size)
+    found = decider.cuts(["train"] * 200 * world_size, world_size, trial=False).reshape(-1, world_size)
     assert (found == found[:, :1]).all()
     moved = np.cumsum(found[:, 0] == decision.other)
-    assert np.abs(moved - decision.share * np.arange(1, 301)).max() < 3
-    validation = decider.cuts(["validation"] * 300, 1, trial=False)
+    assert np.abs(moved - decision.share * np.arange(1, 201)).max() < 3
+    validation = decider.cuts(["validation"] * 200, 1, trial=False)
     assert set(validation.tolist()) == {0, 1}, "of its own stages"
+
+
+def test_now_and_then_a_batch_shows_what_the_stages_take_where_they_do_not_run():
+    decider, _ = decided(blur_ms=2.0, device_ms=1.0)
+    found = decider.cuts(["train"] * 2 * 1500, 2, trial=False).reshape(-1, 2)
+    assert (decider.placing.cut, decider.placing.share) == (2, 0.0)
+    assert np.flatnonzero(found[:, 0] == 1).tolist() == [250, 1250], "a step at a time, and none at 750"
+    assert (found[:, 0] == found[:, 1]).all()

@@ -122,9 +122,13 @@ def test_what_handing_over_costs_beside_the_stages(wait_s, expected):
     known = measured()
     for times in (1, 2):
         known.look({0: spent(times, wait_s)}, ALL, PLACES)
-    assert known.overhead_s == pytest.approx(expected)
+    assert known.overhead_s == pytest.approx(expected / 2), "half of what is new"
     costs = known.costs()
-    assert costs is not None and costs.cpu_s[0] == pytest.approx(0.001 + expected)
+    assert costs is not None and costs.cpu_s[0] == pytest.approx(0.001 + expected / 2)
+    known.look({0: replace(spent(3), wait_s=2 * wait_s)}, ALL, PLACES)
+    assert known.overhead_s == pytest.approx(0.9 * expected / 2), "it is forgotten while nobody waits"
+    known.look({0: spent(4, wait_s)}, ALL, PLACES, settled=False)
+    assert known.overhead_s == pytest.approx(0.9 * expected / 2), "who waited for an execution to begin says nothing"
 
 
 def test_nothing_is_known_of_nothing():
