@@ -29,7 +29,7 @@ from raytrain.data import on_cpu, on_device
 from raytrain.run.driver import run
 
 BATCH, SAMPLES = 16, 20_000
-WARM_S, A_HOST_S, LOOKED_S, MEASURED_S = 8.0, 2.0, 40.0, 15.0  # many processes start on few cores
+WARM_S, A_HOST_S, LOOKED_S, MEASURED_S = 6.0, 1.5, 20.0, 10.0  # many processes start on few cores
 
 
 @dataclass(frozen=True)

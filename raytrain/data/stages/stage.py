@@ -293,9 +293,7 @@ def made_of(
         options=options,
         scope=scope,
         on=on_names(on, label) if scope in ("field", "fields") else None,
-        gives=None
-        if gives is None
-        else Schema({field: field_given(label, field, what) for field, what in gives.items()}),
+        gives=None if gives is None else Schema({of: field_given(label, of, what) for of, what in gives.items()}),
     )
     try:
         parameters = inspect.signature(function).parameters
