@@ -16,10 +16,12 @@ BENCHMARKS = {
     "startup": ("raytrain / plain, seconds to the first step {'min':", "ray"),
     "scale": ("throughput / ideal", "ray"),
     "listing": ("raytrain / walk, seconds {'min':", "process"),
+    "placement": ("auto / device, everywhere, samples_per_s {'min':", "ray"),
     "planner": ("the pick costs 1.000 of it", "process"),
     "sampling": ("sampling alone, percent of a core {'min':", "ray"),
     "gpu": ("raytrain_with_cpu_node / dataloader, samples_per_s {'min':", "ray"),
     "mutation": ("raytrain/train/ledger.py", "process"),
+    "wire": ("from both nodes / from another node, chunk 5 MB, CPU seconds of the training host a GB {'min':", "ray"),
     "bootstrap": ("bootstrap, all_gone_s {'min':", "hosts ray"),
 }
 
