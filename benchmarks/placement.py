@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from harness import interleave, ratio, write
 from raytrain import Job, Pipeline
 from raytrain.cluster import local
 from raytrain.cluster.environment import prepare_environment
+from raytrain.cluster.topology import EMULATED_GPU
 from raytrain.config.cluster import parse_nodes
 from raytrain.data import on_cpu, on_device
 from raytrain.run.driver import run
 
 BATCH, SAMPLES = 16, 20_000
-WARM_S, A_HOST_S, LOOKED_S, MEASURED_S = 6.0, 1.5, 20.0, 10.0  # many processes start on few cores
+WARM_S, A_HOST_S, LOOKED_S, MEASURED_S = 4.0, 1.0, 16.0, 8.0  # many processes start on few cores
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ CONSTELLATIONS = {
 }
 
 
+def wait_for_the_device() -> None:
+    """Until the run before has let go of it."""
+    import ray
+
+    while not ray.available_resources().get(EMULATED_GPU):
+        time.sleep(0.1)
+
+
 def measured(of: Constellation, on: str, placement: str, seconds: float, warm_s: float, told: list[str]) -> dict:
     """Samples a second of a run on the cluster that this process is connected to.
 
@@ -67,6 +77,7 @@ def measured(of: Constellation, on: str, placement: str, seconds: float, warm_s:
         on: where the dear stage runs: `cpu`, `device`, or `auto`.
         told: what was decided is put there.
     """
+    wait_for_the_device()
     dear = waiting("dear", of.cpu_ms, of.device_ms)
     placed = {"cpu": on_cpu, "device": on_device, "auto": lambda stage: stage}[on]
     with tempfile.TemporaryDirectory(prefix="raytrain-placement-") as folder:
