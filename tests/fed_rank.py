@@ -16,7 +16,7 @@ from raytrain.data import from_torch
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.producer import Producer, StreamWork
 from raytrain.data.samples.block import batches_of
-from raytrain.data.stages.jpeg import ORIENTATION
+from raytrain.data.stages.encoded.jpeg import ORIENTATION
 from raytrain.device.arrival import arrivals
 from raytrain.device.decoding import Decoding
 from raytrain.device.loader import RankIngest

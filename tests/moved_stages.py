@@ -55,7 +55,8 @@ class Run:
         seed: int = 3,
         cuts: Sequence[int] = (UNCUT,),
     ):
-        source = from_torch(dataset or Pictures(), masks=["mask"])
+        dataset = dataset or Pictures()
+        source = from_torch(dataset, masks=[name for name in dataset[0] if name == "mask"])
         self.opened = Pipeline(source, stages, batch_size=batch_size, max_corrupt_share=1).open(seed)
         spec = StreamSpec(self.opened.train.num_samples, 0, batch_size, seed, epochs=1)
         self.plan = StreamPlan(spec, Position(), world)

@@ -21,7 +21,8 @@ FLOORS = rooms.floors()
 AT_THE_ROOT = {"__init__.py", "__main__.py", "errors.py"}
 TORCH_AT_MODULE_LEVEL = {
     *(f"device/{name}.py" for name in ("arrival", "batch", "copier", "decoding", "like", "loader", "stages")),
-    *(f"device/forms/{name}.py" for name in ("__init__", "colors", "moves", "resizing", "taps", "tensors", "values")),
+    *(f"device/forms/{name}.py" for name in ("__init__", "colors", "mixes", "moves")),
+    *(f"device/forms/{name}.py" for name in ("resizing", "taps", "tensors", "values")),
     *(f"train/{name}.py" for name in ("checkpoints/checkpoint", "context", "loop", "losses", "modules", "update")),
     "study/moved.py",
 }

@@ -54,6 +54,8 @@ SIGNATURES = {
     "= None, masks: Sequence[str] = (), labels: Sequence[str] = (label,), limit: int | None = None, weights: "
     "str | None = None) -> ImageListSource",
     "raytrain.data.keep_if": "(condition: Callable[..., Any], *, on: On = *, **options: Any) -> Stage",
+    "raytrain.data.mixup": "(*, num_classes: int, alpha: float = 1.0, on: On = (image, label)) -> Stage",
+    "raytrain.data.cutmix": "(*, num_classes: int, alpha: float = 1.0, on: On = (image, label)) -> Stage",
     "raytrain.data.on_cpu": "(what: Any) -> Stage",
     "raytrain.data.on_device": "(what: Any, *, on: On = None, **options: Any) -> Stage",
     "raytrain.data.padded": "(value: float = 0, *, axes: Sequence[int] = (0,), multiple_of: int = 1, most: "

@@ -26,6 +26,8 @@ from raytrain.data.stages.images import random_erasing as random_erasing
 from raytrain.data.stages.images import random_grayscale as random_grayscale
 from raytrain.data.stages.images import to_dtype as to_dtype
 from raytrain.data.stages.images import to_uint8 as to_uint8
+from raytrain.data.stages.mixing import cutmix as cutmix
+from raytrain.data.stages.mixing import mixup as mixup
 from raytrain.data.stages.registry import on_cpu as on_cpu
 from raytrain.data.stages.registry import on_device as on_device
 from raytrain.data.stages.stage import keep_if as keep_if

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
@@ -26,6 +26,7 @@ from raytrain.data.sources.lengths import lengths_of
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.open import open_manifest, open_split
 from raytrain.data.sources.registry import InProgram
+from raytrain.data.stages.mixing import MIXING
 from raytrain.data.stages.registry import as_stage, parse_stage
 from raytrain.data.stages.settling import DevicePart, Settled, settle
 from raytrain.data.stages.stage import Stage
@@ -144,7 +145,7 @@ class Pipeline:
         on_device: dict[Split, DevicePart] = {"train": own.device}
         if validation is not None:
             other = self._settled("validation_stages", self.validation_stages or (), validation)
-            _check_same(own.schema, other.schema)
+            _check_same(own.schema, other.schema, _mixed(self.stages))
             splits["validation"] = self._work(validation, other)
             on_device["validation"] = other.device
         opened = OpenPipeline(self, splits, on_device, own.schema, buckets)
@@ -195,7 +196,12 @@ def held_out(share: float, *, seed: int = 0) -> HeldOut:
     return section_of(HeldOut, {"kind": "held_out", "share": share, "seed": seed}, "held_out")
 
 
-def _check_same(training: Schema, validation: Schema) -> None:
+def _mixed(stages: Sequence[Stage]) -> set[str]:
+    """Fields whose type says that training mixes them, as validation does not."""
+    return {name for stage in stages if stage.draws in MIXING for name in stage.on or ()}
+
+
+def _check_same(training: Schema, validation: Schema, mixed: Set[str]) -> None:
     """
     Raises:
         ConfigError: validation lacks a field, or has it in another type, which a loop would meet after an epoch.
@@ -206,7 +212,7 @@ def _check_same(training: Schema, validation: Schema) -> None:
         if name not in validation:
             raise ConfigError(f"data.validation has no field `{name}`, as training has; there are {validation.names}")
         other = validation[name]
-        if what.dtype and other.dtype and what.dtype != other.dtype:
+        if what.dtype and other.dtype and what.dtype != other.dtype and name not in mixed:
             raise ConfigError(f"data.validation: field `{name}` is {other}, and {what} of training; stages can cast it")
 
 

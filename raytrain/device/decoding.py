@@ -16,8 +16,8 @@ from raytrain.data.order import Split
 from raytrain.data.samples.block import RaggedArray
 from raytrain.data.samples.fields import Kind
 from raytrain.data.stages.draws import both_sides
+from raytrain.data.stages.encoded.jpeg import JpegHead, jpeg_head
 from raytrain.data.stages.images import decode_field
-from raytrain.data.stages.jpeg import JpegHead, jpeg_head
 from raytrain.data.stages.settling import DevicePart
 from raytrain.data.stages.stage import Stage
 from raytrain.device.forms.tensors import stacked

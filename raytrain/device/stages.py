@@ -12,7 +12,9 @@ import torch
 
 from raytrain.data.order import Split
 from raytrain.data.samples.block import UNCUT
-from raytrain.data.stages.settling import DevicePart, Drawing
+from raytrain.data.stages.drawing import Drawing
+from raytrain.data.stages.mixing import MIXING
+from raytrain.data.stages.settling import DevicePart
 from raytrain.data.stages.stage import DRAWN, Stage
 from raytrain.data.stages.torchvision import apply_named, apply_transform, call_transform, named_transform
 from raytrain.device.clock import StageTimer
@@ -59,7 +61,7 @@ class DeviceStages:
         except torch.OutOfMemoryError as error:
             names = {name for stage in stages for name in stage.on or () if name in fields}
             samples = min(len(fields[name]) for name in names)
-            if samples < 2 or not all(each.change or each.form for each in stages):
+            if samples < 2 or not all(_is_by_sample(each) for each in stages):
                 raise DataError(f"the stages on the device need more memory than it has, on {about}: {error}") from None
         half = samples // 2
         parts = [
@@ -144,6 +146,11 @@ def _check(stage: Stage, changed: Fields, before: Fields, about: str) -> None:
                 f"the stage `{stage.name}` returned {count} for the {length} samples of field `{name}`, on {about}; on "
                 "the device a batch keeps its length: leave samples out on the CPU"
             )
+
+
+def _is_by_sample(stage: Stage) -> bool:
+    """Not a function of the user's, which may do what it likes with a batch, and none that mixes one."""
+    return bool(stage.change or stage.form) and stage.draws not in MIXING
 
 
 def _samples(stage: Stage, fields: Fields) -> int:

@@ -112,6 +112,12 @@ def check_data(opened: OpenPipeline, batch_size: int, default_loop: bool, job: J
     if classifies:
         other = 0 if opened.validation is None else number(opened.validation) or 0
         check_classes(job.model, task.num_classes or 0, other)
+        mixed = opened.schema.get(asked.target, Field()).shape
+        if mixed and task.num_classes and mixed[0] != task.num_classes:
+            raise ConfigError(
+                f"data.stages: a stage mixes labels of {mixed[0]} classes, and field `{asked.target}` has "
+                f"{task.num_classes}; say so with its num_classes"
+            )
     return task
 
 
@@ -124,6 +130,8 @@ def _check_fields(schema: Schema, input_: str, target: str) -> None:
         )
     if not what.may_be_array:
         raise ConfigError(f"training.task: a model takes numbers, and field `{input_}` is {what}")
+    if label.dtype == "float32" and len(label.shape or ()) == 1:  # as stages that mix make it
+        return
     if label.dtype and (label.shape != () or not label.dtype.startswith(("int", "uint", "bool"))):
         raise ConfigError(
             f"training.task: classification wants a whole number a sample, and field `{target}` is {label}; name "

@@ -48,7 +48,9 @@ def train_loop(ctx: TrainContext) -> None:
     def loss_of(batch: Any) -> torch.Tensor:
         logits = model(batch[ctx.task.input])
         check_outputs(ctx.job.model, logits.shape[-1], ctx.num_classes or 0)
-        return F.cross_entropy(logits, batch[ctx.task.target].long(), label_smoothing=training.label_smoothing)
+        target = batch[ctx.task.target]
+        target = target if target.is_floating_point() else target.long()  # shares of classes where labels are mixed
+        return F.cross_entropy(logits, target, label_smoothing=training.label_smoothing)
 
     for _ in ctx.epochs():
         model.train()

@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from raytrain.data.stages import color, draws, geometry, images
+from raytrain.data.stages.mixing import MIXING
 from raytrain.data.stages.registry import STAGES
 from raytrain.device.forms import FORMS
 
@@ -112,7 +113,7 @@ def same(function, batch, seed, kind="image", **options) -> None:
 
 
 def test_the_forms_are_of_just_these_stages():
-    assert set(FORMS) == set(DRAWS) | DRAWS_NOTHING
+    assert set(FORMS) == set(DRAWS) | DRAWS_NOTHING | {*MIXING}
 
 
 OPTIONS = {"resize": (4,), "center_crop": (4,), "random_crop": (4,), "random_resized_crop": (4,), "gaussian_blur": (3,)}
@@ -121,7 +122,7 @@ OPTIONS = {"resize": (4,), "center_crop": (4,), "random_crop": (4,), "random_res
 def test_a_stage_of_ours_that_can_move_has_a_form_and_says_what_it_draws():
     options = {**OPTIONS, "to_dtype": ("float32",)}
     for name, make in STAGES.items():
-        if name not in ("torchvision", "decode"):  # which is done as a batch arrives
+        if name not in ("torchvision", "decode", "mixup", "cutmix"):  # which is done as a batch arrives
             stage = make(*options.get(name, ()))
             assert stage.movable and stage.function in FORMS, name
             assert stage.draws is DRAWS.get(stage.function), name

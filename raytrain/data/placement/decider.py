@@ -18,7 +18,7 @@ from raytrain.record.status import Decision, Spent
 TRIALS = 3  # batches of a rank whose stages the device runs as far as it can: the first of them only warms up
 LOOK_S = (2.0, 5.0, 10.0, 20.0, 30.0)  # from one look to the next, once something has been decided
 PROBE_EVERY = 500  # steps: a batch that runs where the others do not, so that what it costs there stays known
-SPARE = 1.03  # times what a sample costs a core: fewer of the training hosts' must suffice by that
+ROOM = 1.05  # times what a sample costs a core
 AT_ONCE = 0.05  # of the rate: what is worth to break off what the CPUs are at
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -100,14 +100,12 @@ class Decider:
             return False
         self._looks += 1
         places = self._measured.places(self._choice.places)
-        before, found = _rate(costs, places, self.placing), best(costs, places)
-        fewer = False
-        if found.host_cores < self.placing.host_cores:
-            dearer = replace(costs, cpu_s=[SPARE * each for each in costs.cpu_s])
-            one_less = replace(found, cut=found.cut - 1, other=found.other - 1)
-            fewer = _rate(dearer, places, one_less) >= before * (1 - LEAST_GAIN / 2)
-        if self._looks == 1 or fewer or found.rate > (1 + LEAST_GAIN) * before:
-            self.placing = replace(found, cut=found.cut - 1, other=found.other - 1)  # reading is no stage
+        before = _rate(costs, places, self.placing)
+        found = _with_room(costs, places)
+        rate = _rate(costs, places, found)
+        fewer = found.host_cores < self.placing.host_cores and rate >= before * (1 - LEAST_GAIN / 2)
+        if self._looks == 1 or fewer or rate > (1 + LEAST_GAIN) * before:
+            self.placing = replace(found, rate=rate)
             self._decided(self._decision(costs, places, before))
         gain = _rate(costs, places, self.placing) / max(_rate(costs, places, self._in_force), 1e-9) - 1
         return gain > AT_ONCE or (self.placing.host_cores < self._in_force.host_cores and gain >= 0)
@@ -150,6 +148,13 @@ class Decider:
             rate_before=before,
             text=told(placing, names, costs, places, before),
         )
+
+
+def _with_room(costs: Costs, places: Places) -> Placing:
+    """The fastest where a sample costs a core a little more: CPUs and devices that can do just as much as each other
+    wait for each other now and then."""
+    found = best(replace(costs, cpu_s=[ROOM * each for each in costs.cpu_s]), places)
+    return replace(found, cut=found.cut - 1, other=found.other - 1)  # reading is no stage
 
 
 def _rate(costs: Costs, places: Places, placing: Placing) -> float:

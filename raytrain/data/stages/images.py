@@ -22,7 +22,7 @@ from raytrain.data.stages.draws import (
     random_erasing_draws,
     random_grayscale_draws,
 )
-from raytrain.data.stages.jpeg import jpeg_head
+from raytrain.data.stages.encoded.jpeg import jpeg_head
 from raytrain.data.stages.options import check_order, check_range
 from raytrain.data.stages.stage import FEWER_PIXELS, STORE_SMALLER, On, Stage, built_in
 from raytrain.errors import ConfigError, nearest, one_line

@@ -11,6 +11,7 @@ from typing import Any
 from raytrain import data, public_names
 from raytrain.config.own_code import OFFERED_STAGES, import_object, offered
 from raytrain.data.stages.draws import seed_draws
+from raytrain.data.stages.mixing import MIXING
 from raytrain.data.stages.options import check_options
 from raytrain.data.stages.stage import On, Stage, made_of, stage
 from raytrain.data.stages.torchvision import is_transform, of_transform
@@ -89,8 +90,14 @@ def on_cpu(what: Any) -> Stage:
 
     Args:
         what: a stage of ours, a transform of torchvision's v2, or a function of one array.
+
+    Raises:
+        ConfigError: a stage that runs on the device alone.
     """
-    return replace(as_stage(what), place="cpu")
+    made = as_stage(what)
+    if made.draws in MIXING:
+        raise ConfigError(f"on_cpu: `{made.name}` mixes a whole batch, which is done on the device alone")
+    return replace(made, place="cpu")
 
 
 PLACES: dict[str, Callable[[Any], Stage]] = {"auto": as_stage, "cpu": on_cpu, "device": on_device}

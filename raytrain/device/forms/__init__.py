@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from raytrain.data.samples.fields import Kind
-from raytrain.data.stages import color, geometry, images
-from raytrain.device.forms import colors, moves, values
+from raytrain.data.stages import color, geometry, images, mixing
+from raytrain.device.forms import colors, mixes, moves, values
 from raytrain.device.forms.tensors import stacked
 
 Form = Callable[..., torch.Tensor]
@@ -37,6 +37,8 @@ FORMS: dict[Callable[..., Any], Form] = {
     images.random_erasing_image: values.random_erasing,
     images.convert: values.to_dtype,
     images.to_uint8_image: values.to_uint8,
+    mixing.mixup_draws: mixes.mixup,
+    mixing.cutmix_draws: mixes.cutmix,
     color.color_jitter_image: colors.color_jitter,
     color.grayscale_image: colors.grayscale,
     color.random_grayscale_image: colors.random_grayscale,

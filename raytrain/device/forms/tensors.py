@@ -8,7 +8,8 @@ import torch
 
 def to_device(values: np.ndarray, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
     """A small array, without waiting for it."""
-    made = torch.from_numpy(np.ascontiguousarray(values))
+    values = np.ascontiguousarray(values)
+    made = torch.from_numpy(values if values.flags.writeable else values.copy())  # torch warns of what is not
     return made.to(device, dtype, non_blocking=True)
 
 

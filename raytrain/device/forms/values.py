@@ -43,12 +43,16 @@ def _blurred(planes: torch.Tensor, taps: np.ndarray) -> torch.Tensor:
 def random_erasing(
     image: torch.Tensor, drawn: np.ndarray, kind: Kind, /, *, value: float = 0, **_: Any
 ) -> torch.Tensor:
-    top, left, height, width = drawn.T[:, :, None]
+    return torch.where(in_boxes(image, drawn), image.new_full((), value), image)
+
+
+def in_boxes(image: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:
+    """Bool (samples, height, width, 1): which pixels are in the sample's box of top, left, height and width."""
+    top, left, height, width = boxes.T[:, :, None]
     rows, columns = np.arange(image.shape[1]), np.arange(image.shape[2])
     is_row = to_device((rows >= top) & (rows < top + height), image.device)
     is_column = to_device((columns >= left) & (columns < left + width), image.device)
-    erased = (is_row[:, :, None] & is_column[:, None, :])[..., None]
-    return torch.where(erased, image.new_full((), value), image)
+    return (is_row[:, :, None] & is_column[:, None, :])[..., None]
 
 
 def to_dtype(

@@ -7,7 +7,7 @@ import pytest
 
 from raytrain.cluster.placement import PlacedStages
 from raytrain.cost.placing import Places
-from raytrain.data.placement.decider import LOOK_S, TRIALS, Choice, Decider
+from raytrain.data.placement.decider import LOOK_S, ROOM, TRIALS, Choice, Decider
 from raytrain.record.status import Decision, Spent
 
 PLACED = {cores: PlacedStages({"cores": cores}, 4 + cores) for cores in range(3)}
@@ -57,7 +57,7 @@ def test_what_cpus_cannot_do_the_device_does():
     assert told in decision.text and "and 2 of the training hosts' 2" in decision.text
     # CPUs and device are busy alike
     cpu_s, device_s = 0.021 - 0.020 * decision.share, 0.0018 + 0.002 * decision.share
-    assert 6 / cpu_s == pytest.approx(0.9 / device_s) == pytest.approx(decision.rate)
+    assert 6 / (ROOM * cpu_s) == pytest.approx(0.9 / device_s) == pytest.approx(decision.rate), "with some room"
 
 
 def test_a_decision_stands_until_another_is_worth_it():

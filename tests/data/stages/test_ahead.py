@@ -18,9 +18,9 @@ from pictures import encoded, photo, rng
 from PIL import Image
 
 from raytrain.data.samples.fields import Field, Schema
+from raytrain.data.stages.encoded.jpeg import ORIENTATION, jpeg_head, upright_size
 from raytrain.data.stages.geometry import random_horizontal_flip, random_resized_crop, resize
 from raytrain.data.stages.images import decode, decode_field, decoded_size
-from raytrain.data.stages.jpeg import ORIENTATION, jpeg_head, upright_size
 from raytrain.data.stages.settling import settle
 from raytrain.data.stages.stage import stage
 from raytrain.device.decoding import torchvisions_decoder, upright

@@ -24,6 +24,8 @@ NEEDED = {
     "random_resized_crop": {"size": 8},
     "gaussian_blur": {"kernel_size": 3},
     "to_dtype": {"dtype": "float16"},
+    "mixup": {"num_classes": 2},
+    "cutmix": {"num_classes": 2},
     "torchvision": {"transform": "RandomHorizontalFlip"},
 }
 
@@ -31,6 +33,8 @@ NEEDED = {
 @pytest.mark.parametrize("name", sorted(registry.STAGES))
 def test_every_stage_of_a_job_file_can_travel(name):
     stage = pickle.loads(pickle.dumps(registry.parse_stage({name: NEEDED.get(name, {})})))
+    if stage.place == "device":  # and runs nowhere else
+        return
     sample = encoded(photo()) if name == "decode" else photo(dtype="float32")
     assert apply_to(stage, sample, rng()).ndim == 3
 

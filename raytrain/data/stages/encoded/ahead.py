@@ -16,9 +16,9 @@ import numpy as np
 
 from raytrain.data.samples.fields import Kind
 from raytrain.data.stages.draws import Canvas, both_sides, random_box
+from raytrain.data.stages.encoded.jpeg import upright_size
 from raytrain.data.stages.geometry import random_resized_crop_field, resize_field, resized_canvas
 from raytrain.data.stages.images import decode_field
-from raytrain.data.stages.jpeg import upright_size
 from raytrain.data.stages.stage import DECODED_FROM, Stage
 
 REDUCED = {
