@@ -40,7 +40,9 @@ class Cluster(Section):
     groups: tuple[Group, ...] = Field((), description="what the job runs on in the cloud; --nodes emulates it here")
     placement: Placement = Field("auto", description="where the CPU stages run; auto: as measurement says")
     reserved_cpus: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="CPUs of a training host kept from the CPU stages; default: one a GPU, at most half"
+        None,
+        description="CPUs of a training host kept from the stages; default: one a GPU, at most half, unless "
+        "`placement: auto` finds it faster to use them",
     )
 
 

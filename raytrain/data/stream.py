@@ -34,6 +34,7 @@ TASKS_UNDECIDED = 16  # a CPU, of the leg that the first decision is likely to b
 FIRST_BLOCKS = 2  # a task of the first, short leg, which shows what a batch costs
 ABANDON_TIMEOUT_S = 10.0
 LEG_TRIES = 3
+LOST_WITHIN_S = 15.0  # after a task has failed, its host may be found to be gone
 Told = Callable[[], Mapping[int, Spent]]
 """What the ranks have told, by rank; asked for with the lock held."""
 RAYS_ADVICE = ("Failed to ", "To change retry attempts", "This looks like an AWS S3 permissions error")
@@ -146,6 +147,7 @@ class Stream:
         """The tasks of the next Ray Data execution, and how many batches they hold; settles the pace."""
         decider, fixed = self._decider, self._options.batches_per_task
         slots = self._placed.slots
+        first = first or not self._costs  # as nothing came of the first
         if first and (fixed is None or decider is not None):  # what comes next depends on what these cost
             most = FIRST_BLOCKS * slots
             if decider is not None:
@@ -221,21 +223,25 @@ class Stream:
         most_waiting = self.router.num_waiting + 4 * self._placed.slots * longest + 64
         blocks = [pa.table(dict(zip(("segment", "batch", "count", "cut"), task.T, strict=True))) for task in tasks]
         work = self._task_work(work_ref)
-        for block in run_tasks(work, blocks, self._options.public_ray):
-            segment, batch, count, cut = map(int, tasks[block.task][block.number])
-            missing[block.task][block.number] = False
-            self._learn(block, count, cut)
-            with self._changed:
-                self.first_ready_at = self.first_ready_at or time.time()
-                for index in range(count):
-                    self.router.arrive(segment, batch + index, (block.reference, index), cut)
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self.abandoned or self._has_room())
-                self._placed_anew = self._look()
-            if self.abandoned or self._placed_anew or self.router.num_waiting > most_waiting:
-                break
+        try:
+            for block in run_tasks(work, blocks, self._options.public_ray):
+                segment, batch, count, cut = map(int, tasks[block.task][block.number])
+                missing[block.task][block.number] = False
+                self._learn(block, count, cut)
+                with self._changed:
+                    self.first_ready_at = self.first_ready_at or time.time()
+                    for index in range(count):
+                        self.router.arrive(segment, batch + index, (block.reference, index), cut)
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self.abandoned or self._has_room())
+                    self._placed_anew = self._look()
+                if self.abandoned or self._placed_anew or self.router.num_waiting > most_waiting:
+                    break
+        except Exception as error:  # noqa: BLE001 - Ray has several words for a host that is gone
+            if isinstance(cause(error), RaytrainError) or not _are_lost(work, LOST_WITHIN_S):
+                raise
         rest = [task[left] for task, left in zip(tasks, missing, strict=True) if left.any()]
-        if rest and self._decider is not None and work.lost is not None and work.lost():
+        if rest and self._decider is not None and _are_lost(work):
             self._decider.lose_cpu_hosts()
             self._placed_anew = True
         return rest
@@ -267,6 +273,18 @@ class Stream:
 
     def _has_room(self) -> bool:
         return min(len(queue) for queue in self.router.queues) < self._options.ready_per_rank
+
+
+def _are_lost(work: TaskWork, within_s: float = 0.0) -> bool:
+    """Whether the hosts that the tasks were to run on are gone, which Ray may find out a little later than that."""
+    until = time.monotonic() + within_s
+    while work.lost is not None:
+        if work.lost():
+            return True
+        if time.monotonic() >= until:
+            break
+        time.sleep(0.5)
+    return False
 
 
 def _cause(error: BaseException) -> Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
@@ -11,11 +12,15 @@ from feeding import make_feed, take_all
 from raytrain.cluster.placement import PlacedStages
 from raytrain.cluster.topology import GROUP_LABEL
 from raytrain.cost.placing import Places, Placing
-from raytrain.data.order import Position
+from raytrain.data import stream as streams
+from raytrain.data.order import Position, StreamPlan, StreamSpec
+from raytrain.data.pace import num_batches
 from raytrain.data.placement import hosts
 from raytrain.data.placement.decider import Choice, Decider
 from raytrain.data.placement.hosts import Hosts
-from raytrain.errors import TrainingError
+from raytrain.data.stream import FeedOptions, Stream
+from raytrain.errors import DataError, TrainingError
+from raytrain.ray_internals.data import TaskWork
 
 
 class Quiet(Choice):
@@ -75,3 +80,37 @@ def test_what_is_decided_without_cpu_hosts():
     reserved = Decider(choice(host_cores=0), lambda decision: None)
     with pytest.raises(TrainingError, match="are lost, and the training hosts have no CPUs for the stages"):
         reserved.lose_cpu_hosts()
+
+
+class Failing(Stream):
+    """A stream whose thread ends at once, and whose tasks fail."""
+
+    def _run(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "lost", "goes_on"),
+    [
+        (RuntimeError("SystemException"), True, True),
+        (RuntimeError("SystemException"), False, False),
+        (DataError("a stage failed"), True, False),
+    ],
+)
+def test_a_task_that_fails_with_its_host_is_done_elsewhere(monkeypatch, error, lost, goes_on):
+    def failing(*_):
+        raise error
+        yield
+
+    plan = StreamPlan(StreamSpec(80, 0, 2, 0, epochs=1), Position(), 1)
+    stream = Failing(plan, b"", FeedOptions(2, {}, None, 0.0, choice=choice()), threading.Condition())
+    monkeypatch.setattr(streams, "run_tasks", failing)
+    monkeypatch.setattr(streams, "LOST_WITHIN_S", 0.0)
+    stream._task_work = lambda work_ref: TaskWork(failing, {}, 2, {}, 1, None, lambda: lost)
+    tasks, _ = stream._leg(plan.places(), False)
+    if not goes_on:
+        with pytest.raises(type(error)):
+            stream._run_leg(tasks, None)
+        return
+    assert num_batches(stream._run_leg(tasks, None)) == num_batches(tasks) == 6
+    assert stream._decider.placing.host_cores == 2 and stream._placed_anew
