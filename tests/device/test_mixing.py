@@ -95,12 +95,16 @@ def test_both_after_each_other_and_floats():
 def test_a_batch_that_is_mixed_is_not_done_in_parts(monkeypatch):
     from raytrain.device import stages as device_stages
 
-    def refusing(*_: Any) -> Any:
+    tried = []
+
+    def refusing(stage: Any, fields: Any, drawn: Any) -> Any:
+        tried.append(len(fields["image"]))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(device_stages, "_changed", refusing)
     with pytest.raises(DataError, match="need more memory than it has"):
         run(mixup(num_classes=CLASSES))
+    assert tried == [COUNT]
 
 
 def job(**more: Any) -> Job:

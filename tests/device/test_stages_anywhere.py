@@ -106,6 +106,7 @@ def test_which_stages_measurement_may_move():
     assert cuts(flip, own(), blur) == (0, 1, 2, 3), "unless it says so, and gives the same on the device"
     assert cuts(v2.RandomCrop(4)) == (1,), "torchvision's draw from the device's own generator"
     assert cuts(blur, image=Field("uint8", (None, None, 3), "image")) == (1,), "sizes differ"
+    assert cuts(blur, image=Field("uint8", (None, None, None), "image")) == (1,), "and nobody knows of what"
     assert cuts(resize(8), blur, image=Field("uint8", (None, None, 3), "image")) == (2,), "one side of them still"
     assert cuts(resize((8, 8)), blur, image=Field("uint8", (None, None, 3), "image")) == (1, 2)
     unknown = Field("uint8", (*SIDES, None), "image")
