@@ -50,7 +50,7 @@ from raytrain.data import (
     torchvision,
 )
 from raytrain.data import on_device as on_gpu
-from raytrain.data.producer import prepare_process
+from raytrain.data.process import prepare_process
 from raytrain.device.busy import BusyWatch, find_source
 from raytrain.device.clock import CopyEvents, DeviceClock, HostClock
 from raytrain.device.meter import RankMeter

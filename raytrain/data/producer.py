@@ -5,32 +5,31 @@ Imported by every worker of every CPU host: NumPy, OpenCV and pyarrow only.
 
 from __future__ import annotations
 
-import ctypes
 import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from itertools import count
 
 import numpy as np
 import pyarrow as pa
 
 from raytrain.data.order import SampleRng, Segment, Split, StreamPlan
+from raytrain.data.process import prepare_process, undisturbed
 from raytrain.data.samples.block import UNCUT, Header, Prepared, to_table
 from raytrain.data.samples.collate import Collation, Column, Encoded, check_fields, columns_of, without_samples
 from raytrain.data.samples.fields import Sample
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stage_clock import StageClock
 from raytrain.data.stages.stage import WHERE, Stage, StageFailed
+from raytrain.data.stages.torchvision import apply_named, apply_transform
 from raytrain.errors import ConfigError, DataError, RaytrainError, named
 from raytrain.record.status import READ, Failure
 
 CACHED_SEGMENTS = 3
 TEMPLATE_TRIES = 64
-# glibc's mallopt parameters (malloc.h): never give memory back, never map an allocation of its own.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_TOP_PAD = -1, -3, -2
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,9 @@ class Producer:
         self._templates: dict[tuple[Split, int], dict[str, Column]] = {}
         self._rng = SampleRng(work.plan.spec.seed)
         self._node = _node_id()
+        every = (stages for split in self._splits.values() for stages in (split.stages, *split.stages_at.values()))
+        if any(stage.function in (apply_named, apply_transform) for stages in every for stage in stages):
+            import torchvision.transforms.v2  # noqa: F401 - now, where nothing disturbs it
         self._copies = False  # whether a stage reuses the memory that it returns
 
     def block(self, segment: int, batch: int, count: int, cut: int = UNCUT) -> pa.Table:
@@ -363,27 +365,11 @@ def produce(places: pa.Table, *, work_ref: list) -> Iterator[pa.Table]:
         import ray
 
         _PRODUCERS.clear()
-        _PRODUCERS[key] = Producer(ray.get(work_ref[0]))
+        work = ray.get(work_ref[0])
+        _PRODUCERS[key] = undisturbed(lambda: Producer(work))
     producer = _PRODUCERS[key]
     for place in places.to_pylist():
         yield producer.block(**place)
-
-
-@cache
-def prepare_process() -> None:
-    """Once a process: one thread per task, and an allocator that keeps its pages.
-
-    glibc maps and unmaps every temporary above 128 kB, page fault by page fault, which halves image preprocessing.
-    Clusters that raytrain starts have this in the environment; on any other cluster it is set here.
-    """
-    import cv2
-
-    cv2.setNumThreads(0)
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # glibc refuses more than half of its 64 MiB heap
-        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TOP_PAD, 64 << 20)
 
 
 def _node_id() -> str:

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline
-from raytrain.data.producer import Producer, StreamWork, prepare_process
+from raytrain.data.process import prepare_process
+from raytrain.data.producer import Producer, StreamWork
 from raytrain.data.samples.block import to_table
 from raytrain.data.samples.fields import Schema
 from raytrain.data.stages.settling import DevicePart

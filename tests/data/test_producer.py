@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +17,8 @@ from conftest import write_images
 from raytrain.config.data import Normalize
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import Pipeline
-from raytrain.data.producer import Producer, StreamWork, prepare_process
+from raytrain.data.process import prepare_process, undisturbed
+from raytrain.data.producer import Producer, StreamWork
 from raytrain.data.samples.block import batches_of
 from raytrain.data.sources.kinds.image_folder import image_folder
 from raytrain.data.stages.geometry import random_crop, resize
@@ -234,3 +237,28 @@ def test_preparing_the_process_is_harmless_and_done_once():
 
 def test_normalize_is_a_value():
     assert Normalize(mean=(0.5,), std=(0.5,)).scale == 1 / 255
+
+
+def test_what_a_worker_imports_is_not_broken_off_with_its_task():
+    done, go_on = [], threading.Event()
+
+    def imports():
+        os.kill(os.getpid(), signal.SIGINT)  # as when Ray cancels the task
+        go_on.wait(60)
+        done.append("whole")
+        return "made"
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            undisturbed(imports)
+        assert not done
+        [thread] = [each for each in threading.enumerate() if each.name == "raytrain-imports"]
+        go_on.set()
+        thread.join()
+        assert done == ["whole"], "it went on"
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert undisturbed(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        undisturbed(lambda: 1 / 0)
