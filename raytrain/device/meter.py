@@ -20,12 +20,10 @@ class StageMeter:
     num_samples: int = 0
     cpu_s: float = 0.0
     batch_wall_s: list[float] = field(default_factory=list)
-    wall_s: float = 0.0
 
     def add(self, other: StageMeter) -> None:
         self.num_samples += other.num_samples
         self.cpu_s += other.cpu_s
-        self.wall_s += other.wall_s
         self.batch_wall_s += other.batch_wall_s
 
     def figures(self, name: str) -> StageFigures:
@@ -35,7 +33,7 @@ class StageMeter:
             num_samples=self.num_samples,
             num_batches=len(self.batch_wall_s),
             cpu_s=self.cpu_s,
-            wall_s=self.wall_s,
+            wall_s=float(walls.sum()),
             batch_wall_p90_s=float(np.percentile(walls, 90)),
             batch_wall_p99_s=float(np.percentile(walls, 99)),
         )
@@ -116,7 +114,6 @@ class RankMeter:
             meter = self.stages.setdefault(known, StageMeter())
             meter.num_samples += num_samples + len(header.failures)
             meter.cpu_s += header.stage_cpu_s[name]
-            meter.wall_s += wall_s
             meter.batch_wall_s.append(wall_s)
             samples, seconds = of_node.get(known, (0, 0.0))
             of_node[known] = samples + num_samples + len(header.failures), seconds + wall_s
@@ -166,17 +163,21 @@ class RankMeter:
 
     def spent(self) -> Spent:
         """What decides where the stages run."""
-        cpu = {name: (each.num_samples, each.wall_s) for name, each in self.stages.items() if is_of_training(name)}
+        nodes = {
+            node: {name: amount for name, amount in stages.items() if is_of_training(name)}
+            for node, stages in self.node_stages.items()
+        }
+        cpu: dict[str, Amount] = {}
+        for name, amount in (each for stages in nodes.values() for each in stages.items()):
+            samples, seconds = cpu.get(name, (0, 0.0))
+            cpu[name] = samples + amount[0], seconds + amount[1]
         return Spent(
             self.began_at,
             self.wait_s,
             (self.num_samples, self.step_s),
             {name: amount for name, amount in self.warm_stages.items() if is_of_training(name)},
             cpu,
-            {
-                node: {name: amount for name, amount in stages.items() if is_of_training(name)}
-                for node, stages in self.node_stages.items()
-            },
+            nodes,
         )
 
     def so_far(self) -> RankTimes:

@@ -84,12 +84,14 @@ class RankFigures(DecodingFigures):
         return self.wait_s + self.compute_s + (self.gap_s or 0.0) + (0.0 if self.transfer_overlaps else self.transfer_s)
 
 
-def of_device_stages(ranks: Sequence[RankFigures]) -> dict[str, float]:
-    """Seconds of all ranks in each stage on the device, those of validation named `validation/…`."""
-    seconds: dict[str, float] = {}
-    for name, of_rank in ((name, each) for rank in ranks for name, each in rank.device_stage_s.items()):
-        seconds[name] = seconds.get(name, 0.0) + of_rank
-    return seconds
+def of_device_stages(ranks: Sequence[RankFigures]) -> dict[str, tuple[int, float]]:
+    """Samples and seconds of all ranks in each stage on the device, those of validation named `validation/…`."""
+    found: dict[str, tuple[int, float]] = {}
+    for rank in ranks:
+        for name, own_s in rank.device_stage_s.items():
+            samples, seconds = found.get(name, (0, 0.0))
+            found[name] = samples + rank.device_stage_samples.get(name, 0), seconds + own_s
+    return found
 
 
 def is_of_training(stage: str) -> bool:
@@ -319,7 +321,7 @@ class RunRecord(Part):
         """Of the stages on the device, by name, for a training sample; empty where no sample was trained on."""
         samples = sum(rank.num_samples for rank in self.ranks)
         taken = of_device_stages(self.ranks) if samples else {}
-        return {name: seconds / samples for name, seconds in taken.items() if is_of_training(name)}
+        return {name: seconds / samples for name, (_, seconds) in taken.items() if is_of_training(name)}
 
     def write(self, path: Path) -> None:
         """Write the record, whole or not at all."""

@@ -79,8 +79,7 @@ def _stages(record: RunRecord, console: Console) -> None:
 def _device_stages(record: RunRecord, console: Console) -> None:
     columns = [Column("stage", right=False), Column("samples"), Column("ms a sample"), Column("seconds")]
     rows = []
-    for name, all_s in of_device_stages(record.ranks).items():
-        samples = sum(rank.device_stage_samples.get(name, 0) for rank in record.ranks)
+    for name, (samples, all_s) in of_device_stages(record.ranks).items():
         rows.append([name, f"{samples:,}", f"{all_s / max(samples, 1) * 1e3:.3f}", f"{all_s:.2f}"])
     show_fitted("What the stages on the device took", columns, rows, console, REMEDY)
 

@@ -75,7 +75,7 @@ def _gaps(ranks: Sequence[RankFigures]) -> str:
 
 def _on_device(ranks: Sequence[RankFigures]) -> str:
     """What the stages on the device take of the training time, where that is worth a thought."""
-    staged = sum(seconds for name, seconds in of_device_stages(ranks).items() if is_of_training(name))
+    staged = sum(seconds for name, (_, seconds) in of_device_stages(ranks).items() if is_of_training(name))
     staged -= sum(rank.decode_s for rank in ranks)  # beside it
     total = sum(rank.train_s for rank in ranks)
     if not total or staged < DEVICE_STAGES_FROM * total:

@@ -75,9 +75,9 @@ def test_a_stages_batches_are_added_up():
     expected = {"num_samples": 16, "num_batches": 2, "cpu_s": 0.75, "wall_s": 4.0}
     expected |= {"batch_wall_p90_s": pytest.approx(2.8), "batch_wall_p99_s": pytest.approx(2.98)}
     assert found.model_dump() == {"name": "read", **expected}
-    both = StageMeter(4, 2.0, [5.0], 5.0)
+    both = StageMeter(4, 2.0, [5.0])
     both.add(meter.stages["read"])
-    assert both == StageMeter(20, 2.75, [5.0, 1.0, 3.0], 9.0)
+    assert both == StageMeter(20, 2.75, [5.0, 1.0, 3.0])
 
 
 def test_a_cpu_ranks_first_wait_is_start_up(times):

@@ -156,8 +156,7 @@ def _device_stages(records: list[RunRecord], names: list[str]) -> PageTable:
     rows = [
         [name, stage, f"{samples:,}", f"{seconds / max(samples, 1) * 1e3:.3f}", f"{seconds:,.2f}"]
         for name, record in zip(names, records, strict=True)
-        for stage, seconds in of_device_stages(record.ranks).items()
-        for samples in [sum(rank.device_stage_samples.get(stage, 0) for rank in record.ranks)]
+        for stage, (samples, seconds) in of_device_stages(record.ranks).items()
     ]
     return PageTable(["run", "stage", "samples", "ms a sample", "seconds"], rows, text=(1,))
 
