@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +13,7 @@ INTERFERENCE = 0.1  # until it has been measured; 0.09 to 0.12 on an H200 whose 
 MOST_INTERFERENCE = 0.5
 LIMITED_FROM = 0.1  # of the ranks' time spent waiting: then it is the CPUs that set the pace
 FORGOTTEN = 0.9  # of the overhead stays, from one look to the next at which nobody waits
+REMEMBERED = 3  # looks: waits while processes start, and hiccups, can only make the overhead seem too large
 MOST_OVERHEAD = 0.5  # of what the stages take
 
 
@@ -34,9 +36,9 @@ class Measured:
     cpu_s: dict[str, float] = field(default_factory=dict)
     device_s: dict[str, float] = field(default_factory=dict)
     step_s: dict[float, float] = field(default_factory=dict)
-    overhead_s: float = 0.0
     host_speed: float | None = None
     _before: dict[int, Spent] = field(default_factory=dict)
+    _overheads: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def look(self, told: Mapping[int, Spent], placing: Placing, places: Places, *, settled: bool = True) -> None:
         """Take in what has been spent since the last look, while the stages ran as `placing` says.
@@ -52,6 +54,11 @@ class Measured:
             self._step(spent, placing, places)
             if settled:
                 self._overhead(spent, placing, places)
+
+    @property
+    def overhead_s(self) -> float:
+        """What handing over a sample costs the CPUs beside its stages: the least that was seen lately."""
+        return min(self._overheads, default=0.0)
 
     def costs(self) -> Costs | None:
         """None as long as some are not known."""
@@ -108,7 +115,7 @@ class Measured:
             self.step_s[busy] = _smoothed(self.step_s.get(busy), mean + always)
 
     def _overhead(self, spent: Sequence[Spent], placing: Placing, places: Places) -> None:
-        """What handing over costs the CPUs beside the stages: seen where nothing but they sets the pace."""
+        """Seen where nothing but the CPUs sets the pace."""
         names = [READ, *self.stages]
         if not {*names} <= {*self.cpu_s}:
             return
@@ -116,13 +123,14 @@ class Measured:
         staged = sum(seconds for each in spent for _, seconds in each.device_stages.values())
         total = waited + staged + sum(each.step[1] for each in spent)
         if waited < LIMITED_FROM * total:
-            self.overhead_s *= FORGOTTEN  # or one stall would be believed for ever
+            for at, seconds in enumerate(self._overheads):  # or one stall would be believed for ever
+                self._overheads[at] = FORGOTTEN * seconds
             return
         wall_s = total / len(spent)  # every rank spends it at once
         taken_s = wall_s / sum(each.step[0] for each in spent) * self.places(places).cores(placing.host_cores)
         of_cut, of_other = (sum(self.cpu_s[name] for name in names[: cut + 1]) for cut in (placing.cut, placing.other))
         stages_s = (1 - placing.share) * of_cut + placing.share * of_other
-        self.overhead_s = _smoothed(self.overhead_s, min(max(taken_s - stages_s, 0.0), MOST_OVERHEAD * stages_s))
+        self._overheads.append(min(max(taken_s - stages_s, 0.0), MOST_OVERHEAD * stages_s))
 
 
 def _since(before: Spent, now: Spent) -> Spent:
