@@ -11,9 +11,9 @@ from raytrain.record.status import READ, Amount, Spent
 
 INTERFERENCE = 0.1  # until it has been measured; 0.09 to 0.12 on an H200 whose host had 3 of its 4 cores at work
 MOST_INTERFERENCE = 0.5
-LIMITED_FROM = 0.1  # of the ranks' time spent waiting: then it is the CPUs that set the pace
+LIMITED_FROM = 0.3  # of the ranks' time spent waiting: then it is the CPUs that set the pace, which wait for nobody
 FORGOTTEN = 0.9  # of the overhead stays, from one look to the next at which nobody waits
-REMEMBERED = 3  # looks: waits while processes start, and hiccups, can only make the overhead seem too large
+BELIEVED, REMEMBERED = 2, 3  # looks: waits while processes start, and hiccups, only make the overhead seem too large
 MOST_OVERHEAD = 0.5  # of what the stages take
 
 
@@ -57,8 +57,8 @@ class Measured:
 
     @property
     def overhead_s(self) -> float:
-        """What handing over a sample costs the CPUs beside its stages: the least that was seen lately."""
-        return min(self._overheads, default=0.0)
+        """What handing over a sample costs the CPUs beside its stages: the least that was seen lately, more than once."""
+        return min(self._overheads) if len(self._overheads) >= BELIEVED else 0.0
 
     def costs(self) -> Costs | None:
         """None as long as some are not known."""
