@@ -47,13 +47,14 @@ from typing import Any, NoReturn
 import numpy as np
 import psutil
 import torch
-from gpu_variants import VARIANTS, Settings
+from gpu_variants import DECODE_ON_DEVICE, VARIANTS, Settings
 from harness import interleave, ratio, write
 from real_nodes import on_cores
 
 from raytrain.cluster import guardian, hardware
 
 BAR = 0.95
+SMOKED = ("on_device", "dataloader", "raytrain_with_cpu_node", DECODE_ON_DEVICE)
 METER_WITHIN = 0.02  # of NVML's busy share
 SMALL_CORES, LEAST_CORES = 4, 6
 NVML_EVERY_S, CPU_EVERY_S = 0.05, 1.0
@@ -245,6 +246,8 @@ def compare(rows: dict[str, list[dict[str, Any]]], batch_size: int) -> dict[str,
         print(f"batch {batch_size}, {name}: {meter_beside_nvml(found)}")
     ratios: dict[str, dict[str, float]] = {}
     for figure, one, other in COMPARED:
+        if not {one, other} <= {*rows}:
+            continue
         name = f"batch {batch_size}, {one} / {other}, {figure}"
         if any(row[figure] is None for row in (*rows[one], *rows[other])):
             print(name, "-")
@@ -307,12 +310,13 @@ def main() -> None:
         smoke=smoke,
         folder="",
     )
+    names = [name for name in VARIANTS if not smoke or name in SMOKED]
     rows, ratios, steps = {}, {}, {}
     for size in [4] if smoke else arguments.batch:
         if not smoke:
             settings = replace(settings, batch_size=size)
             settings = replace(settings, steps=arguments.steps or num_steps(settings, arguments.seconds, gpu))
-        variants = {name: partial(measure, replace(settings, variant=name), gpu) for name in VARIANTS}
+        variants = {name: partial(measure, replace(settings, variant=name), gpu) for name in names}
         rows[size], steps[size] = interleave(variants, 1 if smoke else arguments.rounds), settings.steps
         ratios |= compare(rows[size], size)
     if gpu is not None:

@@ -57,7 +57,7 @@ class Measured:
 
     @property
     def overhead_s(self) -> float:
-        """What handing over a sample costs the CPUs beside its stages: the least that was seen lately, more than once."""
+        """What handing over a sample costs the CPUs beside its stages: the least seen lately, more than once."""
         return min(self._overheads) if len(self._overheads) >= BELIEVED else 0.0
 
     def costs(self) -> Costs | None:
