@@ -247,6 +247,7 @@ def test_the_readmes_tree_is_the_repositorys():
 
 
 SURFACE = {
+    "cpu-topology": ["--json"],
     "launch": ["JOB_FILE", "--set", "--name", "--yes", "--wait", "--dry-run", "--prices", "--no-prices", "--json"],
     "twin": [
         "JOB_FILE",
