@@ -6,9 +6,9 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from trees_of_cpus import c5_4xlarge, host, hybrid, two_sockets
 
 from raytrain.infer.streams.topology import Cache, as_ranges, from_ranges, read_topology
-from trees_of_cpus import c5_4xlarge, host, hybrid, two_sockets
 
 
 def test_two_sockets_with_a_node_each(tmp_path):

@@ -13,7 +13,7 @@ from raytrain.config.inference import Streams
 from raytrain.errors import ConfigError
 
 # Nothing is given back to the system and nothing is mapped by itself, so that the pages of one batch's activations are
-# those of the next. (Without the first, glibc maps what is larger than 32 MiB anew each time, page fault by page fault.)
+# those of the next. Without the first, glibc maps what is larger than 32 MiB anew each time, page by page.
 GLIBC = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),

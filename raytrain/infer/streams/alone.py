@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
 import tempfile
@@ -126,7 +127,7 @@ class Alone:
 
 
 def in_common(marks: Sequence[Sequence[float]], sizes: Sequence[int]) -> tuple[list[float], list[float]]:
-    """Samples a second of each stream in the time in which all of them ran, and seconds of the batches that ended in it.
+    """Samples a second of each stream while all of them ran, and seconds of the batches that ended in that time.
 
     Of batches at its edges the part counts that lies within.
 
@@ -184,14 +185,11 @@ def _named(error: RaytrainError, number: int, count: int) -> RaytrainError:
 
 
 def _send(stream: Connection, message: object) -> None:
-    try:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: reading says so
         stream.send(message)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # it has died: reading says so
 
 
 def _write(path: Path, work: Work) -> None:
     import cloudpickle
 
     path.write_bytes(cloudpickle.dumps(work, protocol=pickle.HIGHEST_PROTOCOL))
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -53,10 +54,8 @@ def _bind_threads(cpus: tuple[int, ...]) -> None:
     bound: set[int] = set()
     while more := {int(path.name) for path in THREADS.iterdir()} - bound:
         for thread in more:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
                 os.sched_setaffinity(thread, cpus)
-            except ProcessLookupError:  # it has ended
-                pass
         bound |= more
 
 

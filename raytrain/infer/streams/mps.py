@@ -70,7 +70,7 @@ class Mps:
                 timeout=TIMEOUT_S,
             )
         except subprocess.TimeoutExpired:
-            raise ClusterError(f"{PROGRAM} has not answered for {TIMEOUT_S:.0f} s; its log is in {self.folder}") from None
+            raise ClusterError(f"{PROGRAM} has not answered for {TIMEOUT_S:.0f} s; see {self.folder}") from None
         if ended.returncode:
             said = one_line(RuntimeError(ended.stderr or ended.stdout), 300)
             raise ClusterError(f"{PROGRAM} failed: {said or f'exit status {ended.returncode}'}")

@@ -62,9 +62,8 @@ class Nursery:
     def bear(self) -> Connection:
         """Another process; the connection to it. That it has died shows there."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # then the connection says so
-                socket.send_fds(self._socket, [FORK], [theirs.fileno()])
+        with theirs, contextlib.suppress(BrokenPipeError, ConnectionResetError):  # then the connection says so
+            socket.send_fds(self._socket, [FORK], [theirs.fileno()])
         return Connection(ours.detach())
 
     def end(self, dead: int | None = None) -> int | None:

@@ -94,9 +94,8 @@ def _cut(pools: list[Pool], streams: Streams, objective: Objective, said: str) -
             found = _in_turn([_pieces(pool, size) for pool in pools])
     if fitting < count:
         raise ConfigError(
-            f"inference.streams: {_named(count, 'stream')} of {_named(size, 'core')} need {count * size} physical ones, "
-            f"and {said}"
-            + (f"; without crossing nodes {fitting} fit" if count * size <= total else "")
+            f"inference.streams: {_named(count, 'stream')} of {_named(size, 'core')} need {count * size} physical "
+            f"ones, and {said}" + (f"; without crossing nodes {fitting} fit" if count * size <= total else "")
         )
     return found[:count]
 

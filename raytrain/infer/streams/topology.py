@@ -77,9 +77,7 @@ class CpuTopology:
         return CpuTopology(left, self.caches, quota)
 
 
-def read_topology(
-    root: Path = SYSTEM, allowed: Collection[int] | None = None, quota: int | None = None
-) -> CpuTopology:
+def read_topology(root: Path = SYSTEM, allowed: Collection[int] | None = None, quota: int | None = None) -> CpuTopology:
     """
     Args:
         root: where `cpu/` and `node/` lie.

@@ -1,7 +1,7 @@
 """A process that has torch imported and forks one for each stream, so that none pays seconds of imports.
 
-It runs in an environment of its own, since allocators are chosen when a process starts, and it imports neither the user's
-script nor anything else of the process that it serves. It ends, and with it all that it has forked, when that does.
+It runs in an environment of its own, since allocators are chosen when a process starts, and does not import the user's
+script. When the process that it serves ends, it ends too, and with it all that it has forked.
 """
 
 from __future__ import annotations
