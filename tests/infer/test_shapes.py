@@ -111,9 +111,7 @@ def test_more_cores_than_there_are(two):
 
 
 def test_streams_that_would_cross_nodes(two):
-    with pytest.raises(
-        ConfigError, match="3 streams of 2 cores need 6 .*; without crossing nodes 2 fit"
-    ):
+    with pytest.raises(ConfigError, match="3 streams of 2 cores need 6 .*; without crossing nodes 2 fit"):
         plan_streams(two, Streams(count=3, cores=2), "throughput", spared=2)
 
 
