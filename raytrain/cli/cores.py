@@ -40,8 +40,8 @@ def cpu_topology(as_json: Json = False) -> None:
         typer.echo(json.dumps(_tree(topology, planned), indent=1))
         return
     console = terminal(standard_output=True)
-    title = f"{len(topology.cores)} physical cores, {len(topology.cpus)} hardware threads that may be used"
-    show_fitted(title, COLUMNS, _rows(topology), console, "a wider terminal or --json has them")
+    typer.echo(f"{len(topology.cores)} physical cores, {len(topology.cpus)} hardware threads that may be used")
+    show_fitted("", COLUMNS, _rows(topology), console, "a wider terminal or --json has them")
     if topology.quota is not None:
         typer.echo(f"a quota of its container leaves {topology.quota} of them busy at a time")
     for objective, shapes in planned.items():
