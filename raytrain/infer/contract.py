@@ -87,7 +87,7 @@ class StreamShape:
     """The cores of one model instance.
 
     Attributes:
-        cpus: logical CPUs that it is bound to, as the system numbers them.
+        cpus: logical CPUs that it is bound to, as the system numbers them; none for wherever the system runs it.
         threads: within one operation.
         node: NUMA node whose memory it is bound to; None where there is one only.
     """

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.process
 BOUND = """
 import ctypes, json, os, re, sys, threading
 from pathlib import Path
-cpu, node = int(sys.argv[1]), json.loads(sys.argv[2])
+cpu, node = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 ended = threading.Event()
 threads = [threading.Thread(target=ended.wait) for _ in range(3)]
 for thread in threads: thread.start()
@@ -41,9 +41,9 @@ ended.set()
 """
 
 
-def bound(cpu: int, node: int | None, code: str = BOUND) -> dict:
+def bound(cpu: int | None, node: int | None, code: str = BOUND) -> dict:
     ended = subprocess.run(
-        [sys.executable, "-c", code, str(cpu), json.dumps(node)],
+        [sys.executable, "-c", code, json.dumps(cpu), json.dumps(node)],
         capture_output=True,
         text=True,
         timeout=patient(60),
@@ -61,6 +61,13 @@ def test_every_thread_is_on_the_streams_cores():
     assert {from_ranges(each) for each in found["allowed"]} == {(cpu,)}
     assert found["threads"] == [1, 1]
     assert found["said"] is None
+
+
+def test_a_stream_without_cores_of_its_own_runs_anywhere():
+    """As on a host that is emulated: it has its threads alone."""
+    found = bound(None, None, BOUND.replace("(cpu,), 1", "(), 2"))
+    assert {frozenset(from_ranges(each)) for each in found["allowed"]} == {frozenset(os.sched_getaffinity(0))}
+    assert found["threads"] == [2, 1]
 
 
 @pytest.mark.parametrize("libnuma", [True, False])

@@ -27,7 +27,8 @@ def bind(shape: StreamShape) -> str | None:
         what could not be done, for people; a container may not set the memory's node, and then Linux takes memory from
         the node of the CPU that first writes to it, which is the same where that is not full.
     """
-    _bind_threads(shape.cpus)
+    if shape.cpus:
+        _bind_threads(shape.cpus)
     refused = [None if shape.node is None else bind_memory(shape.node), _set_torch_threads(shape.threads)]
     return "; ".join(filter(None, refused)) or None
 
