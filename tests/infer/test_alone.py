@@ -16,11 +16,13 @@ from conftest import ROOT
 from models_alone import Dies, Ends, Fails, Hangs, Misses, Model, Witness
 from patience import patient
 
+from raytrain.cluster.environment import child_environment
 from raytrain.config.inference import Streams
 from raytrain.errors import ConfigError, PredictionError
 from raytrain.infer.contract import BackendOptions, ModelFile, StreamShape
 from raytrain.infer.streams.allocators import environment
 from raytrain.infer.streams.alone import Alone, in_common
+from raytrain.infer.streams.nursery import Nursery
 from raytrain.infer.streams.topology import from_ranges
 
 FILE = ModelFile("module", b"")
@@ -158,6 +160,16 @@ def test_the_process_that_forks_dies(alone):
     zygote.kill()
     zygote.wait(patient(10))
     assert alone.measure(Model, FILE, BackendOptions(), BATCHES, [ONE], num_batches=1).samples_per_s > 0
+
+
+@pytest.mark.process
+def test_the_process_that_forks_does_not_start(tmp_path):
+    with pytest.raises(PredictionError) as told:
+        Nursery(child_environment({}), ["no_such_module"], tmp_path / "log")
+    assert str(told.value) == (
+        "a process for streams did not start: ModuleNotFoundError: No module named 'no_such_module'"
+    )
+    assert "no_such_module" not in str([each.cmdline() for each in left()])
 
 
 SCRIPT = """

@@ -35,6 +35,7 @@ class Alone:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="raytrain-alone-")
         self._nurseries: dict[frozenset[tuple[str, str]], Nursery] = {}
+        self._logs = itertools.count()
 
     def __enter__(self) -> Alone:
         return self
@@ -82,7 +83,7 @@ class Alone:
             PredictionError: a stream failed, died or took too long; an error of raytrain's own is raised as it is.
         """
         began = time.monotonic()
-        nursery = self._nursery(streams or Streams(), load.__module__)
+        nursery = self._nursery(streams or Streams(), getattr(load, "__module__", ""))
         path = Path(self._folder.name) / "work"
         _write(path, Work(load, file, options, tuple(batches), warm_up_batches))
         born: list[Connection] = []
@@ -121,7 +122,7 @@ class Alone:
             self._nurseries.pop(key).close()
         if key not in self._nurseries:
             ours = [module] if module.partition(".")[0] == __name__.partition(".")[0] else []
-            log = Path(self._folder.name) / f"log-{len(self._nurseries)}"
+            log = Path(self._folder.name) / f"log-{next(self._logs)}"
             self._nurseries[key] = Nursery({**before, **changes}, ["torch", *ours], log)
         return self._nurseries[key]
 
