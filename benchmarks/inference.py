@@ -3,8 +3,8 @@
     python benchmarks/inference.py streams [--rounds 3] [--seconds 8] [--cases vit_224 bert_32] [--smoke]
 
 `streams`: a model alone on all cores of this machine, round by round: one instance as torch starts it, a pinned stream
-a core, the same with glibc's allocator tuned, and as many instances by torch's own launcher with the allocator as it comes
-(`torch.backends.xeon.run_cpu`). A ViT and a BERT-shaped encoder with random weights.
+a core, the same with glibc's allocator tuned, and as many instances by torch's own launcher
+(`torch.backends.xeon.run_cpu`) with the allocator as it comes. A ViT and a BERT-shaped encoder with random weights.
 """
 
 from __future__ import annotations
