@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import shutil
+import subprocess
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from trees_of_cpus import c5_4xlarge, host, hybrid, two_sockets
@@ -86,13 +89,20 @@ def test_without_some_cores(tmp_path):
     assert left.quota == 3
 
 
-def test_this_host():
-    import os
-
+@pytest.mark.process
+@pytest.mark.skipif(shutil.which("lscpu") is None, reason="lscpu is not installed")
+def test_this_host_is_as_lscpu_sees_it():
     found = read_topology()
     assert set(found.cpus) == os.sched_getaffinity(0)
-    if Path("/usr/bin/lscpu").exists():
-        assert len(found.cores) <= len(found.cpus)
+    told = subprocess.run(["lscpu", "--parse=CPU,CORE,SOCKET,NODE"], capture_output=True, text=True, check=True).stdout
+    cores: dict[tuple[str, str, str], list[int]] = {}
+    for line in told.splitlines():
+        cpu, *place = line.split(",")
+        if not line.startswith("#") and int(cpu) in found.cpus:
+            cores.setdefault(tuple(place), []).append(int(cpu))
+    assert {(str(c.socket), str(c.node), c.cpus) for c in found.cores} == {
+        (socket or "0", node or "0", tuple(cpus)) for (_, socket, node), cpus in cores.items()
+    }
 
 
 @given(st.sets(st.integers(0, 300)))
