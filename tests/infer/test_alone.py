@@ -71,7 +71,7 @@ def test_a_number_of_batches(alone):
 @pytest.mark.process
 def test_for_some_time(alone):
     timed = alone.measure(Model, FILE, BackendOptions(), BATCHES, [ONE], seconds=0.05)
-    assert sum(timed.latencies_s) >= 0.05
+    assert sum(timed.latencies_s) > 0.04, "from when all were to start"
     assert timed.extra["said"] == []
 
 
@@ -139,7 +139,8 @@ def test_a_stream_dies_beside_others(alone):
     if len(CPUS) < 2:
         pytest.skip("this machine has one CPU")
     with pytest.raises(PredictionError) as told:
-        alone.measure(Dies, FILE, BackendOptions(), BATCHES, shapes(), seconds=60)
+        file = ModelFile("module", b"", source=str(CPUS[-1]))
+        alone.measure(Dies, file, BackendOptions(), BATCHES, shapes(), seconds=60)
     assert str(told.value) == (
         "stream 2 of 2 was ended by SIGKILL, as Linux does where memory is short; it wrote: out of luck"
     )
