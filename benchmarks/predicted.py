@@ -2,7 +2,8 @@
 
     python benchmarks/predicted.py CASE BATCH_SIZE SECONDS FOLDER INSTANCES
 
-Loads the model, waits until all instances are ready, runs for some seconds and writes when each batch was done.
+Loads the model, waits until all instances are ready, runs for some seconds and writes when each batch was done, and
+what a sample took of the CPUs.
 """
 
 from __future__ import annotations
@@ -74,11 +75,12 @@ def main() -> None:
     (folder / f"{os.getpid()}.ready").touch()
     while len(list(folder.glob("*.ready"))) < instances:
         time.sleep(0.001)
-    marks = [time.monotonic()]
+    marks, before = [time.monotonic()], time.process_time()
     while marks[-1] - marks[0] < seconds:
         model(batch)
         marks.append(time.monotonic())
-    (folder / f"{os.getpid()}.json").write_text(json.dumps(marks))
+    used = (time.process_time() - before) / (size * (len(marks) - 1))
+    (folder / f"{os.getpid()}.json").write_text(json.dumps({"marks": marks, "cpu_s": used}))
 
 
 if __name__ == "__main__":

@@ -100,8 +100,8 @@ def test_a_node_that_is_not_there_is_told():
     assert found["said"].startswith("memory is not bound to node 63: ")
 
 
-def test_torch_that_has_run_before_keeps_some_threads():
-    code = BOUND.replace("said = bind", "import torch; torch.jit.fork(lambda: None)\nsaid = bind")
+def test_torch_that_has_run_before_keeps_its_threads():
+    code = BOUND.replace("said = bind", "import torch; torch.set_num_interop_threads(2)\nsaid = bind")
     found = bound(min(os.sched_getaffinity(0)), None, code)
-    if found["threads"][1] != 1:
-        assert found["said"] == f"torch keeps its {found['threads'][1]} inter-op threads, since it has run before"
+    assert found["threads"] == [1, 2]
+    assert found["said"] == "torch keeps its 2 inter-op threads, since it has run before"

@@ -75,8 +75,9 @@ class Alone:
             timeout_s: for loading and warming up, and for running beyond `seconds`.
 
         Returns:
-            of the time in which all streams ran. `extra`: `streams` samples a second of each, `load_s` and `first_s`
-            the longest seconds to load and of a first batch, `said` what could not be bound.
+            of the time in which all streams ran. `extra`: `streams` samples a second of each, `cpu_s` of a
+            sample, `load_s` and `first_s` the longest seconds to load and of a first batch, `said` what could not be
+            bound.
 
         Raises:
             ConfigError: the allocator is not there.
@@ -104,9 +105,12 @@ class Alone:
             nursery.end()
             for stream in born:
                 stream.close()
-        rates, latencies = in_common([each.times for each in marks], [len(batch[0]) for batch in batches])
+        sizes = [len(batch[0]) for batch in batches]
+        rates, latencies = in_common([each.times for each in marks], sizes)
+        samples = sum(sum(itertools.islice(itertools.cycle(sizes), len(each.times) - 1)) for each in marks)
         extra = {
             "streams": rates,
+            "cpu_s": sum(each.cpu_s for each in marks) / samples,
             "load_s": max(each.load_s for each in ready),
             "first_s": max(each.first_s for each in ready),
             "said": sorted({each.said for each in ready if each.said}),

@@ -64,9 +64,14 @@ class Start:
 
 @dataclass(frozen=True)
 class Marks:
-    """When a stream began, and when each of its batches was done."""
+    """
+    Attributes:
+        times: when a stream began, and when each of its batches was done.
+        cpu_s: of all threads of its process in that time.
+    """
 
     times: Sequence[float]
+    cpu_s: float
 
 
 @dataclass(frozen=True)
@@ -96,20 +101,20 @@ def _run(parent: Connection, shape: StreamShape, path: Path) -> None:
     model = work.load(work.file, options)
     loaded = time.monotonic()
     batches = [tuple(each.to(options.device) for each in batch) for batch in work.batches]
-    firsts = _marks(model, batches, Start(time.monotonic(), float("inf"), max(work.warm_up_batches, 1)))
+    firsts = _marks(model, batches, Start(time.monotonic(), float("inf"), max(work.warm_up_batches, 1))).times
     parent.send(Ready(loaded - began, firsts[1] - firsts[0], said))
     start: Start = parent.recv()
-    parent.send(Marks(_marks(model, batches, start)))
+    parent.send(_marks(model, batches, start))
     parent.poll(None)  # its end tells the parent that it has died, so it stays until it is ended
 
 
-def _marks(model: LoadedModel, batches: Sequence[Batch], start: Start) -> list[float]:
+def _marks(model: LoadedModel, batches: Sequence[Batch], start: Start) -> Marks:
     """At least one batch."""
     time.sleep(max(start.at - time.monotonic(), 0))
-    marks = [time.monotonic()]
+    marks, before = [time.monotonic()], time.process_time()
     for batch in itertools.islice(itertools.cycle(batches), start.num_batches):
         model(*batch)
         marks.append(time.monotonic())
         if marks[-1] - start.at >= start.seconds:
             break
-    return marks
+    return Marks(marks, time.process_time() - before)
