@@ -38,6 +38,7 @@ class Witness(Model):
             seen = {
                 "allowed": [re.search(r"Cpus_allowed_list:\s*(\S+)", each)[1] for each in status],
                 "threads": [torch.get_num_threads(), torch.get_num_interop_threads(), self.options.threads],
+                "session": [os.getpid(), os.getsid(0)],
                 "maps": Path("/proc/self/maps").read_text(),
             }
             Path(self.file.source, f"{os.getpid()}.json").write_text(json.dumps(seen))

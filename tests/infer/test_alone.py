@@ -90,6 +90,7 @@ def test_streams_have_their_cores(alone, tmp_path, count):
     assert all(len(own) == 1 for own in allowed), "threads of a process differ"
     assert sorted(next(iter(own)) for own in allowed) == [shape.cpus for shape in each]
     assert {tuple(one["threads"]) for one in seen} == {(each[0].threads, 1, each[0].threads)}
+    assert all(process == session for process, session in (one["session"] for one in seen))
     if count == 1:
         assert len(seen[0]["allowed"]) >= 2, "torch has computed in two threads"
 

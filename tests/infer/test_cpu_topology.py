@@ -25,6 +25,7 @@ def test_two_sockets_with_a_node_each(tmp_path):
         Cache(3, 16 << 20, (0, 1, 2, 3, 8, 9, 10, 11)),
         Cache(3, 16 << 20, (4, 5, 6, 7, 12, 13, 14, 15)),
     )
+    assert {cache.level for cache in found.caches} == {2, 3}
     assert [cache.cpus for cache in found.caches if cache.level == 2] == [(n, n + 8) for n in range(8)]
     assert all(core.fast for core in found.cores)
 

@@ -68,6 +68,7 @@ def _fork(file: int, told: socket.socket, live: Live) -> int:
     status = 1
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.setsid()  # Linux shares CPUs out by session (autogroup): in one, two streams would have half a share each
         if os.getppid() == parent:  # else it has ended before the line above
             told.close()
             live(Connection(file))
