@@ -140,7 +140,7 @@ def _online(folder: Path) -> set[int]:
 
 def _nodes(folder: Path) -> dict[int, int]:
     """CPU -> NUMA node."""
-    found = {}
+    found: dict[int, int] = {}
     for path in folder.glob("node[0-9]*"):
         if path.name[4:].isdigit():
             found |= dict.fromkeys(_cpus_in(path / "cpulist"), int(path.name[4:]))
