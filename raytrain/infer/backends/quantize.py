@@ -36,10 +36,11 @@ def quantized(file: ModelFile, example: Sequence[np.ndarray]) -> ModelFile:
     if {node.op_type for node in model.graph.node} & {"QuantizeLinear", "DynamicQuantizeLinear"}:
         raise ConfigError(f"inference.precision int8: {file.source} has been quantized already; use fp32 for it as it is")
     with tempfile.TemporaryDirectory(prefix="raytrain-int8-") as folder, _quiet():
-        ready, done = Path(folder, "ready.onnx"), Path(folder, "done.onnx")
+        given, ready, done = (Path(folder, f"{name}.onnx") for name in ("given", "ready", "done"))
+        given.write_bytes(file.data)  # of a model in memory it would put the weights beside it, and then not find them
         how: dict[str, Any] = {"per_channel": True, "weight_type": q.QuantType.QInt8}
         try:
-            quant_pre_process(model, ready, skip_symbolic_shape=True)
+            quant_pre_process(given, ready, skip_symbolic_shape=True)
             if _mostly_linear(model):
                 told = DYNAMIC
                 q.quantize_dynamic(ready, done, op_types_to_quantize=["MatMul", "Gemm"], **how)

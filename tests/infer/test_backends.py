@@ -1,0 +1,145 @@
+"""Every back end and precision against the plain module in fp32."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import small_models
+import torch
+
+from raytrain.infer.backends.convert import converted
+from raytrain.infer.backends.load import load
+from raytrain.infer.backends.module import built
+from raytrain.infer.contract import BackendOptions, ModelFile
+
+MODELS = ("vit", "resnet", "encoder")
+BATCH = 8
+NUM = 256
+
+
+@pytest.fixture(scope="module")
+def ready(trained):
+    """A model, converted once and loaded."""
+
+    @cache
+    def of(name: str, **options):
+        chosen = BackendOptions(batch_size=BATCH, **options)
+        example, _ = small_models.samples(name, 64, seed=1)
+        return load(converted(trained(name), chosen, example), chosen)
+
+    return of
+
+
+@cache
+def plain(file: ModelFile, name: str, num: int, length: int = 12) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Inputs, and what the module itself says of them."""
+    arrays, _ = small_models.samples(name, num, seed=2, length=length)
+    inputs = tuple(map(torch.from_numpy, arrays))
+    with torch.no_grad():
+        returned = built(file)(*inputs)
+    return inputs, returned["logits"] if isinstance(returned, dict) else returned
+
+
+def predicted(model, inputs, batch=BATCH) -> torch.Tensor:
+    parts = [model(*(each[at : at + batch] for each in inputs)) for at in range(0, len(inputs[0]), batch)]
+    assert all(part.output.dtype == torch.float32 and part.output.device.type == "cpu" for part in parts)
+    return torch.cat([part.output for part in parts])
+
+
+def agreement(got: torch.Tensor, want: torch.Tensor) -> float:
+    return (got.argmax(1) == want.argmax(1)).float().mean().item()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_models_have_learnt_what_their_first_choice_is(trained, name):
+    arrays, labels = small_models.samples(name, NUM, seed=2)
+    _, want = plain(trained(name), name, NUM)
+    assert (want.argmax(1).numpy() == labels).mean() > 0.9
+
+
+@pytest.mark.parametrize("backend", ["eager", "onnx", "openvino"])
+@pytest.mark.parametrize("name", MODELS)
+def test_fp32_is_the_plain_module(ready, trained, name, backend):
+    """Of a last, shorter batch as well: 21 samples are 8, 8 and 5."""
+    inputs, want = plain(trained(name), name, 21)
+    got = predicted(ready(name, backend=backend), inputs)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["eager", "onnx", "openvino"])
+def test_the_length_of_tokens_varies(ready, trained, backend):
+    for length in (5, 12, 30):
+        inputs, want = plain(trained("encoder"), "encoder", 3, length)
+        got = predicted(ready("encoder", backend=backend), inputs)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["eager", "onnx", "openvino"])
+def test_a_batch_of_one_and_a_full_one_say_the_same(ready, trained, backend):
+    inputs, _ = plain(trained("vit"), "vit", 21)
+    model = ready("vit", backend=backend)
+    torch.testing.assert_close(predicted(model, inputs, 1), predicted(model, inputs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["eager", "openvino"])
+@pytest.mark.parametrize("name", MODELS)
+def test_bf16_chooses_the_same(ready, trained, name, backend):
+    """Eight bits of mantissa: outputs differ by less than 3 % of their spread."""
+    inputs, want = plain(trained(name), name, NUM)
+    got = predicted(ready(name, backend=backend, precision="bf16"), inputs)
+    assert (got - want).abs().max() < 0.03 * (want.max() - want.min())
+    assert agreement(got, want) >= 0.98
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+@pytest.mark.parametrize("name", MODELS)
+def test_int8_chooses_the_same(ready, trained, name, backend):
+    inputs, want = plain(trained(name), name, NUM)
+    got = predicted(ready(name, backend=backend, precision="int8"), inputs)
+    assert 0 < (got - want).abs().max() < 0.15 * (want.max() - want.min())
+    assert agreement(got, want) >= 0.97
+
+
+def test_bf16_weights_are_half_as_large_where_they_are_many(trained):
+    from raytrain.infer.backends.of_torch import make_bf16
+
+    for name in MODELS:
+        module = built(trained(name))
+        make_bf16(module)
+        small = sum(each.numel() for each in module.parameters() if each.dtype == torch.bfloat16)
+        assert small > 0.75 * sum(each.numel() for each in module.parameters()), name
+
+
+@pytest.mark.parametrize("backend", ["eager", "onnx", "openvino"])
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_embeddings_come_with_the_output(ready, trained, name, backend):
+    inputs, want = plain(trained(name), name, 5)
+    got = ready(name, backend=backend, embeddings=True)(*inputs)
+    module = built(trained(name))
+    with torch.no_grad():
+        embedded = module.forward_head(module.forward_features(*inputs), pre_logits=True)
+    torch.testing.assert_close(got.output, want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got.embeddings, embedded, rtol=1e-4, atol=1e-4)
+    assert got.embeddings.ndim == 2
+
+
+def test_threads_are_those_of_the_options(ready):
+    before = torch.get_num_threads()
+    try:
+        ready("vit", backend="eager", threads=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_images_of_several_sizes(trained):
+    options = BackendOptions(backend="onnx", batch_size=4)
+    example, _ = small_models.samples("resnet", 4)
+    model = load(converted(trained("resnet"), options, example, sides_vary=True), options)
+    module = built(trained("resnet"))
+    for size in (32, 48):
+        x = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 3, size, 40)).astype(np.float32))
+        with torch.no_grad():
+            torch.testing.assert_close(model(x).output, module(x), rtol=1e-4, atol=1e-4)
