@@ -9,6 +9,15 @@ import torch
 from raytrain.infer.backends.find import find_model
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These models are too small for more, and `load` sets the number for the whole process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """By name, the file that a job's model is found as, its weights trained and stored in the meantime."""

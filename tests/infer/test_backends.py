@@ -12,7 +12,7 @@ import torch
 from raytrain.infer.backends.convert import converted
 from raytrain.infer.backends.load import load
 from raytrain.infer.backends.module import built
-from raytrain.infer.contract import BackendOptions, ModelFile
+from raytrain.infer.contract import BackendOptions
 
 MODELS = ("vit", "resnet", "encoder")
 BATCH = 8
@@ -32,14 +32,19 @@ def ready(trained):
     return of
 
 
-@cache
-def plain(file: ModelFile, name: str, num: int, length: int = 12) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+@pytest.fixture(scope="module")
+def plain(trained):
     """Inputs, and what the module itself says of them."""
-    arrays, _ = small_models.samples(name, num, seed=2, length=length)
-    inputs = tuple(map(torch.from_numpy, arrays))
-    with torch.no_grad():
-        returned = built(file)(*inputs)
-    return inputs, returned["logits"] if isinstance(returned, dict) else returned
+
+    @cache
+    def of(name: str, num: int, length: int = 12) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        arrays, _ = small_models.samples(name, num, seed=2, length=length)
+        inputs = tuple(map(torch.from_numpy, arrays))
+        with torch.no_grad():
+            returned = built(trained(name))(*inputs)
+        return inputs, returned["logits"] if isinstance(returned, dict) else returned
+
+    return of
 
 
 def predicted(model, inputs, batch=BATCH) -> torch.Tensor:
@@ -53,41 +58,41 @@ def agreement(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_models_have_learnt_what_their_first_choice_is(trained, name):
+def test_the_models_have_learnt_what_their_first_choice_is(plain, name):
     arrays, labels = small_models.samples(name, NUM, seed=2)
-    _, want = plain(trained(name), name, NUM)
+    _, want = plain(name, NUM)
     assert (want.argmax(1).numpy() == labels).mean() > 0.9
 
 
 @pytest.mark.parametrize("backend", ["eager", "onnx", "openvino"])
 @pytest.mark.parametrize("name", MODELS)
-def test_fp32_is_the_plain_module(ready, trained, name, backend):
+def test_fp32_is_the_plain_module(ready, plain, name, backend):
     """Of a last, shorter batch as well: 21 samples are 8, 8 and 5."""
-    inputs, want = plain(trained(name), name, 21)
+    inputs, want = plain(name, 21)
     got = predicted(ready(name, backend=backend), inputs)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["eager", "onnx", "openvino"])
-def test_the_length_of_tokens_varies(ready, trained, backend):
+def test_the_length_of_tokens_varies(ready, plain, backend):
     for length in (5, 12, 30):
-        inputs, want = plain(trained("encoder"), "encoder", 3, length)
+        inputs, want = plain("encoder", 3, length)
         got = predicted(ready("encoder", backend=backend), inputs)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["eager", "onnx", "openvino"])
-def test_a_batch_of_one_and_a_full_one_say_the_same(ready, trained, backend):
-    inputs, _ = plain(trained("vit"), "vit", 21)
+def test_a_batch_of_one_and_a_full_one_say_the_same(ready, plain, backend):
+    inputs, _ = plain("vit", 21)
     model = ready("vit", backend=backend)
     torch.testing.assert_close(predicted(model, inputs, 1), predicted(model, inputs), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["eager", "openvino"])
 @pytest.mark.parametrize("name", MODELS)
-def test_bf16_chooses_the_same(ready, trained, name, backend):
+def test_bf16_chooses_the_same(ready, plain, name, backend):
     """Eight bits of mantissa: outputs differ by less than 3 % of their spread."""
-    inputs, want = plain(trained(name), name, NUM)
+    inputs, want = plain(name, NUM)
     got = predicted(ready(name, backend=backend, precision="bf16"), inputs)
     assert (got - want).abs().max() < 0.03 * (want.max() - want.min())
     assert agreement(got, want) >= 0.98
@@ -95,8 +100,8 @@ def test_bf16_chooses_the_same(ready, trained, name, backend):
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
 @pytest.mark.parametrize("name", MODELS)
-def test_int8_chooses_the_same(ready, trained, name, backend):
-    inputs, want = plain(trained(name), name, NUM)
+def test_int8_chooses_the_same(ready, plain, name, backend):
+    inputs, want = plain(name, NUM)
     got = predicted(ready(name, backend=backend, precision="int8"), inputs)
     assert 0 < (got - want).abs().max() < 0.15 * (want.max() - want.min())
     assert agreement(got, want) >= 0.97
@@ -114,8 +119,8 @@ def test_bf16_weights_are_half_as_large_where_they_are_many(trained):
 
 @pytest.mark.parametrize("backend", ["eager", "onnx", "openvino"])
 @pytest.mark.parametrize("name", ["vit", "resnet"])
-def test_embeddings_come_with_the_output(ready, trained, name, backend):
-    inputs, want = plain(trained(name), name, 5)
+def test_embeddings_come_with_the_output(ready, plain, trained, name, backend):
+    inputs, want = plain(name, 5)
     got = ready(name, backend=backend, embeddings=True)(*inputs)
     module = built(trained(name))
     with torch.no_grad():
@@ -125,13 +130,9 @@ def test_embeddings_come_with_the_output(ready, trained, name, backend):
     assert got.embeddings.ndim == 2
 
 
-def test_threads_are_those_of_the_options(ready):
-    before = torch.get_num_threads()
-    try:
-        ready("vit", backend="eager", threads=2)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+def test_threads_are_those_of_the_options(trained):
+    load(trained("vit"), BackendOptions(threads=2))
+    assert torch.get_num_threads() == 2
 
 
 def test_images_of_several_sizes(trained):
