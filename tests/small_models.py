@@ -1,4 +1,4 @@
-"""Small modules, and models on them, that back ends are compared with; a job names the functions as `small_models:…`."""
+"""Small modules, and models on them, that back ends are compared with; a job names functions as `small_models:…`."""
 
 from __future__ import annotations
 

@@ -294,7 +294,11 @@ def replacing(old, new):
         ("data/aotinductor/model/x.so", lambda _: b"", "a part 'data/aotinductor/model/x.so'"),
         ("data/weights/model_weights_config.json", replacing(b'"use_pickle": false', b'"use_pickle": true'), "pickled"),
         ("data/weights/model_weights_config.json", replacing(b'"weight_0"', b'"../w"'), r"a payload '\.\./w'"),
-        ("models/model.json", replacing(b'"torch.ops.aten.mul.Tensor"', b'"torch.os.mkdir"'), "the operation 'torch.os.mk"),
+        (
+            "models/model.json",
+            replacing(b'"torch.ops.aten.mul.Tensor"', b'"torch.os.mkdir"'),
+            "the operation 'torch.os.mk",
+        ),
         ("models/model.json", replacing(b'"expr_str": "', b'"expr_str": "exit()+'), "the expression 'exit"),
         ("models/model.json", replacing(b'"name": "x"', b'"name": "x=exit()"'), r"the name 'x=exit\(\)'"),
     ],

@@ -96,9 +96,7 @@ def _check_onnx(file: ModelFile, options: BackendOptions) -> None:
     chosen_outputs([each.name for each in model.graph.output], options, file.source)
 
 
-def _into_onnx(
-    file: ModelFile, options: BackendOptions, example: Sequence[np.ndarray], sides_vary: bool
-) -> ModelFile:
+def _into_onnx(file: ModelFile, options: BackendOptions, example: Sequence[np.ndarray], sides_vary: bool) -> ModelFile:
     rows = 2  # one alone would be taken for a constant
     if file.kind == "export":
         program = Program(file)
@@ -123,7 +121,8 @@ def _into_onnx(
         model = done.model_proto
     except Exception as error:  # noqa: BLE001 - of a module that it cannot trace torch raises anything
         raise ConfigError(
-            f"cannot convert {file.source} to ONNX: {one_line(error, 300)}; use inference.backend eager or compile"
+            f"cannot convert {file.source} to ONNX: {one_line(error.__cause__ or error, 300)}; use inference.backend "
+            "eager or compile"
         ) from None
     if model.ByteSize() > MOST_BYTES:
         raise ConfigError(

@@ -107,7 +107,7 @@ def _state_of_checkpoint(folder: Path, run: str) -> dict[str, Tensor]:
     modules = load_state(folder)["modules"]
     if len(modules) != 1:
         raise ConfigError(
-            f"model.run: the loop of {run} prepared {len(modules)} modules; give the one to predict with as model.name, "
+            f"model.run: the loop of {run} prepared {len(modules)} modules; give the one to predict with as model.name "
             "and its state as model.weights"
         )
     return load_object(folder, modules[0])

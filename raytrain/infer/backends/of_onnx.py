@@ -72,8 +72,8 @@ def chosen_outputs(names: list[str], options: BackendOptions, source: str) -> li
         return [output]
     if EMBEDDINGS not in names:
         raise ConfigError(
-            f"model.embeddings: {source} has no output of the name {EMBEDDINGS!r} (it has {', '.join(names)}); leave it "
-            "out, or export the model with one"
+            f"model.embeddings: {source} has no output of the name {EMBEDDINGS!r} (it has {', '.join(names)}); leave "
+            "it out, or export the model with one"
         )
     return [output, EMBEDDINGS]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +15,8 @@ from raytrain.infer.backends.batches import Tensors, in_batches
 from raytrain.infer.backends.of_onnx import chosen_outputs
 from raytrain.infer.backends.of_torch import order_of, to_outputs
 from raytrain.infer.contract import BackendOptions, ModelFile, Outputs
+
+TELEMETRY = "openvino_telemetry"
 
 
 class OpenVinoModel:
@@ -43,7 +48,8 @@ class OpenVinoModel:
 
     def _call(self, inputs: Tensors) -> Tensors:
         ordered = (inputs[place] for place in self._order)
-        arrays = [each.contiguous().numpy().astype(kind, copy=False) for each, kind in zip(ordered, self._types)]
+        pairs = zip(ordered, self._types, strict=True)
+        arrays = [each.contiguous().numpy().astype(kind, copy=False) for each, kind in pairs]
         returned = self._compiled(arrays, share_inputs=True)
         return tuple(torch.from_numpy(returned[port]) for port in self._outputs)
 
@@ -56,10 +62,25 @@ def imported(device: str) -> Any:
     if torch.device(device).type != "cpu":
         raise ConfigError("inference.backend openvino computes on CPUs: set inference.device: cpu, or use another")
     try:
-        import openvino
+        with _without_telemetry():
+            import openvino
     except ImportError:
         raise ConfigError("inference.backend openvino needs OpenVINO: pip install 'raytrain[openvino]'") from None
     return openvino
+
+
+@contextlib.contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Imported as it is, OpenVINO forks the process to tell its maker of it; it takes a package that is not there for
+    a no."""
+    if TELEMETRY in sys.modules:
+        yield
+        return
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[TELEMETRY]
 
 
 def _settings(options: BackendOptions) -> dict[str, Any]:

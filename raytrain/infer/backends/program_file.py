@@ -1,9 +1,9 @@
 """Files of `torch.export.save`, looked through before torch loads them.
 
 `torch.export.load` warns that it executes what is in a file: it unpickles sample inputs and constants, hands
-expressions to sympy, which evaluates them as Python, loads compiled code, takes any attribute of torch as the target
-of a node, and writes names into code of its own. All of that has a plain form, which is what `torch.export.save` writes for tensors and their shapes;
-a file with anything else is refused.
+expressions to sympy, which evaluates them as Python, loads compiled code, takes any attribute of torch as the target of
+a node, and writes names into code of its own. All of that has a plain form, which is what `torch.export.save` writes
+for tensors and their shapes; a file with anything else is refused.
 """
 
 from __future__ import annotations

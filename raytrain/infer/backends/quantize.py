@@ -34,7 +34,7 @@ def quantized(file: ModelFile, example: Sequence[np.ndarray]) -> ModelFile:
 
     model = onnx.load_model_from_string(file.data)
     if {node.op_type for node in model.graph.node} & {"QuantizeLinear", "DynamicQuantizeLinear"}:
-        raise ConfigError(f"inference.precision int8: {file.source} has been quantized already; use fp32 for it as it is")
+        raise ConfigError(f"inference.precision int8: {file.source} has been quantized already; say fp32 to use it so")
     with tempfile.TemporaryDirectory(prefix="raytrain-int8-") as folder, _quiet():
         given, ready, done = (Path(folder, f"{name}.onnx") for name in ("given", "ready", "done"))
         given.write_bytes(file.data)  # of a model in memory it would put the weights beside it, and then not find them
@@ -48,7 +48,9 @@ def quantized(file: ModelFile, example: Sequence[np.ndarray]) -> ModelFile:
                 told = STATIC.format(len(example[0]))
                 q.quantize_static(ready, done, _reader(model, example), activation_type=q.QuantType.QUInt8, **how)
         except Exception as error:  # noqa: BLE001 - it raises anything
-            raise ConfigError(f"inference.precision int8: cannot quantize {file.source}: {one_line(error, 300)}") from None
+            raise ConfigError(
+                f"inference.precision int8: cannot quantize {file.source}: {one_line(error, 300)}"
+            ) from None
         data = done.read_bytes()
     return replace(file, data=data, precision="int8", source=f"{file.source}, {told}")
 
