@@ -9,7 +9,9 @@ import pytest
 import small_models
 import torch
 
+from raytrain.config.inference import PredictingModel
 from raytrain.infer.backends.convert import converted
+from raytrain.infer.backends.find import find_model
 from raytrain.infer.backends.load import load
 from raytrain.infer.backends.module import built
 from raytrain.infer.contract import BackendOptions
@@ -20,14 +22,28 @@ NUM = 256
 
 
 @pytest.fixture(scope="module")
-def ready(trained):
-    """A model, converted once and loaded."""
+def files(trained):
+    """A model as a back end takes it. Into ONNX it is converted once, and into int8 once."""
+
+    @cache
+    def of(name: str, backend: str, precision: str = "fp32", embeddings: bool = False, **_):
+        file, options = trained(name), BackendOptions(backend, precision, embeddings=embeddings)
+        if backend in ("onnx", "openvino") and precision == "int8":
+            file = of(name, "onnx", "int8") if backend == "openvino" else of(name, "onnx")
+        elif (backend, precision) in (("openvino", "fp32"), ("openvino", "bf16")):
+            file = of(name, "onnx", embeddings=embeddings)
+        return converted(file, options, small_models.samples(name, 64, seed=1)[0])
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def ready(files):
+    """A model that has been loaded."""
 
     @cache
     def of(name: str, **options):
-        chosen = BackendOptions(batch_size=BATCH, **options)
-        example, _ = small_models.samples(name, 64, seed=1)
-        return load(converted(trained(name), chosen, example), chosen)
+        return load(files(name, **options), BackendOptions(batch_size=BATCH, **options))
 
     return of
 
@@ -105,6 +121,17 @@ def test_int8_chooses_the_same(ready, plain, name, backend):
     got = predicted(ready(name, backend=backend, precision="int8"), inputs)
     assert 0 < (got - want).abs().max() < 0.15 * (want.max() - want.min())
     assert agreement(got, want) >= 0.97
+
+
+def test_an_exported_program_computes_in_bf16_as_well(plain, trained, tmp_path):
+    inputs, want = plain("vit", NUM)
+    program = torch.export.export(built(trained("vit")), tuple(each[:BATCH] for each in inputs))
+    torch.export.save(program, tmp_path / "vit.pt2")
+    file = find_model(PredictingModel(file=str(tmp_path / "vit.pt2")))
+    exact = predicted(load(file, BackendOptions(batch_size=BATCH)), inputs)
+    torch.testing.assert_close(exact, want, rtol=1e-4, atol=1e-4)
+    got = predicted(load(file, BackendOptions(precision="bf16", batch_size=BATCH)), inputs)
+    assert 1e-4 < (got - want).abs().max() < 0.03 * (want.max() - want.min())
 
 
 def test_bf16_weights_are_half_as_large_where_they_are_many(trained):

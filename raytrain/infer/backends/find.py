@@ -127,7 +127,7 @@ def _of_file(section: PredictingModel) -> ModelFile:
         from raytrain.infer.backends.program_file import check_program
 
         check_program(data, f"model.file: {path}")
-    return ModelFile(kind, data, None, None, _arguments(section), section.classes, source=path)  # type: ignore[arg-type]
+    return ModelFile(kind, data, None, None, _arguments(section), section.classes, source=path)
 
 
 def _of_name(section: PredictingModel) -> ModelFile:

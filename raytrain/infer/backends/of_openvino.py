@@ -76,7 +76,7 @@ def _without_telemetry() -> Iterator[None]:
     if TELEMETRY in sys.modules:
         yield
         return
-    sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+    sys.modules[TELEMETRY] = None
     try:
         yield
     finally:
