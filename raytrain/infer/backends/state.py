@@ -63,7 +63,7 @@ def _some(names: tuple[str, ...] | list[str], what: str) -> str:
 
 
 def misfit(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> Misfit:
-    own = module.state_dict()
+    own = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     return Misfit(
         tuple(name for name in own if name not in state),
         tuple(name for name in state if name not in own),
