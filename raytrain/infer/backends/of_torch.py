@@ -47,7 +47,9 @@ class TorchModel:
             self._module = torch.compile(module)
 
     def __call__(self, *inputs: torch.Tensor) -> Outputs:
-        with torch.inference_mode(), torch.autocast(self._kind, torch.bfloat16, enabled=self._bf16):
+        # what is made in inference mode is of another kind: filled up, the last batch would be compiled for anew
+        mode = torch.no_grad() if self._compiled else torch.inference_mode()
+        with mode, torch.autocast(self._kind, torch.bfloat16, enabled=self._bf16):
             return to_outputs(in_batches(self._call, inputs, self._rows, self._least))
 
     def _call(self, inputs: Tensors) -> Tensors:
