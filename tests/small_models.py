@@ -72,6 +72,11 @@ def sums(how: str = "tensor") -> torch.nn.Module:
     return Sums(how)
 
 
+def pooled() -> torch.nn.Module:
+    """Takes images of any size."""
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+
 def section(name: str, **changes: Any) -> PredictingModel:
     return PredictingModel(**{**SECTIONS[name], **changes})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
 import pytest
 import small_models
 import torch
@@ -144,8 +143,9 @@ def test_bf16_weights_are_half_as_large_where_they_are_many(trained):
         assert small > 0.75 * sum(each.numel() for each in module.parameters()), name
 
 
-@pytest.mark.parametrize("backend", ["eager", "onnx", "openvino"])
-@pytest.mark.parametrize("name", ["vit", "resnet"])
+@pytest.mark.parametrize(
+    ("name", "backend"), [("vit", "eager"), ("vit", "onnx"), ("vit", "openvino"), ("resnet", "eager")]
+)
 def test_embeddings_come_with_the_output(ready, plain, trained, name, backend):
     inputs, want = plain(name, 5)
     got = ready(name, backend=backend, embeddings=True)(*inputs)
@@ -160,14 +160,3 @@ def test_embeddings_come_with_the_output(ready, plain, trained, name, backend):
 def test_threads_are_those_of_the_options(trained):
     load(trained("vit"), BackendOptions(threads=2))
     assert torch.get_num_threads() == 2
-
-
-def test_images_of_several_sizes(trained):
-    options = BackendOptions(backend="onnx", batch_size=4)
-    example, _ = small_models.samples("resnet", 4)
-    model = load(converted(trained("resnet"), options, example, sides_vary=True), options)
-    module = built(trained("resnet"))
-    for size in (32, 48):
-        x = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 3, size, 40)).astype(np.float32))
-        with torch.no_grad():
-            torch.testing.assert_close(model(x).output, module(x), rtol=1e-4, atol=1e-4)

@@ -18,6 +18,7 @@ from raytrain.infer.backends import convert, of_torch
 from raytrain.infer.backends.convert import converted
 from raytrain.infer.backends.find import find_model
 from raytrain.infer.backends.load import load
+from raytrain.infer.backends.module import built
 from raytrain.infer.backends.of_openvino import imported
 from raytrain.infer.contract import BackendOptions
 
@@ -228,10 +229,25 @@ def test_nothing_to_compile_with(monkeypatch):
         of_torch.check_compiler("cuda")
 
 
+@pytest.mark.parametrize("sides_vary", [False, True])
+def test_images_of_several_sizes(sides_vary):
+    file = find_model(PredictingModel(name="small_models:pooled"))
+    options = BackendOptions("onnx")
+    model = load(converted(file, options, (np.ones((2, 3, 8, 8), np.float32),), sides_vary=sides_vary), options)
+    assert model(torch.ones(3, 3, 8, 8)).output.shape == (3, 4)
+    images = torch.rand(3, 3, 9, 12)
+    if sides_vary:
+        torch.testing.assert_close(model(images).output, built(file)(images), rtol=1e-4, atol=1e-4)
+    else:
+        with pytest.raises(Exception, match="Expected: 8"):
+            model(images)
+
+
 COMPILED = """
 import sys, torch, small_models
 from raytrain.infer.backends.find import find_model
 from raytrain.infer.backends.load import load
+from raytrain.infer.backends.module import built
 from raytrain.infer.backends.of_openvino import imported
 from raytrain.infer.contract import BackendOptions
 from torch._dynamo.utils import counters

@@ -44,7 +44,8 @@ class TorchModel:
         if self._compiled:
             check_compiler(device.type)
             self._rows = self._rows or options.batch_size
-            self._module = torch.compile(module)
+            # weights as constants let convolutions and norms become one, and be laid out for the CPU beforehand
+            self._module = torch.compile(module, options={"freezing": True} if device.type == "cpu" else None)
 
     def __call__(self, *inputs: torch.Tensor) -> Outputs:
         # what is made in inference mode is of another kind: filled up, the last batch would be compiled for anew
