@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from raytrain.config.inference import PredictingModel
 from raytrain.errors import CheckpointError, ConfigError
-from raytrain.infer.backends.find import find_model
+from raytrain.infer.backends.find import digested, find_model
 from raytrain.infer.backends.load import load
 from raytrain.infer.backends.module import built, output_of
 from raytrain.infer.contract import BackendOptions
@@ -184,7 +184,8 @@ def test_a_digest_is_of_everything_but_where_it_is_from():
     found = find(name=ENCODER)
     others = [find(name=ENCODER, options={"num_classes": 4}), find(name=ENCODER, classes=("a", "b", "c"))]
     others.append(find(name=ENCODER, inputs={"tokens": "x", "mask": "m"}))
-    assert len({found.digest, *(each.digest for each in others)}) == 4
+    others.append(replace(found, data=b"other weights"))
+    assert len({found.digest, *(digested(each).digest for each in others)}) == 5
 
 
 @pytest.mark.parametrize(
@@ -326,7 +327,11 @@ def test_files_that_are_no_programs(tmp_path):
         load(find(file=str(other)), BackendOptions())
 
 
-@pytest.mark.parametrize("rows", [torch.export.Dim.AUTO, None], ids=["any number", "four only"])
+@pytest.mark.parametrize(
+    "rows",
+    [torch.export.Dim.AUTO, None, torch.export.Dim("rows", min=3, max=64)],
+    ids=["any number", "four only", "three at least"],
+)
 def test_a_program_is_filled_up_to_its_batch(tmp_path, rows):
     model = load(find(file=str(saved(exported(rows), tmp_path / "model.pt2"))), BackendOptions())
     for num in (1, 3, 4, 9):
