@@ -24,6 +24,8 @@ TORCH_AT_MODULE_LEVEL = {
     *(f"device/forms/{name}.py" for name in ("__init__", "colors", "mixes", "moves")),
     *(f"device/forms/{name}.py" for name in ("resizing", "taps", "tensors", "values")),
     *(f"train/{name}.py" for name in ("checkpoints/checkpoint", "context", "loop", "losses", "modules", "update")),
+    *(f"infer/backends/{name}.py" for name in ("batches", "convert", "module", "of_onnx", "of_openvino", "of_torch")),
+    "infer/backends/state.py",
     "study/moved.py",
 }
 
