@@ -100,7 +100,7 @@ class Producer:
         self._keys: OrderedDict[int, np.ndarray] = OrderedDict()
         self._templates: dict[tuple[Split, int], dict[str, Column]] = {}
         self._rng = SampleRng(work.plan.spec.seed)
-        self._node = _node_id()
+        self._node = node_id()
         every = (stages for split in self._splits.values() for stages in (split.stages, *split.stages_at.values()))
         if any(stage.function in (apply_named, apply_transform) for stages in every for stage in stages):
             import torchvision.transforms.v2  # noqa: F401 - now, where nothing disturbs it
@@ -366,7 +366,7 @@ def produce(places: pa.Table, *, work_ref: list) -> Iterator[pa.Table]:
         yield producer.block(**place)
 
 
-def _node_id() -> str:
+def node_id() -> str:
     import ray
 
     return ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""

@@ -63,13 +63,14 @@ class Desk:
     Args:
         blocks: by their numbers.
         slots: CPUs that prepare.
+        queued: tasks beyond them that may wait for one, so that the next begins at once.
         in_flight: pieces that a stream may have at once.
         max_failures: tries more of a block whose worker died.
     """
 
-    def __init__(self, blocks: Sequence[Block], *, slots: int, in_flight: int, max_failures: int):
+    def __init__(self, blocks: Sequence[Block], *, slots: int, queued: int, in_flight: int, max_failures: int):
         self._blocks = blocks
-        self._slots, self._in_flight, self._max_failures = slots, in_flight, max_failures
+        self._slots, self._queued, self._in_flight, self._max_failures = slots, queued, in_flight, max_failures
         self._streams: dict[int, _Stream] = {}
         self._waiting = [Work(block.number) for block in blocks]  # a heap
         self._preparing: set[Work] = set()
@@ -117,7 +118,8 @@ class Desk:
     def to_prepare(self) -> list[Work]:
         """What is to be prepared now; it counts as being so."""
         found = []
-        while self._waiting and self.num_ahead < self.most_ahead:
+        most = self._slots + self._queued
+        while self._waiting and self.num_ahead < self.most_ahead and len(self._preparing) < most:
             work = heapq.heappop(self._waiting)
             if work.block in self._apart and not work.is_alone:
                 continue
