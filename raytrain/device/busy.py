@@ -161,7 +161,8 @@ class NvmlSource:
             return []
         found = sorted((each.timeStamp, each.sampleValue.uiVal) for each in samples)
         self._seen_us = max([self._seen_us, *(at_us for at_us, _ in found)])
-        return [Reading(at_us / 1e6, None if self._alone and len(processes) > 1 else percent / 100) for at_us, percent in found]
+        usable = len(processes) <= 1 or not self._alone
+        return [Reading(at_us / 1e6, percent / 100 if usable else None) for at_us, percent in found]
 
 
 def find_source(device: Any, public: bool, *, alone: bool = True) -> NvmlSource | None:

@@ -22,6 +22,8 @@ from raytrain.infer.predict import stream_work
 from raytrain.infer.prepare import prepared
 from raytrain.infer.stream import Stream
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def plan_of(tree: dict) -> InferencePlan:
     job = PredictionJob.from_dict(tree)
