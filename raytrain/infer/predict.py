@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raytrain.cluster import local
-from raytrain.cluster.environment import prepare_environment
+from raytrain.cluster.environment import prepare_environment, public_ray
 from raytrain.cluster.placement import check_free_gpus
 from raytrain.cluster.signals import Signals, signals
 from raytrain.cluster.topology import Topology
@@ -27,7 +28,8 @@ from raytrain.infer.outcome import LISTED, build_record
 from raytrain.infer.output.folder import About, Counts, OutputFolder
 from raytrain.infer.plan import Ask, Examples, InferencePlan, find_examples
 from raytrain.infer.progress import GO_ON, Progress
-from raytrain.infer.stream import StreamWork
+from raytrain.infer.stream import StreamWork, example_inputs
+from raytrain.infer.streams.gpu_hosts import asked, gpu_bytes, here, real_gpu_hosts, with_mps
 from raytrain.infer.streams.places import OnHost, Places, place, survey, surveys_of
 from raytrain.record.holding import hold
 from raytrain.record.inference import InferenceRecord, read_inference_record
@@ -79,8 +81,11 @@ def predict(
             watch(_told(plan, places, done))
             task = task_of(plan, places)
             examples = find_examples(plan.num_samples, asking(task))
-            run = Dispatch(plan, places, stream_work(plan, examples), examples.sample_bytes, task, output, done, watch)
-            error = _carried_out(run, heard)
+            work = stream_work(plan, examples)
+            check_memory(plan, places, work)
+            with with_mps(places, job.inference.mps) as ready:
+                run = Dispatch(plan, ready, work, examples.sample_bytes, task, output, done, watch)
+                error = _carried_out(run, heard)
             if error is None:
                 output.finish(_finished_about(about, run.counts))
             told = {
@@ -157,14 +162,8 @@ def _places(cluster: local.RunningCluster, inference: Inference, plan: Inference
         if not cluster.attached:
             return {host.node_id: survey(inference, spare) for host in hosts}  # on this machine
         task, options = ray.remote(survey), {"num_cpus": 0, "max_retries": 0}
-        where = [{"label_selector": {"ray.io/node-id": host.node_id}} for host in hosts]
-        found = [task.options(**options, **each).remote(inference, spare) for each in where]
-        try:
-            return dict(zip([host.node_id for host in hosts], ray.get(found), strict=True))
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RaytrainError):
-                raise error.cause from None
-            raise
+        found = [task.options(**options, label_selector=here(host)).remote(inference, spare) for host in hosts]
+        return dict(zip([host.node_id for host in hosts], asked(found), strict=True))
 
     found = place(topology, inference, plan.job.cluster, surveys_of(topology, inference, ask))
     if cluster.attached and any(each.gpus for each in found.streams):
@@ -183,6 +182,28 @@ def asking(task: tuple[Any, dict[str, Any]]) -> Ask:
         return None if isinstance(found, Exception) else (found, *ray.get(blocks))
 
     return ask
+
+
+def check_memory(plan: InferencePlan, places: Places, work: StreamWork) -> None:
+    """Whether so many tasks fit a GPU, before any is started.
+
+    Raises:
+        ConfigError: they do not, with the arithmetic.
+    """
+    hosts = real_gpu_hosts(places)
+    if not hosts:
+        return
+    import ray
+
+    from raytrain.infer.backends.memory import check_fits, estimated
+
+    task, options = ray.remote(gpu_bytes), {"num_cpus": 0, "max_retries": 0}
+    known = asked([task.options(**options, label_selector=here(host)).remote(public_ray()) for host in hosts])
+    totals = [each for each in known if each is not None]
+    if totals:
+        options = replace(work.options, device="cuda")
+        estimate = estimated(plan.file, options, example_inputs(work))
+        check_fits(plan.job.inference.tasks_per_gpu, estimate, min(totals), options.batch_size)
 
 
 def stream_work(plan: InferencePlan, examples: Examples) -> StreamWork:
@@ -214,10 +235,7 @@ def stream_work(plan: InferencePlan, examples: Examples) -> StreamWork:
 
 def _converted(work: StreamWork, options: BackendOptions, file: ModelFile) -> StreamWork:
     """Once for all streams."""
-    from dataclasses import replace
-
-    from raytrain.infer.backends.convert import converted
-    from raytrain.infer.stream import example_inputs
+    from raytrain.infer.backends.convert import converted  # with torch
 
     sides_vary = any(each.ndim == 4 for each in example_inputs(work)) and len(work.batch_sizes) > 1
     return replace(work, file=converted(file, options, example_inputs(work), sides_vary=sides_vary))
@@ -246,8 +264,6 @@ def _finished(folder: Path, output: OutputFolder) -> InferenceRecord | None:
 
 
 def _finished_about(about: About, counts: dict[int, Counts]) -> About:
-    from dataclasses import replace
-
     rows, errors = (sum(getattr(each, name) for each in counts.values()) for name in ("rows", "errors"))
     return replace(about, finished=True, rows=rows, errors=errors)
 
