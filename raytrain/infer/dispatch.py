@@ -233,6 +233,8 @@ class Dispatch:
         work, pieces = self._preparing.pop(reference)
         told = got(reference)
         if isinstance(told, Exception):
+            for piece in pieces:
+                got(piece)  # else Ray complains of an error that nobody has looked at
             if (verdict := self._desk.not_prepared(work)) is not None:
                 self._again(work, verdict, told)
             return

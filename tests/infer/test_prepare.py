@@ -109,7 +109,7 @@ def test_a_sequence_that_no_class_takes_is_an_error_at_the_start_or_a_row_of_its
     assert long
     with pytest.raises(DataError, match=rf"{len(long)} of 41 samples are longer than the last class \(19\); the first"):
         plan_of(tree)
-    tree["data"]["stages"] = [{"predicting:as_it_is": {"on": "text"}}]  # which might change the length
+    tree["data"]["stages"] = [{"deadly_stages:as_it_is": {"on": "text"}}]  # which might change the length
     told, _, rows = all_of(plan_of(tree))
     failures = [failure for made in told for failure in made.failures]
     assert [failure.id for failure in failures] == long
@@ -126,7 +126,7 @@ def test_what_a_stage_makes_none_or_several_of_has_no_row(tmp_path):
         "model": {"name": "predicting:linear", "inputs": "x", "task": "raw"},
         "data": {
             "source": {"kind": "parquet", "path": str(tmp_path / "rows.parquet")},
-            "stages": [{"predicting:some_more": {"on": "*"}}],
+            "stages": [{"deadly_stages:some_more": {"on": "*"}}],
         },
         "output": {"fields": ["name"]},
     }
