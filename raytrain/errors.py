@@ -60,7 +60,7 @@ class TrainingError(RaytrainError):
 
 
 class PredictionError(RaytrainError):
-    """A model, or a process that runs it, failed; the cause is in the message."""
+    """A model, or a process that runs it, failed, or predictions cannot be written; the cause is in the message."""
 
     exit_code = 1
 

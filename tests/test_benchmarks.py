@@ -23,6 +23,7 @@ BENCHMARKS = {
     "mutation": ("raytrain/train/ledger.py", "process"),
     "wire": ("from both nodes / from another node, chunk 5 MB, CPU seconds of the training host a GB {'min':", "ray"),
     "inference": ("vit_96: streams / run_cpu, samples_per_s {'min':", "process"),
+    "tuning": ("the pick / the best of the grid, samples_per_s {'min':", "process"),
     "bootstrap": ("bootstrap, all_gone_s {'min':", "hosts ray"),
 }
 

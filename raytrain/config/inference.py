@@ -117,6 +117,34 @@ class Inference(Section):
     max_failures: Annotated[int, Field(ge=0)] = Field(3, description="tries more of a block whose worker died")
 
 
+Some = Field(min_length=1)
+
+
+class Tune(Section):
+    """What `raytrain tune` tries: each value of one with each of the others, as far as they go together. What is left
+    out follows from the machine."""
+
+    backends: Annotated[tuple[Backend, ...], Some] | None = Field(None, description="default: those installed")
+    precisions: Annotated[tuple[Precision, ...], Some] | None = Field(None, description="default: all")
+    batch_sizes: Annotated[tuple[PositiveInt, ...], Some] | None = Field(
+        None, description="default: 1 to 64, doubling; with `objective: latency` that of `inference` alone"
+    )
+    block_rows: Annotated[tuple[PositiveInt, ...], Some] | None = Field(
+        None, description="default: that of `inference`; tried on the whole path alone"
+    )
+    streams: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Some] | Literal["auto"] = Field(
+        "auto", description="[streams, cores of each]; auto: all cores and half of them, in 1, 2, 4 … streams"
+    )
+    allocators: Annotated[tuple[Allocator, ...], Some] | None = Field(None, description="default: those installed")
+    tasks_per_gpu: Annotated[tuple[PositiveInt, ...], Some] | None = Field(None, description="default: 1, 2, 4")
+    budget_s: Annotated[float, Field(gt=0)] = Field(600, description="for all measurements; one that has begun ends")
+    latency_p95_ms: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="the most that a batch may take with `objective: throughput`"
+    )
+    samples: PositiveInt = Field(512, description="of the data, that it is tuned on")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of which settings are tried first")
+
+
 class PredictionJob(Section):
     """What is predicted, with what, and how."""
 
@@ -127,6 +155,7 @@ class PredictionJob(Section):
     data: PredictionData
     output: Output = Output()
     inference: Inference = Inference()
+    tune: Tune = Tune()
     cluster: Cluster = Cluster()
     run_dir: str = Field("runs", description="the run's folder is `<run_dir>/<name>`")
 

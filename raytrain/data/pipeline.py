@@ -93,7 +93,7 @@ class Pipeline:
         object.__setattr__(self, "collate", {name: parse_collation(name, each) for name, each in self.collate.items()})
         object.__setattr__(self, "stages", _as_stages("stages", self.stages))
         if self.validation_stages is None:
-            object.__setattr__(self, "validation_stages", _without_random(self.stages))
+            object.__setattr__(self, "validation_stages", without_random(self.stages))
         else:
             object.__setattr__(self, "validation_stages", _as_stages("validation_stages", self.validation_stages))
 
@@ -170,7 +170,7 @@ class Pipeline:
         return replace(found, schema=schema)
 
 
-def _without_random(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+def without_random(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """Each where it runs in training, though a random one may have been the first that was put on the device."""
     found, on_device = [], False
     for each in stages:

@@ -83,6 +83,22 @@ class LoadedModel(Protocol):
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What is written of what a model says.
+
+    Attributes:
+        classes: names by number; empty where they have none.
+        probabilities: of the likeliest so many classes.
+        alike: outputs of all samples have one shape.
+    """
+
+    task: Literal["classification", "raw"] = "classification"
+    classes: tuple[str, ...] = ()
+    probabilities: int | Literal["all", "none"] = 5
+    alike: bool = True
+
+
+@dataclass(frozen=True)
 class StreamShape:
     """The cores of one model instance.
 

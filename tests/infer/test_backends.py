@@ -15,6 +15,7 @@ from raytrain.infer.backends.load import load
 from raytrain.infer.backends.module import built
 from raytrain.infer.contract import BackendOptions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODELS = ("vit", "resnet", "encoder")
 BATCH = 8
 NUM = 256

@@ -25,6 +25,7 @@ from raytrain.infer.backends.module import built, output_of
 from raytrain.infer.contract import BackendOptions
 from raytrain.train.checkpoints import checkpoint, shelf
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SUMS = "small_models:sums"
 ENCODER = "small_models:encoder"
 

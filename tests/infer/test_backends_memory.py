@@ -13,6 +13,7 @@ from raytrain.infer.backends.memory import CONTEXT_BYTES, MemoryEstimate, check_
 from raytrain.infer.backends.module import Predictor, built
 from raytrain.infer.contract import BackendOptions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIONS = BackendOptions(batch_size=16)
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import small_models
-import torch
-
-from raytrain.infer.backends.find import find_model
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def one_thread():
     """These models are too small for more, and `load` sets the number for the whole process."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -21,6 +19,11 @@ def one_thread():
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """By name, the file that a job's model is found as, its weights trained and stored in the meantime."""
+    import small_models
+    import torch
+
+    from raytrain.infer.backends.find import find_model
+
     folder, found = tmp_path_factory.mktemp("trained"), {}
 
     def of(name: str):

@@ -1,0 +1,199 @@
+"""Preparing, a stream and its answers, in this process: against plain torch, with padding into size classes too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import predicting
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+
+from raytrain import PredictionJob
+from raytrain.data.producer import Producer
+from raytrain.errors import ConfigError, DataError, PredictionError
+from raytrain.infer.backends.find import find_model
+from raytrain.infer.contract import Outputs, StreamShape, Wanted
+from raytrain.infer.output.answers import answers
+from raytrain.infer.plan import EXAMPLES, InferencePlan, find_examples
+from raytrain.infer.predict import stream_work
+from raytrain.infer.prepare import prepared
+from raytrain.infer.stream import Stream
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def plan_of(tree: dict) -> InferencePlan:
+    job = PredictionJob.from_dict(tree)
+    return InferencePlan.of(job, find_model(job.model), lambda told: None)
+
+
+def all_of(plan: InferencePlan) -> tuple[list, list, pa.Table]:
+    """What was prepared and answered of all blocks, and the rows by id."""
+    producer = Producer(plan.work)
+
+    def ask(ids: np.ndarray):
+        told, blocks = prepared(producer, ids, plan.sizes, {})
+        return told, *blocks
+
+    examples = find_examples(plan.num_samples, ask)
+    shape, takes = StreamShape((), torch.get_num_threads()), tuple(range(len(plan.sizes)))
+    stream = Stream(stream_work(plan, examples), shape, takes, "cpu")
+    begun = stream.begin()
+    assert begun.samples_per_s > 0
+    told, answered, tables = [], [], []
+    for block in plan.blocks({}, examples.sample_bytes):
+        made, pieces = prepared(producer, np.asarray(block.ids), plan.sizes, plan.keep)
+        told.append(made)
+        for piece in pieces:
+            if piece is not None:
+                said, rows = stream.predict(piece)
+                answered.append(said)
+                tables.append(rows)
+    found = pa.concat_tables(tables)
+    return told, answered, found.sort_by("id")
+
+
+@pytest.fixture
+def texts(tmp_path) -> list[np.ndarray]:
+    """41 sequences of 1 to 20 numbers, in a Parquet file."""
+    rng = np.random.default_rng(0)
+    found = [rng.integers(1, 64, rng.integers(1, 21)) for _ in range(41)]
+    pyarrow.parquet.write_table(pa.table({"text": [each.tolist() for each in found]}), tmp_path / "texts.parquet")
+    return found
+
+
+def text_tree(folder: Path, **more) -> dict:
+    classes = [{"upto": 8, "batch_size": 4}, {"upto": 20}]
+    return {
+        "name": "texts",
+        "run_dir": str(folder / "runs"),
+        "model": {
+            "name": "small_models:encoder",
+            "options": {"num_classes": 4},
+            "inputs": {"tokens": "text", "mask": "text_mask"},
+        },
+        "data": {"source": {"kind": "parquet", "path": str(folder / "texts.parquet")}},
+        "output": {"probabilities": "all"},
+        "inference": {"batch_size": 3, "block": {"rows": 9}, "buckets": {"by": "text", "classes": classes}},
+        **more,
+    }
+
+
+def test_size_classes_say_what_the_model_says_of_each_sequence_as_it_is(texts, tmp_path):
+    plan = plan_of(text_tree(tmp_path))
+    blocks = plan.blocks({}, 200.0)
+    assert [len(block) for block in blocks] == [8, 6, 9, 9, 9], "whole batches of each class, and the rest"
+    lengths = np.array([len(each) for each in texts])
+    assert all(len(set(lengths[np.asarray(block.ids)] > 8)) == 1 for block in blocks), "one class each"
+    told, answered, rows = all_of(plan)
+    assert sum(made.counts[0] for made in told) == (lengths <= 8).sum()
+
+    from raytrain.infer.backends.module import built
+
+    model = built(plan.file).eval()
+    for row, text in zip(rows.to_pylist(), texts, strict=True):
+        with torch.no_grad():
+            said = model(torch.from_numpy(text)[None], torch.ones(1, len(text), dtype=torch.bool))
+        np.testing.assert_allclose(row["probabilities"], said["logits"].softmax(1)[0], atol=1e-5)
+    sizes = [len(batch) for batch in (each.batches_s for each in answered)]
+    assert max(sizes) <= 3
+
+
+def test_a_sequence_that_no_class_takes_is_an_error_at_the_start_or_a_row_of_its_own(texts, tmp_path):
+    tree = text_tree(tmp_path)
+    tree["inference"]["buckets"]["classes"] = [{"upto": 8}, {"upto": 19}]
+    long = [number for number, text in enumerate(texts) if len(text) > 19]
+    assert long
+    with pytest.raises(DataError, match=rf"{len(long)} of 41 samples are longer than the last class \(19\); the first"):
+        plan_of(tree)
+    tree["data"]["stages"] = [{"deadly_stages:as_it_is": {"on": "text"}}]  # which might change the length
+    told, _, rows = all_of(plan_of(tree))
+    failures = [failure for made in told for failure in made.failures]
+    assert [failure.id for failure in failures] == long
+    assert {failure.stage for failure in failures} == {"size"}
+    assert failures[0].reason == "`text` has length 20; the last class is 19"
+    assert rows.column("id").to_pylist() == [number for number in range(41) if number not in long]
+
+
+def test_what_a_stage_makes_none_or_several_of_has_no_row(tmp_path):
+    predicting.write_rows(tmp_path / "rows.parquet", 12)
+    tree = {
+        "name": "rows",
+        "run_dir": str(tmp_path / "runs"),
+        "model": {"name": "predicting:linear", "inputs": "x", "task": "raw"},
+        "data": {
+            "source": {"kind": "parquet", "path": str(tmp_path / "rows.parquet")},
+            "stages": [{"deadly_stages:some_more": {"on": "*"}}],
+        },
+        "output": {"fields": ["name"]},
+    }
+    plan = plan_of(tree)
+    [made], _, rows = all_of(plan)
+    assert {each.id: (each.stage, each.reason) for each in made.failures} == {
+        3: ("filter", "a stage does not want it"),
+        5: ("stages", "the stages have made 2 samples of it; a prediction is of one"),
+    }
+    assert rows.column("id").to_pylist() == [0, 1, 2, 4, *range(6, 12)]
+    assert rows.column("output").type == pa.list_(pa.float32(), 3)
+    assert made.kept.column("name").to_pylist() == [f"row {number}" for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"output": {"fields": ["nmae"]}}, "output.fields wants field `nmae`; did you mean 'name'"),
+        ({"output": {"fields": ["x"]}}, "output.fields: field `x` is float32.*; what is written is text or a number"),
+        ({"model": {"name": "predicting:linear", "inputs": "name"}}, "field `name` is text, which no model takes"),
+        ({"model": {"name": "predicting:linear"}}, "model.inputs wants field `image`"),
+        ({"inference": {"buckets": {"by": "y", "classes": [{"upto": 8}]}}}, "inference.buckets.by wants field `y`"),
+    ],
+)
+def test_what_does_not_go_with_the_data_is_said_at_once(tmp_path, changes, said):
+    predicting.write_rows(tmp_path / "rows.parquet", 12)
+    tree = {
+        "name": "rows",
+        "run_dir": str(tmp_path / "runs"),
+        "model": {"name": "predicting:linear", "inputs": "x"},
+        "data": {"source": {"kind": "parquet", "path": str(tmp_path / "rows.parquet")}},
+    }
+    with pytest.raises(ConfigError, match=said):
+        plan_of({**tree, **changes})
+
+
+def test_the_columns_of_what_a_model_says():
+    output = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 1.0]])
+    keys, shares = np.array([7, 9]), output.softmax(1)
+    rows = answers(keys, Outputs(output, torch.ones(2, 5)), Wanted(classes=("a", "b"), probabilities=2))
+    assert rows.column_names == [
+        *("id", "prediction", "prediction_index", "probability", "top", "top_probability", "embedding"),
+    ]
+    assert rows.column("top").to_pylist() == [["b", "2"], ["a", "2"]], "the last has no name"
+    assert rows.column("prediction").to_pylist() == ["b", "a"]
+    np.testing.assert_allclose(rows.column("probability").to_numpy(), shares.max(1).values)
+    plain = answers(keys, Outputs(output.half()), Wanted(probabilities="none"))
+    assert plain.column_names == ["id", "prediction", "probability"]
+    assert plain.column("prediction").to_pylist() == [1, 0]
+    every = answers(keys, Outputs(output), Wanted(probabilities="all"))
+    np.testing.assert_allclose(every.column("probabilities").to_pylist(), shares, atol=1e-7)
+    raw = answers(keys, Outputs(output.reshape(2, 1, 3)), Wanted(task="raw", alike=False))
+    assert raw.column("output").to_pylist() == output.tolist()
+    with pytest.raises(PredictionError, match=r"shape \(2, 1, 3\), which is not \(samples, classes\)"):
+        answers(keys, Outputs(output.reshape(2, 1, 3)), Wanted())
+    with pytest.raises(PredictionError, match=r"shape \(2, 3\) for 3 samples; it must have one row"):
+        answers(np.arange(3), Outputs(output), Wanted())
+
+
+def test_samples_are_tried_until_some_can_be_prepared():
+    """Whole tries are lost with their process; no sample is tried twice."""
+    tried: list[int] = []
+
+    def ask(ids: np.ndarray):
+        assert len(ids) <= EXAMPLES
+        tried.extend(ids.tolist())
+
+    with pytest.raises(DataError, match="none of 64 samples from all over the data could be prepared: each killed its"):
+        find_examples(1000, ask)
+    assert len(set(tried)) == len(tried) == 64 and (min(tried), max(tried)) == (0, 999)
