@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from raytrain.cluster.environment import stop_grace_s
 from raytrain.record.rows import Row
 from raytrain.record.status import Decision, Status
 from raytrain.record.timeline import Machine, ProgressLog
@@ -18,7 +19,6 @@ from raytrain.run.signals import Signals
 from raytrain.train.checkpoints import shelf
 from raytrain.train.trainer import Training
 
-STOP_GRACE_S = 7.0  # after a signal, for the step in flight and the checkpoint
 POLL_S = 0.25
 
 Watch = Callable[["str | Status"], None]
@@ -85,7 +85,7 @@ class Course:
         self._watch(status)
 
     def wait(self, training: Training, feed: Any, heard: Signals) -> bool:
-        """Until the training has ended; after a signal, ask it to stop and wait STOP_GRACE_S for that. Whether it did.
+        """Until the training has ended; after a signal, ask it to stop and wait `stop_grace_s`. Whether it did.
 
         Raises:
             Stopped: by a second signal.
@@ -97,7 +97,7 @@ class Course:
         while not training.ended(POLL_S):
             if heard.number is not None and deadline is None:
                 feed.request_stop.remote()
-                deadline = time.monotonic() + STOP_GRACE_S
+                deadline = time.monotonic() + stop_grace_s()
             if deadline is not None and time.monotonic() > deadline:
                 return False
             asked = asked or feed.status.remote()
