@@ -49,6 +49,7 @@ class Feed:
         self._progress: dict[int, RankProgress] = {}
         self._spent: dict[int, Spent] = {}
         self._decisions: list[Decision] = []
+        self._warnings: list[str] = []
         self._positions: dict[int, tuple[int, bool]] = {}
         self._results: dict[int, RankResult] = {}
         self._attempts = 0
@@ -193,6 +194,8 @@ class Feed:
                 failures=[(split, failure) for (split, _), failure in self._failures.items()],
                 fatal=self._fatal,
                 decisions=list(self._decisions),
+                positions={rank: position for rank, (position, _) in self._positions.items()},
+                warnings=list(self._warnings),
             )
 
 

@@ -162,6 +162,8 @@ class Status:
         fatal: why the run cannot go on.
         decisions: where the stages were to run, one after the other.
         stopping: it has been asked to stop.
+        positions: by rank, the batches of both splits that it has done in this attempt.
+        warnings: what the user should know at once.
     """
 
     progress: Mapping[int, RankProgress] = field(default_factory=dict)
@@ -173,6 +175,8 @@ class Status:
     fatal: Exception | None = None
     decisions: Sequence[Decision] = ()
     stopping: bool = False
+    positions: Mapping[int, int] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
     @property
     def times(self) -> list[tuple[int, RankTimes]]:
