@@ -10,6 +10,7 @@ import numpy as np
 
 from raytrain.cluster.environment import collects_metrics
 from raytrain.data.order import Position, Split, StreamPlan, StreamSpec
+from raytrain.data.placement.hosts import HostsLost
 from raytrain.data.stream import FeedOptions, Stored, Stream, most_corrupt
 from raytrain.errors import DataError, TrainingError
 from raytrain.ray_internals.data import prepare_tasks
@@ -45,6 +46,7 @@ class Feed:
         self._stop_at: int | None = None
         self._stop_requested = False
         self._fatal: Exception | None = None
+        self._ending: HostsLost | None = None  # why it stops, as if it had been asked to
         self._failures: dict[tuple[Split, int], Failure] = {}
         self._progress: dict[int, RankProgress] = {}
         self._spent: dict[int, Spent] = {}
@@ -61,8 +63,8 @@ class Feed:
         Returns the plan, which the ranks count along with, or the error that ended an earlier attempt.
         """
         with self._changed:
-            if self._fatal is not None:
-                return self._fatal
+            if (ended := self._fatal or self._ending) is not None:
+                return ended
             plan = StreamPlan(self._spec, position, world_size, steps_done)
             running = self._stream
             if running is None or any(running.taken) or running.error or not _same_start(running.plan, plan):
@@ -77,6 +79,7 @@ class Feed:
                     after=running,
                     told=lambda: self._spent,
                     decided=self._decisions.append,
+                    warn=self._warnings.append,
                 )
             self._attempt, self._stop_at = attempt, None
             self._positions.clear()
@@ -92,7 +95,8 @@ class Feed:
             if attempt != self._attempt or stream is None:
                 return Taken(end=True, error=TrainingError("this rank belongs to an earlier attempt"))
             self._changed.wait_for(lambda: self._answerable(stream, rank), timeout=TAKE_TIMEOUT_S)
-            if self._fatal or stream.error:
+            self._end_softly(stream)
+            if self._fatal or (stream.error and self._ending is None):
                 return Taken(error=self._fatal or stream.error)
             self._decide_stop()
             queue = stream.router.queues[rank]
@@ -120,6 +124,15 @@ class Feed:
             self._stop_at = max(position for position, _ in told) + 1  # the step in flight
         else:
             self._stop_at = max(self._stream.taken)
+
+    def _end_softly(self, stream: Stream) -> None:
+        """Where nothing more can be prepared, stop after what every rank can still reach, with a checkpoint."""
+        if not isinstance(stream.error, HostsLost) or self._ending is not None:
+            return
+        queues = stream.router.queues
+        reach = min(taken + len(queue) for taken, queue in zip(stream.taken, queues, strict=True))
+        if reach >= max(stream.taken):
+            self._ending, self._stop_requested, self._stop_at = stream.error, True, reach
 
     def failures(self, split: Split, failures: list[Failure]) -> None:
         """Count samples that could not be prepared; past the limit the run ends with an error that names the first."""
@@ -192,7 +205,7 @@ class Feed:
                 first_ready_at=self._first_ready_at(),
                 attempts=self._attempts,
                 failures=[(split, failure) for (split, _), failure in self._failures.items()],
-                fatal=self._fatal,
+                fatal=self._fatal or self._ending,
                 decisions=list(self._decisions),
                 positions={rank: position for rank, (position, _) in self._positions.items()},
                 warnings=list(self._warnings),

@@ -65,6 +65,7 @@ class Course:
         self._folder, self._samplers, self._watch = folder, samplers, watch
         self._status, self._progress = Status(), ProgressLog()
         self._decisions: dict[float, Decision] = {}
+        self._warned = 0  # of the feed's warnings
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -79,6 +80,9 @@ class Course:
             if decision.at not in self._decisions:
                 self._decisions[decision.at] = decision
                 self._watch(decision.text)
+        for text in status.warnings[min(self._warned, len(status.warnings)) :]:
+            self._watch(text)
+        self._warned = len(status.warnings)
         status = replace(status, decisions=list(self._decisions.values()))  # those of a feed that was lost as well
         self._status = status
         self._progress.note(status)

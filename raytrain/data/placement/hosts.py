@@ -7,8 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raytrain.cluster.topology import GROUP_LABEL
+from raytrain.errors import TrainingError
 
 ASK_EVERY_S = 2.0
+WAIT_S = 120.0  # for another host of their groups, where the stages may run nowhere else
+
+
+class HostsLost(TrainingError):
+    """The stages have no host any more; what is ready can still be trained on."""
 
 
 class Hosts:
@@ -16,16 +22,36 @@ class Hosts:
 
     Args:
         nodes: `ray.nodes`.
+        patience_s: how long others of these groups are waited for.
+        gone: called once no host is left, each time.
     """
 
-    def __init__(self, groups: Sequence[str], nodes: Callable[[], list[dict[str, Any]]]):
-        self._groups, self._nodes = groups, nodes
+    def __init__(
+        self,
+        groups: Sequence[str],
+        nodes: Callable[[], list[dict[str, Any]]],
+        patience_s: float = 0.0,
+        gone: Callable[[], None] = lambda: None,
+    ):
+        self._groups, self._nodes, self._patience_s, self._gone = groups, nodes, patience_s, gone
         self._asked_s, self._lost = float("-inf"), False
+        self._gone_s: float | None = None
+
+    def gone(self) -> bool:
+        """Whether none of them is left."""
+        self.lost()
+        return self._gone_s is not None
 
     def lost(self) -> bool:
-        """Whether none of them is left."""
-        if not self._lost and time.monotonic() - self._asked_s >= ASK_EVERY_S:
+        """Whether none of them is left, and no other has come in time."""
+        now = time.monotonic()
+        if not self._lost and now - self._asked_s >= ASK_EVERY_S:
+            self._asked_s = now
             alive = [node.get("Labels") or {} for node in self._nodes() if node.get("Alive")]
-            self._lost = not any(labels.get(GROUP_LABEL) in self._groups for labels in alive)
-            self._asked_s = time.monotonic()
+            if any(labels.get(GROUP_LABEL) in self._groups for labels in alive):
+                self._gone_s = None
+            elif self._gone_s is None:
+                self._gone_s = now
+                self._gone()
+            self._lost = self._gone_s is not None and now - self._gone_s >= self._patience_s
         return self._lost
