@@ -14,7 +14,7 @@ from raytrain.data.placement.hosts import HostsLost
 from raytrain.data.stream import FeedOptions, Stored, Stream, most_corrupt
 from raytrain.errors import DataError, TrainingError
 from raytrain.ray_internals.data import prepare_tasks
-from raytrain.record.status import Decision, Failure, RankProgress, RankResult, Spent, Status
+from raytrain.record.status import Decision, Failure, RankProcess, RankProgress, RankResult, Spent, Status
 
 TAKE_TIMEOUT_S = 5.0
 
@@ -54,6 +54,7 @@ class Feed:
         self._warnings: list[str] = []
         self._positions: dict[int, tuple[int, bool]] = {}
         self._results: dict[int, RankResult] = {}
+        self._processes: dict[int, RankProcess] = {}
         self._attempts = 0
         self._first_ready: float | None = None
 
@@ -85,6 +86,7 @@ class Feed:
             self._positions.clear()
             self._spent.clear()
             self._results.clear()
+            self._processes.clear()
             self._attempts += attempt != ""
             return self._stream.plan
 
@@ -183,6 +185,20 @@ class Feed:
             self._decide_stop()
             return self._stop_at
 
+    def at_work(self, attempt: str, rank: int, process: RankProcess) -> None:
+        """Note which process a rank is."""
+        with self._changed:
+            if attempt == self._attempt:
+                self._processes[rank] = process
+
+    def _starved(self) -> bool:
+        """Whether a rank waits for a batch that is not ready; before it has told where it is, it does not."""
+        stream = self._stream
+        if stream is None or stream.router.done:
+            return False
+        done = {rank: position for rank, (position, _) in self._positions.items() if rank not in self._results}
+        return any(stream.taken[rank] <= at and not stream.router.queues[rank] for rank, at in done.items())
+
     def finish(self, attempt: str, rank: int, result: RankResult) -> None:
         with self._changed:
             if attempt == self._attempt:
@@ -209,6 +225,8 @@ class Feed:
                 decisions=list(self._decisions),
                 positions={rank: position for rank, (position, _) in self._positions.items()},
                 warnings=list(self._warnings),
+                processes=dict(self._processes),
+                starved=self._starved(),
             )
 
 

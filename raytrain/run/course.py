@@ -14,6 +14,7 @@ from raytrain.cluster.environment import stop_grace_s
 from raytrain.record.rows import Row
 from raytrain.record.status import Decision, Status
 from raytrain.record.timeline import Machine, ProgressLog
+from raytrain.run.hanging import HangWatch
 from raytrain.run.load import Samplers
 from raytrain.run.signals import Signals
 from raytrain.train.checkpoints import shelf
@@ -55,14 +56,16 @@ class Course:
 
     Args:
         folder: its checkpoints'.
+        hangs: ends ranks that do nothing; None for nobody.
 
     Attributes:
         began_at: time.time() at which the training processes were started; None before.
     """
 
-    def __init__(self, folder: Path, samplers: Samplers, watch: Watch):
+    def __init__(self, folder: Path, samplers: Samplers, watch: Watch, hangs: HangWatch | None = None):
         self.began_at: float | None = None
         self._folder, self._samplers, self._watch = folder, samplers, watch
+        self._hangs = hangs or HangWatch(None, folder)
         self._status, self._progress = Status(), ProgressLog()
         self._decisions: dict[float, Decision] = {}
         self._warned = 0  # of the feed's warnings
@@ -71,6 +74,11 @@ class Course:
     def checkpoints(self) -> Checkpoints:
         """Asked for when the run has ended, since their digests take time."""
         return Checkpoints(shelf.latest(self._folder), shelf.best(self._folder))
+
+    @property
+    def hung(self) -> str | None:
+        """That the ranks hung, if they did, in a line."""
+        return self._hangs.told
 
     def begin(self) -> None:
         self.began_at = time.time()
@@ -110,6 +118,8 @@ class Course:
                 with contextlib.suppress(ray.exceptions.RayActorError):
                     self.note(replace(ray.get(ready[0]), stopping=deadline is not None))
                 asked = None
+                if self._hangs.hangs(self._status, time.monotonic()):
+                    self._watch(f"{self._hangs.end_ranks(self._status)}; the ranks are ended and begin anew")
             self._samplers.look(training_began=self._status.attempts > 0)
         return True
 

@@ -13,6 +13,10 @@ ASK_EVERY_S = 2.0
 WAIT_S = 120.0  # for another host of their groups, where the stages may run nowhere else
 
 
+def _nobody() -> None:
+    pass
+
+
 class HostsLost(TrainingError):
     """The stages have no host any more; what is ready can still be trained on."""
 
@@ -31,11 +35,15 @@ class Hosts:
         groups: Sequence[str],
         nodes: Callable[[], list[dict[str, Any]]],
         patience_s: float = 0.0,
-        gone: Callable[[], None] = lambda: None,
+        gone: Callable[[], None] = _nobody,
     ):
         self._groups, self._nodes, self._patience_s, self._gone = groups, nodes, patience_s, gone
         self._asked_s, self._lost = float("-inf"), False
         self._gone_s: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray Data pickles what decides when its tasks run; there is nobody to call there."""
+        return {**self.__dict__, "_gone": _nobody}
 
     def gone(self) -> bool:
         """Whether none of them is left."""
