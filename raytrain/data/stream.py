@@ -113,6 +113,7 @@ class Stream:
         self.first_ready_at: float | None = None
         self._costs: dict[int, tuple[float, float]] = {}  # seconds and bytes of a batch, by cut
         self._told, self._warn = told, warn
+        self._awaited: Hosts | None = None  # through all executions
         self._placed_anew = False  # while an execution was under way
         choice = options.choice
         self._decider = None if choice is None else Decider(choice, decided)
@@ -287,11 +288,14 @@ class Stream:
             return Hosts(placed.groups, ray.nodes) if self._decider.placing.host_cores == 0 else None
         if not placed.groups or "fallback_strategy" in placed.task_args:
             return None
+        if self._awaited is not None:
+            return self._awaited
         text = (
             f"all hosts of {self._groups_told} are lost, and cluster.placement: cpu-groups-only lets the stages run "
             f"nowhere else; waiting {WAIT_S:.0f} s for another"
         )
-        return Hosts(placed.groups, ray.nodes, WAIT_S, lambda: self._warn(text))
+        self._awaited = Hosts(placed.groups, ray.nodes, WAIT_S, lambda: self._warn(text))
+        return self._awaited
 
     def _has_room(self) -> bool:
         return min(len(queue) for queue in self.router.queues) < self._options.ready_per_rank

@@ -5,16 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 from raytrain.cluster.topology import GROUP_LABEL
 from raytrain.errors import TrainingError
 
 ASK_EVERY_S = 2.0
 WAIT_S = 120.0  # for another host of their groups, where the stages may run nowhere else
-
-
-def _nobody() -> None:
-    pass
 
 
 class HostsLost(TrainingError):
@@ -35,15 +32,16 @@ class Hosts:
         groups: Sequence[str],
         nodes: Callable[[], list[dict[str, Any]]],
         patience_s: float = 0.0,
-        gone: Callable[[], None] = _nobody,
+        gone: Callable[[], None] = lambda: None,
     ):
         self._groups, self._nodes, self._patience_s, self._gone = groups, nodes, patience_s, gone
         self._asked_s, self._lost = float("-inf"), False
+        _HERE[id(self)] = self
         self._gone_s: float | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Ray Data pickles what decides when its tasks run; there is nobody to call there."""
-        return {**self.__dict__, "_gone": _nobody}
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ray Data pickles what decides when its tasks run, and unpickles it here again, and where nobody asks."""
+        return _same, (id(self), self._groups)
 
     def gone(self) -> bool:
         """Whether none of them is left."""
@@ -63,3 +61,10 @@ class Hosts:
                 self._gone()
             self._lost = self._gone_s is not None and now - self._gone_s >= self._patience_s
         return self._lost
+
+
+_HERE: WeakValueDictionary[int, Hosts] = WeakValueDictionary()
+
+
+def _same(number: int, groups: Sequence[str]) -> Hosts:
+    return _HERE.get(number) or Hosts(groups, list)
