@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,7 @@ class Feed:
         # a second's import, spent while the rest of the run is still starting
         prepare_tasks(collects_metrics(), options.public_ray)
         self._spec, self._splits_pickle, self._options = spec, splits_pickle, options
+        self._name = uuid.uuid4().hex
         self._changed = threading.Condition()
         self._stream: Stream | None = None
         self._attempt = ""
@@ -227,6 +229,7 @@ class Feed:
                 warnings=list(self._warnings),
                 processes=dict(self._processes),
                 starved=self._starved(),
+                feed=self._name,
             )
 
 

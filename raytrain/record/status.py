@@ -182,6 +182,7 @@ class Status:
         warnings: what the user should know at once.
         processes: of the ranks of this attempt.
         starved: a rank waits for a batch that is not ready.
+        feed: tells one feed from another that took its place; what they say begins anew with each.
     """
 
     progress: Mapping[int, RankProgress] = field(default_factory=dict)
@@ -197,6 +198,7 @@ class Status:
     warnings: Sequence[str] = ()
     processes: Mapping[int, RankProcess] = field(default_factory=dict)
     starved: bool = False
+    feed: str = ""
 
     @property
     def times(self) -> list[tuple[int, RankTimes]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from raytrain.cluster.environment import stop_grace_s
 from raytrain.record.rows import Row
-from raytrain.record.status import Decision, Status
+from raytrain.record.status import Decision, Failure, Status
 from raytrain.record.timeline import Machine, ProgressLog
 from raytrain.run.hanging import HangWatch
 from raytrain.run.load import Samplers
@@ -68,7 +68,8 @@ class Course:
         self._hangs = hangs or HangWatch(None, folder)
         self._status, self._progress = Status(), ProgressLog()
         self._decisions: dict[float, Decision] = {}
-        self._warned = 0  # of the feed's warnings
+        self._failures: dict[tuple[str, int], tuple[str, Failure]] = {}
+        self._attempts_before, self._warned = 0, 0  # with earlier feeds; warnings of this one that were passed on
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -88,10 +89,18 @@ class Course:
             if decision.at not in self._decisions:
                 self._decisions[decision.at] = decision
                 self._watch(decision.text)
-        for text in status.warnings[min(self._warned, len(status.warnings)) :]:
+        if status.feed != self._status.feed:
+            self._attempts_before, self._warned = self._status.attempts, 0
+        for text in status.warnings[self._warned :]:
             self._watch(text)
         self._warned = len(status.warnings)
-        status = replace(status, decisions=list(self._decisions.values()))  # those of a feed that was lost as well
+        self._failures |= {(split, failure.id): (split, failure) for split, failure in status.failures}
+        status = replace(  # with what a feed that was lost had told
+            status,
+            attempts=self._attempts_before + status.attempts,
+            decisions=list(self._decisions.values()),
+            failures=list(self._failures.values()),
+        )
         self._status = status
         self._progress.note(status)
         self._watch(status)
