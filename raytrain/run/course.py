@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from raytrain.cluster.signals import Signals
 from raytrain.record.rows import Row
 from raytrain.record.status import Decision, Status
 from raytrain.record.timeline import Machine, ProgressLog
 from raytrain.run.load import Samplers
-from raytrain.run.signals import Signals
 from raytrain.train.checkpoints import shelf
 from raytrain.train.trainer import Training
 
