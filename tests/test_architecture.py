@@ -20,7 +20,10 @@ FILES = rooms.files()
 FLOORS = rooms.floors()
 AT_THE_ROOT = {"__init__.py", "__main__.py", "errors.py"}
 TORCH_AT_MODULE_LEVEL = {
-    *(f"device/{name}.py" for name in ("arrival", "batch", "copier", "decoding", "like", "loader", "stages")),
+    *(
+        f"device/{name}.py"
+        for name in ("arrival", "batch", "copier", "decoding", "landing", "like", "loader", "stages")
+    ),
     *(f"device/forms/{name}.py" for name in ("__init__", "colors", "mixes", "moves")),
     *(f"device/forms/{name}.py" for name in ("resizing", "taps", "tensors", "values")),
     *(f"train/{name}.py" for name in ("checkpoints/checkpoint", "context", "loop", "losses", "modules", "update")),

@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from raytrain.data.made import Made, copied, overlaps
 from raytrain.data.order import SampleRng, Segment, Split, StreamPlan
 from raytrain.data.process import prepare_process, undisturbed
 from raytrain.data.samples.block import UNCUT, Header, Prepared, to_table
@@ -64,17 +66,29 @@ class StreamWork:
         return splits
 
 
-@dataclass
-class _Made:
-    """What has come of a batch's samples so far."""
+@dataclass(frozen=True)
+class Staged:
+    """Samples behind the stages.
 
-    samples: list[Sample] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)  # within the batch
-    parts: list[int] = field(default_factory=list)  # of a sample that a stage has made several of
-    failures: list[Failure] = field(default_factory=list)
-    unwanted: list[int] = field(default_factory=list)  # places of those that a stage did not want
-    owners: set[int] = field(default_factory=set)  # id() of the arrays whose memory the samples are in
-    addresses: set[int] | None = None  # where they begin; None as long as all have memory of their own
+    Attributes:
+        ids: of all that were read.
+        kept: fields of each as they were read; none of one that could not be.
+    """
+
+    split: SplitWork
+    ids: np.ndarray
+    made: Made
+    clock: StageClock
+    read_bytes: int
+    kept: list[Sample]
+
+    def describe(self, place: int) -> str:
+        """One of the samples that were made, by its place among them."""
+        return self.split.manifest.describe(self.ids[self.made.places[place]])
+
+    def settle(self) -> None:
+        """The account of the stages is finished."""
+        self.clock.settle([stage.name for stage in self.split.stages])
 
 
 class Producer:
@@ -107,38 +121,16 @@ class Producer:
             DataError: a file cannot be read, or the samples of a batch do not go together.
         """
         part = self._plan.segments[segment]
-        split = self._splits[part.split]
         start, stop = self._plan.bounds(segment, number)
         keys = self._segment_keys(segment)[start:stop]
         epochs, ids = self._of(part, keys)
-        if cut != UNCUT:
-            split = replace(split, stages=split.stages_at[cut])
-        stages = [s.name for s in split.stages]
-
-        clock = StageClock([READ, *stages])
-        raw = split.manifest.read_many(
-            ids, lambda place: self._rng.of(int(epochs[place]), int(ids[place]), reading=True)
-        )
-        clock.lap(READ)
-        clock.settle([READ])
-        read_bytes = _encoded_bytes(raw)
-        made = self._stages_of(split, raw, epochs.tolist(), ids.tolist(), clock)
-        if made is None:  # what came before has been overwritten
-            self._copies = True
-            return self.batch(segment, number, cut, together=together)
+        staged = self.staged(part.split, epochs, ids, cut)
+        split, made, clock = staged.split, staged.made, staged.clock
         columns = {}
-        if split.is_decoded_later:
-            for sample, place in zip(made.samples, made.places, strict=True):
-                sample[WHERE] = split.manifest.describe(ids[place])
         if made.samples:
-            columns = columns_of(
-                made.samples,
-                split.collations,
-                lambda place: split.manifest.describe(ids[made.places[place]]),
-                together=together,
-            )
+            columns = columns_of(made.samples, split.collations, staged.describe, together=together)
             self._templates[part.split, cut] = {name: without_samples(each) for name, each in columns.items()}
-        clock.settle(stages)
+        staged.settle()
         at = np.asarray(made.places, dtype=np.int64)
         fresh = int(np.clip(part.num_ids - part.repeated - start, 0, len(keys)))  # the rest is in an earlier batch too
         header = Header(
@@ -150,7 +142,7 @@ class Producer:
             left_out=np.delete(keys[:fresh], np.unique(at[at < fresh])).tolist(),
             filtered=sum(place < fresh for place in made.unwanted),
             repeated=int(np.count_nonzero(at >= fresh)),
-            read_bytes=read_bytes,
+            read_bytes=staged.read_bytes,
             node=self._node,
             torch_imported="torch" in sys.modules,
             cut=cut,
@@ -162,9 +154,41 @@ class Producer:
         parts = np.asarray(made.parts, dtype=np.int64) if any(made.parts) else None
         return Prepared(columns, keys[at], header, parts)
 
+    def staged(
+        self, name: Split, epochs: np.ndarray, ids: np.ndarray, cut: int = UNCUT, *, keep: Sequence[str] = ()
+    ) -> Staged:
+        """Samples of a split, behind the stages.
+
+        Args:
+            epochs: whose random numbers each gets.
+            keep: fields that are wanted as they were read, too.
+
+        Raises:
+            DataError: a file cannot be read, or a stage on a whole batch failed.
+        """
+        split = self._splits[name]
+        if cut != UNCUT:
+            split = replace(split, stages=split.stages_at[cut])
+        clock = StageClock([READ, *(stage.name for stage in split.stages)])
+        raw = split.manifest.read_many(
+            ids, lambda place: self._rng.of(int(epochs[place]), int(ids[place]), reading=True)
+        )
+        clock.lap(READ)
+        clock.settle([READ])
+        read_bytes = _encoded_bytes(raw)
+        kept = [{} if isinstance(each, Exception) else {n: each[n] for n in keep if n in each} for each in raw]
+        made = self._stages_of(split, raw, epochs.tolist(), ids.tolist(), clock)
+        if made is None:  # what came before has been overwritten
+            self._copies = True
+            return self.staged(name, epochs, ids, cut, keep=keep)
+        if split.is_decoded_later:
+            for sample, place in zip(made.samples, made.places, strict=True):
+                sample[WHERE] = split.manifest.describe(ids[place])
+        return Staged(split, ids, made, clock, read_bytes, kept)
+
     def _stages_of(
         self, split: SplitWork, raw: list[Sample | Exception], epochs: list[int], ids: list[int], clock: StageClock
-    ) -> _Made | None:
+    ) -> Made | None:
         """All stages on all samples; None where memory that had been returned was used again.
 
         Raises:
@@ -172,7 +196,7 @@ class Producer:
         """
         each = [stage for stage in split.stages if stage.scope != "batch"]
         random = any(stage.random for stage in each)
-        made = _Made()
+        made = Made()
         for place, (epoch, index, sample) in enumerate(zip(epochs, ids, raw, strict=True)):
             rng = self._rng.of(epoch, index) if random else None
             of_parts = map(partial(self._rng.of, epoch, index), count(1))
@@ -185,7 +209,7 @@ class Producer:
             if not results:
                 made.unwanted.append(place)
             for part, result in enumerate(results):
-                if not self._copies and _overlaps(result, made):
+                if not self._copies and overlaps(result, made):
                     return None
                 made.samples.append(result)
                 made.places.append(place)
@@ -200,7 +224,7 @@ class Producer:
         self,
         stages: Sequence[Stage],
         split: SplitWork,
-        made: _Made,
+        made: Made,
         epochs: list[int],
         ids: list[int],
         clock: StageClock,
@@ -260,7 +284,7 @@ class Producer:
                 parts = [self._run(rest, each, next(of_parts) if rng else None, of_parts, clock) for each in result]
                 return [each for part in parts for each in part]
             sample = result
-        return [_copied(sample) if self._copies else sample]
+        return [copied(sample) if self._copies else sample]
 
     def _template(self, split: SplitWork, epoch: int) -> dict[str, Column]:
         """Columns without samples like those that others have, for when a whole batch cannot be prepared.
@@ -305,41 +329,6 @@ class Producer:
         return self._keys[segment]
 
 
-def _copied(sample: Sample) -> Sample:
-    return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in sample.items()}
-
-
-def _overlaps(sample: Sample, made: _Made) -> bool:
-    """Whether a stage has returned the same memory again: where an array of an earlier sample begins, or some of the
-    first's or the last's. To ask NumPy where an array lies takes longer than to see that it is its own."""
-    for name, value in sample.items():
-        if isinstance(value, np.ndarray) and value.size:
-            owner = value
-            while type(owner.base) is np.ndarray:
-                owner = owner.base
-            if owner.base is None and id(owner) not in made.owners:  # memory of its own, which lives with the sample
-                made.owners.add(id(owner))
-                if made.addresses is not None:
-                    made.addresses.add(_address(value))
-                continue
-            if made.addresses is None:
-                arrays = (each for earlier in made.samples for each in earlier.values())
-                made.addresses = {_address(each) for each in arrays if isinstance(each, np.ndarray)}
-            if _address(value) in made.addresses:
-                return True
-            made.addresses.add(_address(value))
-            for earlier in (*made.samples[:1], *made.samples[-1:]):
-                before = earlier.get(name)
-                if isinstance(before, np.ndarray) and np.may_share_memory(value, before):
-                    return True
-    return False
-
-
-def _address(array: np.ndarray) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
-
-
 def _encoded_bytes(samples: list[Sample | Exception]) -> int:
     """What was read from files."""
     return sum(
@@ -354,20 +343,25 @@ def _encoded_bytes(samples: list[Sample | Exception]) -> int:
 _PRODUCERS: dict[str, Producer] = {}
 
 
+def producer_of(work_ref: Any) -> Producer:
+    """The producer of a StreamWork, by a reference to it, of which this process keeps the last."""
+    prepare_process()
+    key = work_ref.hex()
+    if key not in _PRODUCERS:
+        import ray
+
+        _PRODUCERS.clear()
+        work = ray.get(work_ref)
+        _PRODUCERS[key] = undisturbed(lambda: Producer(work))
+    return _PRODUCERS[key]
+
+
 def produce(places: pa.Table, *, work_ref: list) -> Iterator[pa.Table]:
     """The Ray Data task: places (`segment`, first `batch`, `count`) in, the ready batches of each as a block out.
 
     `work_ref` is a list of one reference to a StreamWork, so that Ray passes it on without fetching it.
     """
-    prepare_process()
-    key = work_ref[0].hex()
-    if key not in _PRODUCERS:
-        import ray
-
-        _PRODUCERS.clear()
-        work = ray.get(work_ref[0])
-        _PRODUCERS[key] = undisturbed(lambda: Producer(work))
-    producer = _PRODUCERS[key]
+    producer = producer_of(work_ref[0])
     for place in places.to_pylist():
         yield producer.block(**place)
 

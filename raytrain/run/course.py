@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.cluster.environment import stop_grace_s
+from raytrain.cluster.signals import Signals
 from raytrain.record.rows import Row
 from raytrain.record.status import Decision, Failure, Status
 from raytrain.record.timeline import Machine, ProgressLog
 from raytrain.run.hanging import HangWatch
 from raytrain.run.load import Samplers
-from raytrain.run.signals import Signals
 from raytrain.train.checkpoints import shelf
 from raytrain.train.trainer import Training
 
