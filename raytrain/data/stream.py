@@ -20,7 +20,7 @@ from raytrain.cluster.placement import PlacedStages
 from raytrain.data.order import StreamPlan
 from raytrain.data.pace import Pace, batches_of_tasks, cut_blocks, deal_tasks, num_batches
 from raytrain.data.placement.decider import TRIALS, Choice, Decider
-from raytrain.data.placement.hosts import Hosts
+from raytrain.data.placement.hosts import WAIT_S, Hosts, HostsLost
 from raytrain.data.producer import StreamWork, produce
 from raytrain.data.router import Router
 from raytrain.data.samples.block import UNCUT
@@ -104,6 +104,7 @@ class Stream:
         after: Stream | None = None,
         told: Told = dict,
         decided: Callable[[Decision], None] = lambda decision: None,
+        warn: Callable[[str], None] = lambda text: None,
     ):
         self.plan, self.router = plan, Router(plan)
         self.taken = [0] * plan.world_size
@@ -111,7 +112,8 @@ class Stream:
         self.abandoned = False
         self.first_ready_at: float | None = None
         self._costs: dict[int, tuple[float, float]] = {}  # seconds and bytes of a batch, by cut
-        self._told = told
+        self._told, self._warn = told, warn
+        self._awaited: Hosts | None = None  # through all executions
         self._placed_anew = False  # while an execution was under way
         choice = options.choice
         self._decider = None if choice is None else Decider(choice, decided)
@@ -222,7 +224,8 @@ class Stream:
         longest = max(int(task[:, 2].sum()) for task in tasks)
         most_waiting = self.router.num_waiting + 4 * self._placed.slots * longest + 64
         blocks = [pa.table(dict(zip(("segment", "batch", "count", "cut"), task.T, strict=True))) for task in tasks]
-        work = self._task_work(work_ref)
+        hosts = self._hosts()
+        work = self._task_work(work_ref, hosts)
         try:
             for block in run_tasks(work, blocks, self._options.public_ray):
                 segment, batch, count, cut = map(int, tasks[block.task][block.number])
@@ -238,20 +241,30 @@ class Stream:
                 if self.abandoned or self._placed_anew or self.router.num_waiting > most_waiting:
                     break
         except Exception as error:  # noqa: BLE001 - Ray has several words for a host that is gone
-            if isinstance(cause(error), RaytrainError) or not _are_lost(work, LOST_WITHIN_S):
+            if isinstance(cause(error), RaytrainError) or not _are_gone(hosts):
                 raise
         rest = [task[left] for task, left in zip(tasks, missing, strict=True) if left.any()]
-        if rest and self._decider is not None and _are_lost(work):
+        if rest and hosts is not None and hosts.lost():
+            if self._decider is None:
+                raise HostsLost(
+                    f"all hosts of {self._groups_told} are lost, no other has come for {WAIT_S:.0f} s, and "
+                    "cluster.placement: cpu-groups-only lets the stages run nowhere else; go on with --resume on other "
+                    "hosts, or with cluster.placement=auto"
+                )
             self._decider.lose_cpu_hosts()
             self._placed_anew = True
         return rest
+
+    @property
+    def _groups_told(self) -> str:
+        return " and ".join(self._placed.groups)
 
     def _learn(self, block: Block, count: int, cut: int) -> None:
         """What a batch costs: the cheapest seen, since a worker's first also pays for its imports."""
         before = self._costs.get(cut, (float("inf"), 0.0))
         self._costs[cut] = min(before[0], block.wall_s / count), block.num_bytes / count
 
-    def _task_work(self, work_ref: Any) -> TaskWork:
+    def _task_work(self, work_ref: Any, hosts: Hosts | None) -> TaskWork:
         import ray
 
         placed, ahead = self._placed, self._pace.blocks_ahead
@@ -263,23 +276,36 @@ class Stream:
             task_args=placed.task_args,
             blocks_ahead=ahead,
             stock=None if most is None else Stock(most, ahead),
-            lost=Hosts(placed.groups, ray.nodes).lost if self._without_training_hosts else None,
+            lost=None if hosts is None else hosts.lost,
         )
 
-    @property
-    def _without_training_hosts(self) -> bool:
-        """Because of what was measured: where CPU hosts are asked for by name, it is waited for them."""
-        return self._decider is not None and self._decider.placing.host_cores == 0
+    def _hosts(self) -> Hosts | None:
+        """Those that the stages cannot do without."""
+        import ray
+
+        placed = self._placed
+        if self._decider is not None:  # which can do without them after all
+            return Hosts(placed.groups, ray.nodes) if self._decider.placing.host_cores == 0 else None
+        if not placed.groups or "fallback_strategy" in placed.task_args:
+            return None
+        if self._awaited is not None:
+            return self._awaited
+        text = (
+            f"all hosts of {self._groups_told} are lost, and cluster.placement: cpu-groups-only lets the stages run "
+            f"nowhere else; waiting {WAIT_S:.0f} s for another"
+        )
+        self._awaited = Hosts(placed.groups, ray.nodes, WAIT_S, lambda: self._warn(text))
+        return self._awaited
 
     def _has_room(self) -> bool:
         return min(len(queue) for queue in self.router.queues) < self._options.ready_per_rank
 
 
-def _are_lost(work: TaskWork, within_s: float = 0.0) -> bool:
-    """Whether the hosts that the tasks were to run on are gone, which Ray may find out a little later than that."""
-    until = time.monotonic() + within_s
-    while work.lost is not None:
-        if work.lost():
+def _are_gone(hosts: Hosts | None) -> bool:
+    """Whether none is left, which Ray may find out a little later than that a task has failed."""
+    until = time.monotonic() + LOST_WITHIN_S
+    while hosts is not None:
+        if hosts.gone():
             return True
         if time.monotonic() >= until:
             break

@@ -38,6 +38,7 @@ from raytrain.run.actors import start_feed, start_keeper
 from raytrain.run.checks import check_sendable, checked
 from raytrain.run.course import Course, Seen, Watch
 from raytrain.run.folder import RunFolder
+from raytrain.run.hanging import HangWatch
 from raytrain.run.hosted import deliver
 from raytrain.run.load import Samplers, machines
 from raytrain.run.outcome import build_record
@@ -100,7 +101,9 @@ def run(
             heard.check()
             check_sendable(train_loop)
             plan = RunPlan.of(options, pipeline, train_loop, data, cluster)
-            course = Course(options.folder.checkpoints, Samplers(machines(plan.topology, cluster.attached)), watch)
+            samplers = Samplers(machines(plan.topology, cluster.attached))
+            hangs = HangWatch(job.training.hang_timeout_s, options.folder.path)
+            course = Course(options.folder.checkpoints, samplers, watch, hangs)
             error = _carry_out(plan, course, watch, heard)
         return _end(plan, course, error)
     except Exception as error:
@@ -165,6 +168,8 @@ def _train(plan: RunPlan, course: Course, watch: Watch, heard: Signals) -> None:
         raise fatal.located(data.opened.train.describe) if isinstance(fatal, LossError) else fatal
     failure = training.failure
     if failure is not None:
+        if course.hung is not None:
+            raise TrainingError(course.hung)
         raise failure if isinstance(failure, RaytrainError) else TrainingError(named(failure))
     if heard.number is not None:
         raise _stopped(plan, course, heard)

@@ -5,7 +5,10 @@ Imported by every preprocessing worker, so it imports NumPy and pyarrow and noth
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -21,6 +24,9 @@ from raytrain.data.sources.arrow import cell
 from raytrain.data.sources.readers import reading_pool
 from raytrain.errors import DataError, one_line
 from raytrain.record.guarantee import EXACTLY_ONCE
+
+WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # before another try to read a sample
+PASSING = (None, errno.EAGAIN, errno.EIO, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNRESET, errno.EMFILE)
 
 
 class Reader(Protocol):
@@ -112,8 +118,8 @@ class Manifest:
         Args:
             rng_of: the random numbers of a sample by its place, which a reader that draws is seeded from.
 
-        Raises:
-            DataError: a file cannot be read at all (which is not the same as a corrupt image).
+        Returns:
+            In place of a sample that cannot be read why that is so, after some tries where that may pass.
         """
         if self.groups is not None:  # by stored run, so that each is read once
             order = np.argsort(ids, kind="stable")
@@ -136,13 +142,19 @@ class Manifest:
         return samples
 
     def _read(self, index: Any) -> Sample | Exception:
-        try:
-            return self.reader.read(self.rows, int(index))
-        except (OSError, pa.ArrowInvalid) as error:
-            reason = getattr(error, "strerror", None) or one_line(error)
-            raise DataError(f"cannot read {self.describe(index)}: {reason}") from None
-        except ValueError as error:  # what is there is not what it should be
-            return error.with_traceback(None)
+        for wait_s in (*WAITS_S, None):
+            try:
+                return self.reader.read(self.rows, int(index))
+            except (OSError, pa.ArrowInvalid) as error:
+                reason = getattr(error, "strerror", None) or one_line(error)
+                if isinstance(error, pa.ArrowInvalid) or error.errno not in PASSING:
+                    return DataError(f"cannot read it: {reason}")
+                if wait_s is None:
+                    return DataError(f"cannot read it, after {len(WAITS_S) + 1} tries in {sum(WAITS_S):g} s: {reason}")
+                time.sleep(wait_s * random.uniform(0.8, 1.2))  # not all workers at once
+            except ValueError as error:  # what is there is not what it should be
+                return error.with_traceback(None)
+        raise AssertionError("the last try returns")
 
 
 def _column(column: pa.ChunkedArray) -> np.ndarray | pa.ChunkedArray:
