@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -168,7 +169,7 @@ class Dispatch:
             options["runtime_env"] = {"env_vars": dict(place.variables)}
         actor = ray.remote(Stream).options(**options)
         seen.actor = actor.remote(self._work_ref, place.shape, place.takes, place.device)
-        self._starting[seen.actor.begin.remote()] = number
+        self._starting[seen.actor.begin.remote(timed=seen.begun is None and seen.tries == 1)] = number
 
     def _hand_out(self) -> None:
         for work in self._desk.to_prepare():
@@ -206,7 +207,8 @@ class Dispatch:
             seen.why = begun
             self._restart(number)
             return
-        seen.begun, seen.tries = begun, 0
+        rate = begun.samples_per_s if seen.begun is None else seen.begun.samples_per_s
+        seen.begun, seen.tries = replace(begun, samples_per_s=rate), 0
         self.progress.first_at = self.progress.first_at or time.monotonic()
         self._desk.stream_is_there(number, seen.place.takes)
 

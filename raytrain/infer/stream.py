@@ -109,8 +109,11 @@ class Stream:
         self._busy_s = 0.0
         self._compute = ThreadPoolExecutor(1, "raytrain-stream")
 
-    def begin(self) -> Begun:
+    def begin(self, *, timed: bool = True) -> Begun:
         """The first call: load the model, and time it alone. (What fails while an actor is made, Ray tells as text.)
+
+        Args:
+            timed: not where its process has died of it.
 
         Raises:
             RaytrainError: it cannot be loaded, or fails.
@@ -118,7 +121,7 @@ class Stream:
         began = time.perf_counter()
         self._compute.submit(self._load).result()
         load_s = time.perf_counter() - began
-        rate = self._compute.submit(self._alone).result()
+        rate = self._compute.submit(self._alone).result() if timed else None
         self._began_at, self._busy_s, self._watched_at = time.perf_counter(), 0.0, time.time()
         return Begun(str(self._device), load_s, rate, os.getpid())
 

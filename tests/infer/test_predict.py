@@ -144,11 +144,11 @@ def test_predictions_are_those_of_a_plain_loop_and_go_on_where_they_were(two_nod
 
 
 def test_samples_that_kill_their_process_are_singled_out(two_nodes, tmp_path):
-    """One kills tasks, one streams."""
-    tree = linear_tree(tmp_path, "deadly", 50, {"deadly_stages:deadly": {"values": [13], "on": "x"}}, values=[37])
+    """One kills tasks, one streams; they are among those that are prepared and timed beforehand."""
+    tree = linear_tree(tmp_path, "deadly", 50, {"deadly_stages:deadly": {"values": [34], "on": "x"}}, values=[20])
     tree["inference"]["max_failures"] = 0
     record = predict(PredictionJob.from_dict(tree))
-    wrong = check_linear(tree, 50, failed=[13, 37])
+    wrong = check_linear(tree, 50, failed=[20, 34])
     assert {stage for _, stage, _ in wrong.values()} == {"process"}
     assert all("died" in reason for _, _, reason in wrong.values())
     assert record.errors == 2 and record.done_again >= 6
