@@ -276,4 +276,8 @@ class Data(Section):
         0.01,
         description="share of a split's samples that may be undecodable before the run stops; at least one, if not 0",
     )
+    stage_timeout_s: Annotated[float, Field(gt=0)] | None = Field(
+        300.0,
+        description="that a stage, or reading, may be at one sample before its worker is ended; null: for ever",
+    )
     batches_per_task: PositiveInt | None = Field(None, description="default: chosen from the data set's size")

@@ -47,6 +47,10 @@ class PredictionData(Section):
     normalize: Normalize | None = Field(None, description="of all images, as in training")
     fields: dict[str, Arrival] | None = Field(None, description="what becomes of single fields on the device")
     max_corrupt_share: Share = Field(1.0, description="share of samples that may fail before the run stops")
+    stage_timeout_s: Annotated[float, Field(gt=0)] | None = Field(
+        300.0,
+        description="that a stage, or reading, may be at one sample before its worker is ended; null: for ever",
+    )
 
 
 class Output(Section):

@@ -83,6 +83,7 @@ class Feed:
                     told=lambda: self._spent,
                     decided=self._decisions.append,
                     warn=self._warnings.append,
+                    killers=[(split, each) for (split, _), each in self._failures.items() if each.killed],
                 )
             self._attempt, self._stop_at = attempt, None
             self._positions.clear()
@@ -142,7 +143,12 @@ class Feed:
         """Count samples that could not be prepared; past the limit the run ends with an error that names the first."""
         with self._changed:
             for failure in failures:
+                if failure.killed and (split, failure.id) not in self._failures:
+                    self._warnings.append(f"{failure.where}: {failure.reason}; left out")
                 self._failures[split, failure.id] = failure
+            killers = [(split, failure) for failure in failures if failure.killed]
+            if killers and self._stream is not None:
+                self._stream.leave_out(killers)
             bad = [failure for (where, _), failure in self._failures.items() if where == split]
             total = self._spec.num_train if split == "train" else self._spec.num_validation
             share = self._options.max_corrupt_share

@@ -53,6 +53,8 @@ class Pipeline:
         fields: by name, what becomes of a field on the device; an Arrival, or a dict such as `{"dtype": "float32"}`.
         max_corrupt_share: of a split's samples that may be undecodable before the run stops; at least one, if not 0.
         batches_per_task: batches that one Ray task prepares, None to choose.
+        stage_timeout_s: that a stage, or reading, may be at one sample before its worker is ended and the sample left
+            out; None for as long as it likes.
     """
 
     train: Source
@@ -67,6 +69,7 @@ class Pipeline:
     max_corrupt_share: float = 0.01
     batches_per_task: int | None = None
     tail: Tail = "share"
+    stage_timeout_s: float | None = 300.0
 
     def __post_init__(self) -> None:
         _check_source("train", self.train)
@@ -81,6 +84,9 @@ class Pipeline:
             raise ConfigError(f"max_corrupt_share must be a share from 0 to 1 (given: {self.max_corrupt_share!r})")
         if per_task is not None and (not isinstance(per_task, int) or per_task < 1):
             raise ConfigError(f"batches_per_task must be a whole number of at least 1 (given: {per_task!r})")
+        limit_s = self.stage_timeout_s
+        if limit_s is not None and (not isinstance(limit_s, int | float) or not limit_s > 0):
+            raise ConfigError(f"stage_timeout_s must be seconds above 0, or None (given: {limit_s!r})")
         for name, each in (("fields", self.fields), ("collate", self.collate)):
             if not isinstance(each, Mapping):
                 raise ConfigError(f"Pipeline: {name} must be a dict with the names of fields (given: {each!r})")
@@ -112,6 +118,7 @@ class Pipeline:
             normalize=data.normalize,
             fields=data.fields,
             max_corrupt_share=data.max_corrupt_share,
+            stage_timeout_s=data.stage_timeout_s,
             batches_per_task=data.batches_per_task,
             tail=data.tail,
         )

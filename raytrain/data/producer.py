@@ -1,4 +1,4 @@
-"""What a preprocessing worker does: a generator task that turns places in the plan into ready batches.
+"""What a preprocessing worker does: it turns places in the plan into ready batches (data.worker.task calls it).
 
 Imported by every worker of every CPU host: NumPy, OpenCV and pyarrow only.
 """
@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import pickle
 import sys
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from raytrain.data.made import Made, copied, overlaps
 from raytrain.data.order import SampleRng, Segment, Split, StreamPlan
-from raytrain.data.process import prepare_process, undisturbed
 from raytrain.data.samples.block import UNCUT, Header, Prepared, to_table
 from raytrain.data.samples.collate import Collation, Column, Encoded, check_fields, columns_of, without_samples
 from raytrain.data.samples.fields import Sample
@@ -27,6 +26,7 @@ from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stage_clock import StageClock
 from raytrain.data.stages.stage import WHERE, Stage, StageFailed
 from raytrain.data.stages.torchvision import apply_named, apply_transform
+from raytrain.data.worker.crumb import HERE
 from raytrain.errors import ConfigError, DataError, RaytrainError, named
 from raytrain.record.status import READ, Failure
 
@@ -56,10 +56,22 @@ class SplitWork:
 
 @dataclass(frozen=True)
 class StreamWork:
-    """Everything a task needs beside its places in the plan; put into the object store once a stream."""
+    """Everything a task needs beside its places in the plan; put into the object store once a stream.
+
+    Attributes:
+        splits_pickle: of OwnCode, dict[Split, SplitWork]: only workers unpickle what users' stages bring along.
+        stage_timeout_s: that a stage, or reading, may be at one sample; None for as long as it likes.
+        left_out: samples that are not tried, since workers have died of them.
+        public_ray: through Ray's public API alone.
+        name: no other has it.
+    """
 
     plan: StreamPlan
-    splits_pickle: bytes  # of OwnCode, dict[Split, SplitWork]: only workers unpickle what users' stages bring along
+    splits_pickle: bytes
+    stage_timeout_s: float | None = None
+    left_out: Mapping[Split, Mapping[int, Failure]] = field(default_factory=dict)
+    public_ray: bool = False
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def splits(self) -> dict[Split, SplitWork]:
         _, splits = pickle.loads(self.splits_pickle)
@@ -91,20 +103,31 @@ class Staged:
         self.clock.settle([stage.name for stage in self.split.stages])
 
 
+class _LeftOut(Exception):
+    """In place of a sample that is not tried; the argument is its Failure."""
+
+
 class Producer:
-    """One stream's work in one worker process, kept between tasks."""
+    """One stream's work in one worker process, kept between tasks.
+
+    Attributes:
+        crumb: says what it is at.
+        left_out: samples that are not tried.
+    """
 
     def __init__(self, work: StreamWork):
-        self._plan = work.plan
-        self._splits = work.splits()
+        self.plan = work.plan
+        self.splits = work.splits()
         self._keys: OrderedDict[int, np.ndarray] = OrderedDict()
         self._templates: dict[tuple[Split, int], dict[str, Column]] = {}
         self._rng = SampleRng(work.plan.spec.seed)
         self._node = node_id()
-        every = (stages for split in self._splits.values() for stages in (split.stages, *split.stages_at.values()))
+        every = (stages for split in self.splits.values() for stages in (split.stages, *split.stages_at.values()))
         if any(stage.function in (apply_named, apply_transform) for stages in every for stage in stages):
             import torchvision.transforms.v2  # noqa: F401 - now, where nothing disturbs it
         self._copies = False  # whether a stage reuses the memory that it returns
+        self.crumb = HERE
+        self.left_out = {split: dict(work.left_out.get(split, {})) for split in self.splits}
 
     def block(self, segment: int, batch: int, count: int, cut: int = UNCUT) -> pa.Table:
         """`count` batches from `batch` on as one block."""
@@ -120,10 +143,10 @@ class Producer:
         Raises:
             DataError: a file cannot be read, or the samples of a batch do not go together.
         """
-        part = self._plan.segments[segment]
-        start, stop = self._plan.bounds(segment, number)
-        keys = self._segment_keys(segment)[start:stop]
-        epochs, ids = self._of(part, keys)
+        part = self.plan.segments[segment]
+        start, _ = self.plan.bounds(segment, number)
+        keys, epochs, ids = self.samples(segment, number)
+        self.crumb.batch(number, cut)
         staged = self.staged(part.split, epochs, ids, cut)
         split, made, clock = staged.split, staged.made, staged.clock
         columns = {}
@@ -149,10 +172,23 @@ class Producer:
         )
         if not columns:
             if (part.split, cut) not in self._templates:
-                self._templates[part.split, cut] = self._template(split, int(epochs[0]) if len(epochs) else 0)
+                epoch = int(epochs[0]) if len(epochs) else 0
+                self._templates[part.split, cut] = self._template(part.split, split, epoch)
             columns = self._templates[part.split, cut]
         parts = np.asarray(made.parts, dtype=np.int64) if any(made.parts) else None
+        self.crumb.rests()
         return Prepared(columns, keys[at], header, parts)
+
+    def samples(self, segment: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of a batch: keys, the epochs whose random numbers they get, and ids, each int64 (samples,)."""
+        start, stop = self.plan.bounds(segment, number)
+        keys = self._segment_keys(segment)[start:stop]
+        return (keys, *self._of(self.plan.segments[segment], keys))
+
+    def work_at(self, name: Split, cut: int) -> SplitWork:
+        """With the stages that run here."""
+        split = self.splits[name]
+        return split if cut == UNCUT else replace(split, stages=split.stages_at[cut])
 
     def staged(
         self, name: Split, epochs: np.ndarray, ids: np.ndarray, cut: int = UNCUT, *, keep: Sequence[str] = ()
@@ -166,13 +202,9 @@ class Producer:
         Raises:
             DataError: a file cannot be read, or a stage on a whole batch failed.
         """
-        split = self._splits[name]
-        if cut != UNCUT:
-            split = replace(split, stages=split.stages_at[cut])
+        split = self.work_at(name, cut)
         clock = StageClock([READ, *(stage.name for stage in split.stages)])
-        raw = split.manifest.read_many(
-            ids, lambda place: self._rng.of(int(epochs[place]), int(ids[place]), reading=True)
-        )
+        raw = self._read(name, split.manifest, epochs, ids)
         clock.lap(READ)
         clock.settle([READ])
         read_bytes = _encoded_bytes(raw)
@@ -185,6 +217,16 @@ class Producer:
             for sample, place in zip(made.samples, made.places, strict=True):
                 sample[WHERE] = split.manifest.describe(ids[place])
         return Staged(split, ids, made, clock, read_bytes, kept)
+
+    def _read(self, name: Split, manifest: Manifest, epochs: np.ndarray, ids: np.ndarray) -> list[Sample | Exception]:
+        def rng_of(place: int) -> np.random.Generator:
+            return self._rng.of(int(epochs[place]), int(ids[place]), reading=True)
+
+        if not (known := self.left_out[name]):
+            return manifest.read_many(ids, rng_of, self.crumb.reads)
+        tried = np.asarray([place for place, index in enumerate(ids.tolist()) if index not in known], dtype=np.int64)
+        read = iter(manifest.read_many(ids[tried], lambda place: rng_of(int(tried[place])), self.crumb.reads))
+        return [_LeftOut(known[index]) if index in known else next(read) for index in ids.tolist()]
 
     def _stages_of(
         self, split: SplitWork, raw: list[Sample | Exception], epochs: list[int], ids: list[int], clock: StageClock
@@ -200,6 +242,10 @@ class Producer:
         for place, (epoch, index, sample) in enumerate(zip(epochs, ids, raw, strict=True)):
             rng = self._rng.of(epoch, index) if random else None
             of_parts = map(partial(self._rng.of, epoch, index), count(1))
+            self.crumb.sample(index)
+            if isinstance(sample, _LeftOut):
+                made.failures.append(sample.args[0])
+                continue
             try:
                 results = self._run(each, sample, rng, of_parts, clock)
             except StageFailed as failed:  # it is counted and listed
@@ -216,6 +262,7 @@ class Producer:
                 made.parts.append(part)
         if len(made.samples) == 1 and made.places[0] + 1 < len(ids) and not self._copies:
             return None  # a stage that reuses its memory may have put there what failed after it
+        self.crumb.rests()
         if made.samples and len(each) < len(split.stages):
             self._on_batch(split.stages[len(each) :], split, made, epochs, ids, clock)
         return made
@@ -237,7 +284,8 @@ class Producer:
         first = made.places[0]
         rng = self._rng.of(epochs[first], ids[first], made.parts[0], batch=True)
         clock.begin()
-        for stage in stages:
+        for number, stage in enumerate(stages):
+            self.crumb.stage_of_batch(number)
             try:
                 made.samples = stage.on_batch(made.samples, rng if stage.random else None)
             except RaytrainError:
@@ -248,6 +296,7 @@ class Producer:
                     f"the stage `{stage.name}` failed on the batch from {' to '.join(ends)}: {named(error)[:300]}"
                 ) from None
             clock.lap(stage.name)
+        self.crumb.rests()
 
     def _run(
         self,
@@ -270,6 +319,7 @@ class Producer:
             raise StageFailed(sample, None)
         clock.begin()
         for number, stage in enumerate(stages):
+            self.crumb.stage(len(stages) - number)
             try:
                 result = stage(sample, rng)
             except (ConfigError, StageFailed):
@@ -286,7 +336,7 @@ class Producer:
             sample = result
         return [copied(sample) if self._copies else sample]
 
-    def _template(self, split: SplitWork, epoch: int) -> dict[str, Column]:
+    def _template(self, name: Split, split: SplitWork, epoch: int) -> dict[str, Column]:
         """Columns without samples like those that others have, for when a whole batch cannot be prepared.
 
         Those that are tried lie all over the data set, since what is broken often lies together. Empty where none of
@@ -295,6 +345,8 @@ class Producer:
         found: dict[str, Column] = {}
         last = split.manifest.num_samples - 1
         for index in np.unique(np.linspace(0, last, TEMPLATE_TRIES, dtype=np.int64)).tolist():
+            if index in self.left_out[name]:
+                continue
             try:
                 found = self._columns_of_one(split, epoch, index)
             except DataError:  # which its own batch will meet, if it is one of that too
@@ -307,7 +359,8 @@ class Producer:
         clock = StageClock(stage.name for stage in split.stages)  # read by nobody: this is not the batch's own work
         made = None
         while made is None:
-            made = self._stages_of(split, split.manifest.read_many([index]), [epoch], [index], clock)
+            raw = split.manifest.read_many([index], None, self.crumb.reads)
+            made = self._stages_of(split, raw, [epoch], [index], clock)
             self._copies |= made is None
         if not made.samples:
             return {}
@@ -318,12 +371,12 @@ class Producer:
         """The epoch whose random numbers each sample gets, and its id; validation draws the same in every epoch."""
         if part.split == "validation":
             return np.zeros_like(keys), keys
-        carried, ids = np.divmod(keys, self._plan.spec.num_train)
+        carried, ids = np.divmod(keys, self.plan.spec.num_train)
         return part.epoch - carried, ids
 
     def _segment_keys(self, segment: int) -> np.ndarray:
         if segment not in self._keys:
-            self._keys[segment] = self._plan.segment_keys(segment)
+            self._keys[segment] = self.plan.segment_keys(segment)
             while len(self._keys) > CACHED_SEGMENTS:
                 self._keys.popitem(last=False)
         return self._keys[segment]
@@ -338,32 +391,6 @@ def _encoded_bytes(samples: list[Sample | Exception]) -> int:
         for value in sample.values()
         if isinstance(value, bytes)
     )
-
-
-_PRODUCERS: dict[str, Producer] = {}
-
-
-def producer_of(work_ref: Any) -> Producer:
-    """The producer of a StreamWork, by a reference to it, of which this process keeps the last."""
-    prepare_process()
-    key = work_ref.hex()
-    if key not in _PRODUCERS:
-        import ray
-
-        _PRODUCERS.clear()
-        work = ray.get(work_ref)
-        _PRODUCERS[key] = undisturbed(lambda: Producer(work))
-    return _PRODUCERS[key]
-
-
-def produce(places: pa.Table, *, work_ref: list) -> Iterator[pa.Table]:
-    """The Ray Data task: places (`segment`, first `batch`, `count`) in, the ready batches of each as a block out.
-
-    `work_ref` is a list of one reference to a StreamWork, so that Ray passes it on without fetching it.
-    """
-    producer = producer_of(work_ref[0])
-    for place in places.to_pylist():
-        yield producer.block(**place)
 
 
 def node_id() -> str:

@@ -106,7 +106,9 @@ class InferencePlan:
         inputs = inputs_of(job, file, opened)
         manifest = opened.train
         spec = StreamSpec(manifest.num_samples, 0, manifest.num_samples, 0, epochs=1)
-        work = StreamWork(StreamPlan(spec, Position(), 1), opened.pickled_splits())
+        work = StreamWork(
+            StreamPlan(spec, Position(), 1), opened.pickled_splits(), stage_timeout_s=job.data.stage_timeout_s
+        )
         return cls(
             job=job,
             file=file,

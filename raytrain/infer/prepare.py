@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raytrain.data.producer import Producer, Staged, node_id, producer_of
+from raytrain.data.producer import Producer, Staged, node_id
 from raytrain.data.samples.block import Header, Prepared, to_table
 from raytrain.data.samples.collate import columns_of
 from raytrain.data.samples.fields import BFLOAT16, TEXT, Sample
+from raytrain.data.worker.crumb import HERE
+from raytrain.data.worker.task import producer_of
 from raytrain.errors import DataError
 from raytrain.infer.sizes import Sizes
 from raytrain.record.status import Failure
@@ -69,7 +71,7 @@ def prepare(
         work_ref: of one reference to a StreamWork, so that Ray passes it on without fetching it.
         rest: by Ray node id, the CPUs that no stream has, to which it keeps.
     """
-    producer = producer_of(work_ref[0])
+    _, producer = producer_of(work_ref[0])
     own = rest.get(node_id())
     before = os.sched_getaffinity(0)
     try:
@@ -77,6 +79,7 @@ def prepare(
             os.sched_setaffinity(0, own)
         told, tables = prepared(producer, ids, sizes, keep)
     finally:
+        HERE.rests()
         os.sched_setaffinity(0, before)
     return (told, *tables)
 

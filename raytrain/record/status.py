@@ -19,12 +19,14 @@ class Failure:
 
     Attributes:
         stage: that failed; None where it was the decoding, so that the sample is at fault.
+        killed: workers have died of it, so that it is not tried again.
     """
 
     id: int
     where: str
     reason: str
     stage: str | None = None
+    killed: bool = False
 
 
 @dataclass(frozen=True)

@@ -111,28 +111,39 @@ class Manifest:
         return replace(self, rows=self.rows.take(pa.array(ids)), groups=replace(self.groups, starts=starts))
 
     def read_many(
-        self, ids: Sequence[int] | np.ndarray, rng_of: Callable[[int], np.random.Generator] | None = None
+        self,
+        ids: Sequence[int] | np.ndarray,
+        rng_of: Callable[[int], np.random.Generator] | None = None,
+        begins: Callable[[int], None] = lambda index: None,
     ) -> list[Sample | Exception]:
         """The samples of `ids`, in order; a remote file system is read in parallel.
 
         Args:
             rng_of: the random numbers of a sample by its place, which a reader that draws is seeded from.
+            begins: called with the id of each before it is read, or waited for.
 
         Returns:
             In place of a sample that cannot be read why that is so, after some tries where that may pass.
         """
         if self.groups is not None:  # by stored run, so that each is read once
             order = np.argsort(ids, kind="stable")
-            by_place = {int(place): self._read(ids[place]) for place in order}
+            by_place = {}
+            for place in order.tolist():
+                begins(ids[place])
+                by_place[place] = self._read(ids[place])
             samples = [by_place[place] for place in range(len(ids))]
         elif self.reader.remote:
-            samples = list(reading_pool().map(self._read, ids))
+            samples, coming = [], reading_pool().map(self._read, ids)
+            for index in ids:
+                begins(index)
+                samples.append(next(coming))
         else:
             samples = []
             seed = getattr(self.reader, "seed_with", None)
             for place, index in enumerate(ids):
                 if seed is not None and rng_of is not None:
                     seed(rng_of(place))
+                begins(index)
                 samples.append(self._read(index))
         for name, column in self._known.items():
             values = column[ids] if isinstance(column, np.ndarray) else [cell(column[int(index)]) for index in ids]
