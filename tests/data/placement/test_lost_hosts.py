@@ -36,8 +36,8 @@ def choice(host_cores: int = 2) -> Choice:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("public", [False, True])
-def test_the_training_hosts_go_on_without_cpu_hosts(two_nodes, pets, public):
+@pytest.mark.both_ways
+def test_the_training_hosts_go_on_without_cpu_hosts(two_nodes, pets, way):
     labels = {GROUP_LABEL: "extra"}
     extra = two_nodes._nodes.cluster.add_node(
         num_cpus=2, labels=labels, object_store_memory=100 << 20, include_dashboard=False
@@ -47,7 +47,7 @@ def test_the_training_hosts_go_on_without_cpu_hosts(two_nodes, pets, public):
         time.sleep(0.02)
         return image
 
-    feed = make_feed(two_nodes, pets, [slow], choice=choice(), public_ray=public)
+    feed = make_feed(two_nodes, pets, [slow], choice=choice(), public_ray=way == "public")
     feed.begin("a", Position(), 1, 0)
     while not (first := feed.take("a", 0, 1).batches):
         pass
