@@ -1,11 +1,13 @@
 """What prediction reaches, part by part.
 
-    python benchmarks/inference.py streams [--rounds 3] [--seconds 8] [--cases vit_224 bert_32] [--smoke]
+    python benchmarks/inference.py [streams|pipeline] [--rounds 3] [--seconds 8] [--cases vit_224 bert_32] [--smoke]
 
 `streams`: a model alone on all cores of this machine, round by round: one instance as torch starts it, a pinned stream
 a core, the same with glibc's allocator tuned, and as many instances by torch's own launcher
 (`torch.backends.xeon.run_cpu`) with the allocator as it comes. A ViT and a BERT-shaped encoder with random weights.
 Beside samples a second those that a second of CPU time makes: on a machine with other work, this one says more.
+
+`pipeline`: the whole way against each back end's own tool, see inference_pipeline.py.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness import interleave, ratio, write
+from inference_pipeline import pipeline
 from predicted import CASES, WARM_UP, batch_of, load
 
 from raytrain.config.inference import Streams
@@ -97,7 +100,7 @@ def streams(arguments: argparse.Namespace) -> None:
                 print(write("inference_streams", rows, ratios, seconds=arguments.seconds, batch_sizes=sizes))
 
 
-PARTS = {"streams": streams}
+PARTS = {"streams": streams, "pipeline": pipeline}
 
 
 def main() -> None:
@@ -108,6 +111,8 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--smoke", action="store_true", help="one short round of one case, nothing written")
     arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.part = arguments.part or "streams"  # the other starts Ray
     for name, part in PARTS.items():
         if arguments.part in (None, name):
             part(arguments)
