@@ -159,13 +159,13 @@ def sized(job: PredictionJob, opened: OpenPipeline) -> tuple[OpenPipeline, Sizes
         is_image,
     )
     given = split.collations.get(asked.by)
-    if given is None:
-        rule = {asked.by: Pad(axes=(0, 1) if is_image else (0,))}
-        split = replace(split, collations={**split.collations, **rule})
-        opened = replace(opened, schema=collated(opened.schema, rule), splits={"train": split})
-    elif not isinstance(given, Pad):
+    if isinstance(given, Pad):
+        return opened, replace(sizes, most=given.most if given.axes[0] == 0 else None)
+    if given is not None:
         raise ConfigError(f"inference.buckets.by: field `{asked.by}` is ragged, and classes are padded; leave it out")
-    return opened, sizes
+    rule = {asked.by: Pad(axes=(0, 1) if is_image else (0,))}
+    split = replace(split, collations={**split.collations, **rule})
+    return replace(opened, schema=collated(opened.schema, rule), splits={"train": split}), sizes
 
 
 def inputs_of(job: PredictionJob, file: ModelFile, opened: OpenPipeline) -> tuple[str, ...]:

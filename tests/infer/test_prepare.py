@@ -118,6 +118,20 @@ def test_a_sequence_that_no_class_takes_is_an_error_at_the_start_or_a_row_of_its
     assert rows.column("id").to_pylist() == [number for number in range(41) if number not in long]
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["read beforehand", "known behind the stages"])
+def test_a_sequence_that_is_cut_goes_to_the_class_of_what_is_left(known, texts, tmp_path):
+    tree = text_tree(tmp_path)
+    tree["inference"]["buckets"]["classes"] = [{"upto": 8}, {"upto": 19}]
+    tree["data"]["collate"] = {"text": {"padded": {"most": 19}}}
+    if not known:
+        tree["data"]["stages"] = [{"deadly_stages:as_it_is": {"on": "text"}}]
+    plan = plan_of(tree)
+    assert (plan.classes is not None) == known
+    told, _, rows = all_of(plan)
+    assert not [failure for made in told for failure in made.failures]
+    assert rows.num_rows == 41
+
+
 def test_what_a_stage_makes_none_or_several_of_has_no_row(tmp_path):
     predicting.write_rows(tmp_path / "rows.parquet", 12)
     tree = {
