@@ -79,6 +79,11 @@ class InferencePlan:
     def num_samples(self) -> int:
         return self.opened.train.num_samples
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether batches differ in what a sample's shape is."""
+        return any(isinstance(rule, Pad) for rule in self.opened.splits["train"].collations.values())
+
     def blocks(self, done: Mapping[int, Any], sample_bytes: float) -> tuple[Block, ...]:
         """Of the shards that are not done.
 

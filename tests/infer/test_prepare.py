@@ -132,6 +132,15 @@ def test_a_sequence_that_is_cut_goes_to_the_class_of_what_is_left(known, texts, 
     assert rows.num_rows == 41
 
 
+def test_raw_output_of_what_is_padded_batch_by_batch_differs_in_length(texts, tmp_path):
+    tree = text_tree(tmp_path, inference={"batch_size": 3, "block": {"rows": 9}})
+    tree["model"] = {"name": "torch.nn:Identity", "inputs": "text", "task": "raw"}
+    tree["data"]["collate"] = {"text": "padded"}
+    _, _, rows = all_of(plan_of(tree))
+    for row, text in zip(rows.to_pylist(), texts, strict=True):
+        assert row["output"][: len(text)] == text.tolist() and not any(row["output"][len(text) :])
+
+
 def test_what_a_stage_makes_none_or_several_of_has_no_row(tmp_path):
     predicting.write_rows(tmp_path / "rows.parquet", 12)
     tree = {
@@ -196,6 +205,10 @@ def test_the_columns_of_what_a_model_says():
     assert raw.column("output").to_pylist() == output.tolist()
     with pytest.raises(PredictionError, match=r"shape \(2, 1, 3\), which is not \(samples, classes\)"):
         answers(keys, Outputs(output.reshape(2, 1, 3)), Wanted())
+    with pytest.raises(PredictionError, match="one number a sample, and the softmax of one is always 1; write it as"):
+        answers(keys, Outputs(output[:, :1]), Wanted())
+    with pytest.raises(PredictionError, match="4 names in model.classes, and the model tells 3 apart"):
+        answers(keys, Outputs(output), Wanted(classes=("a", "b", "c", "d")))
     with pytest.raises(PredictionError, match=r"shape \(2, 3\) for 3 samples; it must have one row"):
         answers(np.arange(3), Outputs(output), Wanted())
 
