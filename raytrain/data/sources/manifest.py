@@ -142,19 +142,19 @@ class Manifest:
         return samples
 
     def _read(self, index: Any) -> Sample | Exception:
-        for wait_s in (*WAITS_S, None):
+        waits_s = iter(WAITS_S)
+        while True:
             try:
                 return self.reader.read(self.rows, int(index))
             except (OSError, pa.ArrowInvalid) as error:
                 reason = getattr(error, "strerror", None) or one_line(error)
                 if isinstance(error, pa.ArrowInvalid) or error.errno not in PASSING:
                     return DataError(f"cannot read it: {reason}")
-                if wait_s is None:
+                if (wait_s := next(waits_s, None)) is None:
                     return DataError(f"cannot read it, after {len(WAITS_S) + 1} tries in {sum(WAITS_S):g} s: {reason}")
                 time.sleep(wait_s * random.uniform(0.8, 1.2))  # not all workers at once
             except ValueError as error:  # what is there is not what it should be
                 return error.with_traceback(None)
-        raise AssertionError("the last try returns")
 
 
 def _column(column: pa.ChunkedArray) -> np.ndarray | pa.ChunkedArray:
