@@ -89,7 +89,7 @@ class Dispatch:
 
         inference = plan.job.inference
         self._plan, self._places, self._output, self._watch = plan, places, output, watch
-        self._blocks: Sequence[Block] = plan.blocks(done, sample_bytes)
+        self._blocks: Sequence[Block] = plan.blocks(done, sample_bytes, max(len(places.streams), places.slots))
         self._desk = Desk(
             self._blocks,
             slots=places.slots,

@@ -86,6 +86,8 @@ def test_size_classes_say_what_the_model_says_of_each_sequence_as_it_is(texts, t
     plan = plan_of(text_tree(tmp_path))
     blocks = plan.blocks({}, 200.0)
     assert [len(block) for block in blocks] == [8, 6, 9, 9, 9], "whole batches of each class, and the rest"
+    assert [len(block) for block in plan.blocks({}, 200.0, 5)] == [8, 6, 9, 9, 9]
+    assert max(len(block) for block in plan.blocks({}, 200.0, 20)) <= 4, "each of 20 workers has some"
     lengths = np.array([len(each) for each in texts])
     assert all(len(set(lengths[np.asarray(block.ids)] > 8)) == 1 for block in blocks), "one class each"
     told, answered, rows = all_of(plan)
