@@ -101,7 +101,8 @@ class Dispatch:
         self._counts = dict(done)
         before = sum(each.rows + each.errors for each in done.values())
         self._streams = [StreamSeen(place) for place in places.streams]
-        self.progress = Progress(plan.num_samples, before, streams=self._streams)
+        failed = sum(each.errors for each in done.values())
+        self.progress = Progress(plan.num_samples, before, failed, streams=self._streams)
         self._preparing: dict[Any, tuple[Work, list[Any]]] = {}
         self._pieces: dict[Work, dict[int, Any]] = {}
         self._predicting: dict[Any, tuple[int, Piece]] = {}
@@ -288,10 +289,11 @@ class Dispatch:
 
     def _check_share(self, failures: Sequence[Failure]) -> None:
         share, total = self._plan.job.data.max_corrupt_share, self._plan.num_samples
-        if self.progress.errors > (max(share * total, 1) if share else 0):
+        errors = self.progress.errors_before + self.progress.errors
+        if errors > (max(share * total, 1) if share else 0):
             last = failures[-1]
             raise DataError(
-                f"{self.progress.errors:,} of {total:,} samples could not be predicted, which is more than "
+                f"{errors:,} of {total:,} samples could not be predicted, which is more than "
                 f"data.max_corrupt_share={share:g} allows; the last is {last.where}: {last.reason}"
             )
 
