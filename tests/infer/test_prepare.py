@@ -14,6 +14,7 @@ import torch
 from raytrain import PredictionJob
 from raytrain.data.producer import Producer
 from raytrain.errors import ConfigError, DataError, PredictionError
+from raytrain.infer import stream
 from raytrain.infer.backends.find import find_model
 from raytrain.infer.contract import Outputs, StreamShape, Wanted
 from raytrain.infer.output.answers import answers
@@ -22,7 +23,12 @@ from raytrain.infer.predict import stream_work
 from raytrain.infer.prepare import prepared
 from raytrain.infer.stream import Stream
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "timed_briefly")
+
+
+@pytest.fixture
+def timed_briefly(monkeypatch):
+    monkeypatch.setattr(stream, "ALONE_S", 0.0)
 
 
 def plan_of(tree: dict) -> InferencePlan:
@@ -40,8 +46,8 @@ def all_of(plan: InferencePlan) -> tuple[list, list, pa.Table]:
 
     examples = find_examples(plan.num_samples, ask)
     shape, takes = StreamShape((), torch.get_num_threads()), tuple(range(len(plan.sizes)))
-    stream = Stream(stream_work(plan, examples), shape, takes, "cpu")
-    begun = stream.begin()
+    actor = Stream(stream_work(plan, examples), shape, takes, "cpu")
+    begun = actor.begin()
     assert begun.samples_per_s > 0
     told, answered, tables = [], [], []
     for block in plan.blocks({}, examples.sample_bytes):
@@ -49,7 +55,7 @@ def all_of(plan: InferencePlan) -> tuple[list, list, pa.Table]:
         told.append(made)
         for piece in pieces:
             if piece is not None:
-                said, rows = stream.predict(piece)
+                said, rows = actor.predict(piece)
                 answered.append(said)
                 tables.append(rows)
     found = pa.concat_tables(tables)

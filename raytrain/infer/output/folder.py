@@ -161,7 +161,9 @@ class OutputFolder:
             if self._files.get_file_info(path).type != pyarrow.fs.FileType.NotFound:
                 self._files.delete_file(path)
         except OSError as error:
-            raise PredictionError(f"cannot remove {self.path}/{name}, of a shard done anew: {one_line(error)}") from None
+            raise PredictionError(
+                f"cannot remove {self.path}/{name}, of a shard done anew: {one_line(error)}"
+            ) from None
 
 
 def part_name(shard: int) -> str:
