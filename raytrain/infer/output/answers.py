@@ -57,9 +57,7 @@ def _of_classes(output: torch.Tensor, wanted: Wanted) -> dict[str, pa.Array]:
             "model.task: raw"
         )
     if len(wanted.classes) > count:
-        raise PredictionError(
-            f"there are {len(wanted.classes)} names in model.classes, and the model tells {count} apart"
-        )
+        raise PredictionError(f"{len(wanted.classes)} names in model.classes, and the model tells {count} apart")
     shares = output.softmax(dim=1)
     most = wanted.probabilities if isinstance(wanted.probabilities, int) else 1
     top_shares, top = (each.numpy() for each in shares.topk(min(most, count), dim=1))
