@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -161,8 +162,9 @@ def test_a_module_that_cannot_be_traced(sums):
 
 
 def test_weights_that_no_onnx_file_holds(sums, monkeypatch):
-    monkeypatch.setattr(convert, "MOST_BYTES", 100)
-    with pytest.raises(ConfigError, match="GB of weights, and an ONNX file holds 2.1 GB; use"):
+    proto = SimpleNamespace(ByteSize=lambda: 3_000_000_000)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(model_proto=proto))
+    with pytest.raises(ConfigError, match="has 3.0 GB of weights, and an ONNX file holds 2.1 GB; use"):
         converted(sums, BackendOptions("onnx"), EXAMPLE)
 
 

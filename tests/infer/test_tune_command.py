@@ -293,6 +293,11 @@ def test_the_model_alone_has_the_threads_and_nodes_of_the_job(tmp_path, monkeypa
     monkeypatch.setattr(Alone, "measure", lambda self, *given, **_: asked.append(given[-2:]) or Timed(1.0, [1.0], 1.0))
     with OnHost(PredictionJob.from_dict(tree)) as host:
         assert host.model(Setting(streams=2, cores=1, allocator="glibc"), 1.0) == Timed(1.0, [1.0], 1.0)
+    subject = host.subject
+    tree["inference"]["batch_size"] = 2
+    assert OnHost(PredictionJob.from_dict(tree)).subject == subject, "which settings say"
+    tree["inference"]["streams"]["threads_per_core"] = 1
+    assert OnHost(PredictionJob.from_dict(tree)).subject != subject
     [(shapes, streams)] = asked
     assert [(shape.cpus, shape.node) for shape in shapes] == [((0, 4), 0), ((2, 6), 1)]
     assert (streams.allocator, streams.huge_pages, streams.threads_per_core) == ("glibc", True, 2)

@@ -93,7 +93,8 @@ class OnHost:
     @property
     def subject(self) -> Subject:
         machine, versions = this_machine()
-        said = json.dumps([self.plan.made_by, self.samples], sort_keys=True, default=repr)
+        others = _merged(self.job.inference, keys_of(Setting(), on_gpu=False)).model_dump()  # than settings say
+        said = json.dumps([self.plan.made_by, self.samples, others], sort_keys=True, default=repr)
         return Subject(
             hardware=machine,
             versions=versions,
