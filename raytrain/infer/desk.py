@@ -172,17 +172,20 @@ class Desk:
         works = dict.fromkeys(piece.work for piece in pieces)
         return [(work, self._failed(work)) for work in works if self._counts(work)]
 
-    def prepared(self, work: Work, sizes: Iterable[int]) -> None:
-        """Into pieces of these size classes; none where no sample could be."""
+    def prepared(self, work: Work, sizes: Iterable[int]) -> set[int] | None:
+        """Into pieces of these size classes; none where no sample could be. Returns those that are yet to be predicted,
+        or None where nothing of it is wanted: its block has been taken apart since."""
         self._preparing.discard(work)
         if not self._counts(work):
-            return
-        self._left[work] = {*sizes} - self._known.get(work, set())
-        for size in sorted(self._left[work]):
+            return None
+        left = self._left[work] = {*sizes} - self._known.get(work, set())
+        for size in sorted(left):
             piece = Piece(work, size)
             if piece not in self._out and piece not in self._ready:
                 heapq.heappush(self._ready, piece)
+        found = {*left}
         self._look(work)
+        return found
 
     def not_prepared(self, work: Work) -> Verdict | None:
         """Its worker died. None where that is no matter any more."""

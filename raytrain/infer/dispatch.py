@@ -226,7 +226,10 @@ class Dispatch:
         seen = self._streams[number]
         seen.last, seen.samples = told, seen.samples + told.num_samples
         if self._desk.predicted(piece):
-            self._pieces.get(piece.work, {}).pop(piece.size, None)
+            pieces = self._pieces.get(piece.work, {})
+            pieces.pop(piece.size, None)
+            if not pieces:
+                self._pieces.pop(piece.work, None)
             self._gathering.predicted(piece, rows, told.failures)
             self._note(piece.work, piece.size, told.num_samples, told.failures)
 
@@ -241,10 +244,11 @@ class Dispatch:
             return
         assert isinstance(told, PreparedBlock)
         self.progress.was_prepared(told)
-        self._pieces[work] = {size: pieces[size] for size, count in enumerate(told.counts) if count}
-        self._gathering.prepared(work, told.kept, told.failures)
-        self._note(work, -1, len(told.failures), told.failures)
-        self._desk.prepared(work, self._pieces[work])
+        left = self._desk.prepared(work, (size for size, count in enumerate(told.counts) if count))
+        if left is not None:
+            self._pieces[work] = {size: pieces[size] for size in left}
+            self._gathering.prepared(work, told.kept, told.failures)
+            self._note(work, -1, len(told.failures), told.failures)
 
     def _stream_died(self, number: int, why: Exception) -> None:
         seen = self._streams[number]
