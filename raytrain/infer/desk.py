@@ -90,10 +90,6 @@ class Desk:
         return not any(self._left_of_shard.values())
 
     @property
-    def num_streams(self) -> int:
-        return len(self._streams)
-
-    @property
     def num_ahead(self) -> int:
         """Work that is being prepared, and pieces that no stream has yet."""
         return len(self._preparing) + len(self._ready)
@@ -107,11 +103,6 @@ class Desk:
         """Those that have become so since the last call."""
         found, self._complete = self._complete, []
         return found
-
-    def missing_sizes(self) -> frozenset[int]:
-        """Size classes of ready pieces that no stream takes."""
-        taken = frozenset().union(*(each.takes for each in self._streams.values()))
-        return frozenset(piece.size for piece in self._ready) - taken
 
     # --- what to do next ---
 

@@ -176,10 +176,6 @@ def test_a_piece_goes_to_the_least_loaded_stream_that_takes_its_class():
         desk.prepared(Work(number), [0, 1])
     given_out = desk.to_predict()
     assert given_out[:2] == [(0, Piece(Work(0), 0)), (1, Piece(Work(0), 1))]
-    assert desk.missing_sizes() == frozenset()
-    desk.stream_is_gone(1)
-    desk.prepared(Work(0), [0, 1])
-    assert desk.missing_sizes() == {1}
 
 
 def test_what_is_predicted_is_not_predicted_again_when_the_rest_of_its_block_is():
