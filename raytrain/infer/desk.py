@@ -90,10 +90,6 @@ class Desk:
         return not any(self._left_of_shard.values())
 
     @property
-    def num_streams(self) -> int:
-        return len(self._streams)
-
-    @property
     def num_ahead(self) -> int:
         """Work that is being prepared, and pieces that no stream has yet."""
         return len(self._preparing) + len(self._ready)
@@ -107,11 +103,6 @@ class Desk:
         """Those that have become so since the last call."""
         found, self._complete = self._complete, []
         return found
-
-    def missing_sizes(self) -> frozenset[int]:
-        """Size classes of ready pieces that no stream takes."""
-        taken = frozenset().union(*(each.takes for each in self._streams.values()))
-        return frozenset(piece.size for piece in self._ready) - taken
 
     # --- what to do next ---
 
@@ -172,17 +163,20 @@ class Desk:
         works = dict.fromkeys(piece.work for piece in pieces)
         return [(work, self._failed(work)) for work in works if self._counts(work)]
 
-    def prepared(self, work: Work, sizes: Iterable[int]) -> None:
-        """Into pieces of these size classes; none where no sample could be."""
+    def prepared(self, work: Work, sizes: Iterable[int]) -> set[int] | None:
+        """Into pieces of these size classes; none where no sample could be. Returns those that are yet to be predicted,
+        or None where nothing of it is wanted: its block has been taken apart since."""
         self._preparing.discard(work)
         if not self._counts(work):
-            return
-        self._left[work] = {*sizes} - self._known.get(work, set())
-        for size in sorted(self._left[work]):
+            return None
+        left = self._left[work] = {*sizes} - self._known.get(work, set())
+        for size in sorted(left):
             piece = Piece(work, size)
             if piece not in self._out and piece not in self._ready:
                 heapq.heappush(self._ready, piece)
+        found = {*left}
         self._look(work)
+        return found
 
     def not_prepared(self, work: Work) -> Verdict | None:
         """Its worker died. None where that is no matter any more."""

@@ -90,7 +90,7 @@ class Dispatch:
 
         inference = plan.job.inference
         self._plan, self._places, self._output, self._watch = plan, places, output, watch
-        self._blocks: Sequence[Block] = plan.blocks(done, sample_bytes)
+        self._blocks: Sequence[Block] = plan.blocks(done, sample_bytes, max(len(places.streams), places.slots))
         self._desk = Desk(
             self._blocks,
             slots=places.slots,
@@ -102,7 +102,8 @@ class Dispatch:
         self._counts = dict(done)
         before = sum(each.rows + each.errors for each in done.values())
         self._streams = [StreamSeen(place) for place in places.streams]
-        self.progress = Progress(plan.num_samples, before, streams=self._streams)
+        failed = sum(each.errors for each in done.values())
+        self.progress = Progress(plan.num_samples, before, failed, streams=self._streams)
         self._preparing: dict[Any, tuple[Work, list[Any]]] = {}
         self._pieces: dict[Work, dict[int, Any]] = {}
         self._predicting: dict[Any, tuple[int, Piece]] = {}
@@ -227,7 +228,10 @@ class Dispatch:
         seen = self._streams[number]
         seen.last, seen.samples = told, seen.samples + told.num_samples
         if self._desk.predicted(piece):
-            self._pieces.get(piece.work, {}).pop(piece.size, None)
+            pieces = self._pieces.get(piece.work, {})
+            pieces.pop(piece.size, None)
+            if not pieces:
+                self._pieces.pop(piece.work, None)
             self._gathering.predicted(piece, rows, told.failures)
             self._note(piece.work, piece.size, told.num_samples, told.failures)
 
@@ -242,10 +246,11 @@ class Dispatch:
             return
         assert isinstance(told, PreparedBlock)
         self.progress.was_prepared(told)
-        self._pieces[work] = {size: pieces[size] for size, count in enumerate(told.counts) if count}
-        self._gathering.prepared(work, told.kept, told.failures)
-        self._note(work, -1, len(told.failures), told.failures)
-        self._desk.prepared(work, self._pieces[work])
+        left = self._desk.prepared(work, (size for size, count in enumerate(told.counts) if count))
+        if left is not None:
+            self._pieces[work] = {size: pieces[size] for size in left}
+            self._gathering.prepared(work, told.kept, told.failures)
+            self._note(work, -1, len(told.failures), told.failures)
 
     def _stream_died(self, number: int, why: Exception) -> None:
         seen = self._streams[number]
@@ -290,10 +295,11 @@ class Dispatch:
 
     def _check_share(self, failures: Sequence[Failure]) -> None:
         share, total = self._plan.job.data.max_corrupt_share, self._plan.num_samples
-        if self.progress.errors > (max(share * total, 1) if share else 0):
+        errors = self.progress.errors_before + self.progress.errors
+        if errors > (max(share * total, 1) if share else 0):
             last = failures[-1]
             raise DataError(
-                f"{self.progress.errors:,} of {total:,} samples could not be predicted, which is more than "
+                f"{errors:,} of {total:,} samples could not be predicted, which is more than "
                 f"data.max_corrupt_share={share:g} allows; the last is {last.where}: {last.reason}"
             )
 

@@ -27,6 +27,7 @@ from raytrain.infer.blocks import Block, Shard, blocks_of, rows_of, shards_of
 from raytrain.infer.contract import ModelFile
 from raytrain.infer.prepare import Keep
 from raytrain.infer.sizes import Sizes
+from raytrain.infer.streams.gpus import even_blocks
 from raytrain.record.status import Failure
 
 MANIFESTS = ".manifests"  # beside the runs, as those of training
@@ -79,15 +80,23 @@ class InferencePlan:
     def num_samples(self) -> int:
         return self.opened.train.num_samples
 
-    def blocks(self, done: Mapping[int, Any], sample_bytes: float) -> tuple[Block, ...]:
-        """Of the shards that are not done.
+    @property
+    def is_padded(self) -> bool:
+        """Whether batches differ in what a sample's shape is."""
+        return any(isinstance(rule, Pad) for rule in self.opened.splits["train"].collations.values())
+
+    def blocks(self, done: Mapping[int, Any], sample_bytes: float, workers: int = 1) -> tuple[Block, ...]:
+        """Of the shards that are not done; smaller ones where there would be fewer than there are workers.
 
         Args:
             sample_bytes: of a ready sample.
+            workers: streams, or tasks that prepare at a time.
         """
-        size = self.job.inference.block
-        rows = [rows_of(size, sample_bytes, each) for each in self.sizes.batch_sizes]
-        return blocks_of([shard for shard in self.shards if shard.number not in done], rows, self.classes)
+        size, left = self.job.inference.block, [shard for shard in self.shards if shard.number not in done]
+        samples = sum(map(len, left))
+        most = [(rows_of(size, sample_bytes, each), each) for each in self.sizes.batch_sizes]
+        rows = [even_blocks(samples, rows, workers, batch_size) for rows, batch_size in most]
+        return blocks_of(left, rows, self.classes)
 
     @classmethod
     def of(cls, job: PredictionJob, file: ModelFile, watch: Callable[[str], None]) -> InferencePlan:
@@ -161,13 +170,13 @@ def sized(job: PredictionJob, opened: OpenPipeline) -> tuple[OpenPipeline, Sizes
         is_image,
     )
     given = split.collations.get(asked.by)
-    if given is None:
-        rule = {asked.by: Pad(axes=(0, 1) if is_image else (0,))}
-        split = replace(split, collations={**split.collations, **rule})
-        opened = replace(opened, schema=collated(opened.schema, rule), splits={"train": split})
-    elif not isinstance(given, Pad):
+    if isinstance(given, Pad):
+        return opened, replace(sizes, most=given.most if given.axes[0] == 0 else None)
+    if given is not None:
         raise ConfigError(f"inference.buckets.by: field `{asked.by}` is ragged, and classes are padded; leave it out")
-    return opened, sizes
+    rule = {asked.by: Pad(axes=(0, 1) if is_image else (0,))}
+    split = replace(split, collations={**split.collations, **rule})
+    return replace(opened, schema=collated(opened.schema, rule), splits={"train": split}), sizes
 
 
 def inputs_of(job: PredictionJob, file: ModelFile, opened: OpenPipeline) -> tuple[str, ...]:

@@ -226,7 +226,7 @@ def stream_work(plan: InferencePlan, examples: Examples) -> StreamWork:
         fields=opened.pipeline.fields,
         normalize=opened.pipeline.normalize,
         inputs=plan.inputs,
-        wanted=Wanted(job.model.task, tuple(names), job.output.probabilities, alike=not plan.sizes.by),
+        wanted=Wanted(job.model.task, tuple(names), job.output.probabilities, alike=not plan.is_padded),
         examples=examples.blocks,
         batch_sizes=plan.sizes.batch_sizes,
     )

@@ -69,7 +69,7 @@ def check_streams(streams: Sequence[StreamSeen], num_sizes: int) -> None:
 class Progress:
     """
     Attributes:
-        total: samples of the data; `before` of them an earlier run had finished.
+        total: samples of the data; `before` of them an earlier run had finished, `errors_before` as errors.
         stage_wall_s, stage_cpu_s: of the tasks that prepare, by stage, over `prepared` samples.
         prepared_at: samples by Ray node id.
         lost: times that work was done again, because something died.
@@ -78,6 +78,7 @@ class Progress:
 
     total: int
     before: int = 0
+    errors_before: int = 0
     prepared: int = 0
     stage_wall_s: Counter[str] = field(default_factory=Counter)
     stage_cpu_s: Counter[str] = field(default_factory=Counter)

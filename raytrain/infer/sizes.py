@@ -24,12 +24,14 @@ class Sizes:
         by: field whose length is meant: along its first axis, or the longer side of an image.
         upto: lengths, by class, ascending.
         is_image: of `by`.
+        most: what is longer along the first axis is cut off there when it is padded.
     """
 
     batch_sizes: tuple[int, ...]
     by: str = ""
     upto: tuple[int, ...] = ()
     is_image: bool = False
+    most: int | None = None
 
     def __len__(self) -> int:
         return len(self.batch_sizes)
@@ -39,9 +41,10 @@ class Sizes:
         return self.upto[-1]
 
     def length(self, sample: Sample) -> int:
-        """Of a sample behind the stages."""
-        shape = np.shape(sample[self.by])
-        return int(max(shape[:2])) if self.is_image else int(shape[0])
+        """Of a sample behind the stages, padded."""
+        first, *others = np.shape(sample[self.by])
+        first = first if self.most is None else min(first, self.most)
+        return int(max(first, others[0])) if self.is_image else int(first)
 
     def of_length(self, length: int) -> int | None:
         """The class for it; None where it is longer than the last."""

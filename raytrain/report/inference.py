@@ -65,7 +65,7 @@ class Display:
     def update(self, told: str | Progress) -> None:
         """Called with what is being done, or with how far it is."""
         if isinstance(told, str):
-            self._console.print(told, highlight=False, soft_wrap=True)
+            self._console.print(told, highlight=False, markup=False, soft_wrap=True)
         elif self._live is not None:
             self._live.update(_panel(told), refresh=True)
         elif time.monotonic() - self._line_at >= LINE_EVERY_S:

@@ -9,6 +9,7 @@ import small_models
 import torch
 
 from raytrain.config.inference import PredictingModel
+from raytrain.errors import ConfigError
 from raytrain.infer.backends.convert import converted
 from raytrain.infer.backends.find import find_model
 from raytrain.infer.backends.load import load
@@ -26,13 +27,17 @@ def files(trained):
     """A model as a back end takes it. Into ONNX it is converted once, and into int8 once."""
 
     @cache
-    def of(name: str, backend: str, precision: str = "fp32", embeddings: bool = False, **_):
-        file, options = trained(name), BackendOptions(backend, precision, embeddings=embeddings)
-        if backend in ("onnx", "openvino") and precision == "int8":
-            file = of(name, "onnx", "int8") if backend == "openvino" else of(name, "onnx")
-        elif (backend, precision) in (("openvino", "fp32"), ("openvino", "bf16")):
-            file = of(name, "onnx", embeddings=embeddings)
+    def made(name: str, backend: str, precision: str, embeddings: bool):
+        file = trained(name)
+        if backend == "openvino":
+            file = made(name, "onnx", "int8" if precision == "int8" else "fp32", embeddings)
+        elif precision == "int8":
+            file = made(name, backend, "fp32", embeddings)
+        options = BackendOptions(backend, precision, embeddings=embeddings)
         return converted(file, options, small_models.samples(name, 64, seed=1)[0])
+
+    def of(name: str, backend: str, precision: str = "fp32", embeddings: bool = False):
+        return made(name, backend, precision, embeddings)
 
     return of
 
@@ -121,6 +126,19 @@ def test_int8_chooses_the_same(ready, plain, name, backend):
     got = predicted(ready(name, backend=backend, precision="int8"), inputs)
     assert 0 < (got - want).abs().max() < 0.15 * (want.max() - want.min())
     assert agreement(got, want) >= 0.97
+
+
+def test_int8_says_what_is_in_it(files, trained, tmp_path):
+    linear, every = (files(name, backend="onnx", precision="int8") for name in ("vit", "resnet"))
+    assert linear.source.endswith(", linear layers in int8, by the range of each batch")
+    assert every.source.endswith(", in int8, by the ranges of 64 samples")
+    for file in (linear, every):
+        assert file.precision == "int8" and converted(file, BackendOptions("onnx", "int8"), ()) == file
+    assert len(linear.data) < 0.6 * len(trained("vit").data)
+    (tmp_path / "int8.onnx").write_bytes(linear.data)
+    with pytest.raises(ConfigError, match="int8.onnx has been quantized already; say fp32 to use it so"):
+        found = find_model(PredictingModel(file=str(tmp_path / "int8.onnx")))
+        converted(found, BackendOptions("onnx", "int8"), small_models.samples("vit", 4)[0])
 
 
 def test_an_exported_program_computes_in_bf16_as_well(plain, trained, tmp_path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import small_models
 import torch
 
 from raytrain.errors import ConfigError
-from raytrain.infer.backends.convert import converted
 from raytrain.infer.backends.memory import CONTEXT_BYTES, MemoryEstimate, check_fits, estimated
 from raytrain.infer.backends.module import Predictor, built
 from raytrain.infer.contract import BackendOptions
@@ -63,7 +64,7 @@ def test_a_program_and_an_onnx_file(trained, tmp_path):
     of_program = estimated(file, BackendOptions(batch_size=99), (images,))
     assert of_program.weights_bytes == pytest.approx(of_module.weights_bytes, rel=0.01)
     assert of_program.batch_bytes == pytest.approx(of_module.batch_bytes, rel=0.25), "four at once, freed sooner"
-    onnx = converted(trained("vit"), BackendOptions("onnx"), (images,))
+    onnx = replace(file, kind="onnx", data=b"onnx" * 1000)
     of_onnx = estimated(onnx, BackendOptions("onnx", device="cuda:0"), (images,))
     assert of_onnx == MemoryEstimate(len(onnx.data), None, CONTEXT_BYTES)
 

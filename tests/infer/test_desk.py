@@ -176,10 +176,6 @@ def test_a_piece_goes_to_the_least_loaded_stream_that_takes_its_class():
         desk.prepared(Work(number), [0, 1])
     given_out = desk.to_predict()
     assert given_out[:2] == [(0, Piece(Work(0), 0)), (1, Piece(Work(0), 1))]
-    assert desk.missing_sizes() == frozenset()
-    desk.stream_is_gone(1)
-    desk.prepared(Work(0), [0, 1])
-    assert desk.missing_sizes() == {1}
 
 
 def test_what_is_predicted_is_not_predicted_again_when_the_rest_of_its_block_is():
@@ -191,7 +187,7 @@ def test_what_is_predicted_is_not_predicted_again_when_the_rest_of_its_block_is(
     assert desk.predicted(first)
     assert desk.not_predicted(second) == "again"
     assert desk.to_prepare() == [work]
-    desk.prepared(work, [0, 1])
+    assert desk.prepared(work, [0, 1]) == {1}, "and the first need not be kept"
     assert desk.to_predict() == [(0, second)]
     assert not desk.is_done and desk.predicted(second) and desk.is_done
 
@@ -220,6 +216,21 @@ def test_blocks_of_known_classes_have_one_class_each():
     classes = np.array([0, 1, 0, 0, 1, 0])
     made = blocks_of([Shard(0, 0, 6)], [2, 8], classes)
     assert [list(block.ids) for block in made] == [[0, 2], [3, 5], [1, 4]]
+
+
+def test_what_is_prepared_once_more_when_its_block_is_taken_apart_is_not_wanted():
+    """Else what failed in it would be told by the block and by the samples themselves."""
+    desk = Desk(blocks(2), slots=1, queued=1, in_flight=2, max_failures=1)
+    desk.stream_is_there(0, [0])
+    desk.stream_is_there(1, [1])
+    [work] = desk.to_prepare()
+    assert desk.prepared(work, [0, 1]) == {0, 1}
+    assert len(desk.to_predict()) == 2
+    assert desk.stream_is_gone(0) == [(work, "again")]
+    assert desk.to_prepare() == [work]
+    assert desk.stream_is_gone(1) == [(work, "apart")]
+    assert desk.prepared(work, [0, 1]) is None
+    assert desk.to_prepare() == [Work(0, 0), Work(0, 1)]
 
 
 def test_a_sample_by_itself_has_a_second_try():

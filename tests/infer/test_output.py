@@ -65,6 +65,9 @@ def test_what_cannot_be_written_or_read_is_said(tmp_path):
     (tmp_path / "out" / ".part-00001.parquet.part").mkdir()
     with pytest.raises(PredictionError, match=r"cannot write .*part-00001.parquet: .*; what was finished before"):
         folder.write(1, ids(4), [])
+    (tmp_path / "out" / "errors-00002.parquet").mkdir()
+    with pytest.raises(PredictionError, match=r"cannot remove .*errors-00002.parquet, of a shard done anew"):
+        folder.write(2, ids(8, 9), [])
 
 
 def test_what_a_finished_folder_says(tmp_path):
@@ -117,6 +120,15 @@ def test_a_shard_without_any_row_has_the_columns_of_others(gathering):
     many.prepared(Work(1), ids(), [Failure(index, "x", "y") for index in range(4, 8)])
     found = many.complete(1)
     assert found.rows.column_names == ["id", "prediction"] and len(found.failures) == 4
+
+
+def test_a_field_of_two_types_is_said(gathering):
+    for number, values in ((0, ["a", "b"]), (1, [1, 2])):
+        first = 4 + 2 * number
+        gathering.prepared(Work(number), pa.table({"id": [first, first + 1], "name": values}), [])
+        gathering.predicted(Piece(Work(number)), ids(first, first + 1), [])
+    with pytest.raises(PredictionError, match="of one type in some blocks and of another in others: .*; leave it out"):
+        gathering.complete(1)
 
 
 def test_a_shard_that_lacks_an_id_is_never_written(gathering):

@@ -155,6 +155,16 @@ def test_samples_that_kill_their_process_are_singled_out(two_nodes, tmp_path):
     assert sum(stream.restarts for stream in record.streams) == 3
 
 
+def test_errors_of_an_earlier_run_count(two_nodes, tmp_path):
+    tree = linear_tree(tmp_path, "some", 40, {"deadly_stages:failing": {"values": [3, 25], "on": "x"}})
+    assert predict(PredictionJob.from_dict(tree)).errors == 2
+    for path in (tmp_path / "some" / "predictions").glob("*-00001.parquet"):
+        path.unlink()
+    tree["data"]["max_corrupt_share"] = 0.03
+    with pytest.raises(DataError, match=r"2 of 40 samples could not be predicted, which is more than .*=0.03 allows"):
+        predict(PredictionJob.from_dict(tree))
+
+
 def test_too_many_errors_end_the_run_and_what_is_wrong_is_said_at_once(two_nodes, tmp_path):
     tree = linear_tree(tmp_path, "few", 20, {"deadly_stages:failing": {"values": [3, 5], "on": "x"}})
     tree["data"]["max_corrupt_share"] = 0.0

@@ -14,6 +14,7 @@ import torch
 from raytrain import PredictionJob
 from raytrain.data.producer import Producer
 from raytrain.errors import ConfigError, DataError, PredictionError
+from raytrain.infer import stream
 from raytrain.infer.backends.find import find_model
 from raytrain.infer.contract import Outputs, StreamShape, Wanted
 from raytrain.infer.output.answers import answers
@@ -22,7 +23,12 @@ from raytrain.infer.predict import stream_work
 from raytrain.infer.prepare import prepared
 from raytrain.infer.stream import Stream
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "timed_briefly")
+
+
+@pytest.fixture
+def timed_briefly(monkeypatch):
+    monkeypatch.setattr(stream, "ALONE_S", 0.0)
 
 
 def plan_of(tree: dict) -> InferencePlan:
@@ -40,8 +46,8 @@ def all_of(plan: InferencePlan) -> tuple[list, list, pa.Table]:
 
     examples = find_examples(plan.num_samples, ask)
     shape, takes = StreamShape((), torch.get_num_threads()), tuple(range(len(plan.sizes)))
-    stream = Stream(stream_work(plan, examples), shape, takes, "cpu")
-    begun = stream.begin()
+    actor = Stream(stream_work(plan, examples), shape, takes, "cpu")
+    begun = actor.begin()
     assert begun.samples_per_s > 0
     told, answered, tables = [], [], []
     for block in plan.blocks({}, examples.sample_bytes):
@@ -49,7 +55,7 @@ def all_of(plan: InferencePlan) -> tuple[list, list, pa.Table]:
         told.append(made)
         for piece in pieces:
             if piece is not None:
-                said, rows = stream.predict(piece)
+                said, rows = actor.predict(piece)
                 answered.append(said)
                 tables.append(rows)
     found = pa.concat_tables(tables)
@@ -86,6 +92,8 @@ def test_size_classes_say_what_the_model_says_of_each_sequence_as_it_is(texts, t
     plan = plan_of(text_tree(tmp_path))
     blocks = plan.blocks({}, 200.0)
     assert [len(block) for block in blocks] == [8, 6, 9, 9, 9], "whole batches of each class, and the rest"
+    assert [len(block) for block in plan.blocks({}, 200.0, 5)] == [8, 6, 9, 9, 9]
+    assert max(len(block) for block in plan.blocks({}, 200.0, 20)) <= 4, "each of 20 workers has some"
     lengths = np.array([len(each) for each in texts])
     assert all(len(set(lengths[np.asarray(block.ids)] > 8)) == 1 for block in blocks), "one class each"
     told, answered, rows = all_of(plan)
@@ -116,6 +124,29 @@ def test_a_sequence_that_no_class_takes_is_an_error_at_the_start_or_a_row_of_its
     assert {failure.stage for failure in failures} == {"size"}
     assert failures[0].reason == "`text` has length 20; the last class is 19"
     assert rows.column("id").to_pylist() == [number for number in range(41) if number not in long]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["read beforehand", "known behind the stages"])
+def test_a_sequence_that_is_cut_goes_to_the_class_of_what_is_left(known, texts, tmp_path):
+    tree = text_tree(tmp_path)
+    tree["inference"]["buckets"]["classes"] = [{"upto": 8}, {"upto": 19}]
+    tree["data"]["collate"] = {"text": {"padded": {"most": 19}}}
+    if not known:
+        tree["data"]["stages"] = [{"deadly_stages:as_it_is": {"on": "text"}}]
+    plan = plan_of(tree)
+    assert (plan.classes is not None) == known
+    told, _, rows = all_of(plan)
+    assert not [failure for made in told for failure in made.failures]
+    assert rows.num_rows == 41
+
+
+def test_raw_output_of_what_is_padded_batch_by_batch_differs_in_length(texts, tmp_path):
+    tree = text_tree(tmp_path, inference={"batch_size": 3, "block": {"rows": 9}})
+    tree["model"] = {"name": "torch.nn:Identity", "inputs": "text", "task": "raw"}
+    tree["data"]["collate"] = {"text": "padded"}
+    _, _, rows = all_of(plan_of(tree))
+    for row, text in zip(rows.to_pylist(), texts, strict=True):
+        assert row["output"][: len(text)] == text.tolist() and not any(row["output"][len(text) :])
 
 
 def test_what_a_stage_makes_none_or_several_of_has_no_row(tmp_path):
@@ -182,6 +213,10 @@ def test_the_columns_of_what_a_model_says():
     assert raw.column("output").to_pylist() == output.tolist()
     with pytest.raises(PredictionError, match=r"shape \(2, 1, 3\), which is not \(samples, classes\)"):
         answers(keys, Outputs(output.reshape(2, 1, 3)), Wanted())
+    with pytest.raises(PredictionError, match="one number a sample, and the softmax of one is always 1; write it as"):
+        answers(keys, Outputs(output[:, :1]), Wanted())
+    with pytest.raises(PredictionError, match="4 names in model.classes, and the model tells 3 apart"):
+        answers(keys, Outputs(output), Wanted(classes=("a", "b", "c", "d")))
     with pytest.raises(PredictionError, match=r"shape \(2, 3\) for 3 samples; it must have one row"):
         answers(np.arange(3), Outputs(output), Wanted())
 

@@ -57,6 +57,19 @@ def test_streams_of_a_host_take_their_cpus_but_for_one_where_nobody_else_prepare
     assert [each.cpus for each in found.streams] == [2, 2], "Ray counts whole CPUs"
 
 
+def test_the_second_threads_of_streams_cores_prepare_nothing():
+    """Eight cores of two hardware threads, CPUs 0-7 and 8-15."""
+    cores = CpuTopology(tuple(Core((n, n + 8), 0, 0, 0) for n in range(8)))
+    found = survey(Inference(), spare=True, topology=cores)
+    assert (len(found.shapes), found.rest) == (7, (7, 15))
+    placed = place(topology(("local", 16, 0)), Inference(), Cluster(), {"0": found})
+    assert [each.cpus for each in placed.streams] == [2.0] * 7
+    assert placed.slots == 2
+    every = survey(Inference(), spare=False, topology=cores)
+    placed = place(topology(("train", 16, 0), ("cpu", 2, 0)), Inference(), Cluster(), {"0": every})
+    assert placed.slots == 8 + 2, "where streams have every core, their second threads prepare"
+
+
 def test_gpus_that_are_asked_for_must_be_there():
     with pytest.raises(ClusterError, match="inference.device is gpu, and no host of the cluster has one"):
         hosts_of_streams(topology(("local", 4, 0)), Inference(device="gpu"))

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from patience import patient
+from predicting import linear_tree
 from rich.console import Console
 
 from raytrain.cli.main import main
@@ -18,6 +19,8 @@ from raytrain.cli.tune import seconds
 from raytrain.config.inference import PredictionJob
 from raytrain.errors import ConfigError, DataError, Stopped
 from raytrain.infer.contract import Setting, Timed
+from raytrain.infer.streams.alone import Alone
+from raytrain.infer.streams.topology import Core, CpuTopology
 from raytrain.infer.tune import on_host
 from raytrain.infer.tune.on_host import OnHost
 from raytrain.infer.tune.points import Subject
@@ -278,3 +281,23 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere():
         assert "eager fp32, batches of 32, 1 x 1 cores: 123.4 samples/s, p95 50.0 ms" in shown
         assert "not possible: out of [memory]" in shown
         assert ("2 of at most 20 settings" in shown) == is_terminal
+
+
+def test_the_model_alone_has_the_threads_and_nodes_of_the_job(tmp_path, monkeypatch):
+    """On four cores of two hardware threads, in two nodes."""
+    tree = linear_tree(tmp_path, "threads", 8)
+    tree["inference"] |= {"objective": "latency", "streams": {"threads_per_core": 2, "huge_pages": True}}
+    cores = CpuTopology(tuple(Core((n, n + 4), n // 2) for n in range(4)))
+    monkeypatch.setattr(on_host, "read_topology", lambda: cores)
+    asked = []
+    monkeypatch.setattr(Alone, "measure", lambda self, *given, **_: asked.append(given[-2:]) or Timed(1.0, [1.0], 1.0))
+    with OnHost(PredictionJob.from_dict(tree)) as host:
+        assert host.model(Setting(streams=2, cores=1, allocator="glibc"), 1.0) == Timed(1.0, [1.0], 1.0)
+    subject = host.subject
+    tree["inference"]["batch_size"] = 2
+    assert OnHost(PredictionJob.from_dict(tree)).subject == subject, "which settings say"
+    tree["inference"]["streams"]["threads_per_core"] = 1
+    assert OnHost(PredictionJob.from_dict(tree)).subject != subject
+    [(shapes, streams)] = asked
+    assert [(shape.cpus, shape.node) for shape in shapes] == [((0, 4), 0), ((2, 6), 1)]
+    assert (streams.allocator, streams.huge_pages, streams.threads_per_core) == ("glibc", True, 2)

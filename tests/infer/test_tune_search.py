@@ -12,7 +12,7 @@ from raytrain.infer.contract import Setting, Timed
 from raytrain.infer.tune.search import Goal, Limits, Refused, Trial, search
 from raytrain.infer.tune.surrogate import Factors, Surrogate, expected_gain, least_known
 
-MACHINES = 40
+MACHINES = 20
 
 
 def searched(machine: SimulatedMachine, goal: Goal = Goal(), budget_s: float = 1e6, seed: int = 0, **changes):
@@ -146,7 +146,7 @@ def test_latency_is_p95_of_a_batch():
 
 def test_throughput_within_a_limit_of_latency():
     shares = []
-    for seed in range(10):
+    for seed in range(5):
         machine = physical(seed)
         limit_s = float(np.quantile(machine.p95_s, 0.3))
         found = searched(machine, Goal("throughput", limit_s))

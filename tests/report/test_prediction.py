@@ -48,11 +48,11 @@ def test_what_is_done_again_counts_once():
 def test_lines_come_now_and_then_and_a_panel_in_a_terminal(monkeypatch):
     shown = console()
     with Display(shown) as display:
-        display.update("listing the data")
+        display.update("listing the data of [/new]")
         display.update(progress())
         monkeypatch.setattr(display, "_line_at", time.monotonic() - 60)
         display.update(progress())
-    assert shown.file.getvalue().splitlines() == ["listing the data", line(progress())]
+    assert shown.file.getvalue().splitlines() == ["listing the data of [/new]", line(progress())]
     shown = console(terminal=True)
     with Display(shown) as display:
         display.update(progress())

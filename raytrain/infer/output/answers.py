@@ -26,7 +26,7 @@ def answers(keys: np.ndarray, said: Outputs, wanted: Wanted) -> pa.Table:
         keys: (samples,) ids.
 
     Raises:
-        PredictionError: the output is not a row of numbers for each sample.
+        PredictionError: the output is not a row of numbers for each sample, or not of these classes.
     """
     columns: dict[str, pa.Array] = {"id": pa.array(keys, pa.int64())}
     output = said.output.to(torch.float32)
@@ -50,8 +50,15 @@ def _of_classes(output: torch.Tensor, wanted: Wanted) -> dict[str, pa.Array]:
             f"the model returned a tensor of shape {tuple(output.shape)}, which is not (samples, classes); write it as "
             "it is with model.task: raw"
         )
-    shares = output.softmax(dim=1)
     count = output.shape[1]
+    if count == 1:
+        raise PredictionError(
+            "the model returned one number a sample, and the softmax of one is always 1; write it as it is with "
+            "model.task: raw"
+        )
+    if len(wanted.classes) > count:
+        raise PredictionError(f"{len(wanted.classes)} names in model.classes, and the model tells {count} apart")
+    shares = output.softmax(dim=1)
     most = wanted.probabilities if isinstance(wanted.probabilities, int) else 1
     top_shares, top = (each.numpy() for each in shares.topk(min(most, count), dim=1))
     columns = {"prediction": _named(top[:, 0], wanted.classes, count)}

@@ -156,8 +156,14 @@ class OutputFolder:
             ) from None
 
     def _remove(self, name: str) -> None:
-        if self._files.get_file_info(f"{self._root}/{name}").type != pyarrow.fs.FileType.NotFound:
-            self._files.delete_file(f"{self._root}/{name}")
+        path = f"{self._root}/{name}"
+        try:
+            if self._files.get_file_info(path).type != pyarrow.fs.FileType.NotFound:
+                self._files.delete_file(path)
+        except OSError as error:
+            raise PredictionError(
+                f"cannot remove {self.path}/{name}, of a shard done anew: {one_line(error)}"
+            ) from None
 
 
 def part_name(shard: int) -> str:

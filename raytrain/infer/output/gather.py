@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from raytrain.errors import PredictionError, one_line
 from raytrain.infer.blocks import Block, Shard
 from raytrain.infer.desk import Piece, Work
 from raytrain.record.status import Failure
@@ -71,7 +72,11 @@ class Gathering:
         self._of[self._blocks[work.block].shard].pop(work, None)
 
     def complete(self, shard: int) -> Gathered:
-        """All of it, and nothing of it is kept."""
+        """All of it, and nothing of it is kept.
+
+        Raises:
+            PredictionError: columns of its blocks are of different types.
+        """
         parts = [part for _, part in sorted(self._of.pop(shard).items())]
         failures = [each for part in parts for found in part.failures.values() for each in found]
         tables = [rows for part in parts for rows in part.rows.values()]
@@ -99,7 +104,13 @@ class Gathering:
 
 
 def _joined(tables: Sequence[pa.Table]) -> pa.Table:
-    return pa.concat_tables(tables, promote_options="permissive")
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise PredictionError(
+            f"a column is of one type in some blocks and of another in others: {one_line(error, 200)}; leave it out of "
+            "output.fields, or make it one type in the source"
+        ) from None
 
 
 def _by_id(table: pa.Table) -> pa.Table:

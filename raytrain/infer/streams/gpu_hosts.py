@@ -64,7 +64,8 @@ def with_mps(places: Places, wanted: bool) -> Iterator[Places]:
     import ray
 
     hosts = real_gpu_hosts(places) if wanted else []
-    actor, options = ray.remote(MpsHost), {"num_cpus": 0, "max_restarts": 0}
+    actor: Any = ray.remote(MpsHost)
+    options = {"num_cpus": 0, "max_restarts": 0}
     actors = [actor.options(**options, label_selector=here(host)).remote() for host in hosts]
     try:
         started = dict(zip(hosts, asked([each.start.remote() for each in actors]), strict=True))

@@ -201,10 +201,14 @@ def _on_gpus(host: Host, inference: Inference, real: bool) -> list[StreamPlace]:
 
 
 def _on_cpus(host: Host, here: OnHost, keep: int) -> list[StreamPlace]:
-    """With the CPUs that Ray is to count for each, but for those to be kept for the tasks that prepare."""
+    """With the CPUs that Ray is to count for each: all hardware threads of its cores, since those that it does not use
+    are nobody's, but for the CPUs to be kept for the tasks that prepare."""
     wanted = [float(shape.threads) for _, shape in here.shapes]
-    most = max(host.cpus - keep, 0.0)
-    scale = min(most / sum(wanted), 1.0)
+    used = {cpu for _, shape in here.shapes for cpu in shape.cpus}
+    taken = sum(wanted)
+    if here.rest and used.isdisjoint(here.rest):
+        taken = max(taken, host.cpus - len(here.rest))
+    scale = min(taken, max(host.cpus - keep, 0.0)) / sum(wanted)
     found = []
     for (takes, shape), cpus in zip(here.shapes, wanted, strict=True):
         own = cpus * scale

@@ -93,7 +93,8 @@ class OnHost:
     @property
     def subject(self) -> Subject:
         machine, versions = this_machine()
-        said = json.dumps([self.plan.made_by, self.samples], sort_keys=True, default=repr)
+        others = _merged(self.job.inference, keys_of(Setting(), on_gpu=False)).model_dump()  # than settings say
+        said = json.dumps([self.plan.made_by, self.samples, others], sort_keys=True, default=repr)
         return Subject(
             hardware=machine,
             versions=versions,
@@ -116,10 +117,11 @@ class OnHost:
             batch_size=setting.batch_size,
             embeddings=self.job.model.embeddings,
         )
-        streams = Streams(count=setting.streams, cores=setting.cores, allocator=setting.allocator)
+        inference = _merged(self.job.inference, keys_of(setting, on_gpu))
+        streams = inference.streams
         try:
             batch = self._batch(setting.batch_size)
-            shapes = _gpu_shapes(setting) if on_gpu else plan_streams(read_topology(), streams, "throughput")
+            shapes = _gpu_shapes(setting) if on_gpu else plan_streams(read_topology(), streams, inference.objective)
             file = self._file(options)
             return self._alone.measure(load, file, options, [batch], shapes, streams, seconds=effort_s)
         except Stopped:

@@ -29,7 +29,7 @@ class Subject(Section):
 
     Attributes:
         model: digest.
-        data: of the source, the stages, and how many samples.
+        data: of the source, the stages, how many samples, and what else the job says of how it runs.
     """
 
     hardware: dict[str, Any]
