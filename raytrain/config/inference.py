@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 
 from raytrain.config.cluster import Cluster
 from raytrain.config.data import Arrival, Collations, Normalize, Source, StageSpec
-from raytrain.config.file import read_tree, section_of
+from raytrain.config.file import has, read_tree, section_of
 from raytrain.config.own_code import look_in
 from raytrain.config.section import PositiveInt, Section, Share
+from raytrain.errors import ConfigError
 
 Backend = Literal["eager", "compile", "onnx", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -176,4 +177,9 @@ class PredictionJob(Section):
     @classmethod
     def from_dict(cls, tree: dict[str, Any], where: str = "job") -> PredictionJob:
         """Validate a parsed job description; `where` opens the error message."""
+        if "training" in tree and not has(tree, "data", "source"):
+            raise ConfigError(
+                f"{where} is a job of `raytrain train` (it has `training`); one that predicts has `model: {{run: …}}`, "
+                "the folder of a run of it, and `data: {source: …}`"
+            )
         return section_of(cls, tree, where)
