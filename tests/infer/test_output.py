@@ -52,8 +52,24 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(ConfigError, match="holds Parquet files and no predictions.json"):
         OutputFolder(str(tmp_path)).begin(ABOUT, SHARDS)
     (tmp_path / "file").touch()
-    with pytest.raises(PredictionError, match="cannot use the output folder"):
+    with pytest.raises(ConfigError, match="output.path: cannot use .*/file"):
         OutputFolder(str(tmp_path / "file")).begin(ABOUT, SHARDS)
+
+
+def test_a_run_that_wrote_no_shard_leaves_the_folder_to_any_other(tmp_path):
+    other = About("job", {**ABOUT.made_by, "model": "def"}, 10, 3)
+    folder = OutputFolder(str(tmp_path))
+    folder.begin(other, SHARDS)
+    with pytest.raises(PredictionError, match="the model failed"), folder.left_as_found():
+        raise PredictionError("the model failed")
+    assert not list(tmp_path.iterdir())
+    folder.begin(ABOUT, SHARDS)
+    with pytest.raises(PredictionError), folder.left_as_found():
+        folder.write(0, ids(0, 1, 2, 3), [])
+        raise PredictionError("the model failed")
+    with pytest.raises(ConfigError, match="holds the predictions of another job"):
+        folder.begin(other, SHARDS)
+    assert len(folder.begin(ABOUT, SHARDS)) == 1
 
 
 def test_what_cannot_be_written_or_read_is_said(tmp_path):

@@ -184,6 +184,11 @@ def test_the_columns_of_what_a_model_says():
         answers(keys, Outputs(output.reshape(2, 1, 3)), Wanted())
     with pytest.raises(PredictionError, match=r"shape \(2, 3\) for 3 samples; it must have one row"):
         answers(np.arange(3), Outputs(output), Wanted())
+    for names in ("ab", "abcd"):
+        with pytest.raises(PredictionError, match=rf"are {len(names)} names of classes, and the model returned 3 numb"):
+            answers(keys, Outputs(output), Wanted(classes=tuple(names), all_named=True))
+    with pytest.raises(PredictionError, match="are 4 names"):
+        answers(keys, Outputs(output), Wanted(classes=tuple("abcd")))
 
 
 def test_samples_are_tried_until_some_can_be_prepared():
