@@ -130,7 +130,9 @@ def verdict(
     if model is None or prepare is None or together is None:
         return "unknown", "there was too little to predict for a figure of each part"
     if busy >= BUSY or (model <= prepare and together >= NEAR * model):
-        slower = f" (at {together / model:.0%} of its rate alone: {SHARED})" if together < NEAR * model else ""
+        slower = (
+            f" (at {max(together / model, 0.01):.0%} of its rate alone: {SHARED})" if together < NEAR * model else ""
+        )
         return "model", (
             f"the model limits{slower}: more streams or GPUs, another inference.backend or inference.precision, or a "
             "larger inference.batch_size; `raytrain tune` tries them"

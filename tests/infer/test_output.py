@@ -83,6 +83,15 @@ def test_what_cannot_be_written_or_read_is_said(tmp_path):
         folder.write(1, ids(4), [])
 
 
+def test_no_half_file_is_left(tmp_path):
+    folder = OutputFolder(str(tmp_path))
+    folder.begin(ABOUT, SHARDS)
+    (tmp_path / "part-00001.parquet").mkdir()  # so that the draft is written and cannot take its place
+    with pytest.raises(PredictionError, match=r"cannot write .*part-00001.parquet"):
+        folder.write(1, ids(4), [])
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_what_a_finished_folder_says(tmp_path):
     folder = OutputFolder(str(tmp_path))
     folder.begin(ABOUT, SHARDS)

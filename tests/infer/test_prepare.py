@@ -102,6 +102,13 @@ def test_size_classes_say_what_the_model_says_of_each_sequence_as_it_is(texts, t
     assert max(sizes) <= 3
 
 
+def test_a_model_that_fails_alone_is_said_with_what_it_was_given(tmp_path):
+    table = pa.table({"text": [[10_000, 2]] * 4})  # of no such row of the embedding
+    pyarrow.parquet.write_table(table, tmp_path / "texts.parquet")
+    with pytest.raises(PredictionError, match=r"the model failed on inputs of shape \(4, 8\), \(4, 8\): IndexError: "):
+        all_of(plan_of(text_tree(tmp_path)))
+
+
 def test_a_sequence_that_no_class_takes_is_an_error_at_the_start_or_a_row_of_its_own(texts, tmp_path):
     tree = text_tree(tmp_path)
     tree["inference"]["buckets"]["classes"] = [{"upto": 8}, {"upto": 19}]
