@@ -58,7 +58,9 @@ class Output(Section):
     """Parquet files, one a shard, with a row for every sample; those that failed are in `errors-*.parquet`."""
 
     path: str | None = Field(None, description="folder, local or `s3://…`; default: `<run_dir>/<name>/predictions`")
-    fields: tuple[str, ...] = Field((), description="of the samples, that are written as well")
+    fields: tuple[str, ...] = Field(
+        (), description="of the samples, that are written as well; `where` is the file of each, or the place in one"
+    )
     probabilities: PositiveInt | Literal["all", "none"] = Field(5, description="of the likeliest so many classes")
     shard_rows: PositiveInt = Field(10_000, description="samples a file; what is finished is not done again")
 

@@ -102,6 +102,20 @@ def test_size_classes_say_what_the_model_says_of_each_sequence_as_it_is(texts, t
     assert max(sizes) <= 3
 
 
+def test_where_each_sample_lies_is_written_unless_it_has_such_a_field(texts, tmp_path):
+    plan = plan_of(text_tree(tmp_path, output={"fields": ["where"]}))
+    assert plan.keep == {"where": "where"}
+    producer = Producer(plan.work)
+    told, _ = prepared(producer, np.array([3, 40]), plan.sizes, plan.keep)
+    path = tmp_path / "texts.parquet"
+    assert told.kept.to_pydict() == {"id": [3, 40], "where": [f"{path} (row group 0, row {n})" for n in (3, 40)]}
+    own = pa.table({"text": [each.tolist() for each in texts], "where": [f"page {n}" for n in range(len(texts))]})
+    pyarrow.parquet.write_table(own, path)
+    plan = plan_of(text_tree(tmp_path, output={"fields": ["where"]}))
+    told, _ = prepared(Producer(plan.work), np.array([3]), plan.sizes, plan.keep)
+    assert told.kept.column("where").to_pylist() == ["page 3"]
+
+
 def test_a_model_that_fails_alone_is_said_with_what_it_was_given(tmp_path):
     table = pa.table({"text": [[10_000, 2]] * 4})  # of no such row of the embedding
     pyarrow.parquet.write_table(table, tmp_path / "texts.parquet")
