@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 
 from raytrain.config.cluster import Cluster
 from raytrain.config.data import Arrival, Collations, Normalize, Source, StageSpec
-from raytrain.config.file import read_tree, section_of
+from raytrain.config.file import has, read_tree, section_of
 from raytrain.config.own_code import look_in
 from raytrain.config.section import PositiveInt, Section, Share
+from raytrain.errors import ConfigError
 
 Backend = Literal["eager", "compile", "onnx", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -57,7 +58,9 @@ class Output(Section):
     """Parquet files, one a shard, with a row for every sample; those that failed are in `errors-*.parquet`."""
 
     path: str | None = Field(None, description="folder, local or `s3://…`; default: `<run_dir>/<name>/predictions`")
-    fields: tuple[str, ...] = Field((), description="of the samples, that are written as well")
+    fields: tuple[str, ...] = Field(
+        (), description="of the samples, that are written as well; `where` is the file of each, or the place in one"
+    )
     probabilities: PositiveInt | Literal["all", "none"] = Field(5, description="of the likeliest so many classes")
     shard_rows: PositiveInt = Field(10_000, description="samples a file; what is finished is not done again")
 
@@ -176,4 +179,9 @@ class PredictionJob(Section):
     @classmethod
     def from_dict(cls, tree: dict[str, Any], where: str = "job") -> PredictionJob:
         """Validate a parsed job description; `where` opens the error message."""
+        if "training" in tree and not has(tree, "data", "source"):
+            raise ConfigError(
+                f"{where} is a job of `raytrain train` (it has `training`); one that predicts has `model: {{run: …}}`, "
+                "the folder of a run of it, and `data: {source: …}`"
+            )
         return section_of(cls, tree, where)

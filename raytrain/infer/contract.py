@@ -90,12 +90,14 @@ class Wanted:
         classes: names by number; empty where they have none.
         probabilities: of the likeliest so many classes.
         alike: outputs of all samples have one shape.
+        all_named: it is a mistake if the model has more classes than names. (One that was trained may well have more.)
     """
 
     task: Literal["classification", "raw"] = "classification"
     classes: tuple[str, ...] = ()
     probabilities: int | Literal["all", "none"] = 5
     alike: bool = True
+    all_named: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,18 @@ def completed(job: PredictionJob) -> PredictionJob:
     """With the stages, the normalisation and all else of its run's validation that the job does not say itself.
 
     Raises:
-        ConfigError: the run has no record, or none of what is left out.
+        ConfigError: the run has no record, none of what is left out, or another number of classes than is named.
     """
     if job.model.run is None:
         return job
     record = _record(job.model.run)
     trained = Job.from_dict(record.job, where=f"model.run: {job.model.run}/record.json")
+    named, known = len(job.model.classes), len(record.classes)
+    if named and known and named != known:
+        raise ConfigError(
+            f"model.classes has {named} names, and {job.model.run} was trained on {known} classes; leave it out for "
+            "theirs"
+        )
     model: dict[str, Any] = {}
     if job.model.inputs is None:
         model["inputs"] = trained.training.task.input
@@ -51,8 +57,9 @@ def _record(run: str) -> RunRecord:
             text = file.read().decode()
     except OSError as error:
         where = "" if "://" in run else f" (looked in {Path(run).absolute()})"
+        why = "" if isinstance(error, FileNotFoundError) else f": {one_line(error, 120)}"
         raise ConfigError(
-            f"model.run: {run} has no record.json{where}: {one_line(error, 120)}; give the folder of a run of "
-            "`raytrain train` that has ended"
+            f"model.run: {run} has no record.json{where}{why}; give the folder of a run of `raytrain train` that has "
+            "ended"
         ) from None
     return parse_record(text, f"{run}/record.json")

@@ -20,6 +20,7 @@ from raytrain.record.schema import Hardware, HostFacts
 
 LISTED = 100
 NEAR = 0.8  # of the slower part: from here on it is what limits
+SHARED = "cores or memory are shared, or the data are few and the first batches slow"
 BUSY = 0.9  # of the streams' time, in which they compute: likewise
 
 
@@ -129,9 +130,12 @@ def verdict(
     if model is None or prepare is None or together is None:
         return "unknown", "there was too little to predict for a figure of each part"
     if busy >= BUSY or (model <= prepare and together >= NEAR * model):
+        slower = (
+            f" (at {max(together / model, 0.01):.0%} of its rate alone: {SHARED})" if together < NEAR * model else ""
+        )
         return "model", (
-            "the model limits: more streams or GPUs, another inference.backend or inference.precision, or a larger "
-            "inference.batch_size; `raytrain tune` tries them"
+            f"the model limits{slower}: more streams or GPUs, another inference.backend or inference.precision, or a "
+            "larger inference.batch_size; `raytrain tune` tries them"
         )
     if prepare < model and together >= NEAR * prepare:
         dearest = max(stages, key=lambda stage: stage.cpu_s)

@@ -25,7 +25,7 @@ from raytrain.data.stages.registry import parse_stage
 from raytrain.errors import ConfigError, DataError
 from raytrain.infer.blocks import Block, Shard, blocks_of, rows_of, shards_of
 from raytrain.infer.contract import ModelFile
-from raytrain.infer.prepare import Keep
+from raytrain.infer.prepare import WHERE, Keep
 from raytrain.infer.sizes import Sizes
 from raytrain.infer.streams.gpus import even_blocks
 from raytrain.record.status import Failure
@@ -205,6 +205,8 @@ def kept(job: PredictionJob, opened: OpenPipeline) -> dict[str, str]:
         ConfigError: there is no such field of the source, or it is no text and no number.
     """
     schema = opened.train.schema
+    if WHERE not in schema and schema.whole:
+        schema = schema.but(**{WHERE: Field(dtype=WHERE, shape=())})
     schema.check_has(job.output.fields, "output.fields")
     found = {}
     for name in job.output.fields:

@@ -76,7 +76,7 @@ def predict(
         if len(done) == len(plan.shards) and (before := _finished(folder, output)) is not None:
             watch(f"{output.path} is finished: {before.rows:,} rows, {before.errors:,} errors; nothing is left to do")
             return before
-        with _cluster(groups, address, heard) as cluster:
+        with output.left_as_found(), _cluster(groups, address, heard) as cluster:
             places = _places(cluster, job.inference, plan)
             watch(_told(plan, places, done))
             task = task_of(plan, places)
@@ -226,7 +226,13 @@ def stream_work(plan: InferencePlan, examples: Examples) -> StreamWork:
         fields=opened.pipeline.fields,
         normalize=opened.pipeline.normalize,
         inputs=plan.inputs,
-        wanted=Wanted(job.model.task, tuple(names), job.output.probabilities, alike=not plan.is_padded),
+        wanted=Wanted(
+            job.model.task,
+            tuple(names),
+            job.output.probabilities,
+            alike=not plan.is_padded,
+            all_named=not job.model.run,
+        ),
         examples=examples.blocks,
         batch_sizes=plan.sizes.batch_sizes,
     )

@@ -28,6 +28,8 @@ from raytrain.record.status import Failure
 Keep = Mapping[str, str]
 """Fields that are written beside the predictions, as they were read, and their dtypes; empty where nobody knows."""
 
+WHERE = "where"  # in place of a dtype: the sample's file, or place in one, where it has no field of that name
+
 
 @dataclass(frozen=True)
 class PreparedBlock:
@@ -92,7 +94,7 @@ def prepared(
     Raises:
         DataError: a file cannot be read, or samples do not go together.
     """
-    staged = producer.staged("train", np.zeros_like(ids), ids, keep=tuple(keep))
+    staged = producer.staged("train", np.zeros_like(ids), ids, keep=_read(keep))
     found = _sort(staged, sizes)
     made = [_batches(staged, group, number, sizes) for number, group in enumerate(found.groups)]
     staged.settle()
@@ -155,11 +157,19 @@ def _batches(staged: Staged, group: Sequence[int], number: int, sizes: Sizes) ->
     return found
 
 
+def _read(keep: Keep) -> tuple[str, ...]:
+    return tuple(name for name, dtype in keep.items() if dtype != WHERE)
+
+
 def _kept(staged: Staged, keep: Keep) -> pa.Table:
-    there = [place for place, sample in enumerate(staged.kept) if not keep or sample]
+    read, describe = _read(keep), staged.split.manifest.describe
+    there = [place for place, sample in enumerate(staged.kept) if not read or sample]
     columns = {"id": pa.array(staged.ids[there], pa.int64())}
     for name, dtype in keep.items():
-        values = [_plain(name, staged.kept[place], staged, place) for place in there]
+        if dtype == WHERE:
+            values = [describe(int(staged.ids[place])) for place in there]
+        else:
+            values = [_plain(name, staged.kept[place], staged, place) for place in there]
         columns[name] = pa.array(values, arrow_type(dtype))
     return pa.table(columns)
 
@@ -174,6 +184,6 @@ def _plain(name: str, sample: Sample, staged: Staged, place: int) -> Any:
 
 def arrow_type(dtype: str) -> pa.DataType | None:
     """Of a field's dtype; None where Arrow is to see for itself."""
-    if dtype in ("", TEXT):
+    if dtype in ("", TEXT, WHERE):
         return pa.string() if dtype else None
     return pa.float32() if dtype == BFLOAT16 else pa.from_numpy_dtype(np.dtype(dtype))

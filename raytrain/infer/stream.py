@@ -221,7 +221,13 @@ class Stream:
                 return None
             count = self._work.batch_sizes[size]
             inputs = [_filled(each, count) for each in self._inputs(arriving)]
-            taken = [_timed(self._model, inputs)]  # the first warms up
+            try:
+                taken = [_timed(self._model, inputs)]  # the first warms up
+            except (RaytrainError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # noqa: BLE001 - a user's model may raise anything
+                shapes = ", ".join(str(tuple(each.shape)) for each in inputs)
+                raise PredictionError(f"the model failed on inputs of shape {shapes}: {named(error)[:300]}") from None
             if taken[0] < ALONE_S:
                 until = time.perf_counter() + ALONE_S
                 taken = [_timed(self._model, inputs)]

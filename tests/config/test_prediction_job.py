@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from raytrain import PredictionJob
+from raytrain import Job, PredictionJob
 from raytrain.errors import ConfigError
 
 TREE = {"name": "a", "model": {"run": "runs/b"}, "data": {"source": {"kind": "image_folder", "path": "images"}}}
@@ -33,3 +33,15 @@ def test_a_file_and_what_is_said_on_the_command_line(tmp_path):
 def test_what_is_wrong_is_named(changes, said):
     with pytest.raises(ConfigError, match=said):
         PredictionJob.from_dict({**TREE, **changes})
+
+
+def test_a_job_of_the_other_command_is_named_as_such():
+    training = {"name": "a", "data": {"train": {"kind": "image_folder", "path": "images"}}, "training": {"epochs": 1}}
+    with pytest.raises(ConfigError, match="job is a job of `raytrain train`"):
+        PredictionJob.from_dict(training)
+    with pytest.raises(ConfigError, match="job is a job of `raytrain infer`"):
+        Job.from_dict(TREE)
+    with pytest.raises(ConfigError, match="unknown key 'training'"):  # one key too many makes it no other job
+        PredictionJob.from_dict({**TREE, "training": {"epochs": 1}})
+    with pytest.raises(ConfigError, match="unknown key 'data.source'"):
+        Job.from_dict({**TREE, "training": {"epochs": 1}})

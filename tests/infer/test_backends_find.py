@@ -145,6 +145,12 @@ def emptied(folder):
     return folder
 
 
+def test_a_state_for_another_number_of_classes_than_are_named(tmp_path):
+    torch.save(weights(1, 4), tmp_path / "weights.pt")
+    with pytest.raises(ConfigError, match=r"model.classes has 3 names, and model.weights: .*weights.pt has 4 classes"):
+        find(name=ENCODER, weights=str(tmp_path / "weights.pt"), classes=("a", "b", "c"))
+
+
 def test_a_checkpoint_of_another_model(run):
     state = weights(1)
     state["more.weight"] = torch.ones(2)

@@ -29,8 +29,17 @@ def test_stages_normalisation_classes_and_the_input_are_those_of_its_validation(
     assert completed(job(tmp_path)).data.stages[1] == {"resize": {"size": 4}}
 
 
+def test_as_many_classes_are_named_as_it_was_trained_on(record, tmp_path):
+    record.model_copy(update={"classes": ["dark", "grey", "light"]}).write(tmp_path / "record.json")
+    tree = {"name": "p", "data": {"source": {"kind": "image_folder", "path": "images"}}}
+    own = {"run": str(tmp_path), "classes": ["black", "brown", "white"]}
+    assert completed(PredictionJob.from_dict({**tree, "model": own})).model.classes == ("black", "brown", "white")
+    with pytest.raises(ConfigError, match="model.classes has 2 names, and .* was trained on 3 classes; leave it out"):
+        completed(PredictionJob.from_dict({**tree, "model": {**own, "classes": ["black", "white"]}}))
+
+
 def test_a_run_that_does_not_say_is_told(record, tmp_path):
-    with pytest.raises(ConfigError, match=r"has no record.json \(looked in .*\).*; give the folder of a run"):
+    with pytest.raises(ConfigError, match=r"has no record.json \(looked in [^)]*\); give the folder of a run"):
         completed(job(tmp_path))
     record.job["data"] = None
     record.write(tmp_path / "record.json")

@@ -24,7 +24,8 @@ STAGES = [
         (100.0, 300.0, 95.0, 0.8, "model", "more streams or GPUs"),
         (300.0, 100.0, 95.0, 0.3, "prepare", "`decode` takes 75% of it: more CPUs"),
         (100.0, 100.0, 60.0, 0.6, "neither", "more blocks in flight"),
-        (100.0, 300.0, 60.0, 0.95, "model", "more streams or GPUs"),
+        (100.0, 300.0, 60.0, 0.95, "model", "the model limits (at 60% of its rate alone: cores or memory are shared"),
+        (100.0, 300.0, 80.0, 0.95, "model", "the model limits: more streams or GPUs"),
         (None, 100.0, 60.0, 0.5, "unknown", "too little to predict"),
     ],
 )

@@ -52,8 +52,24 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(ConfigError, match="holds Parquet files and no predictions.json"):
         OutputFolder(str(tmp_path)).begin(ABOUT, SHARDS)
     (tmp_path / "file").touch()
-    with pytest.raises(PredictionError, match="cannot use the output folder"):
+    with pytest.raises(ConfigError, match="output.path: cannot use .*/file"):
         OutputFolder(str(tmp_path / "file")).begin(ABOUT, SHARDS)
+
+
+def test_a_run_that_wrote_no_shard_leaves_the_folder_to_any_other(tmp_path):
+    other = About("job", {**ABOUT.made_by, "model": "def"}, 10, 3)
+    folder = OutputFolder(str(tmp_path))
+    folder.begin(other, SHARDS)
+    with pytest.raises(PredictionError, match="the model failed"), folder.left_as_found():
+        raise PredictionError("the model failed")
+    assert not list(tmp_path.iterdir())
+    folder.begin(ABOUT, SHARDS)
+    with pytest.raises(PredictionError), folder.left_as_found():
+        folder.write(0, ids(0, 1, 2, 3), [])
+        raise PredictionError("the model failed")
+    with pytest.raises(ConfigError, match="holds the predictions of another job"):
+        folder.begin(other, SHARDS)
+    assert len(folder.begin(ABOUT, SHARDS)) == 1
 
 
 def test_what_cannot_be_written_or_read_is_said(tmp_path):
@@ -68,6 +84,15 @@ def test_what_cannot_be_written_or_read_is_said(tmp_path):
     (tmp_path / "out" / "errors-00002.parquet").mkdir()
     with pytest.raises(PredictionError, match=r"cannot remove .*errors-00002.parquet, of a shard done anew"):
         folder.write(2, ids(8, 9), [])
+
+
+def test_no_half_file_is_left(tmp_path):
+    folder = OutputFolder(str(tmp_path))
+    folder.begin(ABOUT, SHARDS)
+    (tmp_path / "part-00001.parquet").mkdir()  # so that the draft is written and cannot take its place
+    with pytest.raises(PredictionError, match=r"cannot write .*part-00001.parquet"):
+        folder.write(1, ids(4), [])
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_what_a_finished_folder_says(tmp_path):

@@ -110,6 +110,27 @@ def test_size_classes_say_what_the_model_says_of_each_sequence_as_it_is(texts, t
     assert max(sizes) <= 3
 
 
+def test_where_each_sample_lies_is_written_unless_it_has_such_a_field(texts, tmp_path):
+    plan = plan_of(text_tree(tmp_path, output={"fields": ["where"]}))
+    assert plan.keep == {"where": "where"}
+    producer = Producer(plan.work)
+    told, _ = prepared(producer, np.array([3, 40]), plan.sizes, plan.keep)
+    path = tmp_path / "texts.parquet"
+    assert told.kept.to_pydict() == {"id": [3, 40], "where": [f"{path} (row group 0, row {n})" for n in (3, 40)]}
+    own = pa.table({"text": [each.tolist() for each in texts], "where": [f"page {n}" for n in range(len(texts))]})
+    pyarrow.parquet.write_table(own, path)
+    plan = plan_of(text_tree(tmp_path, output={"fields": ["where"]}))
+    told, _ = prepared(Producer(plan.work), np.array([3]), plan.sizes, plan.keep)
+    assert told.kept.column("where").to_pylist() == ["page 3"]
+
+
+def test_a_model_that_fails_alone_is_said_with_what_it_was_given(tmp_path):
+    table = pa.table({"text": [[10_000, 2]] * 4})  # of no such row of the embedding
+    pyarrow.parquet.write_table(table, tmp_path / "texts.parquet")
+    with pytest.raises(PredictionError, match=r"the model failed on inputs of shape \(4, 8\), \(4, 8\): IndexError: "):
+        all_of(plan_of(text_tree(tmp_path)))
+
+
 def test_a_sequence_that_no_class_takes_is_an_error_at_the_start_or_a_row_of_its_own(texts, tmp_path):
     tree = text_tree(tmp_path)
     tree["inference"]["buckets"]["classes"] = [{"upto": 8}, {"upto": 19}]
@@ -219,6 +240,11 @@ def test_the_columns_of_what_a_model_says():
         answers(keys, Outputs(output), Wanted(classes=("a", "b", "c", "d")))
     with pytest.raises(PredictionError, match=r"shape \(2, 3\) for 3 samples; it must have one row"):
         answers(np.arange(3), Outputs(output), Wanted())
+    for names in ("ab", "abcd"):
+        with pytest.raises(PredictionError, match=rf"are {len(names)} names of classes, and the model returned 3 numb"):
+            answers(keys, Outputs(output), Wanted(classes=tuple(names), all_named=True))
+    with pytest.raises(PredictionError, match="are 4 names"):
+        answers(keys, Outputs(output), Wanted(classes=tuple("abcd")))
 
 
 def test_samples_are_tried_until_some_can_be_prepared():

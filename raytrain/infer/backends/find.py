@@ -166,9 +166,29 @@ def _with_state(file: ModelFile, state: dict[str, Tensor] | None, told: str) -> 
                 other = modules.seeded(replace(file, num_classes=number))
                 if not misfit(other, state):
                     file, module = replace(file, num_classes=number), other
+        if number and number != file.num_classes and file.classes and CLASSES not in options:
+            _check_count(file, state, number, told)
         fit(module, state, told, file.model.name)
     own = {name: value.detach() for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     return replace(file, model=Model(name=file.model.name, options=options), data=pack(own).tobytes())
+
+
+def _check_count(file: ModelFile, state: dict[str, Tensor], number: int, told: str) -> None:
+    """
+    Raises:
+        ConfigError: the state is one of the model for another number of classes than there are names.
+    """
+    from raytrain.infer.backends import module as modules
+    from raytrain.infer.backends.state import misfit
+
+    try:
+        other = misfit(modules.seeded(replace(file, num_classes=number)), state)
+    except ConfigError:
+        return
+    if not other:
+        raise ConfigError(
+            f"model.classes has {len(file.classes)} names, and {told} has {number} classes; name them all"
+        )
 
 
 def _read(path: str, key: str) -> bytes:

@@ -26,7 +26,7 @@ def answers(keys: np.ndarray, said: Outputs, wanted: Wanted) -> pa.Table:
         keys: (samples,) ids.
 
     Raises:
-        PredictionError: the output is not a row of numbers for each sample, or not of these classes.
+        PredictionError: the output is not a row of numbers for each sample, or has other classes than there are names.
     """
     columns: dict[str, pa.Array] = {"id": pa.array(keys, pa.int64())}
     output = said.output.to(torch.float32)
@@ -56,8 +56,7 @@ def _of_classes(output: torch.Tensor, wanted: Wanted) -> dict[str, pa.Array]:
             "the model returned one number a sample, and the softmax of one is always 1; write it as it is with "
             "model.task: raw"
         )
-    if len(wanted.classes) > count:
-        raise PredictionError(f"{len(wanted.classes)} names in model.classes, and the model tells {count} apart")
+    _check_names(wanted, count)
     shares = output.softmax(dim=1)
     most = wanted.probabilities if isinstance(wanted.probabilities, int) else 1
     top_shares, top = (each.numpy() for each in shares.topk(min(most, count), dim=1))
@@ -72,6 +71,19 @@ def _of_classes(output: torch.Tensor, wanted: Wanted) -> dict[str, pa.Array]:
         columns["top"] = pa.FixedSizeListArray.from_arrays(names, top.shape[1])
         columns["top_probability"] = _lists(top_shares, True)
     return columns
+
+
+def _check_names(wanted: Wanted, count: int) -> None:
+    """
+    Raises:
+        PredictionError: names are of other classes than the `count` of the model.
+    """
+    names = len(wanted.classes)
+    if names > count or (wanted.all_named and 0 < names < count):
+        raise PredictionError(
+            f"there are {names:,} names of classes, and the model returned {count:,} numbers a sample; give "
+            "model.classes one name for each, or leave it out for numbers"
+        )
 
 
 def _named(numbers: np.ndarray, classes: Sequence[str], count: int) -> pa.Array:

@@ -5,8 +5,9 @@ What stands there under its name is whole. A local file is renamed when it is wr
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -72,8 +73,8 @@ class OutputFolder:
         """Take the folder for these predictions. Returns the shards that are done already, by number.
 
         Raises:
-            ConfigError: there are other things in it.
-            PredictionError: it cannot be read or written.
+            ConfigError: there are other things in it, or it cannot be made or listed.
+            PredictionError: what is in it cannot be read, or nothing written.
         """
         names = self._names()
         before = self.about() if ABOUT in names else None
@@ -90,6 +91,16 @@ class OutputFolder:
         if before is None:
             self._put(ABOUT, _told(about))
         return done
+
+    @contextlib.contextmanager
+    def left_as_found(self) -> Iterator[None]:
+        """Another job may take the folder if no shard is there in the end: a mistake is mended and tried again."""
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError, ConfigError):
+                if not any(name.endswith(".parquet") for name in self._names()):
+                    self._remove(ABOUT)
 
     def about(self) -> About:
         """
@@ -140,7 +151,7 @@ class OutputFolder:
                 self._files.create_dir(self._root, recursive=True)
             found = self._files.get_file_info(pyarrow.fs.FileSelector(self._root, allow_not_found=True))
         except OSError as error:
-            raise PredictionError(f"cannot use the output folder {self.path}: {one_line(error, 200)}") from None
+            raise ConfigError(f"output.path: cannot use {self.path}: {one_line(error, 200)}") from None
         return {each.base_name for each in found}
 
     def _put(self, name: str, data: Any) -> None:
@@ -151,6 +162,8 @@ class OutputFolder:
             if self._is_local:
                 self._files.move(draft, path)
         except OSError as error:
+            with contextlib.suppress(OSError):  # a disk that is full has no room for half a file
+                self._remove(f".{name}.part")
             raise PredictionError(
                 f"cannot write {self.path}/{name}: {one_line(error, 200)}; what was finished before is kept"
             ) from None
