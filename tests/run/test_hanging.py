@@ -120,7 +120,7 @@ def test_another_process_of_the_same_number_is_left_alone_and_a_silent_one_is_na
 
 @pytest.mark.ray
 def test_a_rank_that_stands_still_is_ended_and_the_run_goes_on(job_file, tmp_path):
-    path = job_file(training__epochs=40, training__hang_timeout_s=patient(6), training__checkpoint={"every_steps": 1})
+    path = job_file(training__epochs=40, training__hang_timeout_s=patient(8), training__checkpoint={"every_steps": 1})
     command = [sys.executable, "-m", "raytrain", "train", str(path), "--nodes", "gpu=1x2x2"]
     driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "runs" / "small"
@@ -132,7 +132,7 @@ def test_a_rank_that_stands_still_is_ended_and_the_run_goes_on(job_file, tmp_pat
     _, errors = driver.communicate(timeout=patient(240))
     assert driver.returncode == 0, errors
     assert "no rank has done a batch for" in errors and "begin anew" in errors
-    [stacks] = folder.glob("hang-*.txt")
-    text = stacks.read_text()
+    first, *_ = sorted(folder.glob("hang-*.txt"))  # where others take the cores, they may seem to hang again
+    text = first.read_text()
     assert "rank 0: process" in text and "rank 1: process" in text and "stopped" in text
     assert read_record(folder / "record.json").status == "finished"
