@@ -98,7 +98,7 @@ class OutputFolder:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError, ConfigError):
+            with contextlib.suppress(ConfigError, PredictionError):
                 if not any(name.endswith(".parquet") for name in self._names()):
                     self._remove(ABOUT)
 
@@ -162,7 +162,7 @@ class OutputFolder:
             if self._is_local:
                 self._files.move(draft, path)
         except OSError as error:
-            with contextlib.suppress(OSError):  # a disk that is full has no room for half a file
+            with contextlib.suppress(PredictionError):  # a disk that is full has no room for half a file
                 self._remove(f".{name}.part")
             raise PredictionError(
                 f"cannot write {self.path}/{name}: {one_line(error, 200)}; what was finished before is kept"
