@@ -159,7 +159,8 @@ def _stages(record: InferenceRecord, console: Console) -> None:
 def _facts(record: InferenceRecord) -> list[str]:
     lines = [f"{record.rows:,} rows and {record.errors:,} errors of {record.num_samples:,} samples in {record.output}"]
     if record.errors:
-        lines.append(f"the errors are in {record.output}/errors-*.parquet")
+        first = f"; the first, {record.listed[0]}" if record.listed else ""
+        lines.append(f"the errors are in {record.output}/errors-*.parquet{first}")
     if record.samples_before:
         lines.append(f"{record.samples_before:,} of the samples had been finished before")
     if record.done_again:

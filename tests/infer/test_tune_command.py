@@ -139,6 +139,7 @@ def test_the_page_holds_every_point_and_nothing_that_was_not_escaped(call, job_f
     assert "Tuning of digits" in page and "<b>&" not in page
     assert page.count("<figure") == 1 + 2 * len(engines(job_file))
     assert "x 1 core" in page and "batch size" in page
+    assert '<td class="text">glibc</td>' in page, "text is set left, numbers right"
 
 
 def engines(job_file) -> set[tuple[str, str]]:

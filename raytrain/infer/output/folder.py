@@ -98,7 +98,7 @@ class OutputFolder:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError, ConfigError):
+            with contextlib.suppress(ConfigError, PredictionError):
                 if not any(name.endswith(".parquet") for name in self._names()):
                     self._remove(ABOUT)
 

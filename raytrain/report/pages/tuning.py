@@ -35,16 +35,17 @@ def write_tuning(name: str, tuned: Tuned, rate: Rate | None, known: Catalog, pat
     """
     grid = "The model alone, by batch size; each dot is a setting, point at one to read which. One scale for all."
     sections = [
-        Section("With preprocessing, samples a second", _table(*whole_table(tuned, rate), text=(0,))),
+        Section("With preprocessing, samples a second", _table(*whole_table(tuned, rate))),
         Section("Throughput against latency", None, [draw(_front(tuned))], wide=True),
         Section("The grid, as far as it was tried", None, _multiples(tuned), about=grid),
-        Section("All points", _table(*points_table(tuned, rate), text=(1, 2)), about=title_of(tuned)),
+        Section("All points", _table(*points_table(tuned, rate)), about=title_of(tuned)),
     ]
     facts = [*refusals(tuned), *left_out(tuned), *price_said(rate, known), *_machine(tuned)]
     write_page(path, title=f"Tuning of {name}", lead=[f"pick: {tuned.why}"], sections=sections, facts=facts)
 
 
-def _table(columns: list[Column], rows: list[list[str]], text: tuple[int, ...]) -> PageTable:
+def _table(columns: list[Column], rows: list[list[str]]) -> PageTable:
+    text = tuple(place for place, column in enumerate(columns) if not column.right)
     return PageTable([column.name for column in columns], rows, text=text)
 
 
