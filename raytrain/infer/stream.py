@@ -222,17 +222,16 @@ class Stream:
             count = self._work.batch_sizes[size]
             inputs = [_filled(each, count) for each in self._inputs(arriving)]
             try:
-                taken = [_timed(self._model, inputs)]  # the first warms up
+                _timed(self._model, inputs)  # it warms up, and with torch.compile compiles
             except (RaytrainError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # noqa: BLE001 - a user's model may raise anything
                 shapes = ", ".join(str(tuple(each.shape)) for each in inputs)
                 raise PredictionError(f"the model failed on inputs of shape {shapes}: {named(error)[:300]}") from None
-            if taken[0] < ALONE_S:
-                until = time.perf_counter() + ALONE_S
-                taken = [_timed(self._model, inputs)]
-                while time.perf_counter() < until:
-                    taken.append(_timed(self._model, inputs))
+            until = time.perf_counter() + ALONE_S
+            taken = [_timed(self._model, inputs)]
+            while time.perf_counter() < until:
+                taken.append(_timed(self._model, inputs))
         return count * len(taken) / sum(taken)
 
     def _gpu_busy(self) -> float | None:

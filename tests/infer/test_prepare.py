@@ -110,6 +110,17 @@ def test_size_classes_say_what_the_model_says_of_each_sequence_as_it_is(texts, t
     assert max(sizes) <= 3
 
 
+def test_the_first_batch_counts_in_no_rate_however_slow_it_is(texts, tmp_path, monkeypatch):
+    """It compiles, with torch.compile: seconds that the others do not take."""
+    times = iter([10.0, *[0.1] * 10**6])
+    monkeypatch.setattr("raytrain.infer.stream._timed", lambda model, inputs: next(times))
+    plan = plan_of(text_tree(tmp_path))
+    producer = Producer(plan.work)
+    ask = lambda ids: (lambda told, blocks: (told, *blocks))(*prepared(producer, ids, plan.sizes, {}))  # noqa: E731
+    work = stream_work(plan, find_examples(plan.num_samples, ask))
+    assert Stream(work, StreamShape((), 1), (0, 1), "cpu").begin().samples_per_s == pytest.approx(3 / 0.1)
+
+
 def test_where_each_sample_lies_is_written_unless_it_has_such_a_field(texts, tmp_path):
     plan = plan_of(text_tree(tmp_path, output={"fields": ["where"]}))
     assert plan.keep == {"where": "where"}
