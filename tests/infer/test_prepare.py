@@ -288,10 +288,16 @@ def test_a_stream_is_bound_before_its_model_is_loaded(monkeypatch, tmp_path):
         return told, *blocks
 
     shape = StreamShape((0,), 1)
-    monkeypatch.setattr(binding, "bind", lambda shape: done.append((shape, threading.current_thread().name)))
+
+    def bind(asked: StreamShape) -> str:
+        done.append((asked, threading.current_thread().name))
+        return "no node"
+
+    monkeypatch.setattr(binding, "bind", bind)
     real = loading.load
     monkeypatch.setattr(loading, "load", lambda *given: done.append("load") or real(*given))
-    Stream(stream_work(plan, find_examples(plan.num_samples, ask)), shape, (0,), "cpu").begin()
+    begun = Stream(stream_work(plan, find_examples(plan.num_samples, ask)), shape, (0,), "cpu").begin()
+    assert begun.said == "no node"
     [(bound, thread), loaded] = done
     assert (bound, loaded) == (shape, "load") and thread.startswith("raytrain-stream"), "whose memory it is"
 
