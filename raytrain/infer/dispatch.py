@@ -69,7 +69,7 @@ class Dispatch:
         sample_bytes: of a ready sample.
         prepare: the task that prepares, and what it is always given.
         done: shards that an earlier run has finished.
-        watch: called with how the run stands, at most four times a second.
+        watch: called with how the run stands, at most four times a second, and with what a stream could not do.
 
     Attributes:
         listed: the first errors.
@@ -84,7 +84,7 @@ class Dispatch:
         prepare: tuple[Any, dict[str, Any]],
         output: OutputFolder,
         done: Mapping[int, Counts],
-        watch: Callable[[Progress], None],
+        watch: Callable[[str | Progress], None],
     ):
         import ray
 
@@ -208,6 +208,8 @@ class Dispatch:
             seen.why = begun
             self._restart(number)
             return
+        if begun.said and seen.begun is None:
+            self._watch(f"{seen.place.host.name}, stream {number}: {begun.said}")
         rate = begun.samples_per_s if seen.begun is None else seen.begun.samples_per_s
         seen.begun, seen.tries = replace(begun, samples_per_s=rate), 0
         self.progress.first_at = self.progress.first_at or time.monotonic()

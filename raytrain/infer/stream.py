@@ -68,12 +68,14 @@ class Begun:
     Attributes:
         samples_per_s: of the model alone, with a batch that lay there; None where there was no example.
         pid: its process.
+        said: what could not be bound, for people.
     """
 
     device: str
     load_s: float
     samples_per_s: float | None
     pid: int
+    said: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Stream:
         load_s = time.perf_counter() - began
         rate = self._compute.submit(self._alone).result() if timed else None
         self._began_at, self._busy_s, self._watched_at = time.perf_counter(), 0.0, time.time()
-        return Begun(str(self._device), load_s, rate, os.getpid())
+        return Begun(str(self._device), load_s, rate, os.getpid(), self._said)
 
     def predict(self, piece: pa.Table) -> tuple[Answered, pa.Table | None]:
         """The rows of a piece, by batches.
@@ -154,7 +156,7 @@ class Stream:
         from raytrain.infer.streams.binding import bind
 
         shape = self._shape
-        self._bound = bind(shape) if shape.cpus else None
+        self._said = bind(shape) if shape.cpus else None
         import torch
 
         from raytrain.device.arrival import arrivals

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,18 @@ import torch
 from raytrain import PredictionJob
 from raytrain.data.producer import Producer
 from raytrain.errors import ConfigError, DataError, PredictionError
+from raytrain.infer import prepare as preparing
 from raytrain.infer import stream
+from raytrain.infer.backends import load as loading
 from raytrain.infer.backends.find import find_model
-from raytrain.infer.contract import Outputs, StreamShape, Wanted
+from raytrain.infer.contract import ModelFile, Outputs, StreamShape, Wanted
 from raytrain.infer.output.answers import answers
-from raytrain.infer.plan import EXAMPLES, InferencePlan, find_examples
+from raytrain.infer.plan import EXAMPLES, InferencePlan, find_examples, made_by
 from raytrain.infer.predict import stream_work
 from raytrain.infer.prepare import prepared
+from raytrain.infer.sizes import Sizes
 from raytrain.infer.stream import Stream
+from raytrain.infer.streams import binding
 
 pytestmark = pytest.mark.usefixtures("one_thread", "timed_briefly")
 
@@ -224,6 +230,87 @@ def test_what_does_not_go_with_the_data_is_said_at_once(tmp_path, changes, said)
     }
     with pytest.raises(ConfigError, match=said):
         plan_of({**tree, **changes})
+
+
+ROWS = {"name": "rows", "model": {"name": "predicting:linear"}, "data": {"source": {"kind": "parquet", "path": "rows"}}}
+
+
+def depends_on(file: ModelFile = ModelFile("module", b"", digest="abc"), fingerprint: str = "def", **changes) -> dict:
+    """Each change is of a key, as `section__key`."""
+    tree = {"output": {}, "inference": {}, **{name: value.copy() for name, value in ROWS.items() if name != "name"}}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        tree[section][name] = value
+    return made_by(PredictionJob.from_dict({**tree, "name": "rows"}), file, fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.inputs", "y"),
+        ("model.task", "raw"),
+        ("model.embeddings", True),
+        ("data.stages", ["decode"]),
+        ("data.collate", {"x": "padded"}),
+        ("data.normalize", {"mean": [0.5]}),
+        ("data.fields", {"x": {"dtype": "float32"}}),
+        ("output.fields", ["y"]),
+        ("output.probabilities", 2),
+        ("output.shard_rows", 7),
+        ("inference.backend", "onnx"),
+        ("inference.precision", "bf16"),
+        ("inference.buckets", {"by": "x", "classes": [{"upto": 8}]}),
+    ],
+)
+def test_predictions_are_others_with_another(key, value):
+    before, now = depends_on(), depends_on(**{key.replace(".", "__"): value})
+    assert [each for each in before if before[each] != now[each]] == [key]
+
+
+def test_what_predictions_depend_on_besides_and_what_not():
+    before = depends_on()
+    assert depends_on(ModelFile("module", b"", digest="abd")) != before
+    assert depends_on(fingerprint="deg") != before
+    named = [depends_on(ModelFile("module", b"", digest="abc", classes=names)) for names in (("a", "b"), ("b", "a"))]
+    assert named[0] != named[1]
+    assert depends_on(inference__batch_size=2, inference__block={"rows": 3}, inference__streams={"count": 2}) == before
+
+
+def test_a_task_keeps_to_the_cpus_that_no_stream_has_and_leaves_the_process_as_it_was(monkeypatch):
+    before = os.sched_getaffinity(0)
+    found = []
+    monkeypatch.setattr(preparing, "producer_of", lambda reference: (0, None))
+    monkeypatch.setattr(preparing, "node_id", lambda: "here")
+    monkeypatch.setattr(preparing, "prepared", lambda *_: (found.append(os.sched_getaffinity(0)), []))
+    for rest in ({"here": (min(before),)}, {"there": (min(before),)}):
+        preparing.prepare(np.arange(1), work_ref=[None], sizes=Sizes((1,)), keep={}, rest=rest)
+        assert os.sched_getaffinity(0) == before
+    assert found == [{min(before)}, before]
+
+
+def test_a_stream_is_bound_before_its_model_is_loaded(monkeypatch, tmp_path):
+    predicting.write_rows(tmp_path / "rows.parquet", 12)
+    tree = {**ROWS, "run_dir": str(tmp_path), "data": {"source": {"kind": "parquet", "path": str(tmp_path)}}}
+    plan, done = plan_of({**tree, "model": {"name": "predicting:linear", "inputs": "x"}}), []
+    producer = Producer(plan.work)
+
+    def ask(ids: np.ndarray):
+        told, blocks = prepared(producer, ids, plan.sizes, {})
+        return told, *blocks
+
+    shape = StreamShape((0,), 1)
+
+    def bind(asked: StreamShape) -> str:
+        done.append((asked, threading.current_thread().name))
+        return "no node"
+
+    monkeypatch.setattr(binding, "bind", bind)
+    real = loading.load
+    monkeypatch.setattr(loading, "load", lambda *given: done.append("load") or real(*given))
+    begun = Stream(stream_work(plan, find_examples(plan.num_samples, ask)), shape, (0,), "cpu").begin()
+    assert begun.said == "no node"
+    [(bound, thread), loaded] = done
+    assert (bound, loaded) == (shape, "load") and thread.startswith("raytrain-stream"), "whose memory it is"
 
 
 def test_the_columns_of_what_a_model_says():
