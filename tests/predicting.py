@@ -62,7 +62,7 @@ def rows(folder) -> pa.Table:
 
 
 def errors(folder) -> dict[int, tuple[str, str, str]]:
-    found = [pyarrow.parquet.read_table(path) for path in sorted(Path(folder).glob("errors-*.parquet"))]
+    found = [pyarrow.parquet.read_table(path) for path in sorted(Path(folder).glob("_errors-*.parquet"))]
     return {row["id"]: (row["where"], row["stage"], row["reason"]) for table in found for row in table.to_pylist()}
 
 

@@ -55,7 +55,7 @@ class PredictionData(Section):
 
 
 class Output(Section):
-    """Parquet files, one a shard, with a row for every sample; those that failed are in `errors-*.parquet`."""
+    """Parquet files, one a shard, with a row for every sample; those that failed are in `_errors-*.parquet`."""
 
     path: str | None = Field(None, description="folder, local or `s3://…`; default: `<run_dir>/<name>/predictions`")
     fields: tuple[str, ...] = Field(

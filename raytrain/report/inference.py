@@ -160,7 +160,7 @@ def _facts(record: InferenceRecord) -> list[str]:
     lines = [f"{record.rows:,} rows and {record.errors:,} errors of {record.num_samples:,} samples in {record.output}"]
     if record.errors:
         first = f"; the first, {record.listed[0]}" if record.listed else ""
-        lines.append(f"the errors are in {record.output}/errors-*.parquet{first}")
+        lines.append(f"the errors are in {record.output}/_errors-*.parquet{first}")
     if record.samples_before:
         lines.append(f"{record.samples_before:,} of the samples had been finished before")
     if record.done_again:

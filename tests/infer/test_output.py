@@ -32,10 +32,10 @@ def test_a_shard_that_is_whole_is_not_done_again(tmp_path):
     folder.write(2, ids(8), [])  # of which a row is missing
     done = OutputFolder(str(tmp_path / "out")).begin(ABOUT, SHARDS)
     assert {number: (each.rows, each.errors) for number, each in done.items()} == {0: (4, 0), 1: (3, 1)}
-    table = pyarrow.parquet.read_table(tmp_path / "out" / "errors-00001.parquet")
+    table = pyarrow.parquet.read_table(tmp_path / "out" / "_errors-00001.parquet")
     assert table.to_pylist() == [{"id": 5, "where": "a.jpg", "stage": "decode", "reason": "cut off"}]
     folder.write(1, ids(4, 5, 6, 7), [])
-    assert not (tmp_path / "out" / "errors-00001.parquet").exists(), "those of a shard that was cut off"
+    assert not (tmp_path / "out" / "_errors-00001.parquet").exists(), "those of a shard that was cut off"
     assert not list((tmp_path / "out").glob(".*")), "no draft is left"
 
 
@@ -44,12 +44,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     other = About("job", {**ABOUT.made_by, "model": "def"}, 10, 3)
     with pytest.raises(ConfigError, match=r"holds the predictions of another job \(model\); give output.path another"):
         OutputFolder(str(tmp_path)).begin(other, SHARDS)
-    (tmp_path / "predictions.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"predictions.json cannot be read: .*; give output.path another folder"):
+    (tmp_path / "_predictions.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"_predictions.json cannot be read: .*; give output.path another folder"):
         OutputFolder(str(tmp_path)).begin(ABOUT, SHARDS)
-    (tmp_path / "predictions.json").unlink()
+    (tmp_path / "_predictions.json").unlink()
     (tmp_path / "own.parquet").touch()
-    with pytest.raises(ConfigError, match="holds Parquet files and no predictions.json"):
+    with pytest.raises(ConfigError, match="holds Parquet files and no _predictions.json"):
         OutputFolder(str(tmp_path)).begin(ABOUT, SHARDS)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="output.path: cannot use .*/file"):
@@ -81,8 +81,8 @@ def test_what_cannot_be_written_or_read_is_said(tmp_path):
     (tmp_path / "out" / ".part-00001.parquet.part").mkdir()
     with pytest.raises(PredictionError, match=r"cannot write .*part-00001.parquet: .*; what was finished before"):
         folder.write(1, ids(4), [])
-    (tmp_path / "out" / "errors-00002.parquet").mkdir()
-    with pytest.raises(PredictionError, match=r"cannot remove .*errors-00002.parquet, of a shard done anew"):
+    (tmp_path / "out" / "_errors-00002.parquet").mkdir()
+    with pytest.raises(PredictionError, match=r"cannot remove .*_errors-00002.parquet, of a shard done anew"):
         folder.write(2, ids(8, 9), [])
 
 
@@ -99,7 +99,7 @@ def test_what_a_finished_folder_says(tmp_path):
     folder = OutputFolder(str(tmp_path))
     folder.begin(ABOUT, SHARDS)
     folder.finish(About(**{**ABOUT.__dict__, "finished": True, "rows": 9, "errors": 1}))
-    assert json.loads((tmp_path / "predictions.json").read_text())["rows"] == 9
+    assert json.loads((tmp_path / "_predictions.json").read_text())["rows"] == 9
     assert folder.about().finished
 
 

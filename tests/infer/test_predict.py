@@ -120,11 +120,12 @@ def test_predictions_are_those_of_a_plain_loop_and_go_on_where_they_were(two_nod
 
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in output.iterdir()}
     assert sorted(path.name for path in before) == [
-        "errors-00001.parquet",
+        "_errors-00001.parquet",
+        "_predictions.json",
         *(f"part-0000{shard}.parquet" for shard in range(3)),
-        "predictions.json",
     ]
-    assert json.loads((output / "predictions.json").read_text())["finished"]
+    assert json.loads((output / "_predictions.json").read_text())["finished"]
+    assert pyarrow.parquet.read_table(output).num_rows == 38, "a folder as others read it"
     assert predict(job, watch=told.append) == record
     assert told[-1] == f"{output} is finished: 38 rows, 1 errors; nothing is left to do"
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in output.iterdir()} == before
@@ -135,7 +136,7 @@ def test_predictions_are_those_of_a_plain_loop_and_go_on_where_they_were(two_nod
     again = predict(PredictionJob.from_dict(other))
     assert (again.samples_before, again.rows, again.errors) == (24, 38, 1)
     assert lost.read_bytes() == before[lost][1]
-    del before[lost], before[output / "errors-00001.parquet"], before[output / "predictions.json"]
+    del before[lost], before[output / "_errors-00001.parquet"], before[output / "_predictions.json"]
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before, "not done again"
 
     tree["output"]["probabilities"] = 3

@@ -96,7 +96,7 @@ def test_the_tables_at_the_end(record):
         "75%      25%       50%",
         "100.000",
         "98 rows and 2 errors of 100 samples in out",
-        "out/errors-*.parquet; the first, a.jpg: cut off",
+        "out/_errors-*.parquet; the first, a.jpg: cut off",
         "10 of the samples had been finished before",
         "done again, because a process or a host was lost: 3 times",
     ):

@@ -1,4 +1,4 @@
-"""The folder of predictions: a Parquet file a shard, one of its errors where it has some, and `predictions.json`.
+"""The folder of predictions: a Parquet file a shard, one of its errors where it has some, and `_predictions.json`.
 
 What stands there under its name is whole. A local file is renamed when it is written, an object is put at once.
 """
@@ -20,7 +20,7 @@ from raytrain.errors import ConfigError, PredictionError, one_line
 from raytrain.infer.blocks import Shard
 from raytrain.record.status import Failure
 
-ABOUT = "predictions.json"
+ABOUT = "_predictions.json"
 VERSION = 1
 ERRORS = pa.schema([("id", pa.int64()), ("where", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
 NEITHER = "decode"  # the stage of a sample that could not be read or decoded
@@ -29,7 +29,7 @@ AFRESH = "give output.path another folder, or move this one away"
 
 @dataclass(frozen=True)
 class About:
-    """What `predictions.json` says.
+    """What `_predictions.json` says.
 
     Attributes:
         made_by: what the predictions depend on, by key; of another, they would be others.
@@ -186,7 +186,7 @@ def part_name(shard: int) -> str:
 
 def errors_name(shard: int) -> str:
     """Of its samples that have none."""
-    return f"errors-{shard:05d}.parquet"
+    return f"_errors-{shard:05d}.parquet"
 
 
 def _told(about: About) -> bytes:
