@@ -15,7 +15,8 @@ demo: install-demo
 	$(BIN)/raytrain train launch/digits.yaml --nodes $(DEMO_NODES)
 
 test: quick $(BIN)/prometheus $(BIN)/chromium $(BIN)/tmux
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not pure"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not pure and not ray and not hosts" -n auto
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "ray or hosts"
 
 quick: install-test lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m pure -n auto

@@ -1,8 +1,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from raytrain.config.inference import PredictionJob as PredictionJob
 from raytrain.config.job import Job as Job
 from raytrain.data.pipeline import Pipeline as Pipeline
+from raytrain.infer.predict import predict as predict
 from raytrain.report.live import fit as fit
 
 __version__: str

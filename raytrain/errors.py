@@ -59,6 +59,12 @@ class TrainingError(RaytrainError):
     exit_code = 1
 
 
+class PredictionError(RaytrainError):
+    """A model, or a process that runs it, failed, or predictions cannot be written; the cause is in the message."""
+
+    exit_code = 1
+
+
 class LossError(TrainingError):
     """A loss is no finite number.
 

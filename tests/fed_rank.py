@@ -105,7 +105,7 @@ class Fed(RankIngest):
         super().__init__(Feed(), "a", 0, plan, device, arrivals(opened.schema, {}, None), opened.on_device)
 
     def _fetch(self) -> None:
-        self._decoding = Decoding(self.opened.on_device, self.device, self.decode_jpegs)
+        self._landing.decoding = Decoding(self.opened.on_device, self.device, self.decode_jpegs)
         try:
             for segment, number, batch in self.prepared:
                 self._put(self._arriving(segment, number, batch))

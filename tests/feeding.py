@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from conftest import write_images
 
 from raytrain.cluster import local
 from raytrain.cluster.environment import prepare_environment
 from raytrain.cluster.placement import place_stages
+from raytrain.cluster.topology import GROUP_LABEL
 from raytrain.config.cluster import parse_nodes
 from raytrain.data.feed import Feed
 from raytrain.data.order import StreamSpec
@@ -56,10 +59,13 @@ def make_feed(
     batch_size=8,
     max_corrupt=0,
     batches_per_task=None,
+    selector=None,
     **options,
 ):
     pipeline = Pipeline(image_folder(folder), [decode(), *stages, resize(8)], batch_size=batch_size).open(0)
     placed = place_stages(two_nodes.topology, "anywhere")
+    if selector is not None:
+        placed = replace(placed, task_args={"label_selector": {GROUP_LABEL: selector}})
     arguments = (
         StreamSpec(pipeline.train.num_samples, 0, batch_size, 0, epochs=epochs),
         pipeline.pickled_splits(),

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from raytrain import Job, data
+from raytrain import Job, PredictionJob, data
 from raytrain.config import data as sections
 from raytrain.config.data import HeldOut, OwnSource, Padded, StageSpec
 from raytrain.config.section import ObjectPath, Section
@@ -256,13 +256,14 @@ def functions_table(first: str, names: Sequence[str], about: Callable[[str], str
     return table(first, rows)
 
 
-def keys_table() -> str:
-    return table("key", rows_of(list(keys_of(Job))))
+def keys_table(job: type[Section] = Job) -> str:
+    return table("key", rows_of(list(keys_of(job))))
 
 
 def blocks() -> dict[str, str]:
     return {
         "keys": keys_table(),
+        "prediction": keys_table(PredictionJob),
         "sources": functions_table("source, its options", SOURCES),
         "stages": functions_table("stage, its options", list(STAGES), works_on),
         "own": functions_table("function, its options", OF_OWN),
@@ -274,7 +275,11 @@ def lacking() -> list[str]:
     """What has no text."""
     functions = [name for name in data.__all__ if not documented(getattr(data, name))[0]]
     parameters = [f"{name}: {each.name}" for name in data.__all__ for each in settings_of(name) if not each.text]
-    return [*functions, *parameters, *(each.name for each in keys_of(Job) if not each.text)]
+    return [
+        *functions,
+        *parameters,
+        *(each.name for job in (Job, PredictionJob) for each in keys_of(job) if not each.text),
+    ]
 
 
 def written() -> str:

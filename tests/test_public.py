@@ -23,7 +23,13 @@ SIGNATURES = {
     "Source | HeldOut | None = None, validation_stages: Sequence[Any] | None = None, collate: Mapping[str, "
     "Any] = <factory>, buckets: BucketsOf | dict[str, Any] | None = None, normalize: Normalize | dict[str, "
     "Any] | None = None, fields: Mapping[str, Arrival | dict[str, Any]] = <factory>, max_corrupt_share: float "
-    "= 0.01, batches_per_task: int | None = None, tail: Tail = share) -> None",
+    "= 0.01, batches_per_task: int | None = None, tail: Tail = share, stage_timeout_s: float | None = 300.0) "
+    "-> None",
+    "raytrain.predict": "(job: PredictionJob, *, nodes: str | None = None, address: str | None = None, watch: Watch | "
+    "None = None, started_at: float | None = None) -> InferenceRecord",
+    "raytrain.PredictionJob.from_yaml": "(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> "
+    "PredictionJob",
+    "raytrain.PredictionJob.from_dict": "(tree: dict[str, Any], where: str = job) -> PredictionJob",
     "raytrain.Job.from_yaml": "(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Job",
     "raytrain.Job.from_dict": "(tree: dict[str, Any], where: str = job) -> Job",
     "raytrain.data.Field": "(dtype: str = , shape: tuple[int | None, ...] | None = None, kind: Kind = , "
@@ -116,7 +122,7 @@ REVEALED = [
 
 
 def test_the_public_names_are_these():
-    assert sorted(raytrain.__all__) == ["Job", "Pipeline", "fit"]
+    assert sorted(raytrain.__all__) == ["Job", "Pipeline", "PredictionJob", "fit", "predict"]
     assert {f"raytrain.data.{name}" for name in raytrain.data.__all__} == {
         name for name in SIGNATURES if name.startswith("raytrain.data.")
     }

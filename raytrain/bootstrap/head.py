@@ -12,7 +12,7 @@ from raytrain.bootstrap.host import Outcome, ThisHost
 from raytrain.bootstrap.program import Program, exit_status
 from raytrain.bootstrap.roster import Roster
 from raytrain.cluster import network
-from raytrain.cluster.environment import training_job
+from raytrain.cluster.environment import STOP_GRACE, training_job
 from raytrain.errors import ClusterError, RaytrainError, one_line
 
 POLL_S = 0.1
@@ -90,7 +90,9 @@ async def _run(here: ThisHost, crew: Crew, address: str) -> Outcome:
     if here.stopped.done():
         number = here.stopped.result()
         return Outcome(128 + number, f"stopped by {signal.Signals(number).name} before the program started")
-    environment = here.environment({"RAY_ADDRESS": address, **here.collective_settings(None)})
+    environment = here.environment(
+        {"RAY_ADDRESS": address, STOP_GRACE: f"{here.options.grace_s:g}", **here.collective_settings(None)}
+    )
     program = await Program.start(here.options.program, environment)
     here.awaited.add(program.process.pid)
     here.node.guard(program.process.pid)

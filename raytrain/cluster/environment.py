@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import sys
@@ -34,6 +35,9 @@ RAY = {
 
 OWN_CLUSTER = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
+STOP_GRACE = "RAYTRAIN_STOP_GRACE_S"  # seconds from SIGTERM to SIGKILL; the bootstrap says its own
+USUAL_GRACE_S = 30.0  # Kubernetes'; SageMaker gives 120, and `docker stop` 10
+MARGIN_S = 5.0  # for the record, and for Ray's end
 PUBLIC_RAY = "RAYTRAIN_PUBLIC_RAY"
 PUBLIC = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}  # else a rank's lines come twice
 COLLECTS_METRICS = "RAY_enable_metrics_collection"
@@ -57,11 +61,28 @@ def prepare_environment() -> dict[str, str]:
     What the user has set stays. Must run before Ray is imported.
 
     Raises:
-        ConfigError: RAYTRAIN_PUBLIC_RAY is neither 0 nor 1.
+        ConfigError: RAYTRAIN_PUBLIC_RAY is neither 0 nor 1, or RAYTRAIN_STOP_GRACE_S no number.
     """
+    stop_grace_s()
     wanted = {**ALLOCATOR, **RAY, **(PUBLIC if public_ray() else {})}
     _default(wanted)
     return {name: os.environ[name] for name in wanted}
+
+
+def stop_grace_s() -> float:
+    """Seconds from a signal on for the step in flight and the checkpoint: nearly all that there are.
+
+    Raises:
+        ConfigError: RAYTRAIN_STOP_GRACE_S is no number of seconds.
+    """
+    text = os.environ.get(STOP_GRACE) or str(USUAL_GRACE_S)
+    try:
+        whole = float(text)
+    except ValueError:
+        whole = math.nan
+    if not 0 <= whole < math.inf:
+        raise ConfigError(f"{STOP_GRACE} must be seconds, such as 30, not {text!r}: from SIGTERM to SIGKILL")
+    return max(whole - max(MARGIN_S, 0.1 * whole), 0.5 * whole)
 
 
 def prepare_public_ray_train() -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 
 from raytrain.cluster import guardian, hardware
-from raytrain.cluster.environment import native_log_of_crashes, prepare_emulated_cluster, public_ray
-from raytrain.cluster.finding import no_native_log
+from raytrain.cluster.environment import native_log_of_crashes, prepare_emulated_cluster, public_ray, ray_address
+from raytrain.cluster.finding import find, no_native_log
 from raytrain.cluster.logs import forward_worker_output
 from raytrain.cluster.topology import EMULATED_GPU, EMULATED_LABEL, GROUP_LABEL, INSTANCE_TYPE_LABEL, Topology, from_ray
 from raytrain.config.cluster import Group
@@ -20,6 +21,7 @@ from raytrain.errors import ClusterError, one_line
 from raytrain.ray_internals.devices import usable_gpus
 from raytrain.ray_internals.logs import leave_output_to_ray
 from raytrain.ray_internals.node import LocalNodes
+from raytrain.ray_internals.sigterm import sigterm_left_alone
 
 OBJECT_STORE_SHARE = 0.3  # of the memory that is there, over all nodes, as Ray itself takes
 LOCAL_GROUP = "local"
@@ -61,6 +63,34 @@ def _end_nodes(nodes: LocalNodes) -> None:
     """
     guardian.kill(guardian.family(nodes.pids()), wait_s=10)
     nodes.forget()
+
+
+def connect(groups: Sequence[Group], address: str | None, meanwhile: Callable[[], None]) -> RunningCluster:
+    """The cluster that this process is connected to, the one at `address`, the one it was started on, or a new one.
+
+    Args:
+        meanwhile: imports what will be needed, in a thread.
+
+    Raises:
+        ClusterError: there is none, or another than was asked for.
+    """
+    import ray  # noqa: F401 - whole before a thread imports parts of it
+
+    if (joined := join()) is not None:
+        if groups or (address and address not in ("auto", joined.address)):
+            raise ClusterError(
+                f"this process is connected to the Ray cluster at {joined.address} already; call ray.shutdown() first, "
+                "or leave nodes and address out"
+            )
+        threading.Thread(target=meanwhile).start()
+        return joined
+    address = address or (None if groups else ray_address())
+    if address:
+        address = find(address)  # before much is imported, since this may be all there is to say
+    # a process that ends waits for it: one that is torn down while torch is being imported crashes
+    threading.Thread(target=meanwhile).start()
+    with sigterm_left_alone(public_ray()):
+        return attach(address) if address else start(groups)
 
 
 def attach(address: str) -> RunningCluster:

@@ -240,6 +240,10 @@ def _is_a_collation(value: Any) -> Any:
     raise ValueError(f"`padded`, `padded: {{value: 0}}` with its options, or `ragged`, not {value!r}")
 
 
+Collations = dict[str, Annotated[Collate, BeforeValidator(_is_a_collation)]]
+"""By field."""
+
+
 class Buckets(Section):
     """Batches of samples of like length."""
 
@@ -262,9 +266,7 @@ class Data(Section):
     tail: Literal["share", "drop_last", "pad", "carry"] = Field(
         "share", description="what becomes of the samples of an epoch that do not fill a step of full batches"
     )
-    collate: dict[str, Annotated[Collate, BeforeValidator(_is_a_collation)]] = Field(
-        {}, description="what becomes of fields whose shape varies"
-    )
+    collate: Collations = Field({}, description="what becomes of fields whose shape varies")
     buckets: Buckets | None = None
     normalize: Normalize | None = Field(
         None, description="of all images, on the device: `(x * scale - mean) / std`, channel by channel"
@@ -273,5 +275,9 @@ class Data(Section):
     max_corrupt_share: Share = Field(
         0.01,
         description="share of a split's samples that may be undecodable before the run stops; at least one, if not 0",
+    )
+    stage_timeout_s: Annotated[float, Field(gt=0)] | None = Field(
+        300.0,
+        description="that a stage, or reading, may be at one sample before its worker is ended; null: for ever",
     )
     batches_per_task: PositiveInt | None = Field(None, description="default: chosen from the data set's size")

@@ -102,6 +102,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node[parts[-1]] = parsed
 
 
+def has(tree: Any, section: str, key: str) -> bool:
+    """Whether parsed YAML has a key in a section."""
+    return isinstance(tree, dict) and isinstance(tree.get(section), dict) and key in tree[section]
+
+
 def section_of(kind: type[Section], tree: Any, where: str) -> Section:
     """A section from parsed YAML or from what a script gave; `where` opens the message.
 

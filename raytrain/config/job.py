@@ -9,11 +9,12 @@ from pydantic import Field
 
 from raytrain.config.cluster import Cluster
 from raytrain.config.data import Data
-from raytrain.config.file import read_tree, section_of
+from raytrain.config.file import has, read_tree, section_of
 from raytrain.config.own_code import OFFERED_STAGES, look_in, offered
 from raytrain.config.sagemaker import SageMaker
 from raytrain.config.section import Section
 from raytrain.config.training import Model, Training
+from raytrain.errors import ConfigError
 
 
 class Job(Section):
@@ -59,4 +60,6 @@ class Job(Section):
     @classmethod
     def from_dict(cls, tree: dict[str, Any], where: str = "job") -> Job:
         """Validate a parsed job description; `where` opens the error message."""
+        if has(tree, "data", "source") and not has(tree, "data", "train") and "training" not in tree:
+            raise ConfigError(f"{where} is a job of `raytrain infer` (it has `data.source` and no `training`)")
         return section_of(cls, tree, where)

@@ -101,6 +101,11 @@ class Training(Section):
     )
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     max_failures: Annotated[int, Field(ge=0)] = Field(3, description="restarts after a lost rank or host")
+    hang_timeout_s: Annotated[float, Field(gt=0)] | None = Field(
+        1800.0,
+        description="seconds in which no rank does a batch though there are some to do (ten times as many before its "
+        "first); then all begin anew from the last checkpoint, and the run's folder has what they were at; null: never",
+    )
     on_nan: Literal["stop", "skip"] = Field(
         "stop", description="a loss that is no finite number ends the run, or its optimizer step is left out"
     )

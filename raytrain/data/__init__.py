@@ -1,7 +1,7 @@
 """What goes in: manifest -> epoch order -> CPU stages -> ready batches -> rank.
 
 The public names stand in `__init__.pyi` and are loaded on first use: a preprocessing worker imports
-`raytrain.data.producer` and nothing that it does not need.
+`raytrain.data.worker.task` and nothing that it does not need.
 """
 
 from __future__ import annotations

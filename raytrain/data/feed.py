@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 
 from raytrain.cluster.environment import collects_metrics
 from raytrain.data.order import Position, Split, StreamPlan, StreamSpec
+from raytrain.data.placement.hosts import HostsLost
 from raytrain.data.stream import FeedOptions, Stored, Stream, most_corrupt
 from raytrain.errors import DataError, TrainingError
 from raytrain.ray_internals.data import prepare_tasks
-from raytrain.record.status import Decision, Failure, RankProgress, RankResult, Spent, Status
+from raytrain.record.status import Decision, Failure, RankProcess, RankProgress, RankResult, Spent, Status
 
 TAKE_TIMEOUT_S = 5.0
 
@@ -39,18 +41,22 @@ class Feed:
         # a second's import, spent while the rest of the run is still starting
         prepare_tasks(collects_metrics(), options.public_ray)
         self._spec, self._splits_pickle, self._options = spec, splits_pickle, options
+        self._name = uuid.uuid4().hex
         self._changed = threading.Condition()
         self._stream: Stream | None = None
         self._attempt = ""
         self._stop_at: int | None = None
         self._stop_requested = False
         self._fatal: Exception | None = None
+        self._ending: HostsLost | None = None  # why it stops, as if it had been asked to
         self._failures: dict[tuple[Split, int], Failure] = {}
         self._progress: dict[int, RankProgress] = {}
         self._spent: dict[int, Spent] = {}
         self._decisions: list[Decision] = []
+        self._warnings: list[str] = []
         self._positions: dict[int, tuple[int, bool]] = {}
         self._results: dict[int, RankResult] = {}
+        self._processes: dict[int, RankProcess] = {}
         self._attempts = 0
         self._first_ready: float | None = None
 
@@ -60,8 +66,8 @@ class Feed:
         Returns the plan, which the ranks count along with, or the error that ended an earlier attempt.
         """
         with self._changed:
-            if self._fatal is not None:
-                return self._fatal
+            if (ended := self._fatal or self._ending) is not None:
+                return ended
             plan = StreamPlan(self._spec, position, world_size, steps_done)
             running = self._stream
             if running is None or any(running.taken) or running.error or not _same_start(running.plan, plan):
@@ -76,11 +82,14 @@ class Feed:
                     after=running,
                     told=lambda: self._spent,
                     decided=self._decisions.append,
+                    warn=self._warnings.append,
+                    killers=[(split, each) for (split, _), each in self._failures.items() if each.killed],
                 )
             self._attempt, self._stop_at = attempt, None
             self._positions.clear()
             self._spent.clear()
             self._results.clear()
+            self._processes.clear()
             self._attempts += attempt != ""
             return self._stream.plan
 
@@ -91,7 +100,8 @@ class Feed:
             if attempt != self._attempt or stream is None:
                 return Taken(end=True, error=TrainingError("this rank belongs to an earlier attempt"))
             self._changed.wait_for(lambda: self._answerable(stream, rank), timeout=TAKE_TIMEOUT_S)
-            if self._fatal or stream.error:
+            self._end_softly(stream)
+            if self._fatal or (stream.error and self._ending is None):
                 return Taken(error=self._fatal or stream.error)
             self._decide_stop()
             queue = stream.router.queues[rank]
@@ -120,11 +130,25 @@ class Feed:
         else:
             self._stop_at = max(self._stream.taken)
 
+    def _end_softly(self, stream: Stream) -> None:
+        """Where nothing more can be prepared, stop after what every rank can still reach, with a checkpoint."""
+        if not isinstance(stream.error, HostsLost) or self._ending is not None:
+            return
+        queues = stream.router.queues
+        reach = min(taken + len(queue) for taken, queue in zip(stream.taken, queues, strict=True))
+        if reach >= max(stream.taken):
+            self._ending, self._stop_requested, self._stop_at = stream.error, True, reach
+
     def failures(self, split: Split, failures: list[Failure]) -> None:
         """Count samples that could not be prepared; past the limit the run ends with an error that names the first."""
         with self._changed:
             for failure in failures:
+                if failure.killed and (split, failure.id) not in self._failures:
+                    self._warnings.append(f"{failure.where}: {failure.reason}; left out")
                 self._failures[split, failure.id] = failure
+            killers = [(split, failure) for failure in failures if failure.killed]
+            if killers and self._stream is not None:
+                self._stream.leave_out(killers)
             bad = [failure for (where, _), failure in self._failures.items() if where == split]
             total = self._spec.num_train if split == "train" else self._spec.num_validation
             share = self._options.max_corrupt_share
@@ -169,6 +193,20 @@ class Feed:
             self._decide_stop()
             return self._stop_at
 
+    def at_work(self, attempt: str, rank: int, process: RankProcess) -> None:
+        """Note which process a rank is."""
+        with self._changed:
+            if attempt == self._attempt:
+                self._processes[rank] = process
+
+    def _starved(self) -> bool:
+        """Whether a rank waits for a batch that is not ready; before it has told where it is, it does not."""
+        stream = self._stream
+        if stream is None or stream.router.done:
+            return False
+        done = {rank: position for rank, (position, _) in self._positions.items() if rank not in self._results}
+        return any(stream.taken[rank] <= at and not stream.router.queues[rank] for rank, at in done.items())
+
     def finish(self, attempt: str, rank: int, result: RankResult) -> None:
         with self._changed:
             if attempt == self._attempt:
@@ -191,8 +229,13 @@ class Feed:
                 first_ready_at=self._first_ready_at(),
                 attempts=self._attempts,
                 failures=[(split, failure) for (split, _), failure in self._failures.items()],
-                fatal=self._fatal,
+                fatal=self._fatal or self._ending,
                 decisions=list(self._decisions),
+                positions={rank: position for rank, (position, _) in self._positions.items()},
+                warnings=list(self._warnings),
+                processes=dict(self._processes),
+                starved=self._starved(),
+                feed=self._name,
             )
 
 

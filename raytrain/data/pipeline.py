@@ -53,6 +53,8 @@ class Pipeline:
         fields: by name, what becomes of a field on the device; an Arrival, or a dict such as `{"dtype": "float32"}`.
         max_corrupt_share: of a split's samples that may be undecodable before the run stops; at least one, if not 0.
         batches_per_task: batches that one Ray task prepares, None to choose.
+        stage_timeout_s: that a stage, or reading, may be at one sample before its worker is ended and the sample left
+            out; None for as long as it likes.
     """
 
     train: Source
@@ -67,6 +69,7 @@ class Pipeline:
     max_corrupt_share: float = 0.01
     batches_per_task: int | None = None
     tail: Tail = "share"
+    stage_timeout_s: float | None = 300.0
 
     def __post_init__(self) -> None:
         _check_source("train", self.train)
@@ -81,6 +84,9 @@ class Pipeline:
             raise ConfigError(f"max_corrupt_share must be a share from 0 to 1 (given: {self.max_corrupt_share!r})")
         if per_task is not None and (not isinstance(per_task, int) or per_task < 1):
             raise ConfigError(f"batches_per_task must be a whole number of at least 1 (given: {per_task!r})")
+        limit_s = self.stage_timeout_s
+        if limit_s is not None and (not isinstance(limit_s, int | float) or not limit_s > 0):
+            raise ConfigError(f"stage_timeout_s must be seconds above 0, or None (given: {limit_s!r})")
         for name, each in (("fields", self.fields), ("collate", self.collate)):
             if not isinstance(each, Mapping):
                 raise ConfigError(f"Pipeline: {name} must be a dict with the names of fields (given: {each!r})")
@@ -93,7 +99,7 @@ class Pipeline:
         object.__setattr__(self, "collate", {name: parse_collation(name, each) for name, each in self.collate.items()})
         object.__setattr__(self, "stages", _as_stages("stages", self.stages))
         if self.validation_stages is None:
-            object.__setattr__(self, "validation_stages", _without_random(self.stages))
+            object.__setattr__(self, "validation_stages", without_random(self.stages))
         else:
             object.__setattr__(self, "validation_stages", _as_stages("validation_stages", self.validation_stages))
 
@@ -112,6 +118,7 @@ class Pipeline:
             normalize=data.normalize,
             fields=data.fields,
             max_corrupt_share=data.max_corrupt_share,
+            stage_timeout_s=data.stage_timeout_s,
             batches_per_task=data.batches_per_task,
             tail=data.tail,
         )
@@ -170,7 +177,7 @@ class Pipeline:
         return replace(found, schema=schema)
 
 
-def _without_random(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+def without_random(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """Each where it runs in training, though a random one may have been the first that was put on the device."""
     found, on_device = [], False
     for each in stages:

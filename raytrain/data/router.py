@@ -32,6 +32,11 @@ class Router:
         return self._open == len(self._plan.segments)
 
     @property
+    def open(self) -> int:
+        """The segment that is being given out."""
+        return self._open
+
+    @property
     def num_waiting(self) -> int:
         """Batches that came before their turn."""
         return sum(map(len, self._waiting.values()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +17,18 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.cluster.placement import PlacedStages
-from raytrain.data.order import StreamPlan
+from raytrain.data.order import Split, StreamPlan
 from raytrain.data.pace import Pace, batches_of_tasks, cut_blocks, deal_tasks, num_batches
 from raytrain.data.placement.decider import TRIALS, Choice, Decider
-from raytrain.data.placement.hosts import Hosts
-from raytrain.data.producer import StreamWork, produce
+from raytrain.data.placement.hosts import WAIT_S, Hosts, HostsLost
+from raytrain.data.producer import StreamWork
 from raytrain.data.router import Router
 from raytrain.data.samples.block import UNCUT
 from raytrain.data.stock import Stock, stock_bytes
+from raytrain.data.worker.task import produce
 from raytrain.errors import RaytrainError, TrainingError
 from raytrain.ray_internals.data import Block, TaskWork, cause, run_tasks
-from raytrain.record.status import Decision, Spent
+from raytrain.record.status import Decision, Failure, Spent
 
 TASKS_A_LEG = 16_384  # of one Ray Data execution; a task costs the executor about 0.3 ms to plan
 TASKS_UNDECIDED = 16  # a CPU, of the leg that the first decision is likely to break off
@@ -53,6 +54,7 @@ class FeedOptions:
         choice: where else the stages may run, in place of that; None where it is settled.
         max_corrupt_share: of a split's samples that may fail (see `most_corrupt`).
         public_ray: through Ray's public API alone, which is slower.
+        stage_timeout_s: that a stage, or reading, may be at one sample; None for as long as it likes.
     """
 
     slots: int
@@ -63,6 +65,7 @@ class FeedOptions:
     public_ray: bool = False
     groups: tuple[str, ...] = ()
     choice: Choice | None = None
+    stage_timeout_s: float | None = None
 
 
 def most_corrupt(share: float, num_samples: int) -> int:
@@ -104,6 +107,8 @@ class Stream:
         after: Stream | None = None,
         told: Told = dict,
         decided: Callable[[Decision], None] = lambda decision: None,
+        warn: Callable[[str], None] = lambda text: None,
+        killers: Sequence[tuple[Split, Failure]] = (),
     ):
         self.plan, self.router = plan, Router(plan)
         self.taken = [0] * plan.world_size
@@ -111,11 +116,15 @@ class Stream:
         self.abandoned = False
         self.first_ready_at: float | None = None
         self._costs: dict[int, tuple[float, float]] = {}  # seconds and bytes of a batch, by cut
-        self._told = told
+        self._told, self._warn = told, warn
+        self._awaited: Hosts | None = None  # through all executions
         self._placed_anew = False  # while an execution was under way
         choice = options.choice
         self._decider = None if choice is None else Decider(choice, decided)
         self._pace = Pace()
+        self._left_out: dict[Split, dict[int, Failure]] = {}
+        self._knows_more = False  # than the tasks under way
+        self.leave_out(killers)
         self._options, self._changed, self._splits_pickle, self._after = options, changed, splits_pickle, after
         self._thread = threading.Thread(target=self._run, name="raytrain-stream", daemon=True)
         self._thread.start()
@@ -131,10 +140,10 @@ class Stream:
             if self._after is not None:
                 self._after.join()
                 self._after = None
-            splits = self._splits_pickle
-            work_ref = ray.put(StreamWork(self.plan, splits if isinstance(splits, bytes) else splits.get()))
-            places, first = self.plan.places(), True
+            places, first, work_ref = self.plan.places(), True, None
             while len(places) and not self.abandoned:
+                if work_ref is None or self._knows_more:
+                    work_ref = ray.put(self._work())
                 tasks, taken = self._leg(places, first)
                 left = self._run_whole_leg(tasks, work_ref)
                 places, first = np.concatenate([batches_of_tasks(left), places[taken:]]), False
@@ -142,6 +151,26 @@ class Stream:
             with self._changed:
                 self.error = _cause(error)
                 self._changed.notify_all()
+
+    def _work(self) -> StreamWork:
+        splits, options = self._splits_pickle, self._options
+        with self._changed:
+            left_out, self._knows_more = {split: dict(each) for split, each in self._left_out.items()}, False
+        return StreamWork(
+            self.plan,
+            splits if isinstance(splits, bytes) else splits.get(),
+            options.stage_timeout_s,
+            left_out,
+            options.public_ray,
+        )
+
+    def leave_out(self, killers: Iterable[tuple[Split, Failure]]) -> None:
+        """Do not try these samples again: workers have died of them. An execution under way that has them once more is
+        broken off, so that the next one knows; with the lock held."""
+        for split, failure in killers:
+            if failure.id not in self._left_out.setdefault(split, {}):
+                self._left_out[split][failure.id] = failure
+                self._knows_more |= any(part.split == split for part in self.plan.segments[self.router.open + 1 :])
 
     def _leg(self, places: np.ndarray, first: bool) -> tuple[list[np.ndarray], int]:
         """The tasks of the next Ray Data execution, and how many batches they hold; settles the pace."""
@@ -193,8 +222,8 @@ class Stream:
         self._thread.join(ABANDON_TIMEOUT_S)
 
     def _look(self) -> bool:
-        """Whether the stages are to run elsewhere, at once; with the lock held."""
-        return self._decider is not None and self._decider.look(self._told(), time.monotonic())
+        """Whether the stages are to run elsewhere, or to know what to leave out, at once; with the lock held."""
+        return self._knows_more or self._decider is not None and self._decider.look(self._told(), time.monotonic())
 
     def _run_whole_leg(self, tasks: list[np.ndarray], work_ref: Any) -> list[np.ndarray]:
         """Run tasks, and again what went missing: a task that Ray cancels ends early and is not reported as failed.
@@ -222,7 +251,8 @@ class Stream:
         longest = max(int(task[:, 2].sum()) for task in tasks)
         most_waiting = self.router.num_waiting + 4 * self._placed.slots * longest + 64
         blocks = [pa.table(dict(zip(("segment", "batch", "count", "cut"), task.T, strict=True))) for task in tasks]
-        work = self._task_work(work_ref)
+        hosts = self._hosts()
+        work = self._task_work(work_ref, hosts)
         try:
             for block in run_tasks(work, blocks, self._options.public_ray):
                 segment, batch, count, cut = map(int, tasks[block.task][block.number])
@@ -238,20 +268,30 @@ class Stream:
                 if self.abandoned or self._placed_anew or self.router.num_waiting > most_waiting:
                     break
         except Exception as error:  # noqa: BLE001 - Ray has several words for a host that is gone
-            if isinstance(cause(error), RaytrainError) or not _are_lost(work, LOST_WITHIN_S):
+            if isinstance(cause(error), RaytrainError) or not _are_gone(hosts):
                 raise
         rest = [task[left] for task, left in zip(tasks, missing, strict=True) if left.any()]
-        if rest and self._decider is not None and _are_lost(work):
+        if rest and hosts is not None and hosts.lost():
+            if self._decider is None:
+                raise HostsLost(
+                    f"all hosts of {self._groups_told} are lost, no other has come for {WAIT_S:.0f} s, and "
+                    "cluster.placement: cpu-groups-only lets the stages run nowhere else; go on with --resume on other "
+                    "hosts, or with cluster.placement=auto"
+                )
             self._decider.lose_cpu_hosts()
             self._placed_anew = True
         return rest
+
+    @property
+    def _groups_told(self) -> str:
+        return " and ".join(self._placed.groups)
 
     def _learn(self, block: Block, count: int, cut: int) -> None:
         """What a batch costs: the cheapest seen, since a worker's first also pays for its imports."""
         before = self._costs.get(cut, (float("inf"), 0.0))
         self._costs[cut] = min(before[0], block.wall_s / count), block.num_bytes / count
 
-    def _task_work(self, work_ref: Any) -> TaskWork:
+    def _task_work(self, work_ref: Any, hosts: Hosts | None) -> TaskWork:
         import ray
 
         placed, ahead = self._placed, self._pace.blocks_ahead
@@ -263,23 +303,36 @@ class Stream:
             task_args=placed.task_args,
             blocks_ahead=ahead,
             stock=None if most is None else Stock(most, ahead),
-            lost=Hosts(placed.groups, ray.nodes).lost if self._without_training_hosts else None,
+            lost=None if hosts is None else hosts.lost,
         )
 
-    @property
-    def _without_training_hosts(self) -> bool:
-        """Because of what was measured: where CPU hosts are asked for by name, it is waited for them."""
-        return self._decider is not None and self._decider.placing.host_cores == 0
+    def _hosts(self) -> Hosts | None:
+        """Those that the stages cannot do without."""
+        import ray
+
+        placed = self._placed
+        if self._decider is not None:  # which can do without them after all
+            return Hosts(placed.groups, ray.nodes) if self._decider.placing.host_cores == 0 else None
+        if not placed.groups or "fallback_strategy" in placed.task_args:
+            return None
+        if self._awaited is not None:
+            return self._awaited
+        text = (
+            f"all hosts of {self._groups_told} are lost, and cluster.placement: cpu-groups-only lets the stages run "
+            f"nowhere else; waiting {WAIT_S:.0f} s for another"
+        )
+        self._awaited = Hosts(placed.groups, ray.nodes, WAIT_S, lambda: self._warn(text))
+        return self._awaited
 
     def _has_room(self) -> bool:
         return min(len(queue) for queue in self.router.queues) < self._options.ready_per_rank
 
 
-def _are_lost(work: TaskWork, within_s: float = 0.0) -> bool:
-    """Whether the hosts that the tasks were to run on are gone, which Ray may find out a little later than that."""
-    until = time.monotonic() + within_s
-    while work.lost is not None:
-        if work.lost():
+def _are_gone(hosts: Hosts | None) -> bool:
+    """Whether none is left, which Ray may find out a little later than that a task has failed."""
+    until = time.monotonic() + LOST_WITHIN_S
+    while hosts is not None:
+        if hosts.gone():
             return True
         if time.monotonic() >= until:
             break

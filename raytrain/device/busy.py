@@ -102,6 +102,11 @@ class BusyWatch:
         self._take()
         self._share.trained(start_s, end_s)
 
+    def value(self) -> float | None:
+        """The busy share so far."""
+        self._take()
+        return self._share.value()
+
     def close(self) -> float | None:
         """The busy share of all training time, once the last samples are read."""
         self._over.set()
@@ -129,14 +134,15 @@ class NvmlSource:
     Args:
         nvml: the module pynvml, ready for use.
         uuid: the GPU's, as NVML has it, `GPU-…`: CUDA_VISIBLE_DEVICES renumbers.
+        alone: only samples of times in which no other process had the GPU are to be used.
 
     Raises:
         nvml.NVMLError: there is no such GPU.
     """
 
-    def __init__(self, nvml: Any, uuid: str):
+    def __init__(self, nvml: Any, uuid: str, alone: bool = True):
         self._nvml, self._handle = nvml, nvml.nvmlDeviceGetHandleByUUID(uuid)
-        self._seen_us = 0
+        self._seen_us, self._alone = 0, alone
 
     @property
     def is_shared_out(self) -> bool:
@@ -155,14 +161,16 @@ class NvmlSource:
             return []
         found = sorted((each.timeStamp, each.sampleValue.uiVal) for each in samples)
         self._seen_us = max([self._seen_us, *(at_us for at_us, _ in found)])
-        return [Reading(at_us / 1e6, None if len(processes) > 1 else percent / 100) for at_us, percent in found]
+        usable = len(processes) <= 1 or not self._alone
+        return [Reading(at_us / 1e6, percent / 100 if usable else None) for at_us, percent in found]
 
 
-def find_source(device: Any, public: bool) -> NvmlSource | None:
+def find_source(device: Any, public: bool, *, alone: bool = True) -> NvmlSource | None:
     """Of a torch device; None of one that is no NVIDIA GPU, is shared out, or whose driver does not tell.
 
     Args:
         public: NVML is found without Ray's own parts.
+        alone: see NvmlSource.
     """
     if device.type != "cuda" or (nvml := find_nvml(public)) is None:
         return None
@@ -170,7 +178,7 @@ def find_source(device: Any, public: bool) -> NvmlSource | None:
 
     uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
     try:
-        source = NvmlSource(nvml, uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+        source = NvmlSource(nvml, uuid if uuid.startswith("GPU-") else f"GPU-{uuid}", alone)
     except nvml.NVMLError:
         return None
     return None if source.is_shared_out else source

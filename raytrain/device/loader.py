@@ -6,11 +6,9 @@ memory on a stream of its own. Cast and normalisation run on the device, so that
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -19,19 +17,16 @@ import numpy as np
 import torch
 
 from raytrain.data.order import Split, StreamPlan
-from raytrain.data.samples.block import Batch, RaggedArray, batches_of
-from raytrain.data.samples.fields import BFLOAT16
+from raytrain.data.samples.block import Batch, batches_of
 from raytrain.data.stages.settling import DevicePart
-from raytrain.data.stages.stage import DRAWN, WHERE
-from raytrain.device.arrival import Arrived, Receiver
-from raytrain.device.batch import DeviceBatch, Ragged
+from raytrain.device.arrival import Arrived
+from raytrain.device.batch import DeviceBatch
 from raytrain.device.busy import BusySource, BusyWatch
 from raytrain.device.clock import DeviceClock, DeviceStageTimer, HostClock, HostStageTimer
-from raytrain.device.copier import Arriving, Copier
-from raytrain.device.decoding import Decoding
+from raytrain.device.copier import Arriving
+from raytrain.device.landing import Landing
 from raytrain.device.like import Like, blank_fields
 from raytrain.device.meter import RankMeter
-from raytrain.device.stages import DeviceStages
 from raytrain.errors import DataError
 from raytrain.record.status import RankProgress
 
@@ -75,17 +70,14 @@ class RankIngest:
         self.progress: RankProgress | None = None
         self.stopped = False
         self._feed, self._attempt, self._rank = feed, attempt, rank
-        self._receiver = Receiver(arrived, device)
         self._queue: queue.Queue[Arriving | Exception | str] = queue.Queue(maxsize=AHEAD)
         self._held: Arriving | Exception | str | None = None
         self._seen: dict[tuple[Split, int], dict[str, Like]] = {}  # the last batch of each split and cut
-        self._copier = Copier(device) if device.type == "cuda" else None
         self._clock: DeviceClock | HostClock = HostClock(self.meter)
         if device.type == "cuda":
             self._clock = DeviceClock(self.meter, None if busy is None else BusyWatch(busy))
         self._timer = DeviceStageTimer(self.meter) if device.type == "cuda" else HostStageTimer(self.meter)
-        self._stages = DeviceStages(stages or {}, self._timer, device)
-        self._decoding = Decoding(stages or {}, device)
+        self._landing = Landing(device, arrived, stages or {}, self._timer)
         self._closed = threading.Event()
         self._told_at, self._answer = 0.0, None
         self._position, self._slow = 0, False  # batches done; `_slow` never turns back, or ranks could miss the stop
@@ -123,7 +115,7 @@ class RankIngest:
             if arriving is None:
                 self.stopped = True
                 return
-            self._await_copy(arriving)
+            self._landing.await_copy(arriving)
             clock.arrived()
             self.meter.received(split, arriving.header, len(arriving.key), arriving.wire_bytes)
             if (decoded := arriving.decoded) is not None:
@@ -193,13 +185,7 @@ class RankIngest:
         fields = self._blank(split, arriving) if stand_in else arriving.fields  # every rank steps, whatever there was
         about = f"batch {arriving.header.batch}" + (f", first of id {ids[0]}" if len(ids) else "")
         drawn = {} if stand_in else arriving.drawn
-        fields = self._stages.run(split, fields, drawn, about, arriving.header.cut)
-        made: dict[str, Any] = {}
-        for name, value in fields.items():
-            ready = self._receiver.ready(name, value) if isinstance(value, torch.Tensor) else value
-            made[name] = (
-                Ragged(ready, arriving.offsets[name], arriving.lengths[name]) if name in arriving.offsets else ready
-            )
+        made = self._landing.ready(split, arriving, fields, drawn, about)
         return DeviceBatch(
             made,
             max(len(ids), 1),
@@ -254,15 +240,8 @@ class RankIngest:
         empty.offsets = {name: torch.tensor([0, 1], device=self.device) for name in ragged}
         empty.lengths = {name: np.ones(1, np.int64) for name in ragged}
         blank = blank_fields(like, self.device)
-        return {**blank, **self._decoding.blanks(split, blank)} if self._decoding.names(split) else blank
-
-    def _await_copy(self, arriving: Arriving) -> None:
-        """Have the compute stream wait for the batch; the host goes on."""
-        if arriving.copied_between is not None:
-            stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(arriving.copied_between[1])
-            for tensor in arriving.tensors():
-                tensor.record_stream(stream)
+        decoding = self._landing.decoding
+        return {**blank, **decoding.blanks(split, blank)} if decoding.names(split) else blank
 
     # --- on the thread ---
 
@@ -270,7 +249,7 @@ class RankIngest:
         import ray
 
         try:
-            if self._copier is not None:
+            if self._landing.copier is not None:
                 torch.cuda.set_device(self.device)
             block, batches = None, []
             for segment, number, (reference, index) in self._references():
@@ -313,30 +292,8 @@ class RankIngest:
 
     def _arriving(self, segment: int, number: int, batch: Batch) -> Arriving:
         assert (batch.header.segment, batch.header.batch) == (segment, number), "a batch was routed as another"
-        fields: dict[str, Any] = {}
-        offsets: dict[str, torch.Tensor] = {}
-        lengths: dict[str, np.ndarray] = {}
-        drawn: dict[str, np.ndarray] = {}
         split = self.plan.segments[segment].split
-        encoded = {name: batch.fields.pop(name) for name in self._decoding.names(split) & {*batch.fields}}
-        where: Any = batch.fields.pop(WHERE, [])
-        for name, value in batch.fields.items():
-            if name.startswith(DRAWN):
-                assert isinstance(value, np.ndarray)
-                drawn[name] = value
-            elif isinstance(value, RaggedArray):
-                fields[name], lengths[name] = as_tensor(value.values), value.lengths
-                offsets[name] = torch.from_numpy(np.append(0, np.cumsum(value.lengths)))
-            else:
-                fields[name] = as_tensor(value) if isinstance(value, np.ndarray) else value
-        arriving = Arriving(
-            segment, batch.header, fields, batch.forms, offsets, lengths, drawn, batch.key, batch.part, batch.nbytes
-        )
-        if encoded:
-            with contextlib.nullcontext() if self._copier is None else torch.cuda.stream(self._copier.stream):
-                decoded = self._decoding.decoded(split, encoded, batch.key)
-                arriving.take(decoded, where, self.plan.spec.num_train if split == "train" else None)
-        return self._copier.copy(arriving) if self._copier is not None and len(arriving.key) else arriving
+        return self._landing.arriving(split, batch, self.plan.spec.num_train if split == "train" else None)
 
 
 def pull(references: Iterable[Any]) -> None:
@@ -351,12 +308,3 @@ def _unready(pending: Any) -> bool:
     import ray
 
     return not ray.wait([pending], timeout=0)[0]
-
-
-def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor over the array's memory, which is read-only; nothing here writes to it."""
-    is_bfloat16 = array.dtype.name == BFLOAT16
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        tensor = torch.from_numpy(array.view(np.uint16) if is_bfloat16 else array)
-    return tensor.view(torch.bfloat16) if is_bfloat16 else tensor

@@ -303,7 +303,7 @@ def _by_ray(work: TaskWork, tasks: Sequence[Any]) -> Iterator[Block]:
     before anybody looks fits into the stock. When nobody takes, no piece is started."""
     import ray
 
-    options = {"scheduling_strategy": "SPREAD", **work.task_args}  # as Ray Data's are
+    options = {"scheduling_strategy": "SPREAD", "max_retries": -1, **work.task_args}  # as Ray Data's are
     lanes = options.pop("concurrency", work.lanes)
     remote = ray.remote(_told).options(num_returns="streaming", num_cpus=1, **options)
     waiting = [(task, 0) for task in range(len(tasks))][::-1]

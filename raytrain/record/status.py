@@ -19,12 +19,14 @@ class Failure:
 
     Attributes:
         stage: that failed; None where it was the decoding, so that the sample is at fault.
+        killed: workers have died of it, so that it is not tried again.
     """
 
     id: int
     where: str
     reason: str
     stage: str | None = None
+    killed: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,22 @@ class RankResult:
 
 
 @dataclass(frozen=True)
+class RankProcess:
+    """The process of a rank.
+
+    Attributes:
+        created_at: time.time(); tells it from a later one of the same number.
+        node: Ray node id.
+        stacks: file on its host that it writes its threads' stacks to when it is asked to.
+    """
+
+    pid: int
+    created_at: float
+    node: str
+    stacks: str
+
+
+@dataclass(frozen=True)
 class Status:
     """What the feed knows of a run.
 
@@ -162,6 +180,11 @@ class Status:
         fatal: why the run cannot go on.
         decisions: where the stages were to run, one after the other.
         stopping: it has been asked to stop.
+        positions: by rank, the batches of both splits that it has done in this attempt.
+        warnings: what the user should know at once.
+        processes: of the ranks of this attempt.
+        starved: a rank waits for a batch that is not ready.
+        feed: tells one feed from another that took its place; what they say begins anew with each.
     """
 
     progress: Mapping[int, RankProgress] = field(default_factory=dict)
@@ -173,6 +196,11 @@ class Status:
     fatal: Exception | None = None
     decisions: Sequence[Decision] = ()
     stopping: bool = False
+    positions: Mapping[int, int] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    processes: Mapping[int, RankProcess] = field(default_factory=dict)
+    starved: bool = False
+    feed: str = ""
 
     @property
     def times(self) -> list[tuple[int, RankTimes]]:

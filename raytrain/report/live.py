@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from raytrain.train.context import TrainContext
 
 LINE_EVERY_S = 10.0
+STALLED_S, STALLED_STEPS = 15.0, 5  # without a batch done, and so many times what a batch takes: that is told
 NOT_IN_A_LINE = {"epoch", "loss", "seconds", "steps", "samples_per_s", "learning_rate"}  # or elsewhere in it
 
 
@@ -88,6 +89,7 @@ class Display:
         self._epochs_shown = 0
         self._step_shown = -1
         self._started: tuple[float, int] | None = None
+        self._moved = Moved()
 
     def __enter__(self) -> Display:
         self._console.print("starting: listing the data, starting Ray")
@@ -114,12 +116,14 @@ class Display:
                 self._console.print(epoch_line(epoch, latest.epochs), highlight=False)
         if result or progress is None or (latest.history and latest.history[-1]["epoch"] >= progress.epoch):
             return  # the last line printed is newer than this progress
-        left = self._time_left(progress)
+        left, stalled = self._time_left(progress), self._moved.stalled(told, time.monotonic())
         if self._live is not None:
-            self._live.update(_panel(told, progress, left), refresh=True)
-        elif time.monotonic() - self._line_at >= LINE_EVERY_S and progress.step != self._step_shown:
+            self._live.update(_panel(told, progress, left, stalled), refresh=True)
+        elif stalled is None and time.monotonic() - self._line_at >= LINE_EVERY_S and progress.step != self._step_shown:
             self._line_at, self._step_shown = time.monotonic(), progress.step
             self._console.print(step_line(progress, left), highlight=False)
+        elif stalled is not None and self._moved.is_due():
+            self._console.print(step_line(progress, None, stalled), highlight=False)
 
     def _time_left(self, progress: RankProgress) -> float | None:
         now = time.monotonic()
@@ -130,9 +134,42 @@ class Display:
         return (now - began) / done * (progress.total_steps - progress.step) if done > 0 else None
 
 
-def _panel(status: Status, progress: RankProgress, left_s: float | None) -> Panel:
+class Moved:
+    """Whether the ranks still do batches, of training or of validation."""
+
+    def __init__(self) -> None:
+        self._at, self._last, self._batch_s = 0.0, (-1, -1.0), 0.0
+        self._stalled_s, self._told_s = 0.0, 0.0
+
+    def stalled(self, status: Status, now_s: float) -> str | None:
+        """What they wait for, in a few words, once they have done nothing for long.
+
+        Args:
+            now_s: by a clock that only goes forward.
+        """
+        done = status.attempts, sum(status.positions.values()) / max(len(status.positions), 1)
+        if done != self._last:
+            batches = done[1] - self._last[1]
+            if self._last[0] == done[0] and batches > 0:
+                self._batch_s = max((now_s - self._at) / batches, 0.9 * self._batch_s)
+            self._at, self._last, self._told_s = now_s, done, 0.0
+        self._stalled_s = now_s - self._at
+        if self._stalled_s < max(STALLED_S, STALLED_STEPS * self._batch_s) or status.stopping:
+            return None
+        why = f"{status.num_ready} are ready: the training loop is busy" if status.num_ready else "none is ready"
+        return f"no batch for {clock(self._stalled_s)}, {why}"
+
+    def is_due(self) -> bool:
+        """Whether it is time for another line about it: after twice as long each time."""
+        if self._stalled_s < 2 * self._told_s:
+            return False
+        self._told_s = self._stalled_s
+        return True
+
+
+def _panel(status: Status, progress: RankProgress, left_s: float | None, stalled: str | None) -> Panel:
     grid = Table.grid(padding=(0, 2), expand=True)
-    grid.add_row(step_line(progress, left_s))
+    grid.add_row(step_line(progress, left_s, stalled))
     grid.add_row(ProgressBar(total=progress.total_steps, completed=progress.step))
     notes = [f"{status.num_ready} batches ready"]
     if status.failures:
@@ -145,9 +182,15 @@ def _panel(status: Status, progress: RankProgress, left_s: float | None) -> Pane
     return Panel(grid, title="raytrain", title_align="left")
 
 
-def step_line(progress: RankProgress, left_s: float | None) -> str:
-    """`epoch 3/30  step 52/690  812.4 samples/s  loss 0.4101  waiting 1.2%  0:21 left`"""
+def step_line(progress: RankProgress, left_s: float | None, stalled: str | None = None) -> str:
+    """`epoch 3/30  step 52/690  812.4 samples/s  loss 0.4101  waiting 1.2%  0:21 left`; no rate while nothing goes on.
+
+    Args:
+        stalled: why, in that case.
+    """
     loss, rate = progress.loss, progress.samples_per_s
+    if stalled is not None:
+        return f"epoch {progress.epoch}/{progress.epochs}  step {progress.step}/{progress.total_steps}  {stalled}"
     parts = [
         f"epoch {progress.epoch}/{progress.epochs}",
         f"step {progress.step}/{progress.total_steps}",

@@ -24,6 +24,7 @@ def start_feed(plan: RunPlan) -> Any:
         max_corrupt_share=plan.pipeline.max_corrupt_share,
         public_ray=public_ray(),
         choice=plan.choice,
+        stage_timeout_s=plan.pipeline.stage_timeout_s,
     )
     actor = ray.remote(num_cpus=0, max_restarts=3, max_concurrency=2 * plan.topology.world_size + 8)(Feed)
     splits = Stored.put(plan.data.opened.pickled_splits())

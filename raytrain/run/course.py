@@ -10,15 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from raytrain.cluster.environment import stop_grace_s
+from raytrain.cluster.signals import Signals
 from raytrain.record.rows import Row
-from raytrain.record.status import Decision, Status
+from raytrain.record.status import Decision, Failure, Status
 from raytrain.record.timeline import Machine, ProgressLog
+from raytrain.run.hanging import HangWatch
 from raytrain.run.load import Samplers
-from raytrain.run.signals import Signals
 from raytrain.train.checkpoints import shelf
 from raytrain.train.trainer import Training
 
-STOP_GRACE_S = 7.0  # after a signal, for the step in flight and the checkpoint
 POLL_S = 0.25
 
 Watch = Callable[["str | Status"], None]
@@ -55,21 +56,30 @@ class Course:
 
     Args:
         folder: its checkpoints'.
+        hangs: ends ranks that do nothing; None for nobody.
 
     Attributes:
         began_at: time.time() at which the training processes were started; None before.
     """
 
-    def __init__(self, folder: Path, samplers: Samplers, watch: Watch):
+    def __init__(self, folder: Path, samplers: Samplers, watch: Watch, hangs: HangWatch | None = None):
         self.began_at: float | None = None
         self._folder, self._samplers, self._watch = folder, samplers, watch
+        self._hangs = hangs or HangWatch(None, folder)
         self._status, self._progress = Status(), ProgressLog()
         self._decisions: dict[float, Decision] = {}
+        self._failures: dict[tuple[str, int], tuple[str, Failure]] = {}
+        self._attempts_before, self._warned = 0, 0  # with earlier feeds; warnings of this one that were passed on
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
         """Asked for when the run has ended, since their digests take time."""
         return Checkpoints(shelf.latest(self._folder), shelf.best(self._folder))
+
+    @property
+    def hung(self) -> str | None:
+        """That the ranks hung, if they did, in a line."""
+        return self._hangs.told
 
     def begin(self) -> None:
         self.began_at = time.time()
@@ -79,13 +89,24 @@ class Course:
             if decision.at not in self._decisions:
                 self._decisions[decision.at] = decision
                 self._watch(decision.text)
-        status = replace(status, decisions=list(self._decisions.values()))  # those of a feed that was lost as well
+        if status.feed != self._status.feed:
+            self._attempts_before, self._warned = self._status.attempts, 0
+        for text in status.warnings[self._warned :]:
+            self._watch(text)
+        self._warned = len(status.warnings)
+        self._failures |= {(split, failure.id): (split, failure) for split, failure in status.failures}
+        status = replace(  # with what a feed that was lost had told
+            status,
+            attempts=self._attempts_before + status.attempts,
+            decisions=list(self._decisions.values()),
+            failures=list(self._failures.values()),
+        )
         self._status = status
         self._progress.note(status)
         self._watch(status)
 
     def wait(self, training: Training, feed: Any, heard: Signals) -> bool:
-        """Until the training has ended; after a signal, ask it to stop and wait STOP_GRACE_S for that. Whether it did.
+        """Until the training has ended; after a signal, ask it to stop and wait `stop_grace_s`. Whether it did.
 
         Raises:
             Stopped: by a second signal.
@@ -97,7 +118,7 @@ class Course:
         while not training.ended(POLL_S):
             if heard.number is not None and deadline is None:
                 feed.request_stop.remote()
-                deadline = time.monotonic() + STOP_GRACE_S
+                deadline = time.monotonic() + stop_grace_s()
             if deadline is not None and time.monotonic() > deadline:
                 return False
             asked = asked or feed.status.remote()
@@ -106,6 +127,8 @@ class Course:
                 with contextlib.suppress(ray.exceptions.RayActorError):
                     self.note(replace(ray.get(ready[0]), stopping=deadline is not None))
                 asked = None
+                if self._hangs.hangs(self._status, time.monotonic()):
+                    self._watch(f"{self._hangs.end_ranks(self._status)}; the ranks are ended and begin anew")
             self._samplers.look(training_began=self._status.attempts > 0)
         return True
 

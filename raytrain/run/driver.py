@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +15,10 @@ from raytrain.cluster.environment import (
     may_be_deleted,
     prepare_environment,
     public_ray,
-    ray_address,
 )
-from raytrain.cluster.finding import find
 from raytrain.cluster.placement import check_reserve, rank_resources, rank_selector
-from raytrain.config.cluster import Group, parse_nodes
+from raytrain.cluster.signals import Signals, signals
+from raytrain.config.cluster import parse_nodes
 from raytrain.config.job import Job
 from raytrain.config.own_code import own_code
 from raytrain.data.pipeline import Pipeline
@@ -35,21 +33,21 @@ from raytrain.errors import (
     named,
     one_line,
 )
-from raytrain.ray_internals.sigterm import sigterm_left_alone
 from raytrain.record.schema import RunRecord
 from raytrain.run.actors import start_feed, start_keeper
 from raytrain.run.checks import check_sendable, checked
 from raytrain.run.course import Course, Seen, Watch
 from raytrain.run.folder import RunFolder
+from raytrain.run.hanging import HangWatch
 from raytrain.run.hosted import deliver
 from raytrain.run.load import Samplers, machines
 from raytrain.run.outcome import build_record
 from raytrain.run.plan import DataPlan, RunOptions, RunPlan
 from raytrain.run.rank import RankWork, run_rank
-from raytrain.run.signals import Signals, signals
 from raytrain.train.trainer import Ranks, Training, import_ahead
 
 Loop = Callable[[Any], None]
+STOPS = ("stopped before training began", "stopped at once, without waiting for a checkpoint")
 
 
 def run(
@@ -92,18 +90,20 @@ def run(
         watch(DELETED_BY_RAY.format(path=options.folder.path))
     cluster: local.RunningCluster | None = None
     try:
-        with signals() as heard:
+        with signals(*STOPS) as heard:
             jobs_own = train_loop is None or getattr(train_loop, "is_the_jobs", False)
             data = DataPlan.of(options, pipeline, watch, default_loop=jobs_own)
             if data.is_finished and (before := options.folder.finished_record()) is not None:
                 _leave(options.folder, options.kept, None)
                 return before
-            cluster = _connect(groups, address, options.job)
+            cluster = local.connect(groups, address, import_ahead)
             heard.listen()  # again, should Ray have put a handler of its own in place
             heard.check()
             check_sendable(train_loop)
             plan = RunPlan.of(options, pipeline, train_loop, data, cluster)
-            course = Course(options.folder.checkpoints, Samplers(machines(plan.topology, cluster.attached)), watch)
+            samplers = Samplers(machines(plan.topology, cluster.attached))
+            hangs = HangWatch(job.training.hang_timeout_s, options.folder.path)
+            course = Course(options.folder.checkpoints, samplers, watch, hangs)
             error = _carry_out(plan, course, watch, heard)
         return _end(plan, course, error)
     except Exception as error:
@@ -122,27 +122,6 @@ def _is_of_ray(error: Exception) -> bool:
 
 def _lost(error: Exception) -> ClusterError:
     return ClusterError(f"the Ray cluster failed: {named(error)}")
-
-
-def _connect(groups: tuple[Group, ...], address: str | None, job: Job) -> local.RunningCluster:
-    """Attach to the cluster at `address`, or start one, while torch is imported."""
-    import ray  # noqa: F401 - whole before a thread imports parts of it
-
-    if (joined := local.join()) is not None:
-        if groups or (address and address not in ("auto", joined.address)):
-            raise ClusterError(
-                f"this process is connected to the Ray cluster at {joined.address} already; call ray.shutdown() first, "
-                "or leave nodes and address out"
-            )
-        threading.Thread(target=import_ahead).start()
-        return joined
-    address = address or (None if groups else ray_address())
-    if address:
-        address = find(address)  # before much is imported, since this may be all there is to say
-    # a process that ends waits for it: one that is torn down while torch is being imported crashes
-    threading.Thread(target=import_ahead).start()
-    with sigterm_left_alone(public_ray()):
-        return local.attach(address) if address else local.start(groups)
 
 
 def _carry_out(plan: RunPlan, course: Course, watch: Watch, heard: Signals) -> RaytrainError | None:
@@ -173,7 +152,7 @@ def _train(plan: RunPlan, course: Course, watch: Watch, heard: Signals) -> None:
     feed = start_feed(plan)
     feed.begin.remote("", data.position, plan.topology.world_size, data.steps)
     training = _training(plan, feed)
-    heard.training.set()
+    heard.begun.set()
     course.begin()
     training.start()
     try:
@@ -189,6 +168,8 @@ def _train(plan: RunPlan, course: Course, watch: Watch, heard: Signals) -> None:
         raise fatal.located(data.opened.train.describe) if isinstance(fatal, LossError) else fatal
     failure = training.failure
     if failure is not None:
+        if course.hung is not None:
+            raise TrainingError(course.hung)
         raise failure if isinstance(failure, RaytrainError) else TrainingError(named(failure))
     if heard.number is not None:
         raise _stopped(plan, course, heard)

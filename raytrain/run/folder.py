@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from dataclasses import dataclass, field
@@ -14,9 +13,8 @@ import psutil
 
 from raytrain.config.job import Job
 from raytrain.errors import CheckpointError, ConfigError
+from raytrain.record.holding import LOCK, hold
 from raytrain.record.schema import RunRecord, read_record
-
-LOCK = ".lock"
 
 
 @dataclass
@@ -79,7 +77,7 @@ class RunFolder:
             self.path.mkdir()
         except OSError as error:
             raise ConfigError(f"cannot set the earlier run in {self.path} aside: {error.strerror}") from None
-        self._lock = _lock(self.path)
+        self._lock = hold(self.path)
         before.close()
         self.set_aside = aside
 
@@ -125,7 +123,7 @@ def open_run_folder(run_dir: str, name: str, *, resume: bool, afresh: str = "sta
         raise CheckpointError(f"{path} has no checkpoint to resume from; {afresh}")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
+        lock = hold(path)
     except OSError as error:
         raise ConfigError(f"cannot use the run folder {path}: {error.strerror or error}") from None
     return RunFolder(path, made=made, _lock=lock)
@@ -134,16 +132,6 @@ def open_run_folder(run_dir: str, name: str, *, resume: bool, afresh: str = "sta
 def _path(run_dir: str, name: str) -> Path:
     """Absolute, so that a message is of use wherever it is read."""
     return Path(run_dir).expanduser().absolute() / name
-
-
-def _lock(path: Path) -> IO[str]:
-    file = (path / LOCK).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ConfigError(f"another raytrain process is using {path}; wait for it or choose another name") from None
-    return file
 
 
 def process_started_at() -> float:

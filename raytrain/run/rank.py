@@ -22,6 +22,7 @@ from raytrain.data.samples.fields import Schema
 from raytrain.data.stages.settling import DevicePart
 from raytrain.errors import RaytrainError, TrainingError, named
 from raytrain.record.status import RankResult
+from raytrain.run.hanging import listen
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def _train(
         restored=restored,
         keep=Writer(work.keeper),
     )
+    work.feed.at_work.remote(attempt, rank, listen())
     try:
         (loop_of(work.job) if work.loop is None else work.loop)(ctx)
     except StopTraining:

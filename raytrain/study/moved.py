@@ -14,7 +14,7 @@ from raytrain.data.stages.stage import DRAWN
 from raytrain.device.arrival import Receiver, arrivals
 from raytrain.device.batch import DeviceBatch
 from raytrain.device.clock import DeviceStageTimer, HostStageTimer
-from raytrain.device.loader import as_tensor
+from raytrain.device.landing import as_tensor
 from raytrain.device.meter import RankMeter
 from raytrain.device.stages import DeviceStages
 from raytrain.study.alone import AtCuts

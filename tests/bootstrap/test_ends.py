@@ -290,7 +290,7 @@ def test_a_lost_training_rank_ends_the_job(job, job_tree, images, how):
 def test_bash_programs_run_live_and_hear_sigterm(job):
     started = job(TWO)
     script = """
-    echo FIRST
+    echo FIRST, $RAYTRAIN_STOP_GRACE_S s of grace
     until [ -e go ]; do sleep 0.05; done
     python3 - <<'PROGRAM'
 import signal, sys, time
@@ -303,6 +303,7 @@ PROGRAM
     started.start("--", "program.sh")
     started.until("algo-1", "FIRST")
     assert "READY" not in started.head_log("algo-1")  # as it comes
+    assert "FIRST, 100 s of grace" in started.head_log("algo-1")
     started.write("go", "")
     started.until("algo-1", "READY")
     started.hosts["algo-1"].signal(signal.SIGTERM)

@@ -188,3 +188,20 @@ def test_another_word_for_the_public_way_is_refused(monkeypatch):
     monkeypatch.setenv("RAYTRAIN_PUBLIC_RAY", "yes")
     with pytest.raises(ConfigError, match="RAYTRAIN_PUBLIC_RAY must be 0 or 1, not 'yes'"):
         prepare_environment()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [(None, 25.0), ("10", 5.0), ("100", 90.0), ("120", 108.0), ("4", 2.0), ("0", 0.0)]
+)
+def test_a_stop_takes_nearly_all_the_time_that_there_is(monkeypatch, text, expected):
+    monkeypatch.delenv("RAYTRAIN_STOP_GRACE_S", raising=False)
+    if text is not None:
+        monkeypatch.setenv("RAYTRAIN_STOP_GRACE_S", text)
+    assert environment.stop_grace_s() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "inf", "nan"])
+def test_a_grace_that_is_none(monkeypatch, text):
+    monkeypatch.setenv("RAYTRAIN_STOP_GRACE_S", text)
+    with pytest.raises(ConfigError, match=f"RAYTRAIN_STOP_GRACE_S must be seconds, such as 30, not '{text}'"):
+        environment.prepare_environment()

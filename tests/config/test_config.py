@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from raytrain.config.file import from_yaml
+from raytrain.config.inference import PredictionJob
 from raytrain.config.job import Job
 from raytrain.config.training import Model
 from raytrain.errors import ConfigError, nearest
@@ -18,7 +19,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_job_of_launch_is_valid(path):
-    assert Job.from_yaml(path).name == path.stem
+    if path.stem.startswith("predict_"):
+        assert PredictionJob.from_yaml(path).name == f"{path.stem.removeprefix('predict_')}-predicted"
+    else:
+        assert Job.from_yaml(path).name == path.stem
 
 
 def test_single_and_heterogeneous_are_the_same_workload():

@@ -12,6 +12,7 @@ from feed_by_hand import ByHand
 
 from raytrain.data import feed as feeds
 from raytrain.data.order import Position, StreamSpec
+from raytrain.data.placement.hosts import HostsLost
 from raytrain.data.stream import FeedOptions, most_corrupt
 from raytrain.errors import DataError, TrainingError
 from raytrain.record.status import Failure
@@ -270,3 +271,30 @@ def test_what_the_driver_is_told(make):
     nobody = feeds.Feed(StreamSpec(40, 0, 4, 0, epochs=1), b"", FeedOptions(1, {}, None, 0.0))
     assert nobody.status().num_ready == 0
     assert nobody.take("", 0, 1).end
+
+
+def lost() -> HostsLost:
+    return HostsLost("all hosts of cpu are lost")
+
+
+def test_what_is_ready_for_all_is_trained_on_before_a_run_without_hosts_ends(make):
+    feed = make(world_size=2)
+    feed._stream.fill(range(5))  # three for the first rank, two for the second
+    assert numbers(feed.take("a", 0, 1)) == [0]
+    feed._stream.error = lost()
+    taken = feed.take("a", 0, 9)
+    assert (numbers(taken), taken.stop, taken.error) == ([2], True, None)
+    taken = feed.take("a", 1, 9)
+    assert (numbers(taken), taken.stop, taken.error) == ([1, 3], True, None)
+    assert feed.progress("a", 0, None, 1, True) == 2, "and who asks is told"
+    assert isinstance(feed.status().fatal, HostsLost)
+    assert isinstance(feed.begin("b", Position(), 2, 0), HostsLost)
+
+
+def test_a_rank_that_is_ahead_of_what_the_others_can_reach_cannot_be_waited_for(make):
+    feed = make(world_size=2)
+    feed._stream.fill(range(5))
+    assert numbers(feed.take("a", 0, 9)) == [0, 2, 4]
+    feed._stream.error = lost()
+    for rank in (0, 1):
+        assert isinstance(feed.take("a", rank, 9).error, HostsLost)

@@ -75,6 +75,7 @@ class Whole(Photos):
         ([SOURCE], {"batch_size": "8"}, "batch_size must be a whole number of at least 1 (given: '8')"),
         ([SOURCE], {"max_corrupt_share": 3}, "max_corrupt_share must be a share from 0 to 1 (given: 3)"),
         ([SOURCE], {"max_corrupt_share": "1%"}, "max_corrupt_share must be a share from 0 to 1 (given: '1%')"),
+        ([SOURCE], {"stage_timeout_s": 0}, "stage_timeout_s must be seconds above 0, or None (given: 0)"),
         ([SOURCE], {"batches_per_task": -3}, "batches_per_task must be a whole number of at least 1 (given: -3)"),
         ([SOURCE], {"fields": ["image"]}, "Pipeline: fields must be a dict with the names of fields (given: ['image'"),
         ([SOURCE], {"collate": "padded"}, "Pipeline: collate must be a dict with the names of fields (given: 'padded'"),

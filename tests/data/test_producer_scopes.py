@@ -197,7 +197,7 @@ def test_what_comes_of_samples_is_the_models(several, shape, tail, broken):
     made = Made(Numbers(len(several)), [stage(multiply, on="*"), stage(with_all, on="*")], batch_size, world, tail=tail)
     spec = StreamSpec(len(several), 0, batch_size, 0, epochs=2, tail=tail)
     made.plan = StreamPlan(spec, Position(), world)
-    made.producer._plan = made.plan
+    made.producer.plan = made.plan
     for part in made.plan.segments:
         keys, done = made.plan.segment_keys(part.number), set()
         for batch in made.batches(part.number):

@@ -126,3 +126,69 @@ def test_a_rate_is_shown_once_it_has_been_measured():
     unknown, slow = (at(1, 1, 0, samples_per_s=rate).progress[0] for rate in (None, 0.04))
     assert step_line(unknown, None) == "epoch 1/3  step 1/60  waiting 25.0%"
     assert step_line(slow, None) == "epoch 1/3  step 1/60  0.0 samples/s  waiting 25.0%"
+
+
+class Clock:
+    def __init__(self):
+        self.now_s = 100.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(live, "time", made)
+    return made
+
+
+def done(batches: int, step: int = 5, **changes) -> Status:
+    return replace(at(1, step, 0), positions={0: batches, 1: batches}, **changes)
+
+
+def told(display: Display) -> list[str]:
+    return display._console.file.getvalue().splitlines()
+
+
+def test_a_run_that_stands_still_says_so_and_for_how_long(clock, display):
+    for seconds, status in (
+        (1, done(4, 4)),
+        (1, done(5)),  # 0.5 s a batch
+        *[(10, done(5, num_ready=0))] * 6,
+        *[(30, done(5, num_ready=3))] * 5,
+        (1, done(6, 6)),
+    ):
+        clock.now_s += seconds
+        display.update(status)
+    lines = told(display)
+    assert lines[:2] == [step_line(done(each, each).progress[0], left) for each, left in ((4, None), (5, 55.0))]
+    assert lines[2:-1] == [
+        "epoch 1/3  step 5/60  no batch for 0:20, none is ready",
+        "epoch 1/3  step 5/60  no batch for 0:40, none is ready",
+        "epoch 1/3  step 5/60  no batch for 1:30, 3 are ready: the training loop is busy",
+        "epoch 1/3  step 5/60  no batch for 3:00, 3 are ready: the training loop is busy",
+    ]
+    assert lines[-1].startswith("epoch 1/3  step 6/60  800.0 samples/s")
+
+
+def test_validation_and_long_steps_are_no_stall(clock, display):
+    for batches in range(5, 20):  # of validation, 14 s each
+        clock.now_s += 14
+        display.update(done(batches))
+    for _ in range(4):  # 56 s, four times as long
+        clock.now_s += 14
+        display.update(done(19))
+    assert "no batch" not in display._console.file.getvalue()
+    clock.now_s += 14.5
+    display.update(done(19))
+    assert told(display)[-1] == "epoch 1/3  step 5/60  no batch for 1:10, 1 are ready: the training loop is busy"
+
+
+def test_a_run_that_begins_anew_or_stops_has_not_stalled(clock, display):
+    display.update(done(5))
+    clock.now_s += 60
+    display.update(done(0, attempts=2))
+    clock.now_s += 60
+    display.update(done(0, attempts=2, stopping=True))
+    assert "no batch" not in display._console.file.getvalue()

@@ -29,7 +29,6 @@ from patience import patient, wait_for
 from raytrain.cluster.topology import Topology
 from raytrain.errors import TrainingError
 from raytrain.record.schema import RunRecord, read_record
-from raytrain.run.course import STOP_GRACE_S
 from raytrain.run.folder import RunFolder
 from raytrain.run.load import Samplers, here, machines
 from raytrain.run.plan import RunOptions
@@ -299,13 +298,18 @@ def test_ctrl_c_does_not_wait_for_a_step_that_never_ends(images, tmp_path, times
         "    Job.from_dict({'name': 'endless', 'training': {'epochs': 1}}), nodes='train=1x1')\n"
     )
     command = [sys.executable, str(script), str(images / "train")]
-    driver = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "RAYTRAIN_STOP_GRACE_S": "6" if times == 1 else "120"}
+    driver = subprocess.Popen(
+        command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True, env=environment
+    )
     wait_for((tmp_path / "in_step").exists, 120, "a step begins")
     for number in range(times):
         if number:
-            time.sleep(min(patient(0.7), STOP_GRACE_S / 2))  # or the two would be one
+            time.sleep(patient(0.7))  # or the two would be one
         os.killpg(driver.pid, signal.SIGINT)
+    stopped = time.monotonic()
     _, errors = driver.communicate(timeout=patient(30))
+    assert time.monotonic() - stopped < patient(15)
     assert driver.returncode != 0
     assert "Traceback" not in errors
     message = "raytrain: stopped before the first checkpoint; there is nothing to resume"

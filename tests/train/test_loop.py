@@ -330,3 +330,18 @@ def test_what_restored_the_objects_is_let_go_of():
     readers = [lambda: {"weight": torch.full((1, 1), 3.0), "bias": torch.zeros(1)}]
     checkpoint.restore([model], readers, 0, 1)
     assert readers == [] and model.weight.item() == 3
+
+
+def test_a_checkpoint_is_read_through_once_and_again_when_a_file_has_changed(tmp_path, monkeypatch):
+    folder = tmp_path / "run" / "a" / "checkpoint_1"
+    folder.mkdir(parents=True)
+    checkpoint.save(folder, FACTS, {"modules": []}, [torch.nn.Linear(2, 2).state_dict()])
+    read = []
+    real = shelf.hashlib.file_digest
+    monkeypatch.setattr(shelf.hashlib, "file_digest", lambda file, kind: read.append(file.name) or real(file, kind))
+    for _ in range(3):
+        assert shelf.latest(tmp_path / "run") == folder
+    assert sorted(read) == [str(folder / "object_0.pt"), str(folder / "state.pt")]
+    whole = (folder / "state.pt").read_bytes()
+    (folder / "state.pt").write_bytes(whole[:-1] + b"x")
+    assert shelf.latest(tmp_path / "run") is None

@@ -20,6 +20,7 @@ LOOK_S = (2.0, 5.0, 10.0, 20.0, 30.0)  # from one look to the next, once somethi
 PROBE_EVERY = 500  # steps: a batch that runs where the others do not, so that what it costs there stays known
 ROOM = 1.05  # times what a sample costs a core
 AT_ONCE = 0.05  # of the rate: what is worth to break off what the CPUs are at
+CALM_S, SOON = 30.0, 3  # after which that may be done again as lightly; before, for so many times as much
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -58,6 +59,7 @@ class Decider:
         self._choice, self._decided = choice, decided
         self._measured = Measured(choice.stages, min(choice.cuts), choice.hosts)
         self._look_at, self._looks, self._settled = 0.0, 0, False
+        self._broken_off_s = float("-inf")
 
     @property
     def placed(self) -> PlacedStages:
@@ -108,7 +110,12 @@ class Decider:
             self.placing = replace(found, rate=rate)
             self._decided(self._decision(costs, places, before))
         gain = _rate(costs, places, self.placing) / max(_rate(costs, places, self._in_force), 1e-9) - 1
-        return gain > AT_ONCE or (self.placing.host_cores < self._in_force.host_cores and gain >= 0)
+        calm = now_s - self._broken_off_s >= CALM_S
+        frees = calm and self.placing.host_cores < self._in_force.host_cores and gain >= 0
+        at_once = frees or gain > (1 if calm else SOON) * AT_ONCE
+        if at_once:
+            self._broken_off_s = now_s
+        return at_once
 
     def cuts(self, splits: Sequence[Split], world_size: int, trial: bool) -> np.ndarray:
         """How many stages the workers run, of each block in order, int64; of `world_size` that follow each other alike,

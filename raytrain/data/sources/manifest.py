@@ -5,7 +5,10 @@ Imported by every preprocessing worker, so it imports NumPy and pyarrow and noth
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -21,6 +24,9 @@ from raytrain.data.sources.arrow import cell
 from raytrain.data.sources.readers import reading_pool
 from raytrain.errors import DataError, one_line
 from raytrain.record.guarantee import EXACTLY_ONCE
+
+WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # before another try to read a sample
+PASSING = (None, errno.EAGAIN, errno.EIO, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNRESET, errno.EMFILE)
 
 
 class Reader(Protocol):
@@ -105,28 +111,39 @@ class Manifest:
         return replace(self, rows=self.rows.take(pa.array(ids)), groups=replace(self.groups, starts=starts))
 
     def read_many(
-        self, ids: Sequence[int] | np.ndarray, rng_of: Callable[[int], np.random.Generator] | None = None
+        self,
+        ids: Sequence[int] | np.ndarray,
+        rng_of: Callable[[int], np.random.Generator] | None = None,
+        begins: Callable[[int], None] = lambda index: None,
     ) -> list[Sample | Exception]:
         """The samples of `ids`, in order; a remote file system is read in parallel.
 
         Args:
             rng_of: the random numbers of a sample by its place, which a reader that draws is seeded from.
+            begins: called with the id of each before it is read, or waited for.
 
-        Raises:
-            DataError: a file cannot be read at all (which is not the same as a corrupt image).
+        Returns:
+            In place of a sample that cannot be read why that is so, after some tries where that may pass.
         """
         if self.groups is not None:  # by stored run, so that each is read once
             order = np.argsort(ids, kind="stable")
-            by_place = {int(place): self._read(ids[place]) for place in order}
+            by_place = {}
+            for place in order.tolist():
+                begins(ids[place])
+                by_place[place] = self._read(ids[place])
             samples = [by_place[place] for place in range(len(ids))]
         elif self.reader.remote:
-            samples = list(reading_pool().map(self._read, ids))
+            samples, coming = [], reading_pool().map(self._read, ids)
+            for index in ids:
+                begins(index)
+                samples.append(next(coming))
         else:
             samples = []
             seed = getattr(self.reader, "seed_with", None)
             for place, index in enumerate(ids):
                 if seed is not None and rng_of is not None:
                     seed(rng_of(place))
+                begins(index)
                 samples.append(self._read(index))
         for name, column in self._known.items():
             values = column[ids] if isinstance(column, np.ndarray) else [cell(column[int(index)]) for index in ids]
@@ -136,13 +153,19 @@ class Manifest:
         return samples
 
     def _read(self, index: Any) -> Sample | Exception:
-        try:
-            return self.reader.read(self.rows, int(index))
-        except (OSError, pa.ArrowInvalid) as error:
-            reason = getattr(error, "strerror", None) or one_line(error)
-            raise DataError(f"cannot read {self.describe(index)}: {reason}") from None
-        except ValueError as error:  # what is there is not what it should be
-            return error.with_traceback(None)
+        waits = iter(WAITS_S)
+        while True:
+            try:
+                return self.reader.read(self.rows, int(index))
+            except (OSError, pa.ArrowInvalid) as error:
+                reason = getattr(error, "strerror", None) or one_line(error)
+                if isinstance(error, pa.ArrowInvalid) or error.errno not in PASSING:
+                    return DataError(f"cannot read it: {reason}")
+                if (wait_s := next(waits, None)) is None:
+                    return DataError(f"cannot read it, after {len(WAITS_S) + 1} tries in {sum(WAITS_S):g} s: {reason}")
+                time.sleep(wait_s * random.uniform(0.8, 1.2))  # not all workers at once
+            except ValueError as error:  # what is there is not what it should be
+                return error.with_traceback(None)
 
 
 def _column(column: pa.ChunkedArray) -> np.ndarray | pa.ChunkedArray:

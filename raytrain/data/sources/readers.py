@@ -141,7 +141,7 @@ def _range(file: Any, offset: int, size: int) -> bytes:
     file.seek(offset)
     data: bytes = file.read(size)
     if len(data) != size:
-        raise OSError(f"the shard ends after {len(data)} of {size} bytes")
+        raise ValueError(f"the shard ends after {len(data)} of {size} bytes")
     return data
 
 

@@ -43,9 +43,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Attributes: `about`: one sentence beneath it, if any; `x_range`: where several charts share one; `log_x`: its
-    axis is logarithmic; `whole_x`: only whole numbers mean something on it; `zero`: the y axis begins at 0; `percent`:
-    values are from 0 to 100, and written with the sign."""
+    """Attributes: `about`: one sentence beneath it, if any; `x_range`, `y_range`: where several charts share one;
+    `log_x`, `log_y`: an axis is logarithmic; `whole_x`: only whole numbers mean something on it; `x_values`: all that
+    there are, which are written beside it in the place of round ones; `zero`: the y axis begins at 0; `percent`: values
+    are from 0 to 100, and written with the sign."""
 
     title: str
     about: str
@@ -53,8 +54,11 @@ class Chart:
     x_label: str
     y_label: str
     x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
     log_x: bool = False
+    log_y: bool = False
     whole_x: bool = False
+    x_values: tuple[float, ...] = ()
     zero: bool = True
     percent: bool = False
 

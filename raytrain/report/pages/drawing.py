@@ -11,6 +11,7 @@ from raytrain.report.pages.charts import Bars, Chart, Series
 SIDE = 1000
 COLORS = 6  # that the page's style has
 DASHES = 4
+MANY_POWERS = 5  # of ten, on a logarithmic axis: then these alone are written beside it
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,7 @@ def draw(chart: Chart) -> Drawing:
     xs = [x for line in chart.series for x in line.x]
     ys = [y for line in chart.series for y in line.y]
     x_axis = _x_axis(chart, xs)
-    low, high = (min(0.0, *ys), max(ys)) if chart.zero else (min(ys), max(ys))
-    room = (high - low or abs(high) or 1.0) * 0.05
-    y_axis = Axis(low if chart.zero else low - room, high + room)
-    if chart.percent:
-        y_axis = Axis(max(y_axis.low, 0.0), min(y_axis.high, 100.0))
+    y_axis = _y_axis(chart, ys)
     words = [_in_words(line, chart) for line in chart.series]
     return Drawing(
         title=chart.title,
@@ -85,14 +82,14 @@ def draw(chart: Chart) -> Drawing:
         alt=" ".join(part for part in (f"{chart.title}.", chart.about, *words) if part),
         x_label=chart.x_label,
         y_label=chart.y_label,
-        x_ticks=[Tick(100 * x_axis.at(value), text) for value, text in ticks(x_axis, most=8, whole=chart.whole_x)],
+        x_ticks=[Tick(100 * x_axis.at(value), text) for value, text in _x_ticks(chart, x_axis)],
         y_ticks=[Tick(100 * y_axis.at(value), text + chart.unit) for value, text in ticks(y_axis)],
         lines=[
             Line(line.name, _path(line, x_axis, y_axis) if line.line else "", line.color % COLORS, line.dash % DASHES)
             for line in chart.series
         ],
         dots=[dot for line in chart.series for dot in _dots(line, chart, x_axis, y_axis)],
-        scale=None if chart.log_x else (x_axis.low, x_axis.high, y_axis.low, y_axis.high),
+        scale=None if chart.log_x or chart.log_y else (x_axis.low, x_axis.high, y_axis.low, y_axis.high),
         unit=chart.unit,
     )
 
@@ -107,11 +104,28 @@ def _x_axis(chart: Chart, xs: list[float]) -> Axis:
     return Axis(low, high if high > low else low + 1, chart.log_x)
 
 
+def _x_ticks(chart: Chart, axis: Axis) -> list[tuple[float, str]]:
+    if chart.x_values:
+        return [(value, f"{value:,g}") for value in chart.x_values]
+    return ticks(axis, most=8, whole=chart.whole_x)
+
+
+def _y_axis(chart: Chart, ys: list[float]) -> Axis:
+    lowest, highest = chart.y_range or (min(ys), max(ys))
+    if chart.log_y:
+        return Axis(lowest / 1.2, highest * 1.2, logarithmic=True)
+    low, high = (min(0.0, lowest), highest) if chart.zero else (lowest, highest)
+    room = (high - low or abs(high) or 1.0) * 0.05
+    axis = Axis(low if chart.zero else low - room, high + room)
+    return Axis(max(axis.low, 0.0), min(axis.high, 100.0)) if chart.percent else axis
+
+
 def ticks(axis: Axis, *, most: int = 5, whole: bool = False) -> list[tuple[float, str]]:
     """About so many values of an axis that are good to read: steps of 1, 2 or 5, and powers of ten of them."""
     if axis.logarithmic:
         powers = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
-        values = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+        factors = (1, 2, 5) if len(powers) < MANY_POWERS else (1,)
+        values = [factor * 10.0**power for power in powers for factor in factors]
         return [(value, f"{value:,.4g}") for value in values if axis.low <= value <= axis.high]
     span = axis.high - axis.low
     power = 10.0 ** math.floor(math.log10(span / most))

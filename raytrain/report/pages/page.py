@@ -71,7 +71,7 @@ def write_report(records: list[RunRecord], comparison: Comparison, known: Catalo
         facts += comparison.notes
     ends = [f"{name} {each.status}: {each.error.splitlines()[0]}" for name, each in both if each.error]
     title = " and ".join(names) if len(names) < 4 else f"{len(names)} runs"
-    _write(path, title=title, lead=[*ends, *_lead(comparison)], sections=sections, facts=facts)
+    write_page(path, title=title, lead=[*ends, *_lead(comparison)], sections=sections, facts=facts)
 
 
 def _comparison(comparison: Comparison) -> list[Section]:
@@ -111,7 +111,7 @@ def write_plan(plan: Plan, known: Catalog, path: Path) -> None:
         f"measured on {profile.hardware}, {profile.measured_at}, by {profile.source}",
         *plan_lines(plan, known, [*best, *front]),
     ]
-    _write(path, title=f"Plan for {profile.name}", lead=answer(plan), sections=sections, facts=facts)
+    write_page(path, title=f"Plan for {profile.name}", lead=answer(plan), sections=sections, facts=facts)
 
 
 _UNITS = {"ms": "s", "s": "s", "%": "share", "B": "bytes"}
@@ -235,7 +235,11 @@ def _facts(records: list[RunRecord], names: list[str]) -> list[str]:
     return lines
 
 
-def _write(path: Path, *, title: str, lead: list[str], sections: list[Section], facts: list[str]) -> None:
+def write_page(path: Path, *, title: str, lead: list[str], sections: list[Section], facts: list[str]) -> None:
+    """
+    Raises:
+        ConfigError: it cannot be written, or what draws it is not installed.
+    """
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:

@@ -141,8 +141,21 @@ def _last_undamaged(candidates: list[tuple[Path, Facts]]) -> Path | None:
     return None
 
 
+_DIGESTS: dict[tuple[str, int, int, int], str] = {}  # of files as they were: by path, number, size and time
+
+
+def _digest_of(path: Path) -> str:
+    """A file is read once by a process, unless it has changed since."""
+    about = path.stat()
+    key = str(path), about.st_ino, about.st_size, about.st_mtime_ns
+    if key not in _DIGESTS:
+        with path.open("rb") as file:
+            _DIGESTS[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _DIGESTS[key]
+
+
 def check_digests(folder: Path, facts: Facts) -> None:
-    """Read every file through.
+    """Read every file through that has not been read before.
 
     Raises:
         CheckpointError: one is gone, cut off or damaged.
@@ -150,8 +163,7 @@ def check_digests(folder: Path, facts: Facts) -> None:
     for name, expected in facts.sha256.items():
         path = folder / name
         try:
-            with path.open("rb") as file:
-                whole = hashlib.file_digest(file, "sha256").hexdigest() == expected
+            whole = _digest_of(path) == expected
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
         if not whole:

@@ -85,6 +85,17 @@ def test_what_is_measured_is_of_what_runs_and_not_of_what_has_been_decided():
     assert set(loud._measured.step_s) == {True, False}
 
 
+def test_what_cpus_are_at_is_not_broken_off_again_at_once_for_a_little():
+    costs = {"blur_ms": 2.0, "device_ms": 1.0}  # 556 samples/s in place of 500 with the host's cores freed
+    decider = Decider(CHOICE, lambda decision: None)
+    told = {at: decider.look({0: spent(times, **costs)}, at) for times, at in enumerate((100, 200, 205, 229, 250), 1)}
+    assert told == {100: False, 200: True, 205: False, 229: False, 250: True}
+    dear = {"blur_ms": 20.0, "device_ms": 2.0}
+    decider = Decider(CHOICE, lambda decision: None)
+    told = {at: decider.look({0: spent(times, **dear)}, at) for times, at in enumerate((100, 200, 205), 1)}
+    assert told == {100: False, 200: True, 205: True}, "what is worth much is worth it"
+
+
 def test_nothing_is_decided_before_every_rank_has_told():
     choice = Choice(CHOICE.stages, CHOICE.cuts, Places(4, 2, 2), PLACED, 2)
     assert decided(choice, ranks=1, blur_ms=60.0, device_ms=0.2)[1] == []

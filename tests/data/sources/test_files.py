@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 import pickle
 import re
+from dataclasses import replace
 
 import boto3
 import numpy as np
@@ -18,6 +20,7 @@ from moto.server import ThreadedMotoServer
 
 from raytrain.data.order import epoch_order
 from raytrain.data.samples.fields import Schema
+from raytrain.data.sources import manifest as manifests
 from raytrain.data.sources import readers
 from raytrain.data.sources.kinds.image_folder import image_folder
 from raytrain.data.sources.kinds.parquet import parquet
@@ -200,7 +203,7 @@ def test_a_relative_path_that_does_not_exist_is_shown_whole(tmp_path, monkeypatc
 def test_folders_that_hold_nothing_say_so(tmp_path):
     with pytest.raises(DataError, match="does not exist; check the path"):
         open_manifest(image_folder(tmp_path / "none"))
-    with pytest.raises(DataError, match="holds no images in class folders; expected"):
+    with pytest.raises(DataError, match="holds no images in class folders; expected .*: kind: image_list, a CSV"):
         open_manifest(image_folder(tmp_path))
     with pytest.raises(DataError, match="holds no Parquet files"):
         open_manifest(parquet(tmp_path))
@@ -242,14 +245,52 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(folder, monkeypatch):
 def test_a_file_that_goes_away_during_training_is_named(folder, tmp_path):
     manifest = open_manifest(image_folder(folder))
     (folder / "cat" / "002.jpg").unlink()
-    with pytest.raises(DataError, match=r"cannot read .*/cat/002.jpg: No such file"):
-        manifest.read_many([2])
+    [whole, gone] = manifest.read_many([1, 2])
+    assert whole["label"] == 0 and str(gone) == "cannot read it: No such file or directory"
     shards = write_shards(tmp_path / "w", folder)
     manifest = open_manifest(webdataset(shards))
     with (shards / "0.tar").open("r+b") as file:
         file.truncate(600)
-    with pytest.raises(DataError, match=r"cannot read .*0.tar:0000: the shard ends after"):
-        manifest.read_many([0])
+    [cut] = manifest.read_many([0])
+    assert isinstance(cut, ValueError) and str(cut).startswith("the shard ends after")
+
+
+class Failing:
+    """A reader that fails so many times."""
+
+    remote, filesystem = False, None
+
+    def __init__(self, error: Exception, times: int):
+        self.error, self.left = error, times
+
+    def read(self, rows, index):
+        if self.left:
+            self.left -= 1
+            raise self.error
+        return {"x": np.int64(index)}
+
+
+@pytest.mark.parametrize(
+    ("error", "times", "read", "waited"),
+    [
+        (OSError("AWS Error SLOW_DOWN during GetObject"), 3, True, 3),
+        (OSError(errno.EIO, "Input/output error"), 6, True, 6),
+        (OSError(errno.EIO, "Input/output error"), 7, "cannot read it, after 7 tries in 31.5 s: Input/output error", 6),
+        (OSError(errno.ESTALE, "Stale file handle"), 1, True, 1),
+        (PermissionError(errno.EACCES, "Permission denied"), 1, "cannot read it: Permission denied", 0),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), 1, "cannot read it: File name too long", 0),
+        (pa.ArrowInvalid("Parquet magic bytes not found"), 1, "cannot read it: Parquet magic bytes not found", 0),
+        (ValueError("no number"), 1, "no number", 0),
+    ],
+)
+def test_what_may_pass_is_tried_again(folder, monkeypatch, error, times, read, waited):
+    slept = []
+    monkeypatch.setattr(manifests.time, "sleep", slept.append)
+    manifest = replace(open_manifest(image_folder(folder)), reader=Failing(error, times), known=())
+    [found] = manifest.read_many([1])
+    assert found == {"x": 1} if read is True else str(found) == read
+    expected = [0.5, 1, 2, 4, 8, 16][:waited]
+    assert len(slept) == waited and all(0.8 * e <= s <= 1.2 * e for s, e in zip(slept, expected, strict=True))
 
 
 def test_parquet_that_does_not_fit_says_why(folder, tmp_path):
@@ -334,5 +375,5 @@ def test_s3_holds_the_same_samples(s3, folder, tmp_path):
     with pytest.raises(DataError, match="(cannot list|does not exist).*"):
         open_manifest(image_folder("s3://no-such-bucket/x"))
     s3.delete_object(Bucket="data", Key="images/cat/001.jpg")
-    with pytest.raises(DataError, match="cannot read data/images/cat/001.jpg"):
-        manifest.read_many([0, 1])
+    [whole, gone] = manifest.read_many([0, 1])
+    assert "image" in whole and str(gone).startswith("cannot read it: ")

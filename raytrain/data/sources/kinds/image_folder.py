@@ -33,7 +33,8 @@ def open_image_folder(source: ImageFolderSource, like: Schema | None, seed: int)
     images = [name for name in listing.names if "/" in name and name.lower().endswith(IMAGE_SUFFIXES)]
     if not images:
         raise DataError(
-            f"{source.path} holds no images in class folders; expected {source.path}/<class name>/<image>.jpg"
+            f"{source.path} holds no images in class folders; expected {source.path}/<class name>/<image>.jpg (images "
+            "without classes: kind: image_list, a CSV file with their paths in the column `path`)"
         )
     found = sorted({name.split("/", 1)[0] for name in images})
     folders = listing.filesystem.get_file_info(pyarrow.fs.FileSelector(listing.root))

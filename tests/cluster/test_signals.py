@@ -10,14 +10,16 @@ import time
 
 import pytest
 
+from raytrain.cluster.signals import signals
 from raytrain.errors import Stopped
 from raytrain.ray_internals.sigterm import sigterm_left_alone
-from raytrain.run.signals import signals
+
+STOPS = ("stopped before training began", "stopped at once, without waiting for a checkpoint")
 
 
 def test_a_stop_that_is_passed_on_twice_is_one_stop_and_ctrl_c_is_another():
-    with signals() as heard:
-        heard.training.set()
+    with signals(*STOPS) as heard:
+        heard.begun.set()
         for _ in range(2):  # the launcher's and the shell's
             os.kill(os.getpid(), signal.SIGTERM)
         assert heard.number == signal.SIGTERM
@@ -27,7 +29,7 @@ def test_a_stop_that_is_passed_on_twice_is_one_stop_and_ctrl_c_is_another():
 
 
 def test_a_stop_that_is_swallowed_where_it_comes_is_told_afterwards():
-    with signals() as heard:
+    with signals(*STOPS) as heard:
         heard.check()
         with contextlib.suppress(Exception):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -35,7 +37,7 @@ def test_a_stop_that_is_swallowed_where_it_comes_is_told_afterwards():
         with pytest.raises(Stopped, match="stopped before training began") as caught:
             heard.check()
         assert caught.value.exit_code == 143
-        heard.training.set()
+        heard.begun.set()
         heard.check()  # from now on whoever trains asks for a checkpoint first
 
 

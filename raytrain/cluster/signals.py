@@ -19,12 +19,13 @@ class Signals:
 
     Attributes:
         number: of the last signal; None so far.
-        training: set by whoever begins to train.
+        begun: set by whoever begins what a stop must end in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: str, at_once: str) -> None:
         self.number: int | None = None
-        self.training = threading.Event()
+        self.begun = threading.Event()
+        self._before, self._at_once = before, at_once
         self._first_at: float | None = None
 
     def listen(self) -> None:
@@ -36,11 +37,11 @@ class Signals:
     def check(self) -> None:
         """
         Raises:
-            Stopped: a signal has come before training began; whatever it interrupted may have taken its error for one
-                of its own.
+            Stopped: a signal has come before that began; whatever it interrupted may have taken its error for one of
+                its own.
         """
-        if self.number is not None and not self.training.is_set():
-            raise Stopped("stopped before training began", self.number)
+        if self.number is not None and not self.begun.is_set():
+            raise Stopped(self._before, self.number)
 
     def _hear(self, number: int, _frame: Any) -> None:
         now = time.monotonic()
@@ -48,21 +49,26 @@ class Signals:
         self.number = number
         self.check()
         if before is not None and (number == signal.SIGINT or now - before > SAME_SIGNAL_S):
-            raise Stopped("stopped at once, without waiting for a checkpoint", number)
+            raise Stopped(self._at_once, number)
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[Signals]:
-    """Listen to Ctrl-C and SIGTERM: before training they end the start-up at once, later they ask for a checkpoint
-    first. Only in the main thread."""
-    heard = Signals()
+def signals(before: str, at_once: str) -> Iterator[Signals]:
+    """Listen to Ctrl-C and SIGTERM: they end the start-up at once, and later, when something has begun, ask for its end
+    in order. Only in the main thread.
+
+    Args:
+        before: what is told of a stop before it has begun.
+        at_once: and of a second one, which does not wait for that end.
+    """
+    heard = Signals(before, at_once)
     if threading.current_thread() is not threading.main_thread():
         yield heard
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     heard.listen()
     try:
         yield heard
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
