@@ -17,7 +17,7 @@ from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import OpenPipeline
 from raytrain.data.process import prepare_process
 from raytrain.data.producer import Producer, StreamWork
-from raytrain.data.samples.block import to_table
+from raytrain.data.samples.block import Prepared, to_table
 from raytrain.data.samples.fields import Schema
 from raytrain.data.stages.settling import DevicePart
 from raytrain.device.meter import RankMeter, StageMeter
@@ -116,6 +116,18 @@ def _answers(children: list[Any], answers: Any, count: int, seconds: float) -> I
             child.kill()
 
 
+def _check_some(batch: Prepared) -> None:
+    """
+    Raises:
+        DataError: none of its samples could be prepared.
+    """
+    if batch.header.failures and not len(batch.key):
+        failed = batch.header.failures[0]
+        raise DataError(
+            f"none of {len(batch.header.failures)} samples could be prepared; {failed.where}: {failed.reason}"
+        )
+
+
 def _prepare(
     work: StreamWork, core: int, number: int, processes: int, seconds: float, together: Any, answers: Any
 ) -> None:
@@ -126,7 +138,7 @@ def _prepare(
         os.sched_setaffinity(0, {core})
         prepare_process()
         producer, total = Producer(work), work.plan.segments[0].num_batches
-        producer.batch(0, number % total)  # imports, files, memory
+        _check_some(producer.batch(0, number % total))  # imports, files, memory
         together.wait(CHILD_TIMEOUT_S)
         found, at, meter = Alone(), number, RankMeter()
         for _ in range(PARTS):

@@ -72,8 +72,8 @@ def waits_for_ever():
     time.sleep(600)
 threading.Thread(target=waits_for_ever, daemon=True).start()
 process = listen()
-print(process.pid, process.created_at, process.stacks, flush=True)
 def computes():
+    print(process.pid, process.created_at, process.stacks, flush=True)
     while True:
         sum(range(10_000_000))
 computes()
