@@ -27,7 +27,7 @@ settings.register_profile("mutation", deadline=None, phases=(Phase.explicit, Pha
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 leaves its workers 3 % of a core beside a busy process
 RAYTRAIN = [sys.executable, "-m", "raytrain"]
 
-KINDS = {"process", "ray", "hosts", "browser", "ranks"}
+KINDS = {"process", "ray", "hosts", "browser", "ranks", "models"}
 KINDS_OF_FIXTURES = {
     "two_nodes": ["ray"],
     "diagnosed": ["ray"],

@@ -16,7 +16,7 @@ from raytrain.infer.backends.load import load
 from raytrain.infer.backends.module import built
 from raytrain.infer.contract import BackendOptions
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.models, pytest.mark.usefixtures("one_thread")]
 MODELS = ("vit", "resnet", "encoder")
 CONVERTED = MODELS[1:]  # the ViT with its embeddings and in int8 alone, since it takes longest
 BATCH = 8

@@ -23,7 +23,7 @@ from raytrain.infer.backends.module import built
 from raytrain.infer.backends.of_openvino import imported
 from raytrain.infer.contract import BackendOptions
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.models, pytest.mark.usefixtures("one_thread")]
 EXAMPLE = (np.ones((3, 3, 2), np.float32),)
 
 
