@@ -16,6 +16,7 @@ from raytrain.record.schema import read_record
 from raytrain.record.status import RankProcess, Status
 from raytrain.run import hanging
 from raytrain.run.hanging import HangWatch, end, stacks_of
+from raytrain.train.checkpoints import shelf
 
 
 def told(batches: int = 3, **changes) -> Status:
@@ -118,13 +119,18 @@ def test_another_process_of_the_same_number_is_left_alone_and_a_silent_one_is_na
     assert psutil.Process(rank.pid).is_running()
 
 
+def steps_in(checkpoints) -> int:
+    found = shelf.whole(checkpoints)
+    return found[-1][1].steps if found else 0
+
+
 @pytest.mark.ray
 def test_a_rank_that_stands_still_is_ended_and_the_run_goes_on(job_file, tmp_path):
     path = job_file(training__epochs=40, training__hang_timeout_s=patient(8), training__checkpoint={"every_steps": 1})
     command = [sys.executable, "-m", "raytrain", "train", str(path), "--nodes", "gpu=1x2x2"]
     driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "runs" / "small"
-    wait_for(lambda: list(folder.glob("checkpoints/*/checkpoint_*")), 120, "a checkpoint is written")
+    wait_for(lambda: steps_in(folder / "checkpoints") >= 8, 120, "all have told of their first batch")
     processes = psutil.Process(driver.pid).children(recursive=True)
     ranks = [each for each in processes if "TrainWorker" in " ".join(each.cmdline())]
     assert len(ranks) == 2, [each.cmdline() for each in processes]
