@@ -88,14 +88,31 @@ def by_its_tool(back_end: str, seconds: float, onnx: Path) -> dict[str, float]:
             script.write(TORCH_LOOP.format(**about))
             script.flush()
             launcher = [sys.executable, "-m", "torch.backends.xeon.run_cpu", "--ninstances", "1"]
-            told = _run([*launcher, "--core-list", CORE, "--use-default-allocator", script.name])
+            told = _run(
+                [*launcher, "--core-list", CORE, "--ncores-per-instance", "1", "--use-default-allocator", script.name]
+            )
     elif back_end == "onnx":
         told = _run([*pinned, sys.executable, "-c", ONNX_LOOP.format(**about), str(onnx)])
     else:
         shape = f"[{BATCH},3,{SIDE},{SIDE}]"
         app = [str(Path(sys.executable).with_name("benchmark_app")), "-m", str(onnx), "-d", "CPU", "-api", "sync"]
         told = _run(
-            [*pinned, *app, "-hint", "none", "-nthreads", "1", "-nstreams", "1", "-t", f"{seconds:g}", "-shape", shape]
+            [
+                *pinned,
+                *app,
+                "-hint",
+                "none",
+                "-infer_precision",
+                "f32",
+                "-nthreads",
+                "1",
+                "-nstreams",
+                "1",
+                "-t",
+                f"{seconds:g}",
+                "-shape",
+                shape,
+            ]
         )
         return {"samples_per_s": float(re.search(r"Throughput:\s+([\d.]+) FPS", told)[1])}  # type: ignore[index]
     return {"samples_per_s": float(re.search(r"RATE ([\d.]+)", told)[1])}  # type: ignore[index]

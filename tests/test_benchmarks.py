@@ -21,7 +21,7 @@ BENCHMARKS = {
     "sampling": ("sampling alone, percent of a core {'min':", "ray"),
     "gpu": ("raytrain_with_cpu_node / dataloader, samples_per_s {'min':", "ray"),
     "mutation": ("raytrain/train/ledger.py", "process"),
-    "wire": ("from both nodes / from another node, chunk 5 MB, CPU seconds of the training host a GB {'min':", "ray"),
+    "wire": ("round 1/1 from another node, chunk 5 MB: {'gb_per_s':", "ray"),
     "inference": ("vit_96: streams / run_cpu, samples_per_s {'min':", "process"),
     "tuning": ("the pick / the best of the grid, samples_per_s {'min':", "process"),
     "bootstrap": ("bootstrap, all_gone_s {'min':", "hosts ray"),

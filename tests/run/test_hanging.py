@@ -126,7 +126,7 @@ def steps_in(checkpoints) -> int:
 
 @pytest.mark.ray
 def test_a_rank_that_stands_still_is_ended_and_the_run_goes_on(job_file, tmp_path):
-    path = job_file(training__epochs=40, training__hang_timeout_s=patient(8), training__checkpoint={"every_steps": 1})
+    path = job_file(training__epochs=16, training__hang_timeout_s=patient(8), training__checkpoint={"every_steps": 1})
     command = [sys.executable, "-m", "raytrain", "train", str(path), "--nodes", "gpu=1x2x2"]
     driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "runs" / "small"
