@@ -5,18 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from raytrain.cluster import hardware
+from raytrain.cluster.facts import ended, hosts_of, this_machine, time_of_day
 from raytrain.cluster.local import RunningCluster
-from raytrain.errors import RaytrainError, Stopped
+from raytrain.errors import RaytrainError
 from raytrain.infer.output.folder import Counts
 from raytrain.infer.plan import InferencePlan
 from raytrain.infer.progress import Progress, StreamSeen
 from raytrain.infer.streams.places import Places
 from raytrain.record.inference import InferenceRecord, InferenceStage, StreamFigures, ThreeFigures
-from raytrain.record.schema import Hardware, HostFacts
 
 LISTED = 100
 NEAR = 0.8  # of the slower part: from here on it is what limits
@@ -44,36 +43,17 @@ def build_record(
     first, last = progress.first_at, progress.last_at
     return InferenceRecord(
         name=plan.job.name,
-        status="finished" if error is None else "stopped" if isinstance(error, Stopped) else "failed",
-        error=str(error) if error else None,
-        started_at=datetime.fromtimestamp(started_at, UTC).isoformat(timespec="milliseconds"),
+        **ended(error),
+        started_at=time_of_day(started_at),
         command=list(sys.argv),
         job=plan.job.model_dump(mode="json"),
         versions=hardware.versions(),
-        hardware=Hardware(
-            cpu_model=hardware.cpu_model(),
-            cpu_cores=hardware.usable_cpus(),
-            memory_bytes=hardware.memory_bytes(),
-            platform=hardware.platform_name(),
-            gpus=hardware.gpu_names(),
-        ),
+        hardware=this_machine(),
         environment=about["environment"],
         cluster_attached=cluster.attached,
         emulated_gpus=topology.emulated_gpus,
         cpu_slots=places.slots,
-        hosts=[
-            HostFacts(
-                name=host.name,
-                group=host.group,
-                cpus=host.cpus,
-                gpus=host.gpus,
-                instance_type=host.instance_type,
-                emulated=host.emulated,
-                is_head=host.is_head,
-                samples_prepared=progress.prepared_at[host.node_id],
-            )
-            for host in topology.hosts
-        ],
+        hosts=hosts_of(topology, progress.prepared_at),
         output=about["output"],
         model=plan.file.source,
         model_digest=plan.file.digest,

@@ -31,7 +31,8 @@ from raytrain.infer.progress import GO_ON, Progress
 from raytrain.infer.stream import StreamWork, example_inputs
 from raytrain.infer.streams.gpu_hosts import asked, gpu_bytes, here, real_gpu_hosts, with_mps
 from raytrain.infer.streams.places import OnHost, Places, place, survey, surveys_of
-from raytrain.record.holding import hold
+from raytrain.record import holding
+from raytrain.record.holding import check_is_here, take
 from raytrain.record.inference import InferenceRecord, read_inference_record
 
 Watch = Callable[["str | Progress"], None]
@@ -111,9 +112,8 @@ def folder_of(job: PredictionJob) -> Path:
     Raises:
         ConfigError: it is not on this host.
     """
-    if "://" in job.run_dir:
-        raise ConfigError(f"run_dir must be a folder of this host, or one that is mounted here, not {job.run_dir!r}")
-    return Path(job.run_dir).expanduser().absolute() / job.name
+    check_is_here(job.run_dir)
+    return holding.folder_of(job.run_dir, job.name)
 
 
 @contextlib.contextmanager
@@ -125,11 +125,7 @@ def _held(folder: Path) -> Iterator[Path]:
     """
     if (folder / "checkpoints").exists():
         raise ConfigError(f"{folder} is the folder of a run of `raytrain train`; give the prediction another name")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = hold(folder)
-    except OSError as error:
-        raise ConfigError(f"cannot use the run folder {folder}: {error.strerror or error}") from None
+    lock = take(folder)
     try:
         yield folder
     finally:

@@ -25,3 +25,30 @@ def hold(folder: Path) -> IO[str]:
         file.close()
         raise ConfigError(f"another raytrain process is using {folder}; wait for it or choose another name") from None
     return file
+
+
+def folder_of(run_dir: str, name: str) -> Path:
+    """`<run_dir>/<name>`, absolute, so that a message is of use wherever it is read."""
+    return Path(run_dir).expanduser().absolute() / name
+
+
+def check_is_here(run_dir: str) -> None:
+    """
+    Raises:
+        ConfigError: it is not on this host.
+    """
+    if "://" in run_dir:
+        raise ConfigError(f"run_dir must be a folder of this host, or one that is mounted here, not {run_dir!r}")
+
+
+def take(folder: Path) -> IO[str]:
+    """`hold` it, and make it where it is not there.
+
+    Raises:
+        ConfigError: another process holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return hold(folder)
+    except OSError as error:
+        raise ConfigError(f"cannot use the run folder {folder}: {error.strerror or error}") from None

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from raytrain.errors import ConfigError
-from raytrain.record.part import Part
+from raytrain.record.part import Part, Record
 from raytrain.record.schema import Hardware, HostFacts
 
 INFERENCE_VERSION: Final = 1
@@ -69,7 +69,7 @@ class ThreeFigures(Part):
     text: str
 
 
-class InferenceRecord(Part):
+class InferenceRecord(Record):
     """Everything about one prediction.
 
     Attributes:
@@ -111,13 +111,6 @@ class InferenceRecord(Part):
     streams: list[StreamFigures]
     done_again: int
     torch_in_preprocessing_workers: bool
-
-    def write(self, path: Path) -> None:
-        """Write the record, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".json.part")
-        draft.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        draft.replace(path)
 
 
 def read_inference_record(path: Path) -> InferenceRecord:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from raytrain.errors import ConfigError
 from raytrain.record.decoding import DecodingFigures
 from raytrain.record.guarantee import EXACTLY_ONCE
-from raytrain.record.part import Part
+from raytrain.record.part import Part, Record
 from raytrain.record.placements import Placement
 
 SCHEMA_VERSION: Final = 5
@@ -262,7 +262,7 @@ class CloudFacts(Part):
     loads: list[HostLoad]
 
 
-class RunRecord(Part):
+class RunRecord(Record):
     """Everything about one run.
 
     Attributes:
@@ -322,13 +322,6 @@ class RunRecord(Part):
         samples = sum(rank.num_samples for rank in self.ranks)
         taken = of_device_stages(self.ranks) if samples else {}
         return {name: seconds / samples for name, (_, seconds) in taken.items() if is_of_training(name)}
-
-    def write(self, path: Path) -> None:
-        """Write the record, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".json.part")
-        draft.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        draft.replace(path)
 
 
 def read_record(path: Path) -> RunRecord:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -18,6 +17,7 @@ from raytrain.infer.progress import Progress
 from raytrain.record.inference import InferenceRecord
 from raytrain.report.fitting import Column, number, show_fitted
 from raytrain.report.live import LINE_EVERY_S, clock
+from raytrain.report.terminal import LiveDisplay
 
 REMEDY = "the record has them"
 
@@ -45,22 +45,12 @@ def shown(
     return record
 
 
-class Display:
+class Display(LiveDisplay):
     """Shows how a prediction stands."""
 
     def __init__(self, console: Console):
-        self._console = console
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        super().__init__(console)
         self._line_at = time.monotonic()
-
-    def __enter__(self) -> Display:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def update(self, told: str | Progress) -> None:
         """Called with what is being done, or with how far it is."""

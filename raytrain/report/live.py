@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
-from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -17,7 +16,7 @@ from raytrain.errors import RaytrainError, show_uncaught_errors_briefly
 from raytrain.record.schema import RunRecord
 from raytrain.record.status import RankProgress, Status
 from raytrain.report.tables import print_summary
-from raytrain.report.terminal import terminal
+from raytrain.report.terminal import LiveDisplay, terminal
 from raytrain.run import driver
 from raytrain.run.hosted import folder_of
 
@@ -79,12 +78,11 @@ def shown(
     return record
 
 
-class Display:
+class Display(LiveDisplay):
     """Shows how a run stands."""
 
     def __init__(self, console: Console):
-        self._console = console
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        super().__init__(console)
         self._line_at = time.monotonic()
         self._epochs_shown = 0
         self._step_shown = -1
@@ -93,13 +91,7 @@ class Display:
 
     def __enter__(self) -> Display:
         self._console.print("starting: listing the data, starting Ray")
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        return super().__enter__()
 
     def update(self, told: str | Status) -> None:
         """Called with what is being done, or with how the run stands."""

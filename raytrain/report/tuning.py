@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -24,31 +23,23 @@ from raytrain.infer.tune.search import Limits, Refused, Trial
 from raytrain.infer.tune.space import space_of
 from raytrain.infer.tune.tuned import keys_of, said
 from raytrain.infer.tune.tuning import Measures, Row, Tuned, goal_of, tune
-from raytrain.record.holding import hold
+from raytrain.record.holding import take
 from raytrain.report.costs import price_lines, usd
 from raytrain.report.fitting import Column, number, show_fitted
+from raytrain.report.terminal import LiveDisplay
 
 WHOLE = "With preprocessing: the leader, and others that leave it other cores (samples/s)"
 REMEDY = "a wider terminal or --json has them"
 
 
-class Display:
+class Display(LiveDisplay):
     """Shows how tuning stands."""
 
     def __init__(self, console: Console, most: int, on_gpu: bool):
-        self._console, self._most, self._on_gpu = console, most, on_gpu
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        super().__init__(console)
+        self._most, self._on_gpu = most, on_gpu
         self._tried: set[object] = set()
         self._doing = ""
-
-    def __enter__(self) -> Display:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def update(self, told: str | Trial | Point) -> None:
         """Called with what is being done, and with every measurement."""
@@ -266,12 +257,7 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: another process is using it, or it cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = hold(folder)
-    except OSError as error:
-        raise ConfigError(f"cannot use the run folder {folder}: {error.strerror or error}") from None
-    with lock:
+    with take(folder):
         yield
 
 

@@ -13,7 +13,7 @@ import psutil
 
 from raytrain.config.job import Job
 from raytrain.errors import CheckpointError, ConfigError
-from raytrain.record.holding import LOCK, hold
+from raytrain.record.holding import LOCK, check_is_here, folder_of, hold, take
 from raytrain.record.schema import RunRecord, read_record
 
 
@@ -35,7 +35,7 @@ class RunFolder:
     @classmethod
     def of(cls, job: Job) -> RunFolder:
         """Where a job's run is, whoever holds it."""
-        return cls(_path(job.run_dir, job.name))
+        return cls(folder_of(job.run_dir, job.name))
 
     @property
     def record(self) -> Path:
@@ -115,23 +115,12 @@ def open_run_folder(run_dir: str, name: str, *, resume: bool, afresh: str = "sta
         CheckpointError: `resume`, and there is nothing to go on from.
         ConfigError: another process is using it, or it cannot be made.
     """
-    if "://" in run_dir:
-        raise ConfigError(f"run_dir must be a folder of this host, or one that is mounted here, not {run_dir!r}")
-    path = _path(run_dir, name)
+    check_is_here(run_dir)
+    path = folder_of(run_dir, name)
     made = tuple(folder for folder in (path, *path.parents) if not os.path.exists(folder))
     if resume and not (path / "checkpoints").is_dir():
         raise CheckpointError(f"{path} has no checkpoint to resume from; {afresh}")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = hold(path)
-    except OSError as error:
-        raise ConfigError(f"cannot use the run folder {path}: {error.strerror or error}") from None
-    return RunFolder(path, made=made, _lock=lock)
-
-
-def _path(run_dir: str, name: str) -> Path:
-    """Absolute, so that a message is of use wherever it is read."""
-    return Path(run_dir).expanduser().absolute() / name
+    return RunFolder(path, made=made, _lock=take(path))
 
 
 def process_started_at() -> float:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from raytrain.cluster import hardware
-from raytrain.cluster.topology import Topology
-from raytrain.errors import RaytrainError, Stopped
+from raytrain.cluster.facts import ended, hosts_of, this_machine, time_of_day
+from raytrain.errors import RaytrainError
 from raytrain.record.placements import PlacedStage, Placement
 from raytrain.record.schema import (
     Corrupt,
-    Hardware,
-    HostFacts,
     RunRecord,
     StageFigures,
     Startup,
@@ -39,25 +37,18 @@ def build_record(plan: RunPlan, seen: Seen, error: RaytrainError | None, *, comm
     stages, ranks = _stages(results), [result.figures for result in results]
     return RunRecord(
         name=plan.job.name,
-        status="finished" if error is None else "stopped" if isinstance(error, Stopped) else "failed",
-        error=str(error) if error else None,
-        started_at=datetime.fromtimestamp(plan.options.started_at, UTC).isoformat(timespec="milliseconds"),
+        **ended(error),
+        started_at=time_of_day(plan.options.started_at),
         command=command,
         job=plan.job.model_dump(mode="json"),
         versions=hardware.versions(),
-        hardware=Hardware(
-            cpu_model=hardware.cpu_model(),
-            cpu_cores=hardware.usable_cpus(),
-            memory_bytes=hardware.memory_bytes(),
-            platform=hardware.platform_name(),
-            gpus=hardware.gpu_names(),
-        ),
+        hardware=this_machine(),
         environment=plan.options.environment,
         cluster_attached=plan.cluster.attached,
         emulated_gpus=topology.emulated_gpus,
         world_size=topology.world_size,
         cpu_slots=plan.placed.slots,
-        hosts=_hosts(topology, results),
+        hosts=hosts_of(topology, sum((Counter(result.nodes) for result in results), Counter())),
         num_train=data.opened.train.num_samples,
         num_validation=data.opened.num_validation,
         fields={name: str(each) for name, each in data.opened.schema.items()},
@@ -109,22 +100,6 @@ def _machines(seen: Seen, started_at: float) -> dict[str, list[Any]]:
         "loads": [host_load(machine, rows, seen.progress.began_at) for machine, rows in seen.machines.items()],
         "timelines": [timeline for timeline in timelines if timeline is not None],
     }
-
-
-def _hosts(topology: Topology, results: Sequence[RankResult]) -> list[HostFacts]:
-    return [
-        HostFacts(
-            name=host.name,
-            group=host.group,
-            cpus=host.cpus,
-            gpus=host.gpus,
-            instance_type=host.instance_type,
-            emulated=host.emulated,
-            is_head=host.is_head,
-            samples_prepared=sum(result.nodes.get(host.node_id, 0) for result in results),
-        )
-        for host in topology.hosts
-    ]
 
 
 def _startup(plan: RunPlan, seen: Seen, results: Sequence[RankResult]) -> Startup:
