@@ -1,6 +1,6 @@
 """What prediction reaches, part by part.
 
-    python benchmarks/inference.py [streams|pipeline] [--rounds 3] [--seconds 8] [--cases vit_224 bert_32] [--smoke]
+    python benchmarks/inference.py [streams|pipeline|sharing] [--rounds 3] [--seconds 8] [--cases vit_224 bert_32] [--smoke]
 
 `streams`: a model alone on all cores of this machine, round by round: one instance as torch starts it, a pinned stream
 a core, the same with glibc's allocator tuned, and as many instances by torch's own launcher
@@ -8,6 +8,8 @@ a core, the same with glibc's allocator tuned, and as many instances by torch's 
 Beside samples a second those that a second of CPU time makes: on a machine with other work, this one says more.
 
 `pipeline`: the whole way against each back end's own tool, see inference_pipeline.py.
+
+`sharing`: several tasks on one GPU, see inference_sharing.py.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 
 from harness import interleave, ratio, write
 from inference_pipeline import pipeline
+from inference_sharing import sharing
 from predicted import CASES, WARM_UP, batch_of, load
 
 from raytrain.config.inference import Streams
@@ -100,7 +103,7 @@ def streams(arguments: argparse.Namespace) -> None:
                 print(write("inference_streams", rows, ratios, seconds=arguments.seconds, batch_sizes=sizes))
 
 
-PARTS = {"streams": streams, "pipeline": pipeline}
+PARTS = {"streams": streams, "pipeline": pipeline, "sharing": sharing}
 
 
 def main() -> None:
@@ -112,7 +115,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="one short round of one case, nothing written")
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.part = arguments.part or "streams"  # the other starts Ray
+        arguments.part = arguments.part or "streams"  # the others start Ray
     for name, part in PARTS.items():
         if arguments.part in (None, name):
             part(arguments)

@@ -20,11 +20,15 @@ PATIENCE_S = 120.0
 
 
 class Linear(torch.nn.Module):
-    """Dies where `x` has one of `values`; from `gate_from` on waits until there is a file `gate`."""
+    """Dies where `x` has one of `values`, says nothing of those of `silent`, and from `gate_from` on waits until
+    there is a file `gate`."""
 
-    def __init__(self, num_classes: int = CLASSES, values: tuple = (), gate: str = "", gate_from: int = 0):
+    def __init__(
+        self, num_classes: int = CLASSES, values: tuple = (), silent: tuple = (), gate: str = "", gate_from: int = 0
+    ):
         super().__init__()
         self.layer = torch.nn.Linear(WIDTH, num_classes)
+        self.silent = torch.tensor(silent)
         self.values, self.gate, self.gate_from = set(values), gate, gate_from
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -35,7 +39,7 @@ class Linear(torch.nn.Module):
             until = time.monotonic() + PATIENCE_S
             while not Path(self.gate).exists() and time.monotonic() < until:
                 time.sleep(0.02)
-        return self.layer(x)
+        return torch.where(torch.isin(x[:, :1], self.silent), torch.nan, self.layer(x))
 
 
 def linear(**options) -> torch.nn.Module:

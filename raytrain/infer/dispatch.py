@@ -28,6 +28,7 @@ from raytrain.ray_internals.data import cause
 from raytrain.record.status import Failure
 
 POLL_S = 0.25
+TELL_AFTER_S = 30.0  # loading a model takes less
 MOST_LISTED = 100  # errors
 STOPPED = f"stopped; {GO_ON}"
 
@@ -108,12 +109,14 @@ class Dispatch:
         self._pieces: dict[Work, dict[int, Any]] = {}
         self._predicting: dict[Any, tuple[int, Piece]] = {}
         self._starting: dict[Any, int] = {}
-        self._written: list[Future[None]] = []
+        self._written: list[tuple[int, Counts, Future[None]]] = []
+        self._problem: BaseException | None = None
         self._writer = ThreadPoolExecutor(1, "raytrain-writer")
         self._work_ref = ray.put(work)
         self._prepare, self._given = prepare
         self._hosts = Hosts(places.groups, ray.nodes) if "fallback_strategy" not in places.task_args else None
         self._alive_at = 0.0
+        self._waits_since: float | None = time.monotonic()
         self.listed: list[str] = []
 
     @property
@@ -146,6 +149,7 @@ class Dispatch:
             self._writer.shutdown(wait=True)
             for each in self._streams:
                 _kill(each.actor)
+            self._note_written()
         self._check_written()
 
     # --- what is to be done ---
@@ -227,6 +231,7 @@ class Dispatch:
                 self._again(piece.work, verdict, found)
             return
         told, rows = found
+        failures = [each if each.where else self._located(each) for each in told.failures]
         seen = self._streams[number]
         seen.last, seen.samples = told, seen.samples + told.num_samples
         if self._desk.predicted(piece):
@@ -234,8 +239,11 @@ class Dispatch:
             pieces.pop(piece.size, None)
             if not pieces:
                 self._pieces.pop(piece.work, None)
-            self._gathering.predicted(piece, rows, told.failures)
-            self._note(piece.work, piece.size, told.num_samples, told.failures)
+            self._gathering.predicted(piece, rows, failures)
+            self._note(piece.work, piece.size, told.num_samples, failures)
+
+    def _located(self, failure: Failure) -> Failure:
+        return replace(failure, where=self._plan.opened.train.describe(failure.id))
 
     def _was_prepared(self, reference: Any) -> None:
         work, pieces = self._preparing.pop(reference)
@@ -311,8 +319,10 @@ class Dispatch:
             ClusterError: no host is left that prepares, or that predicts.
             PredictionError: no stream could be started; or a shard could not be written.
         """
+        self._note_written()
         self._check_written()
         self._drop_homeless()
+        self._tell_of_waiting()
         if self._hosts is not None and self._places.groups and self._hosts.lost():
             raise ClusterError(f"no host of {', '.join(self._places.groups)} is left to prepare samples; {GO_ON}")
         check_streams(self._streams, len(self._plan.sizes))
@@ -328,21 +338,45 @@ class Dispatch:
                     _kill(seen.actor)
                     seen.actor = None
 
+    def _tell_of_waiting(self) -> None:
+        """Once, where no stream has begun for a long time: on a cluster of other users too, they may have to wait."""
+        if self._waits_since is None or self.progress.first_at is not None:
+            return
+        if time.monotonic() - self._waits_since >= TELL_AFTER_S:
+            self._waits_since = None
+            import ray
+
+            free, asked = ray.available_resources(), sum(each.place.cpus for each in self._streams)
+            self._watch(
+                f"no stream has begun for {TELL_AFTER_S:.0f} s: they ask for {asked:g} CPUs and "
+                f"{sum(each.place.gpus for each in self._streams):g} GPUs, and Ray has {free.get('CPU', 0):g} and "
+                f"{free.get('GPU', 0) or free.get(EMULATED_GPU, 0):g} free now"
+            )
+
     def _write_complete(self) -> None:
         for shard in self._desk.shards_complete():
             found = self._gathering.complete(shard)
-            self._counts[shard] = Counts(found.rows.num_rows, len(found.failures))
-            self._written.append(self._writer.submit(self._output.write, shard, found.rows, found.failures))
+            counts = Counts(found.rows.num_rows, len(found.failures))
+            written = self._writer.submit(self._output.write, shard, found.rows, found.failures)
+            self._written.append((shard, counts, written))
+
+    def _note_written(self) -> None:
+        """A shard counts once it is there."""
+        done = [each for each in self._written if each[-1].done()]
+        self._written = [each for each in self._written if not each[-1].done()]
+        for shard, counts, written in done:
+            if (problem := written.exception()) is None:
+                self._counts[shard] = counts
+            else:
+                self._problem = self._problem or problem
 
     def _check_written(self) -> None:
         """
         Raises:
             PredictionError: a shard could not be.
         """
-        done = [each for each in self._written if each.done()]
-        self._written = [each for each in self._written if not each.done()]
-        for each in done:
-            each.result()
+        if self._problem is not None:
+            raise self._problem
 
 
 def _living() -> set[str]:

@@ -70,36 +70,55 @@ def predict(
         job = completed(job)
         watch("finding the model, listing the data")
         file = find_model(job.model)
+        _check_takes(job, file)
         plan = InferencePlan.of(job, file, watch)
-        output = OutputFolder(job.output.path or str(folder / "predictions"))
-        about = About(job.name, plan.made_by, plan.num_samples, len(plan.shards))
-        done = output.begin(about, plan.shards)
-        if len(done) == len(plan.shards) and (before := _finished(folder, output)) is not None:
-            watch(f"{output.path} is finished: {before.rows:,} rows, {before.errors:,} errors; nothing is left to do")
-            return before
-        with output.left_as_found(), _cluster(groups, address, heard) as cluster:
-            places = _places(cluster, job.inference, plan)
-            watch(_told(plan, places, done))
-            task = task_of(plan, places)
-            examples = find_examples(plan.num_samples, asking(task))
-            work = stream_work(plan, examples)
-            check_memory(plan, places, work)
-            with with_mps(places, job.inference.mps) as ready:
-                run = Dispatch(plan, ready, work, examples.sample_bytes, task, output, done, watch)
-                error = _carried_out(run, heard)
-            if error is None:
-                output.finish(_finished_about(about, run.counts))
-            told = {
-                "started_at": started_at,
-                "environment": environment,
-                "output": output.path,
-                "listed": run.listed[:LISTED],
-            }
-            record = build_record(plan, cluster, places, run.progress, run.counts, error, told)
+        with OutputFolder(job.output.path or str(folder / "predictions")).held() as output:
+            about = About(job.name, plan.made_by, plan.num_samples, len(plan.shards))
+            done = output.begin(about, plan.shards)
+            if len(done) == len(plan.shards) and (before := _finished(folder, output)) is not None:
+                rows, errors = f"{before.rows:,} rows", f"{before.errors:,} errors"
+                watch(f"{output.path} is finished: {rows}, {errors}; nothing is left to do")
+                return before
+            with output.left_as_found(), _cluster(groups, address, heard) as cluster:
+                record, error = _predicted(plan, cluster, output, done, watch, heard, (started_at, environment))
+                if error is None:
+                    output.finish(replace(about, finished=True, rows=record.rows, errors=record.errors))
     record.write(folder / "record.json")
     if error is not None:
         raise error
     return record
+
+
+def _predicted(
+    plan: InferencePlan,
+    cluster: local.RunningCluster,
+    output: OutputFolder,
+    done: dict[int, Counts],
+    watch: Watch,
+    heard: Signals,
+    began: tuple[float, dict[str, str]],
+) -> tuple[InferenceRecord, RaytrainError | None]:
+    """The record, and what went wrong.
+
+    Args:
+        began: when the run did, and the variables that were set for it.
+    """
+    places = _places(cluster, plan.job.inference, plan)
+    watch(_told(plan, places, done))
+    task = task_of(plan, places)
+    examples = find_examples(plan.num_samples, asking(task))
+    work = stream_work(plan, examples)
+    check_memory(plan, places, work)
+    with with_mps(places, plan.job.inference.mps) as ready:
+        run = Dispatch(plan, ready, work, examples.sample_bytes, task, output, done, watch)
+        error = _carried_out(run, heard)
+    told = {
+        "started_at": began[0],
+        "environment": began[1],
+        "output": output.path,
+        "listed": run.listed[:LISTED],
+    }
+    return build_record(plan, cluster, places, run.progress, run.counts, error, told), error
 
 
 def _nobody(told: str | Progress) -> None:
@@ -202,15 +221,28 @@ def check_memory(plan: InferencePlan, places: Places, work: StreamWork) -> None:
         check_fits(plan.job.inference.tasks_per_gpu, estimate, min(totals), options.batch_size)
 
 
-def stream_work(plan: InferencePlan, examples: Examples) -> StreamWork:
-    """What every stream is sent; the model in the form that its back end takes."""
-    job, inference, opened = plan.job, plan.job.inference, plan.opened
-    options = BackendOptions(
+def backend_options(job: PredictionJob) -> BackendOptions:
+    """What is known of them before the data."""
+    inference = job.inference
+    return BackendOptions(
         backend=inference.backend,
         precision=inference.precision,
-        batch_size=max(plan.sizes.batch_sizes),
+        batch_size=inference.batch_size,
         embeddings=job.model.embeddings,
     )
+
+
+def _check_takes(job: PredictionJob, file: ModelFile) -> None:
+    """Before Ray is started."""
+    from raytrain.infer.backends.convert import check_takes  # with torch
+
+    check_takes(file, backend_options(job))
+
+
+def stream_work(plan: InferencePlan, examples: Examples) -> StreamWork:
+    """What every stream is sent; the model in the form that its back end takes."""
+    job, opened = plan.job, plan.opened
+    options = replace(backend_options(job), batch_size=max(plan.sizes.batch_sizes))
     file = plan.file
     names = () if job.model.task == "raw" else job.model.classes or file.classes
     work = StreamWork(
@@ -263,11 +295,6 @@ def _finished(folder: Path, output: OutputFolder) -> InferenceRecord | None:
         return None
     record = read_inference_record(folder / "record.json")
     return record if record.status == "finished" else None
-
-
-def _finished_about(about: About, counts: dict[int, Counts]) -> About:
-    rows, errors = (sum(getattr(each, name) for each in counts.values()) for name in ("rows", "errors"))
-    return replace(about, finished=True, rows=rows, errors=errors)
 
 
 def _told(plan: InferencePlan, places: Places, done: dict[int, Counts]) -> str:

@@ -31,6 +31,7 @@ from raytrain.record.status import Failure
 if TYPE_CHECKING:
     from raytrain.device.copier import Arriving
 
+NO_NUMBER = "the model's output has no probabilities: it is not finite"
 ALONE_S = 0.5  # for which the model is timed by itself, at least one batch
 
 
@@ -83,7 +84,8 @@ class Answered:
     """What a stream tells of a piece.
 
     Attributes:
-        failures: samples that could not be decoded there.
+        failures: samples that could not be decoded there, or of which the model said nothing; those do not say where
+            they lie.
         busy_s: that it has computed since it began; `alive_s` in so long.
         batches_s: seconds of each batch of the piece.
         gpu_busy: share of its time in which the GPU ran a kernel, as its driver has it.
@@ -143,12 +145,13 @@ class Stream:
             if len(arriving.key):
                 answers.append(self._compute.submit(self._answer, arriving))
         done = [each.result() for each in answers]
+        failures += [Failure(int(key), "", NO_NUMBER, "model") for _, keys, _ in done for key in keys]
         alive_s = time.perf_counter() - self._began_at
         with self._landed:
             gpu_busy = self._gpu_busy()
-        stage_s, batches_s = dict(self._meter.device_stage_s), [seconds for _, seconds in done]
+        stage_s, batches_s = dict(self._meter.device_stage_s), [seconds for _, _, seconds in done]
         told = Answered(samples, failures, self._busy_s, alive_s, batches_s, stage_s, gpu_busy)
-        return told, pa.concat_tables([rows for rows, _ in done]) if done else None
+        return told, pa.concat_tables([rows for rows, _, _ in done]) if done else None
 
     # --- on the thread that computes ---
 
@@ -183,8 +186,8 @@ class Stream:
         fields = self._landing.ready("train", arriving, arriving.fields, arriving.drawn, about)
         return [fields[name] for name in self._work.inputs]
 
-    def _answer(self, arriving: Arriving) -> tuple[pa.Table, float]:
-        """Rows, and the seconds that they took."""
+    def _answer(self, arriving: Arriving) -> tuple[pa.Table, np.ndarray, float]:
+        """Rows, ids of samples that have none, and the seconds that it took."""
         import torch
 
         from raytrain.infer.output.answers import answers
@@ -192,7 +195,7 @@ class Stream:
         began = time.perf_counter()
         try:
             with torch.inference_mode():
-                rows = answers(arriving.key, self._model(*self._inputs(arriving)), self._work.wanted)
+                rows, without = answers(arriving.key, self._model(*self._inputs(arriving)), self._work.wanted)
         except torch.OutOfMemoryError as error:
             raise PredictionError(
                 f"the GPU has not the memory for a batch of {len(arriving.key)}: {named(error)[:200]}; make "
@@ -207,7 +210,7 @@ class Stream:
             ) from None
         taken = time.perf_counter() - began
         self._busy_s += taken
-        return rows, taken
+        return rows, without, taken
 
     def _alone(self) -> float | None:
         """Samples a second of the model by itself, on a batch that lies on the device."""

@@ -11,8 +11,11 @@ from raytrain.errors import ConfigError
 LOCK = ".lock"
 
 
-def hold(folder: Path) -> IO[str]:
+def hold(folder: Path, instead: str = "choose another name") -> IO[str]:
     """Until the file that is returned is closed, or this process ends.
+
+    Args:
+        instead: of waiting, what the user can do.
 
     Raises:
         ConfigError: another process does.
@@ -23,7 +26,7 @@ def hold(folder: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ConfigError(f"another raytrain process is using {folder}; wait for it or choose another name") from None
+        raise ConfigError(f"another raytrain process is using {folder}; wait for it or {instead}") from None
     return file
 
 

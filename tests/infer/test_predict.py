@@ -18,6 +18,7 @@ from predicting import check_linear, errors, linear_tree, rows
 from raytrain import PredictionJob, predict
 from raytrain.errors import ClusterError, ConfigError, DataError, PredictionError
 from raytrain.infer.dispatch import got
+from raytrain.infer.stream import NO_NUMBER
 from raytrain.record.inference import read_inference_record
 
 pytestmark = pytest.mark.ray
@@ -157,12 +158,14 @@ def test_samples_that_kill_their_process_are_singled_out(two_nodes, tmp_path):
 
 
 def test_errors_of_an_earlier_run_count(two_nodes, tmp_path):
-    tree = linear_tree(tmp_path, "some", 40, {"deadly_stages:failing": {"values": [3, 25], "on": "x"}})
-    assert predict(PredictionJob.from_dict(tree)).errors == 2
+    tree = linear_tree(tmp_path, "some", 40, {"deadly_stages:failing": {"values": [3, 25], "on": "x"}}, silent=[14])
+    assert predict(PredictionJob.from_dict(tree)).errors == 3
+    path = tree["data"]["source"]["path"]
+    assert check_linear(tree, 40, failed=[3, 14, 25])[14] == (f"{path} row 14", "model", NO_NUMBER)
     for path in (tmp_path / "some" / "predictions").glob("*-00001.parquet"):
         path.unlink()
     tree["data"]["max_corrupt_share"] = 0.03
-    with pytest.raises(DataError, match=r"2 of 40 samples could not be predicted, which is more than .*=0.03 allows"):
+    with pytest.raises(DataError, match=r"3 of 40 samples could not be predicted, which is more than .*=0.03 allows"):
         predict(PredictionJob.from_dict(tree))
 
 

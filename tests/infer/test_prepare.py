@@ -316,20 +316,26 @@ def test_a_stream_is_bound_before_its_model_is_loaded(monkeypatch, tmp_path):
 def test_the_columns_of_what_a_model_says():
     output = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 1.0]])
     keys, shares = np.array([7, 9]), output.softmax(1)
-    rows = answers(keys, Outputs(output, torch.ones(2, 5)), Wanted(classes=("a", "b"), probabilities=2))
+    rows, without = answers(keys, Outputs(output, torch.ones(2, 5)), Wanted(classes=("a", "b"), probabilities=2))
+    assert not len(without)
     assert rows.column_names == [
         *("id", "prediction", "prediction_index", "probability", "top", "top_probability", "embedding"),
     ]
     assert rows.column("top").to_pylist() == [["b", "2"], ["a", "2"]], "the last has no name"
     assert rows.column("prediction").to_pylist() == ["b", "a"]
     np.testing.assert_allclose(rows.column("probability").to_numpy(), shares.max(1).values)
-    plain = answers(keys, Outputs(output.half()), Wanted(probabilities="none"))
+    plain, _ = answers(keys, Outputs(output.half()), Wanted(probabilities="none"))
     assert plain.column_names == ["id", "prediction", "probability"]
     assert plain.column("prediction").to_pylist() == [1, 0]
-    every = answers(keys, Outputs(output), Wanted(probabilities="all"))
+    every, _ = answers(keys, Outputs(output), Wanted(probabilities="all"))
     np.testing.assert_allclose(every.column("probabilities").to_pylist(), shares, atol=1e-7)
-    raw = answers(keys, Outputs(output.reshape(2, 1, 3)), Wanted(task="raw", alike=False))
+    raw, _ = answers(keys, Outputs(output.reshape(2, 1, 3)), Wanted(task="raw", alike=False))
     assert raw.column("output").to_pylist() == output.tolist()
+    inf = torch.inf
+    odd = torch.tensor([[0.0, torch.nan, 1.0], [0.0, -inf, 0.0], [-inf, -inf, -inf], [0.0, inf, 0.0]])
+    some, without = answers(np.arange(4), Outputs(odd), Wanted())
+    assert some.column("id").to_pylist() == [1] and without.tolist() == [0, 2, 3], "softmax gives those no number"
+    assert len(answers(np.arange(4), Outputs(odd), Wanted(task="raw"))[0]) == 4, "as it is"
     with pytest.raises(PredictionError, match=r"shape \(2, 1, 3\), which is not \(samples, classes\)"):
         answers(keys, Outputs(output.reshape(2, 1, 3)), Wanted())
     with pytest.raises(PredictionError, match="one number a sample, and the softmax of one is always 1; write it as"):

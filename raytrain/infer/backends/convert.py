@@ -39,7 +39,7 @@ def converted(
     Raises:
         ConfigError: this back end cannot take it, or not in this precision.
     """
-    _check(file, options)
+    check_takes(file, options)
     if options.backend not in OF_ONNX:
         _check_torch(file, options)
         return file
@@ -52,7 +52,12 @@ def converted(
     return digested(file)
 
 
-def _check(file: ModelFile, options: BackendOptions) -> None:
+def check_takes(file: ModelFile, options: BackendOptions) -> None:
+    """What can be said of a file and a back end before Ray is started.
+
+    Raises:
+        ConfigError: this back end cannot take it, or not in this precision, or is not installed.
+    """
     backend, precision = options.backend, options.precision
     if file.kind == "onnx" and backend not in OF_ONNX:
         raise ConfigError(f"inference.backend {backend} cannot take {file.source}, an ONNX file; use onnx or openvino")

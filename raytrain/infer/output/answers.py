@@ -12,8 +12,9 @@ from raytrain.errors import PredictionError
 from raytrain.infer.contract import Outputs, Wanted
 
 
-def answers(keys: np.ndarray, said: Outputs, wanted: Wanted) -> pa.Table:
-    """The rows of a batch: `id` and
+def answers(keys: np.ndarray, said: Outputs, wanted: Wanted) -> tuple[pa.Table, np.ndarray]:
+    """The rows of a batch, and the ids of those that have none: of classes, where the softmax of the output is no
+    number. A row has `id` and
 
     - of classes, `prediction` (the name of the likeliest, or its number where it has none), `prediction_index` beside a
       name, `probability`, and of the likeliest few `top` and `top_probability`, or `probabilities` of all;
@@ -29,6 +30,7 @@ def answers(keys: np.ndarray, said: Outputs, wanted: Wanted) -> pa.Table:
         PredictionError: the output is not a row of numbers for each sample, or has other classes than there are names.
     """
     columns: dict[str, pa.Array] = {"id": pa.array(keys, pa.int64())}
+    good = np.ones(len(keys), dtype=bool)
     output = said.output.to(torch.float32)
     if output.ndim == 0 or len(output) != len(keys):
         raise PredictionError(
@@ -38,13 +40,17 @@ def answers(keys: np.ndarray, said: Outputs, wanted: Wanted) -> pa.Table:
     if wanted.task == "raw":
         columns["output"] = _lists(output.reshape(len(keys), -1).numpy(), wanted.alike)
     else:
-        columns |= _of_classes(output, wanted)
+        shares = _shares(output, wanted)
+        good = ~shares.isnan().any(dim=1).numpy()
+        columns |= _of_classes(shares, wanted)
     if said.embeddings is not None:
         columns["embedding"] = _lists(said.embeddings.to(torch.float32).reshape(len(keys), -1).numpy(), wanted.alike)
-    return pa.table(columns)
+    rows = pa.table(columns)
+    return rows if good.all() else rows.filter(pa.array(good)), keys[~good]
 
 
-def _of_classes(output: torch.Tensor, wanted: Wanted) -> dict[str, pa.Array]:
+def _shares(output: torch.Tensor, wanted: Wanted) -> torch.Tensor:
+    """Probabilities, (samples, classes), float32."""
     if output.ndim != 2:
         raise PredictionError(
             f"the model returned a tensor of shape {tuple(output.shape)}, which is not (samples, classes); write it as "
@@ -57,7 +63,11 @@ def _of_classes(output: torch.Tensor, wanted: Wanted) -> dict[str, pa.Array]:
             "model.task: raw"
         )
     _check_names(wanted, count)
-    shares = output.softmax(dim=1)
+    return output.softmax(dim=1)
+
+
+def _of_classes(shares: torch.Tensor, wanted: Wanted) -> dict[str, pa.Array]:
+    count = shares.shape[1]
     most = wanted.probabilities if isinstance(wanted.probabilities, int) else 1
     top_shares, top = (each.numpy() for each in shares.topk(min(most, count), dim=1))
     columns = {"prediction": _named(top[:, 0], wanted.classes, count)}

@@ -9,6 +9,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ import pyarrow.parquet
 from raytrain.data.sources.files import filesystem_of
 from raytrain.errors import ConfigError, PredictionError, one_line
 from raytrain.infer.blocks import Shard
+from raytrain.record.holding import hold
 from raytrain.record.status import Failure
 
 ABOUT = "_predictions.json"
@@ -91,6 +93,22 @@ class OutputFolder:
         if before is None:
             self._put(ABOUT, _told(about))
         return done
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[OutputFolder]:
+        """A local folder is one process's at a time; of a remote one nobody can say.
+
+        Raises:
+            ConfigError: another process writes predictions there.
+        """
+        with contextlib.ExitStack() as stack:
+            if self._is_local:
+                self._names()  # makes it
+                try:
+                    stack.enter_context(hold(Path(self._root), "give output.path another folder"))
+                except OSError as error:
+                    raise ConfigError(f"output.path: cannot use {self.path}: {error.strerror}") from None
+            yield self
 
     @contextlib.contextmanager
     def left_as_found(self) -> Iterator[None]:
