@@ -28,7 +28,7 @@ TASKS = (1, 2, 4, 8)
 MODELS = {"vit_base_patch16_224": 64, "resnet50": 64}  # samples a batch
 BAR = 1.67  # of one task's throughput: 40 % less time
 LIGHT = ({"decode": {}}, {"resize": {"size": 256}}, {"center_crop": {"size": 224}})
-HEAVY = (*LIGHT, {"gaussian_blur": {"kernel_size": 23, "times": 10}})
+HEAVY = (*LIGHT, "ten_blurs:blurred")
 PIPELINES = {"light": LIGHT, "heavy": HEAVY}
 EMULATED = "gpu=1x2x1"
 
@@ -53,7 +53,7 @@ def measured(model: str, stages: Any, tasks: int, folder: Path, images: Path, no
         "print('FIGURES', json.dumps([record.figures.model_dump(mode='json'), busy]))\n"
     )
     command = [sys.executable, "-c", code, json.dumps(job), json.dumps(nodes)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=Path(__file__).parent)
     if ended.returncode:
         raise SystemExit(f"{model}, {tasks} a GPU, failed:\n{ended.stdout[-1000:]}\n{ended.stderr[-2000:]}")
     figures, busy = json.loads(re.search(r"FIGURES (.*)", ended.stdout)[1])  # type: ignore[index]
@@ -64,7 +64,7 @@ def sharing(arguments: Any) -> None:
     """Prints and keeps the ratios."""
     models, tasks, pipelines, nodes, samples = tuple(MODELS), TASKS, PIPELINES, None, 4000
     if arguments.smoke:
-        models, tasks, pipelines, nodes, samples = ("vit_tiny_patch16_224",), (1, 2), {"light": LIGHT}, EMULATED, 24
+        models, tasks, pipelines, nodes, samples = ("vit_tiny_patch16_224",), (1, 2), {"heavy": HEAVY}, EMULATED, 24
     elif not hardware.gpu_names():
         print("sharing: no NVIDIA GPU here; left out (--smoke runs it on an emulated one)")
         return
