@@ -1,6 +1,6 @@
 """What prediction reaches, part by part.
 
-    python benchmarks/inference.py [streams|pipeline|sharing] [--rounds 3] [--seconds 8] [--cases vit_224 bert_32] [--smoke]
+    python benchmarks/inference.py [streams|pipeline|sharing] [--rounds 3] [--seconds 8] [--cases vit_224] [--smoke]
 
 `streams`: a model alone on all cores of this machine, round by round: one instance as torch starts it, a pinned stream
 a core, the same with glibc's allocator tuned, and as many instances by torch's own launcher
