@@ -16,7 +16,8 @@ demo: install-demo
 
 test: quick $(BIN)/prometheus $(BIN)/chromium $(BIN)/tmux
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not pure and not ray and not hosts" -n auto
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "ray or hosts"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "ray and not hosts" -n 2 --dist loadfile
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m hosts
 
 quick: install-test lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m pure -n auto

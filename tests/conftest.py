@@ -122,6 +122,8 @@ def an_environment_of_their_own(tmp_path_factory):
         changed.setenv(OURS, str(home))
         changed.setenv("XDG_CACHE_HOME", str(home / "cache"))
         changed.setenv("XDG_CONFIG_HOME", str(home / "config"))
+        if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # where Ray notes which cluster is this machine's
+            changed.setenv("RAY_TMPDIR", f"/tmp/raytrain-{worker}")
         yield
 
 
