@@ -125,7 +125,8 @@ def kept_but(names: Sequence[str]) -> tuple[dict, dict, dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--only", nargs="*", choices=list(CONSTELLATIONS), help="of the constellations; the results of the others stay")
+    only = "of the constellations; the results of the others stay"
+    parser.add_argument("--only", nargs="*", choices=list(CONSTELLATIONS), help=only)
     parser.add_argument("--smoke", action="store_true", help="one of them, briefly; nothing written")
     arguments = parser.parse_args()
     names = arguments.only or (["alone, dear, a fast device"] if arguments.smoke else list(CONSTELLATIONS))
