@@ -72,7 +72,8 @@ def predict(
         file = find_model(job.model)
         _check_takes(job, file)
         plan = InferencePlan.of(job, file, watch)
-        with OutputFolder(job.output.path or str(folder / "predictions")).held() as output:
+        output = OutputFolder(job.output.path or str(folder / "predictions"))
+        with output.held() if job.output.path else contextlib.nullcontext():  # else it lies in the run's folder
             about = About(job.name, plan.made_by, plan.num_samples, len(plan.shards))
             done = output.begin(about, plan.shards)
             if len(done) == len(plan.shards) and (before := _finished(folder, output)) is not None:

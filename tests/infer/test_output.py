@@ -165,11 +165,12 @@ def test_a_shard_that_lacks_an_id_is_never_written(gathering):
 
 def test_two_jobs_do_not_write_into_one_folder_at_once(tmp_path):
     path, told = str(tmp_path / "out"), "another raytrain process is using .*/out; .* give output.path another"
-    with OutputFolder(path).held() as folder:
+    folder = OutputFolder(path)
+    with folder.held():
         folder.begin(ABOUT, SHARDS)
         with pytest.raises(ConfigError, match=told), OutputFolder(path).held():
             raise AssertionError
-    with OutputFolder(path).held() as folder:
+    with folder.held():
         folder.write(0, ids(0, 1, 2, 3), [])
     assert pyarrow.parquet.read_table(path).num_rows == 4, "the lock is no part of the data"
     (tmp_path / "file").touch()

@@ -161,7 +161,7 @@ def test_errors_of_an_earlier_run_count(two_nodes, tmp_path):
     tree = linear_tree(tmp_path, "some", 40, {"deadly_stages:failing": {"values": [3, 25], "on": "x"}}, silent=[14])
     assert predict(PredictionJob.from_dict(tree)).errors == 3
     path = tree["data"]["source"]["path"]
-    assert check_linear(tree, 40, failed=[3, 14, 25])[14] == (f"{path} row 14", "model", NO_NUMBER)
+    assert check_linear(tree, 40, failed=[3, 14, 25])[14] == (f"{path} (row group 0, row 14)", "model", NO_NUMBER)
     for path in (tmp_path / "some" / "predictions").glob("*-00001.parquet"):
         path.unlink()
     tree["data"]["max_corrupt_share"] = 0.03

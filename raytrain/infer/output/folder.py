@@ -95,7 +95,7 @@ class OutputFolder:
         return done
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[OutputFolder]:
+    def held(self) -> Iterator[None]:
         """A local folder is one process's at a time; of a remote one nobody can say.
 
         Raises:
@@ -108,7 +108,7 @@ class OutputFolder:
                     stack.enter_context(hold(Path(self._root), "give output.path another folder"))
                 except OSError as error:
                     raise ConfigError(f"output.path: cannot use {self.path}: {error.strerror}") from None
-            yield self
+            yield
 
     @contextlib.contextmanager
     def left_as_found(self) -> Iterator[None]:
