@@ -12,6 +12,7 @@ import pytest
 from conftest import write_images
 from feeding import make_feed, take_all
 from patience import wait_for
+from plan_model import position
 
 from raytrain.cluster.environment import collects_metrics
 from raytrain.cluster.topology import GROUP_LABEL
@@ -83,15 +84,15 @@ def test_the_running_stream_is_adopted_only_from_the_same_place(two_nodes, pets)
     early = feed._stream
     feed.begin("a", Position(), 1, 0)
     assert feed._stream is early, "what the driver started ahead is used"
-    half = (np.arange(160) < 40) | (np.arange(160) >= 80)
-    feed.begin("b", Position(0, half), 1, 0)
+    half = position(0, np.arange(80) < 40)
+    feed.begin("b", half, 1, 0)
     assert feed._stream is not early
     assert sorted(np.concatenate([b.key for b in take_all(feed, attempt="b")])) == list(range(40, 80))
     stale = feed.take("a", 0, 1)
     assert stale.end
     assert isinstance(stale.error, TrainingError)
     assert "belongs to an earlier attempt" in str(stale.error)
-    feed.begin("c", Position(0, half), 2, 0)
+    feed.begin("c", half, 2, 0)
     ranks = [take_all(feed, rank, "c") for rank in range(2)]
     assert [sum(len(b.key) for b in batches) for batches in ranks] == [20, 20]
 

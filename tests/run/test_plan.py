@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from raytrain.config.job import Job
 from raytrain.data.pipeline import Pipeline
@@ -40,7 +41,7 @@ def planned(tmp_path, *classes, resume=False):
 def test_a_run_goes_on_with_the_classes_that_it_has_learnt(tmp_path):
     options, plan = planned(tmp_path, "cat", "dog")
     facts = shelf.Facts(1, 2, 2, 4, 0, plan.opened.train.fingerprint, 0, 1, classes=["cat", "dog"])
-    state = checkpoint.pack({"consumed": None})
+    state = checkpoint.pack({"consumed": torch.zeros(0, dtype=torch.uint8), "owed": torch.zeros(0, dtype=torch.int64)})
     text = shelf.describe(facts, {shelf.STATE: shelf.digest(state)})
     assert Keeper(str(options.folder.checkpoints), "attempt", keep=1).save(text, [shelf.STATE], state) is None
 
