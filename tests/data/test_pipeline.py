@@ -73,6 +73,12 @@ class Whole(Photos):
         ),
         ([SOURCE], {"validation_stages": 3}, "Pipeline: validation_stages must be a list of stages"),
         ([SOURCE], {"batch_size": "8"}, "batch_size must be a whole number of at least 1 (given: '8')"),
+        ([SOURCE], {"global_batch_size": 0}, "global_batch_size must be a whole number of at least 1 (given: 0)"),
+        (
+            [SOURCE],
+            {"batch_size": 4, "global_batch_size": 8},
+            "Pipeline: give `batch_size`, of a rank, or `global_batch",
+        ),
         ([SOURCE], {"max_corrupt_share": 3}, "max_corrupt_share must be a share from 0 to 1 (given: 3)"),
         ([SOURCE], {"max_corrupt_share": "1%"}, "max_corrupt_share must be a share from 0 to 1 (given: '1%')"),
         ([SOURCE], {"stage_timeout_s": 0}, "stage_timeout_s must be seconds above 0, or None (given: 0)"),
