@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator,
 
 from raytrain.config.own_code import OFFERED_SOURCES, offered
 from raytrain.config.section import ObjectPath, PositiveInt, Section, Share
+from raytrain.errors import ConfigError
 
 
 def _is_a_stage(value: Any) -> Any:
@@ -252,6 +253,20 @@ class Buckets(Section):
 
 
 ONE_SIZE = "give `batch_size`, of a rank, or `global_batch_size`, of all ranks together: exactly one of them"
+
+
+def check_shared(global_batch_size: int, ranks: int) -> None:
+    """
+    Raises:
+        ConfigError: so many ranks cannot share a step evenly.
+    """
+    if global_batch_size % ranks:
+        below = global_batch_size - global_batch_size % ranks
+        near = " or ".join(f"{each:,}" for each in (below, below + ranks) if each)
+        raise ConfigError(
+            f"data.global_batch_size={global_batch_size} cannot be shared evenly by {ranks} ranks; make it {near}, or take "
+            "another number of ranks"
+        )
 
 
 class Data(Section):

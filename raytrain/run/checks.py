@@ -10,6 +10,7 @@ import numpy as np
 
 from raytrain.cluster.placement import check_free_gpus
 from raytrain.cluster.topology import Topology
+from raytrain.config.data import check_shared
 from raytrain.config.job import Job
 from raytrain.config.own_code import import_object, torch_by_name
 from raytrain.data.pipeline import OpenPipeline, Pipeline
@@ -201,14 +202,9 @@ def check_placed(job: Job, pipeline: Pipeline, num_train: int, topology: Topolog
         ClusterError: others have the GPUs of a cluster that was attached to.
     """
     world_size, size = topology.world_size, pipeline.size
-    if pipeline.is_global and size % world_size:
-        below = size - size % world_size
-        near = " or ".join(f"{each:,}" for each in (below, below + world_size) if 0 < each <= num_train)
-        raise ConfigError(
-            f"data.global_batch_size={size} cannot be shared evenly by {world_size} ranks; make it "
-            f"{near or 'a multiple'}, or take another number of ranks"
-        )
-    if not pipeline.is_global and size * world_size > num_train:
+    if pipeline.is_global:
+        check_shared(size, world_size)
+    elif size * world_size > num_train:
         raise ConfigError(
             f"a step of {world_size} ranks x data.batch_size={size} is larger than the training set of "
             f"{num_train} samples"

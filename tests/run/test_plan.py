@@ -70,14 +70,13 @@ def test_a_run_goes_on_with_the_classes_that_it_has_learnt(tmp_path):
         (
             3,
             {"global_batch_size": 20},
-            "data.global_batch_size=20 cannot be shared evenly by 3 ranks; make it 18, or take",
+            "data.global_batch_size=20 cannot be shared evenly by 3 ranks; make it 18 or 21, or",
         ),
         (
             8,
             {"global_batch_size": 4},
             "data.global_batch_size=4 cannot be shared evenly by 8 ranks; make it 8, or take an",
         ),
-        (32, {"global_batch_size": 4}, "by 32 ranks; make it a multiple, or take another number of ranks"),
         (3, {"batch_size": 7}, "a step of 3 ranks x data.batch_size=7 is larger than the training set of 20 samples"),
         (4, {"global_batch_size": 20}, None),
         (4, {"batch_size": 5}, None),
