@@ -264,8 +264,8 @@ def check_shared(global_batch_size: int, ranks: int) -> None:
         below = global_batch_size - global_batch_size % ranks
         near = " or ".join(f"{each:,}" for each in (below, below + ranks) if each)
         raise ConfigError(
-            f"data.global_batch_size={global_batch_size} cannot be shared evenly by {ranks} ranks; make it {near}, or take "
-            "another number of ranks"
+            f"data.global_batch_size={global_batch_size} cannot be shared evenly by {ranks} ranks; make it {near}, or "
+            "take another number of ranks"
         )
 
 
