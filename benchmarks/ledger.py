@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="small, one round, nothing written")
     arguments = parser.parse_args()
-    rounds, samples, side = (1, 20_000, 32) if arguments.smoke else (arguments.rounds, 1_000_000, 224)
+    rounds, samples, side = (1, 20_000, 8) if arguments.smoke else (arguments.rounds, 1_000_000, 224)
     sizes, runs = (64, 256), (100_000,) if arguments.smoke else (1_300_000, 100_000_000)
     variants: dict[str, Any] = {f"ledger, {size}": partial(account, samples, size) for size in sizes}
     variants |= {f"step, {size}": partial(step, size, side) for size in sizes}

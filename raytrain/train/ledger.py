@@ -28,15 +28,17 @@ class Ledger:
         self._num_samples = num_samples
         self._before = np.zeros(-(-num_samples // 8), np.uint8)
         self._before[: len(consumed)] = consumed
-        self._owed = list(map(int, owed))
+        self._owed = dict.fromkeys(map(int, owed))
         self.own = np.zeros_like(self._before)
         self.paid: set[int] = set()
 
     def add(self, keys: np.ndarray) -> None:
         """Note that `keys` (int64) were trained on. To consume a sample twice is a bug, never a rounding error."""
+        ordered = np.sort(keys)
+        assert not (ordered[1:] == ordered[:-1]).any(), TWICE
         own = keys < self._num_samples
         ids, late = keys[own], (keys[~own] - self._num_samples).tolist()
-        assert len(np.unique(keys)) == len(keys) and self.paid.isdisjoint(late) and {*late} <= {*self._owed}, TWICE
+        assert all(index in self._owed and index not in self.paid for index in late), TWICE
         self.paid.update(late)
         places, bits = ids >> 3, np.uint8(128) >> (ids & 7).astype(np.uint8)
         assert not ((self._before[places] | self.own[places]) & bits).any(), TWICE
