@@ -89,7 +89,11 @@ NAMED = {  # errors that tests once did not notice, or that would be the worst, 
         ("no autocast", "if dtype else contextlib.nullcontext()", "if False else contextlib.nullcontext()"),
         ("weights of 1", "batch.weight = own * self.world_size / batch.step_samples", "pass"),
         ("no random state is restored", "self._restore_rng()", "pass"),
-        ("a ledger without what was before", "Ledger(num_train, self._restored_mask())", "Ledger(num_train)"),
+        (
+            "a ledger without what was before",
+            "Ledger(num_train, *(restored.ledger if restored else ()))",
+            "Ledger(num_train)",
+        ),
         ("samples counted from the resume", "facts.samples if facts else 0", "0"),
         ("each rank evaluates its own buffers", "modules.broadcast_buffers(self._modules)", "pass"),
         (

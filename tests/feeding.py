@@ -60,6 +60,7 @@ def make_feed(
     max_corrupt=0,
     batches_per_task=None,
     selector=None,
+    is_global=False,
     **options,
 ):
     pipeline = Pipeline(image_folder(folder), [decode(), *stages, resize(8)], batch_size=batch_size).open(0)
@@ -67,7 +68,7 @@ def make_feed(
     if selector is not None:
         placed = replace(placed, task_args={"label_selector": {GROUP_LABEL: selector}})
     arguments = (
-        StreamSpec(pipeline.train.num_samples, 0, batch_size, 0, epochs=epochs),
+        StreamSpec(pipeline.train.num_samples, 0, batch_size, 0, epochs=epochs, is_global=is_global),
         pipeline.pickled_splits(),
         FeedOptions(
             placed.slots, placed.task_args, batches_per_task, max_corrupt / pipeline.train.num_samples, **options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -49,11 +50,19 @@ def shared_out(samples: list, batch_size: int, world: int) -> list[list]:
     return [list(islice(order, size)) for size in sizes]
 
 
+def stepped(samples: list, spec: StreamSpec, world: int) -> list[list]:
+    """Batches of a rank; where steps are settled, each step as on one rank, and then shared out."""
+    if not spec.is_global:
+        return shared_out(samples, spec.batch_size, world)
+    steps = shared_out(samples, spec.batch_size, 1)
+    return [batch for step in steps for batch in shared_out(step, spec.batch_size // world, world)]
+
+
 def passes(spec: StreamSpec, world: int, epoch: int = 0, done: set | None = None, steps: int = 0) -> list[Pass]:
     """Every pass still to come; `done` are the samples that `epoch` has consumed, or that were not carried into it."""
     found: list[Pass] = []
     brought: tuple = ()
-    a_round = spec.batch_size * world
+    a_round = spec.batch_size * (1 if spec.is_global else world)
     while steps < spec.steps if spec.epochs is None else epoch < spec.epochs:
         own = own_samples(spec, epoch)
         fresh = [s for s in own if done is None or s not in done]
@@ -72,14 +81,14 @@ def passes(spec: StreamSpec, world: int, epoch: int = 0, done: set | None = None
             this.dropped, samples = rest, samples[: len(samples) - rest]
         elif spec.tail == "carry" and rest <= len(fresh) and epoch + 1 != spec.epochs:
             this.left_over, samples = tuple(samples[len(samples) - rest :]), samples[: len(samples) - rest]
-        this.batches = shared_out(samples, spec.batch_size, world)
+        this.batches = stepped(samples, spec, world)
         if spec.steps is not None and len(this.batches) > (spec.steps - steps) * world:
             this = Pass(epoch, "train", this.batches[: (spec.steps - steps) * world], whole=False)
         steps, brought = steps + len(this.batches) // world, tuple(s for s in own if s in this.left_over)
         found.append(this)
         if spec.num_validation:
             ids = [(epoch, i) for i in range(spec.num_validation)]
-            found.append(Pass(epoch, "validation", shared_out(ids, spec.batch_size, world)))
+            found.append(Pass(epoch, "validation", stepped(ids, spec, world)))
         epoch += 1
     return found
 
@@ -92,11 +101,20 @@ def samples_of(plan: StreamPlan, part: Segment, keys: np.ndarray | None = None) 
     return [(part.epoch - int(key) // plan.spec.num_train, int(key) % plan.spec.num_train) for key in keys]
 
 
-def mask_of(spec: StreamSpec, epoch: int, done: set[tuple[int, int]]) -> np.ndarray:
+def position_of(spec: StreamSpec, epoch: int, done: set[tuple[int, int]]) -> Position:
     """`done` as Position has it."""
-    return np.array(
-        [(epoch, i) in done for i in range(spec.num_train)] + [(epoch - 1, i) in done for i in range(spec.num_train)]
-    )
+    owed = [i for _, i in own_samples(spec, epoch - 1) if (epoch - 1, i) not in done] if epoch else []
+    return position(epoch, [(epoch, i) in done for i in range(spec.num_train)], owed)
+
+
+def position(epoch: int, consumed: Sequence[bool], owed: Sequence[int] = ()) -> Position:
+    """Of what is consumed by id."""
+    return Position(epoch, np.packbits(np.asarray(consumed, dtype=bool)), np.array(owed, dtype=np.int64))
+
+
+def consumed_ids(bits: np.ndarray) -> set[int]:
+    """Of a bit an id."""
+    return set(np.flatnonzero(np.unpackbits(bits)).tolist())
 
 
 num_ranks = st.sampled_from([2, 3, 1, 4])
@@ -106,7 +124,10 @@ num_ranks = st.sampled_from([2, 3, 1, 4])
 def specs(draw, tails=TAILS, worlds=4, most=60, validation=20) -> StreamSpec:
     """Of as many samples as a step on `worlds` ranks needs."""
     batch = draw(st.sampled_from([3, 4, 5, 2, 6, 1]))  # in this order, so that few are without a tail
-    train = draw(st.integers(batch * worlds, batch * worlds + most))
+    least, is_global = batch * worlds, draw(st.booleans())
+    if is_global:
+        batch = least = draw(st.sampled_from([12, 24]))  # that 1, 2, 3 and 4 ranks can share
+    train = draw(st.integers(least, least + most))
     length = draw(st.sampled_from([{"epochs": e} for e in (3, 2, 1)] + [{"steps": s} for s in (17, 9, 1)]))
     groups = (
         Groups(np.arange(0, train, draw(st.integers(1, 9))), draw(st.integers(1, 9))) if draw(st.booleans()) else None
@@ -121,6 +142,7 @@ def specs(draw, tails=TAILS, worlds=4, most=60, validation=20) -> StreamSpec:
         draw(st.integers(0, 3)),
         **length,
         tail=draw(st.sampled_from(tails)),
+        is_global=is_global,
         groups=groups,
         buckets=buckets,
     )
@@ -141,8 +163,7 @@ def positions(draw, spec: StreamSpec) -> tuple[int, set[tuple[int, int]] | None]
 
 
 def planned(spec: StreamSpec, world: int, epoch: int = 0, done: set | None = None, steps: int = 0) -> StreamPlan:
-    position = Position(epoch, None if done is None else mask_of(spec, epoch, done))
-    return StreamPlan(spec, position, world, steps)
+    return StreamPlan(spec, Position(epoch) if done is None else position_of(spec, epoch, done), world, steps)
 
 
 @st.composite

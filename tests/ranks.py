@@ -100,6 +100,7 @@ class Case:
     steps: int | None = None
     num_validation: int = 0
     tail: str = "share"
+    is_global: bool = False
     seed: int = 0
     model: str = "mlp"
     options: dict[str, Any] = field(default_factory=dict)
@@ -121,7 +122,8 @@ class Case:
     @property
     def spec(self) -> StreamSpec:
         length = {"epochs": self.epochs, "steps": self.steps}
-        return StreamSpec(self.num_train, self.num_validation, self.batch_size, self.seed, tail=self.tail, **length)
+        sizes = self.num_train, self.num_validation, self.batch_size
+        return StreamSpec(*sizes, self.seed, tail=self.tail, is_global=self.is_global, **length)
 
     def samples(self, split: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
         """All images, (num, *SHAPE) float32, and labels, in the order of the ids."""
@@ -217,7 +219,7 @@ def train_rank(case: Case, rank: int) -> Outcome:
     restored = _restored(case, read)
     position, steps = Position(), 0
     if restored is not None:
-        position, steps = Position(restored.facts.epoch, restored.state["consumed"].numpy()), restored.facts.steps
+        position, steps = Position(restored.facts.epoch, *restored.ledger), restored.facts.steps
     plan = StreamPlan(case.spec, position, case.world_size, steps)
     batches: list[Any] = []
     stream = MemoryStream(case, plan, rank, lambda *seen: batches.append(seen))

@@ -19,6 +19,7 @@ BENCHMARKS = {
     "placement": ("auto / device, everywhere, samples_per_s {'min':", "ray"),
     "planner": ("the pick costs 1.000 of it", "process"),
     "sampling": ("sampling alone, percent of a core {'min':", "ray"),
+    "ledger": ("ledger / step, batches of 256, percent {'min':", "process"),
     "gpu": ("raytrain_with_cpu_node / dataloader, samples_per_s {'min':", "ray"),
     "mutation": ("raytrain/train/ledger.py", "process"),
     "wire": ("round 1/1 from another node, chunk 5 MB: {'gb_per_s':", "ray"),

@@ -19,12 +19,12 @@ SIGNATURES = {
     "None, job: Job | None = None, *, nodes: str | None = None, address: str | None = None, resume: bool = "
     "False, console: Console | None = None, started_at: float | None = None, resume_word: str = resume=True) "
     "-> RunRecord",
-    "raytrain.Pipeline": "(train: Source, stages: Sequence[Any] = (), batch_size: int = 64, validation: "
+    "raytrain.Pipeline": "(train: Source, stages: Sequence[Any] = (), batch_size: int | None = None, validation: "
     "Source | HeldOut | None = None, validation_stages: Sequence[Any] | None = None, collate: Mapping[str, "
     "Any] = <factory>, buckets: BucketsOf | dict[str, Any] | None = None, normalize: Normalize | dict[str, "
     "Any] | None = None, fields: Mapping[str, Arrival | dict[str, Any]] = <factory>, max_corrupt_share: float "
-    "= 0.01, batches_per_task: int | None = None, tail: Tail = share, stage_timeout_s: float | None = 300.0) "
-    "-> None",
+    "= 0.01, batches_per_task: int | None = None, tail: Tail = share, stage_timeout_s: float | None = 300.0, "
+    "global_batch_size: int | None = None) -> None",
     "raytrain.predict": "(job: PredictionJob, *, nodes: str | None = None, address: str | None = None, watch: Watch | "
     "None = None, started_at: float | None = None) -> InferenceRecord",
     "raytrain.PredictionJob.from_yaml": "(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> "

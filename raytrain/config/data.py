@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from raytrain.config.own_code import OFFERED_SOURCES, offered
 from raytrain.config.section import ObjectPath, PositiveInt, Section, Share
+from raytrain.errors import ConfigError
 
 
 def _is_a_stage(value: Any) -> Any:
@@ -251,6 +252,23 @@ class Buckets(Section):
     batches: PositiveInt = Field(32, description="so many are drawn together and then sorted")
 
 
+ONE_SIZE = "give `batch_size`, of a rank, or `global_batch_size`, of all ranks together: exactly one of them"
+
+
+def check_shared(global_batch_size: int, ranks: int) -> None:
+    """
+    Raises:
+        ConfigError: so many ranks cannot share a step evenly.
+    """
+    if global_batch_size % ranks:
+        below = global_batch_size - global_batch_size % ranks
+        near = " or ".join(f"{each:,}" for each in (below, below + ranks) if each)
+        raise ConfigError(
+            f"data.global_batch_size={global_batch_size} cannot be shared evenly by {ranks} ranks; make it {near}, or "
+            "take another number of ranks"
+        )
+
+
 class Data(Section):
     """Where samples come from, what is done to them, and what a batch is."""
 
@@ -262,7 +280,12 @@ class Data(Section):
     validation_stages: tuple[StageSpec, ...] | None = Field(
         None, description="default: the stages without the random ones"
     )
-    batch_size: PositiveInt = Field(64, description="samples of the source a rank and step")
+    batch_size: PositiveInt | None = Field(64, description="samples of the source a rank and step")
+    global_batch_size: PositiveInt | None = Field(
+        None,
+        description="in place of `batch_size`, samples of a step of all ranks together, which share it evenly; steps "
+        "then have the same samples in the same order on any number of ranks",
+    )
     tail: Literal["share", "drop_last", "pad", "carry"] = Field(
         "share", description="what becomes of the samples of an epoch that do not fill a step of full batches"
     )
@@ -281,3 +304,20 @@ class Data(Section):
         description="that a stage, or reading, may be at one sample before its worker is ended; null: for ever",
     )
     batches_per_task: PositiveInt | None = Field(None, description="default: chosen from the data set's size")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _instead(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("global_batch_size") is not None and "batch_size" not in given:
+            return {**given, "batch_size": None}
+        return given
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Data:
+        if (self.batch_size is None) == (self.global_batch_size is None):
+            raise ValueError(ONE_SIZE)
+        return self
+
+    def step_samples(self, world_size: int) -> int:
+        """Samples of a step of so many ranks together."""
+        return self.global_batch_size or (self.batch_size or 0) * world_size

@@ -32,7 +32,7 @@ def _work(record: RunRecord) -> dict[str, Any]:
         work["stages"] = sorted(on_cpu.union(*(rank.device_stage_s for rank in record.ranks)))
     else:
         train = {name: value for name, value in data["train"].items() if name != "path"}
-        kept = {name: data.get(name) for name in ("normalize", "batch_size")}
+        kept = {name: data.get(name) for name in ("normalize", "batch_size", "global_batch_size")}
         work["data"] = {"train": train, "stages": [_wherever(each) for each in data.get("stages") or ()], **kept}
     return {**work, "training": {name: job["training"].get(name) for name in ("precision", "loop")}}
 

@@ -7,8 +7,6 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from raytrain.cluster.environment import collects_metrics
 from raytrain.data.order import Position, Split, StreamPlan, StreamSpec
 from raytrain.data.placement.hosts import HostsLost
@@ -253,9 +251,5 @@ def _some(bad: list[Failure]) -> str:
 
 
 def _same_start(one: StreamPlan, other: StreamPlan) -> bool:
-    first, second = one.position, other.position
-    if (one.world_size, one.total_steps, first.epoch) != (other.world_size, other.total_steps, second.epoch):
-        return False
-    if first.consumed is None or second.consumed is None:
-        return first.consumed is second.consumed
-    return bool(np.array_equal(first.consumed, second.consumed))
+    same = (one.world_size, one.total_steps) == (other.world_size, other.total_steps)
+    return same and one.position.is_same(other.position)

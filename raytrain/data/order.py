@@ -111,6 +111,15 @@ def batch_sizes(num_ids: int, batch_size: int, world_size: int) -> np.ndarray:
     return np.concatenate([np.full(rounds * world_size, batch_size, dtype=np.int64), tail])
 
 
+def shared_sizes(num_ids: int, global_batch_size: int, world_size: int) -> np.ndarray:
+    """The like of `batch_sizes` where a step of all ranks together has `global_batch_size` samples: which step has how
+    many does not depend on the ranks, and each step is shared evenly among them."""
+    steps, own = batch_sizes(num_ids, global_batch_size, 1), global_batch_size // world_size
+    full = int(np.count_nonzero(steps == global_batch_size))
+    tail = [batch_sizes(int(size), own, world_size) for size in steps[full:]]  # two at most
+    return np.concatenate([np.full(full * world_size, own, dtype=np.int64), *tail])
+
+
 class SampleRng:
     """The random numbers of every sample: Philox, keyed by (seed, epoch), with the sample's id in its counter.
 
@@ -148,11 +157,18 @@ class Position:
 
     Attributes:
         epoch: 0-based.
-        consumed: bool by key (see StreamPlan), or None when nothing of the epoch is done, and nothing was carried over.
+        consumed: a bit an id of the epoch, as `np.packbits` has them; empty when nothing of it is done.
+        owed: ids that were carried over into the epoch and are still to come, int64, in that order.
     """
 
     epoch: int = 0
-    consumed: np.ndarray | None = None
+    consumed: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+    owed: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def is_same(self, other: Position) -> bool:
+        return self.epoch == other.epoch and all(
+            np.array_equal(one, two) for one, two in ((self.consumed, other.consumed), (self.owed, other.owed))
+        )
 
 
 @dataclass(frozen=True)
@@ -194,6 +210,10 @@ class StreamSpec:
     samples of an epoch that do not fill a round of full batches.
 
     Exactly one of `epochs` and `steps` is set; `steps` counts batches a rank from the very start of the run.
+
+    Attributes:
+        batch_size: samples of a rank's batch, or, if `is_global`, of a step of all ranks together. Then the samples of
+            every step are settled beforehand, and which rank has which of them: batches are given out in order.
     """
 
     num_train: int
@@ -203,6 +223,7 @@ class StreamSpec:
     epochs: int | None = None
     steps: int | None = None
     tail: Tail = "share"
+    is_global: bool = False
     groups: Groups | None = field(default=None, compare=False, repr=False)
     buckets: Buckets | None = field(default=None, compare=False, repr=False)
 
@@ -211,24 +232,29 @@ class StreamPlan:
     """Every batch still to come, in order: (rest of) an epoch, its validation, the next epoch, ...
 
     A training sample goes by its *key*: its id in the epoch that it belongs to, `num_train` + id in the next epoch when
-    it is carried over. Which keys an epoch has consumed is one bool array of `2 * num_train`.
+    it is carried over.
+
+    Attributes:
+        batch_size: samples of a rank's batch.
     """
 
     def __init__(self, spec: StreamSpec, position: Position, world_size: int, steps_done: int = 0):
-        assert position.consumed is None or len(position.consumed) == 2 * spec.num_train
+        assert len(position.consumed) in (0, -(-spec.num_train // 8))
+        assert not spec.is_global or spec.batch_size % world_size == 0
         self.spec, self.position, self.world_size = spec, position, world_size
+        self.batch_size = spec.batch_size // world_size if spec.is_global else spec.batch_size
         self.segments: list[Segment] = []
         epoch, steps, carried = position.epoch, steps_done, 0
         while self._goes_on(epoch, steps):
             own, brought = spec.num_train, carried
-            if epoch == position.epoch and position.consumed is not None:
-                own, brought = (int(np.count_nonzero(~part)) for part in np.split(position.consumed, 2))
+            if epoch == position.epoch:
+                own, brought = own - int(np.bitwise_count(position.consumed).sum()), len(position.owed)
             part = self._train(epoch, own, brought, None if spec.steps is None else spec.steps - steps)
             assert part.num_batches or own < spec.num_train, "less than one step of samples"
             steps, carried = steps + part.num_batches // world_size, part.carried
             self.segments.append(part)
             if spec.num_validation:
-                sizes = batch_sizes(spec.num_validation, spec.batch_size, world_size)
+                sizes = self._sizes(spec.num_validation)
                 self.segments.append(Segment(len(self.segments), epoch, "validation", spec.num_validation, sizes))
             epoch += 1
         self.total_steps, self.num_epochs = steps, epoch  # of the whole run
@@ -238,24 +264,28 @@ class StreamPlan:
         """The training segment of an epoch that has `own` samples and what was `brought` over from the one before."""
         spec, total = self.spec, own + brought
         account: dict[str, int] = {}
-        a_round = spec.batch_size * self.world_size
+        a_round = self.batch_size * self.world_size
         rest = total % a_round
-        sizes = np.full(total // a_round * self.world_size, spec.batch_size, dtype=np.int64)
+        sizes = np.full(total // a_round * self.world_size, self.batch_size, dtype=np.int64)
         if spec.tail == "drop_last":
             account["dropped"] = rest
         elif spec.tail == "pad" and rest:
-            sizes = np.append(sizes, np.full(self.world_size, spec.batch_size, dtype=np.int64))
+            sizes = np.append(sizes, np.full(self.world_size, self.batch_size, dtype=np.int64))
             account["repeated"] = a_round - rest
         elif spec.tail == "carry" and rest <= own and epoch + 1 != spec.epochs:
             account["carried"] = rest
         else:
-            sizes = batch_sizes(total, spec.batch_size, self.world_size)
+            sizes = self._sizes(total)
         if most_steps is not None and len(sizes) > most_steps * self.world_size:
             return self._segment(epoch, sizes[: most_steps * self.world_size], whole=False)
         return self._segment(epoch, sizes, True, **account)
 
     def _segment(self, epoch: int, sizes: np.ndarray, whole: bool = True, **account: int) -> Segment:
         return Segment(len(self.segments), epoch, "train", int(sizes.sum()), sizes, whole, **account)
+
+    def _sizes(self, num_ids: int) -> np.ndarray:
+        shared = shared_sizes if self.spec.is_global else batch_sizes
+        return shared(num_ids, self.spec.batch_size, self.world_size)
 
     @property
     def total_batches(self) -> int:
@@ -285,45 +315,37 @@ class StreamPlan:
         keys = np.concatenate([brought, self._own(part.epoch)])[: part.num_ids]
         return np.append(keys, np.resize(self._order(part.epoch), part.num_ids - len(keys)))  # once more from its start
 
-    def after(self, segment: int) -> np.ndarray | None:
-        """What of the next epoch counts as consumed once this training segment is done, as Position has it."""
+    def after(self, segment: int) -> np.ndarray:
+        """The ids that the next epoch is owed once this training segment is done, as Position has them."""
         part = self.segments[segment]
-        if not part.carried:
-            return None
-        consumed = np.arange(2 * self.spec.num_train) >= self.spec.num_train
-        consumed[self._brought(part.epoch + 1) + self.spec.num_train] = False
-        return consumed
+        return self._brought(part.epoch + 1) if part.carried else np.zeros(0, np.int64)
 
     def _own(self, epoch: int) -> np.ndarray:
         """The epoch's own ids that are still to come."""
         order = self._order(epoch)
-        if epoch == self.position.epoch and self.position.consumed is not None:
-            order = remaining(order, self.position.consumed[: self.spec.num_train])
+        if epoch == self.position.epoch and len(self.position.consumed):
+            order = remaining(order, np.unpackbits(self.position.consumed, count=len(order)).astype(bool))
         if self.spec.buckets is not None:  # what was brought over ends within a batch, which the last ids fill
-            order = np.roll(order, -self._num_brought(epoch) % self.spec.batch_size)
+            order = np.roll(order, -self._num_brought(epoch) % self.spec.buckets.batch_size)
         return order
 
     def _num_brought(self, epoch: int) -> int:
-        if epoch > self.position.epoch:
-            return next(s.carried for s in self.segments if (s.epoch, s.split) == (epoch - 1, "train"))
-        consumed = self.position.consumed
-        return 0 if consumed is None else int(np.count_nonzero(~consumed[self.spec.num_train :]))
+        if epoch == self.position.epoch:
+            return len(self.position.owed)
+        return next(s.carried for s in self.segments if (s.epoch, s.split) == (epoch - 1, "train"))
 
     def _brought(self, epoch: int) -> np.ndarray:
         """The ids that come first in an epoch because the one before left them over."""
-        count = self._num_brought(epoch)
-        if not count:
-            return np.arange(0)
-        if epoch > self.position.epoch:
-            left = self._own(epoch - 1)[-count:]
-            if self.spec.buckets is None:
-                return left
-            consumed = np.ones(self.spec.num_train, dtype=bool)
-            consumed[left] = False
-        else:
-            assert self.position.consumed is not None
-            consumed = self.position.consumed[self.spec.num_train :]
-        return remaining(self._order(epoch - 1) if epoch else np.arange(0), consumed)
+        if epoch == self.position.epoch:
+            return self.position.owed
+        if not (count := self._num_brought(epoch)):
+            return np.zeros(0, np.int64)
+        left = self._own(epoch - 1)[-count:]
+        if self.spec.buckets is None:
+            return left
+        done = np.ones(self.spec.num_train, dtype=bool)
+        done[left] = False
+        return remaining(self._order(epoch - 1), done)
 
     def _order(self, epoch: int) -> np.ndarray:
         spec = self.spec

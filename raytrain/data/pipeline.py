@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, get_args
 
 import cloudpickle
 
-from raytrain.config.data import AnySource, Arrival, BuiltIn, Data, HeldOut, Normalize, OwnSource
+from raytrain.config.data import ONE_SIZE, AnySource, Arrival, BuiltIn, Data, HeldOut, Normalize, OwnSource
 from raytrain.config.data import Buckets as BucketsOf
 from raytrain.config.file import section_of
 from raytrain.config.own_code import own_code, torch_by_name
@@ -33,6 +33,7 @@ from raytrain.data.stages.stage import Stage
 from raytrain.errors import ConfigError, RaytrainError, named
 
 Source: TypeAlias = AnySource | InProgram | MapDataset
+BATCH_SIZE = Data.model_fields["batch_size"].default
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Pipeline:
     Args:
         train: a source, such as `image_folder("s3://bucket/train")`, or a map-style data set of your own.
         stages: in order; each a Stage, a torchvision v2 transform or a function of one array.
-        batch_size: samples of the source a rank and step.
+        batch_size: samples of the source a rank and step; 64 where neither this nor `global_batch_size` is given.
         tail: what becomes of the samples of an epoch that do not fill a step of full batches: `share`, `drop_last`,
             `pad` or `carry`.
         validation: a source, `held_out(0.1)` for a share of the training data, or None for no evaluation.
@@ -55,11 +56,13 @@ class Pipeline:
         batches_per_task: batches that one Ray task prepares, None to choose.
         stage_timeout_s: that a stage, or reading, may be at one sample before its worker is ended and the sample left
             out; None for as long as it likes.
+        global_batch_size: in place of `batch_size`, samples of a step of all ranks together, which share it evenly.
+            Steps then have the same samples in the same order on any number of ranks.
     """
 
     train: Source
     stages: Sequence[Any] = ()
-    batch_size: int = 64
+    batch_size: int | None = None
     validation: Source | HeldOut | None = None
     validation_stages: Sequence[Any] | None = None
     collate: Mapping[str, Any] = field(default_factory=dict)
@@ -70,13 +73,18 @@ class Pipeline:
     batches_per_task: int | None = None
     tail: Tail = "share"
     stage_timeout_s: float | None = 300.0
+    global_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         _check_source("train", self.train)
         if self.validation is not None and not isinstance(self.validation, HeldOut):
             _check_source("validation", self.validation)
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ConfigError(f"batch_size must be a whole number of at least 1 (given: {self.batch_size!r})")
+        if self.batch_size is None and self.global_batch_size is None:
+            object.__setattr__(self, "batch_size", BATCH_SIZE)
+        elif self.batch_size is not None and self.global_batch_size is not None:
+            raise ConfigError(f"Pipeline: {ONE_SIZE}")
+        if not isinstance(self.size, int) or self.size < 1:
+            raise ConfigError(f"{self.size_key} must be a whole number of at least 1 (given: {self.size!r})")
         if self.tail not in get_args(Tail):
             raise ConfigError(f"tail must be one of {', '.join(get_args(Tail))} (given: {self.tail!r})")
         share, per_task = self.max_corrupt_share, self.batches_per_task
@@ -111,6 +119,7 @@ class Pipeline:
             train=data.train,
             stages=[parse_stage(spec) for spec in data.stages],
             batch_size=data.batch_size,
+            global_batch_size=data.global_batch_size,
             validation=data.validation,
             validation_stages=None if own is None else [parse_stage(spec) for spec in own],
             collate=data.collate,
@@ -122,6 +131,20 @@ class Pipeline:
             batches_per_task=data.batches_per_task,
             tail=data.tail,
         )
+
+    @property
+    def is_global(self) -> bool:
+        """Whether `size` is of all ranks together."""
+        return self.global_batch_size is not None
+
+    @property
+    def size(self) -> int:
+        """Samples of a rank's batch, or of all ranks' together."""
+        return self.global_batch_size if self.global_batch_size is not None else self.batch_size  # type: ignore[return-value]
+
+    @property
+    def size_key(self) -> str:
+        return "global_batch_size" if self.is_global else "batch_size"
 
     def open(self, seed: int, cache: Path | None = None) -> OpenPipeline:
         """List the sources.
@@ -146,7 +169,7 @@ class Pipeline:
         if self.buckets is not None:
             asked = self.buckets
             assert isinstance(asked, BucketsOf)
-            buckets = Buckets(lengths_of(train, asked.by), self.batch_size, asked.batches)
+            buckets = Buckets(lengths_of(train, asked.by), self.size, asked.batches)
         own = self._settled("stages", self.stages, train)
         splits: dict[Split, SplitWork] = {"train": self._work(train, own)}
         on_device: dict[Split, DevicePart] = {"train": own.device}

@@ -14,7 +14,8 @@ class Router:
     Within a segment, batches go round the ranks in order of arrival: the full ones first, then round by round the
     smaller ones, so that every step has the samples that the plan gives it. The ranks get batches of one kind at a
     step, as far as there are enough: they wait for each other. Batches of later segments wait until the segment before
-    them has been given out.
+    them has been given out. Of a plan whose steps are settled (`StreamSpec.is_global`) each batch waits for the one
+    before it.
     """
 
     def __init__(self, plan: StreamPlan):
@@ -54,6 +55,8 @@ class Router:
             limit = part.num_alike // world_size * world_size
             if self._given >= limit:
                 limit = (self._given // world_size + 1) * world_size
+            if self._plan.spec.is_global:
+                limit = self._given + 1
             ready = [w for w in waiting if w[0] < limit]
             if (next_one := self._next(ready, limit)) is None:
                 return

@@ -186,8 +186,10 @@ class Stream:
         pace = self._pace = Pace(1, fixed, fixed) if fixed else Pace.of(*self._cost)
         group = min(pace.batches_per_block, max(len(places) // (4 * slots), 1))  # so that no CPU is left without
         tasks = TASKS_A_LEG if decider is None or decider.has_decided else TASKS_UNDECIDED * slots
-        blocks = self._cut(cut_blocks(places, group)[: tasks * pace.blocks_per_task], first)
-        return deal_tasks(blocks, slots, pace.blocks_per_task, pace.least_blocks), int(blocks[:, 2].sum())
+        # where every batch waits for the one before it, a slow host's task holds up the others' for as long as it lasts
+        longest = pace.least_blocks if self.plan.spec.is_global else pace.blocks_per_task
+        blocks = self._cut(cut_blocks(places, group)[: tasks * longest], first)
+        return deal_tasks(blocks, slots, longest, pace.least_blocks), int(blocks[:, 2].sum())
 
     def _cut(self, blocks: np.ndarray, first: bool) -> np.ndarray:
         """With a column that says how many stages the workers run of each."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from raytrain.cluster.placement import check_free_gpus
 from raytrain.cluster.topology import Topology
+from raytrain.config.data import check_shared
 from raytrain.config.job import Job
 from raytrain.config.own_code import import_object, torch_by_name
 from raytrain.data.pipeline import OpenPipeline, Pipeline
@@ -87,16 +88,23 @@ def check_sendable(loop: Callable[[Any], None] | None) -> None:
         ) from None
 
 
-def check_data(opened: OpenPipeline, batch_size: int, default_loop: bool, job: Job) -> Task:
+def check_size(pipeline: Pipeline, num_train: int) -> None:
+    """
+    Raises:
+        ConfigError: a batch is larger than the data set.
+    """
+    if pipeline.size > num_train:
+        raise ConfigError(
+            f"data.{pipeline.size_key}={pipeline.size} is larger than the training set of {num_train} samples"
+        )
+
+
+def check_data(opened: OpenPipeline, default_loop: bool, job: Job) -> Task:
     """Compare the data with what is to be trained on it, and say what that is.
 
     Raises:
-        ConfigError: a batch is larger than the data set, or the loop cannot learn from its fields, or the model knows
-            too few classes.
+        ConfigError: the loop cannot learn from its fields, or the model knows too few classes.
     """
-    total = opened.train.num_samples
-    if batch_size > total:
-        raise ConfigError(f"data.batch_size={batch_size} is larger than the training set of {total} samples")
     classifies = default_loop and job.training.loop is None
     asked = job.training.task
     if classifies:
@@ -186,17 +194,19 @@ def _read_labels(manifest: Manifest, target: str) -> np.ndarray | None:
     return np.array(found, dtype=np.int64)
 
 
-def check_placed(job: Job, batch_size: int, num_train: int, topology: Topology, attached: bool) -> None:
+def check_placed(job: Job, pipeline: Pipeline, num_train: int, topology: Topology, attached: bool) -> None:
     """Compare the cluster with what is to run on it.
 
     Raises:
-        ConfigError: a step of all ranks is larger than the training set, or a setting needs GPUs.
+        ConfigError: a step of all ranks is larger than the training set or cannot be shared, or a setting needs GPUs.
         ClusterError: others have the GPUs of a cluster that was attached to.
     """
-    world_size = topology.world_size
-    if batch_size * world_size > num_train:
+    world_size, size = topology.world_size, pipeline.size
+    if pipeline.is_global:
+        check_shared(size, world_size)
+    elif size * world_size > num_train:
         raise ConfigError(
-            f"a step of {world_size} ranks x data.batch_size={batch_size} is larger than the training set of "
+            f"a step of {world_size} ranks x data.batch_size={size} is larger than the training set of "
             f"{num_train} samples"
         )
     if attached:

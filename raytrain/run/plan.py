@@ -21,7 +21,7 @@ from raytrain.data.placement.decider import Choice
 from raytrain.data.sources.files import telling
 from raytrain.data.stages.settling import DevicePart
 from raytrain.errors import CheckpointError
-from raytrain.run.checks import check_data, check_placed
+from raytrain.run.checks import check_data, check_placed, check_size
 from raytrain.run.folder import RunFolder, open_run_folder
 from raytrain.run.hosted import hosted
 from raytrain.run.rank import position_of
@@ -121,11 +121,13 @@ class DataPlan:
         with telling(watch):
             opened = pipeline.open(options.job.seed, options.folder.path.parent / MANIFESTS)
         listed_at = time.time()
-        task = check_data(opened, pipeline.batch_size, default_loop, options.job)
+        check_size(pipeline, opened.train.num_samples)
+        task = check_data(opened, default_loop, options.job)
         spec = StreamSpec(
             num_train=opened.train.num_samples,
             num_validation=opened.num_validation,
-            batch_size=pipeline.batch_size,
+            batch_size=pipeline.size,
+            is_global=pipeline.is_global,
             seed=options.job.seed,
             epochs=training.epochs,
             steps=training.steps,
@@ -173,7 +175,7 @@ class RunPlan:
             RaytrainError: the job does not fit the cluster.
         """
         connected_at, job, topology = time.time(), options.job, cluster.topology
-        check_placed(job, pipeline.batch_size, data.spec.num_train, topology, cluster.attached)
+        check_placed(job, pipeline, data.spec.num_train, topology, cluster.attached)
         reserved = job.cluster.reserved_cpus
         placed = place_stages(topology, job.cluster.placement, reserved)
         choice = None

@@ -218,9 +218,7 @@ def position_of(restored: Any) -> tuple[Position, int]:
     """Where a checkpoint stands in the stream, and the batches a rank had by then."""
     if restored is None:
         return Position(), 0
-    consumed = restored.state["consumed"]
-    mask = None if consumed is None else consumed.numpy().astype(bool)
-    return Position(restored.facts.epoch, mask), restored.facts.steps
+    return Position(restored.facts.epoch, *restored.ledger), restored.facts.steps
 
 
 def _explain(work: RankWork, error: Exception, world_size: int, attempt: str | None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from raytrain.config.data import check_shared
 from raytrain.config.job import Job
 from raytrain.cost.instances import Catalog, InstanceType, Price, Source, catalog, most_usd
 from raytrain.errors import ConfigError
@@ -180,8 +181,12 @@ def _check_disks(request: Request, groups: tuple[QuotedGroup, ...]) -> None:
 def _check_sizes(job: Job, groups: tuple[QuotedGroup, ...]) -> None:
     """
     Raises:
-        ConfigError: `cpus` or `gpus` of the job file are not those of the instance type.
+        ConfigError: `cpus` or `gpus` of the job file are not those of the instance type, or so many GPUs cannot share a
+            global batch.
     """
+    gpus = sum(quoted.group.hosts * quoted.type.gpus for quoted in groups)
+    if gpus and job.data is not None and job.data.global_batch_size is not None:
+        check_shared(job.data.global_batch_size, gpus)
     for asked, quoted in zip(job.cluster.groups, groups, strict=True):
         for what, mine, theirs in (("cpus", asked.cpus, quoted.type.vcpus), ("gpus", asked.gpus, quoted.type.gpus)):
             if mine is not None and mine != theirs:

@@ -86,7 +86,7 @@ def preprocess(opened: OpenPipeline, cores: list[int], seconds: float) -> Alone:
 def _work(opened: OpenPipeline) -> StreamWork:
     """Of one epoch for one rank."""
     groups = opened.train.groups
-    spec = StreamSpec(opened.train.num_samples, 0, opened.pipeline.batch_size, 0, epochs=1, groups=groups)
+    spec = StreamSpec(opened.train.num_samples, 0, opened.pipeline.size, 0, epochs=1, groups=groups)
     return StreamWork(StreamPlan(spec, Position(), 1, 0), opened.pickled_splits())
 
 

@@ -38,7 +38,7 @@ from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.errors import ConfigError
 from raytrain.record.schema import RunRecord, StageFigures
 from raytrain.record.status import READ, Status
-from raytrain.run.checks import checked
+from raytrain.run.checks import check_size, checked
 from raytrain.run.verdict import Verdict, busy_machine, who_waits, wide_spreads
 from raytrain.study.alone import PARTS, Alone, AtCuts, at_cuts, preprocess
 from raytrain.study.places import Seconds, Where, stage_costs, told_by_steps, where
@@ -146,11 +146,7 @@ def diagnose(
     prepare_environment()
     pipeline = replace(checked(None, None, job), validation=None)
     opened = pipeline.open(job.seed)
-    if pipeline.batch_size > opened.train.num_samples:
-        raise ConfigError(
-            f"data.batch_size={pipeline.batch_size} is larger than the training set of "
-            f"{opened.train.num_samples} samples"
-        )
+    check_size(pipeline, opened.train.num_samples)
     cores = sorted(os.sched_getaffinity(0))[: hardware.usable_cpus()]
     moving = len(opened.on_device["train"].cuts) > 1
     say(
@@ -261,7 +257,7 @@ def _run(
 ) -> TimedRun:
     from raytrain.run.driver import run
 
-    per_epoch = max(opened.train.num_samples // pipeline.batch_size, 1)
+    per_epoch = max(opened.train.num_samples // pipeline.size, 1)
     length = {"epochs": None, "steps": RESIDENT_BATCHES} if loop.resident else {"epochs": -(-MOST_STEPS // per_epoch)}
     tree = job.model_dump(mode="json")
     tree["training"] |= {"steps": None, **length, "max_failures": 0, "checkpoint": {}}
@@ -329,7 +325,7 @@ def _profile(
     whole: TimedRun,
     findings: Findings,
 ) -> Profile:
-    training, step = job.training, job.data.batch_size * whole.record.world_size
+    training, step = job.training, job.data.step_samples(whole.record.world_size)
     efficiency = [min(whole.record.world_size / part / findings.limit, MOST_EFFICIENT) for part in whole.parts]
     return Profile(
         name=job.name,

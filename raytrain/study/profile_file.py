@@ -102,7 +102,7 @@ def with_estimates(profile: Profile, known: Catalog) -> Profile:
         known,
         flops=work.flops,
         convolution_flops=work.convolution_flops,
-        calls_per_sample=work.calls / (job.data.batch_size if job.data else USUAL_BATCH),
+        calls_per_sample=work.calls / (job.data.step_samples(1) if job.data else USUAL_BATCH),
         precision=job.training.precision,
         model=f"{job.model.name} on {height}x{width} images",
     )

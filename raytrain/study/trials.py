@@ -79,10 +79,12 @@ class Trials:
             return self._most_usd(job)
         if self.on == "twin":
             return f"{job.name}: how long is not known before"
-        batch = min(job.data.batch_size, PROBE_BATCH) if job.data else PROBE_BATCH
+        batch = min(job.data.step_samples(1), PROBE_BATCH) if job.data else PROBE_BATCH
         with tempfile.TemporaryDirectory(prefix="raytrain-compare-") as folder:
             short = [f"training.steps={PROBE_STEPS}", "training.epochs=null", f"run_dir={folder}"]
-            short += [f"data.batch_size={batch}", "data.validation=null"] if job.data else []
+            short += (
+                [f"data.batch_size={batch}", "data.global_batch_size=null", "data.validation=null"] if job.data else []
+            )
             record = self._train(path, job, [*self.overrides, *short])
         samples = _samples(job, self.known, record.num_train)
         seconds = (record.startup.first_step_s or 0.0) + samples / record.totals.samples_per_s
@@ -150,7 +152,7 @@ def _samples(job: Job, known: Catalog, num_train: int | None = None) -> int | No
     """That a job trains on in all; None where only its data says how many there are."""
     if job.training.steps:
         gpus = sum(group.hosts * _gpus(group, known) for group in job.cluster.groups)
-        return job.training.steps * job.data.batch_size * max(gpus, 1) if job.data else None
+        return job.training.steps * job.data.step_samples(max(gpus, 1)) if job.data else None
     if num_train is None and job.data is not None and isinstance(job.data.train, SyntheticSource):
         num_train = job.data.train.num_samples
     return job.training.epochs * num_train if num_train else None

@@ -19,10 +19,10 @@ from raytrain.train import modules
 from raytrain.train.checkpoints import checkpoint
 from raytrain.train.checkpoints.shelf import Facts
 from raytrain.train.contract import COUNTS, Awaiting, Keep, Restored, StopTraining, Stream
-from raytrain.train.ledger import Ledger
+from raytrain.train.ledger import Ledger, count_bits
 from raytrain.train.losses import LossAccount
 from raytrain.train.tasks import Task
-from raytrain.train.update import Updater, step_samples
+from raytrain.train.update import Updater, step_samples, sum_of_bits
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -70,7 +70,7 @@ class TrainContext:
         self._own_samples = 0
         self.history: list[dict[str, Any]] = list(facts.history) if facts else []
         self._epoch = facts.epoch if facts else 0
-        self._ledger = Ledger(num_train, self._restored_mask())
+        self._ledger = Ledger(num_train, *(restored.ledger if restored else ()))
         self._pending: list[Awaiting] = []
         self._opened, self._delivered = -1, 0
         self._epoch_metrics: dict[str, float] = {}
@@ -228,7 +228,7 @@ class TrainContext:
 
     def _training_batches(self, number: int) -> Iterator[Any]:
         """Batches with their weight, and with BatchNorm's statistics safe from those that have none."""
-        alone_is_odd = self._stream.plan.spec.batch_size > 1
+        alone_is_odd = self._stream.plan.batch_size > 1
         for batch in self._stream.segment(number):
             own = 0 if batch.stand_in else batch.size
             batch.step_samples = step_samples(own, self.device, self.world_size)
@@ -258,10 +258,6 @@ class TrainContext:
         self._ledger.add(keys[:fresh][batch.parts[:fresh] == 0])  # several of one sample are consumed with the first
         self.counts["repeated"] += batch.repeated
         self._own_samples += len(batch.ids)
-
-    def _restored_mask(self) -> np.ndarray | None:
-        consumed = self._restored.state["consumed"] if self._restored else None
-        return None if consumed is None else consumed.numpy()
 
     def _restore_rng(self) -> None:
         states = self._restored.state["rng"]
@@ -302,7 +298,7 @@ class TrainContext:
             part = self._stream.plan.segments[self._stream.segment_of(epoch, "train")]
             self.counts["dropped"] += part.dropped if self.rank == 0 else 0
             self.counts["carried"] += part.carried if self.rank == 0 else 0
-            self._ledger = Ledger(self._num_train, self._stream.plan.after(part.number))
+            self._ledger = Ledger(self._num_train, owed=self._stream.plan.after(part.number))
             self._checkpoint(epoch + 1, evaluated=True)
         else:
             self._checkpoint(epoch, evaluated=True)
@@ -332,7 +328,8 @@ class TrainContext:
         loss_sum, loss_samples = self._losses.totals()
         mine = {
             "rng": checkpoint.rng_state(),
-            "own": self._ledger.packed(),
+            "own": self._ledger.num_own,
+            "paid": self._ledger.paid,
             "samples": self._own_samples,
             "counts": self.counts,
             "loss_sum": loss_sum,
@@ -342,19 +339,21 @@ class TrainContext:
         if self.world_size > 1:
             everyone = [None] * self.world_size
             dist.all_gather_object(everyone, mine)
+        own = sum_of_bits(self._ledger.own, self.device, self.world_size)
         if self.rank == 0:
-            self._write(epoch, everyone, evaluated)
+            self._write(epoch, everyone, own, evaluated)
         self._last_checkpoint_step = self.steps
         self._stream.meter.checkpoint_s += time.perf_counter() - began
 
-    def _write(self, epoch: int, everyone: list[dict[str, Any]], evaluated: bool) -> None:
-        consumed = self._ledger.union([each["own"] for each in everyone])
+    def _write(self, epoch: int, everyone: list[dict[str, Any]], own: np.ndarray, evaluated: bool) -> None:
+        counts, paid = ([each[name] for each in everyone] for name in ("own", "paid"))
+        consumed, owed = self._ledger.union(own, counts, paid)
         facts = Facts(
             epoch=epoch,
             steps=self.steps,
             updates=self.updates,
             samples=self._samples_before + sum(each["samples"] for each in everyone),
-            consumed_in_epoch=int(consumed[: self._num_train].sum()),
+            consumed_in_epoch=count_bits(consumed),
             fingerprint=self._fingerprint,
             classes=list(self.task.classes),
             seed=self.job.seed,
@@ -370,6 +369,7 @@ class TrainContext:
             "modules": [i for i, thing in enumerate(self._objects) if isinstance(thing, torch.nn.Module)],
             "rng": [each["rng"] for each in everyone],
             "consumed": torch.from_numpy(consumed),
+            "owed": torch.from_numpy(owed),
         }
         self._keep(facts, state, self._objects)
 

@@ -46,6 +46,11 @@ class Restored:
     state: dict[str, Any]
     objects: list[Callable[[], Any]] = field(default_factory=list)
 
+    @property
+    def ledger(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the epoch had consumed, a bit an id, and the ids that it was owed (see Ledger)."""
+        return self.state["consumed"].numpy(), self.state["owed"].numpy()
+
 
 Keep = Callable[[Facts, dict[str, Any], list[Any]], None]
 """Writes a checkpoint: what it says, its state, and the objects whose `state_dict` goes into it."""

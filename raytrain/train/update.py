@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -143,6 +144,15 @@ class Updater:
         if stepped and self._scheduler is not None:
             self._scheduler.step()
         return stepped
+
+
+def sum_of_bits(bits: np.ndarray, device: torch.device, world_size: int) -> np.ndarray:
+    """Of all ranks' `bits`, uint8, where they fit into it."""
+    if world_size == 1:
+        return bits
+    total = torch.from_numpy(bits).to(device, copy=True)
+    dist.all_reduce(total)
+    return total.cpu().numpy()
 
 
 def step_samples(own: int, device: torch.device, world_size: int) -> torch.Tensor | int:

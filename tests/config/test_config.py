@@ -58,7 +58,15 @@ def test_set_overrides_a_key_with_a_yaml_value(job_file):
         ("training.epochs=1.5", r"training.epochs must be a whole number \(given: 1.5\)"),
         ("training.epochs=0", r"training.epochs must be greater than 0 \(given: 0\)"),
         ("data.batch_size=-4", r"data.batch_size must be greater than 0 \(given: -4\)"),
-        ("data.batch_size=", r"data.batch_size must be a whole number \(given: nothing\)"),
+        (
+            "data.batch_size=",
+            r"data: give `batch_size`, of a rank, or `global_batch_size`, of all ranks together: exactly",
+        ),
+        (
+            "data.global_batch_size=8",
+            r"data: give `batch_size`, of a rank, or `global_batch_size`, of all ranks togeth",
+        ),
+        ("data.global_batch_size=0", r"data.global_batch_size must be greater than 0 \(given: 0\)"),
         ("data.max_corrupt_share=2", r"data.max_corrupt_share must be at most 1 \(given: 2\)"),
         ("seed=-1", r"seed must be at least 0 \(given: -1\)"),
         ("seed=2147483648", r"seed must be less than 2.14748e\+09 \(given: 2147483648\)"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_model import position
 
 from raytrain.data.order import Buckets, Groups, Position, StreamPlan, StreamSpec, epoch_order
 
@@ -72,9 +73,9 @@ def test_an_epoch_in_buckets_goes_on_where_it_was_left_on_another_cluster(train,
     """What has been consumed is never seen again, and what is left keeps its order."""
     spec = StreamSpec(train, 0, batch, 3, epochs=1, tail=tail, buckets=Buckets(lengths_of(train), batch, 4))
     order = epoch_order(train, 3, 0, None, spec.buckets)
-    consumed = np.arange(2 * train) >= train
+    consumed = np.zeros(train, dtype=bool)
     for world in worlds:
-        plan = StreamPlan(spec, Position(0, consumed.copy()), world)
+        plan = StreamPlan(spec, position(0, consumed), world)
         part = plan.segments[0]
         keys = plan.segment_keys(0)
         fresh = keys[: part.num_ids - part.repeated]
@@ -91,9 +92,8 @@ def test_batches_that_are_consumed_whole_leave_the_others_as_they_were(world):
     buckets = Buckets(lengths_of(96), 8, 4)
     spec = StreamSpec(96, 0, 8, 3, epochs=1, buckets=buckets)
     order = epoch_order(96, 3, 0, None, buckets).reshape(-1, 8)
-    consumed = np.arange(192) >= 96
-    consumed[order[[1, 4]]] = True
-    left = StreamPlan(spec, Position(0, consumed), world).segment_keys(0).reshape(-1, 8)
+    consumed = np.isin(np.arange(96), order[[1, 4]])
+    left = StreamPlan(spec, position(0, consumed), world).segment_keys(0).reshape(-1, 8)
     assert left.tolist() == np.delete(order, [1, 4], axis=0).tolist()
 
 
@@ -121,6 +121,6 @@ def test_what_is_carried_over_is_prepared_once_and_the_same_after_a_resume(train
         keys = plan.segment_keys(part.number)
         seen += [(part.epoch - key // train, key % train) for key in keys.tolist()]
         if part.carried:
-            rest = StreamPlan(spec, Position(part.epoch + 1, plan.after(part.number)), world)
+            rest = StreamPlan(spec, Position(part.epoch + 1, owed=plan.after(part.number)), world)
             assert rest.segment_keys(0).tolist() == plan.segment_keys(part.number + 1).tolist()
     assert sorted(seen) == [(epoch, index) for epoch in range(epochs) for index in range(train)]

@@ -234,13 +234,13 @@ class Consumer:
         """Consume so many batches, or all, and say where that ends."""
         plan = StreamPlan(self.spec, position, world_size)
         producer = Producer(StreamWork(plan, self.work))
-        ledger, epoch = Ledger(self.spec.num_train, position.consumed), position.epoch
+        ledger, epoch = Ledger(self.spec.num_train, position.consumed, position.owed), position.epoch
         for count, (segment, number) in enumerate(plan.places().tolist()):
             part = plan.segments[segment]
             if part.epoch != epoch:
-                ledger, epoch = Ledger(self.spec.num_train, plan.after(segment - 1)), part.epoch
+                ledger, epoch = Ledger(self.spec.num_train, owed=plan.after(segment - 1)), part.epoch
             if count == batches:
-                return Position(epoch, ledger.mask)
+                return Position(epoch, ledger.consumed, ledger.owed)
             [batch] = batches_of(producer.block(segment, number, 1))
             self._take(batch, part.epoch, ledger)
         return Position(epoch + 1)

@@ -12,12 +12,15 @@ import pytest
 from conftest import write_images
 from feeding import make_feed, take_all
 from patience import wait_for
+from plan_model import position
 
 from raytrain.cluster.environment import collects_metrics
 from raytrain.cluster.topology import GROUP_LABEL
 from raytrain.data import stock
 from raytrain.data import stream as module
 from raytrain.data.order import Position
+from raytrain.data.producer import node_id
+from raytrain.data.router import Router
 from raytrain.data.stock import STORE_SHARE, stock_bytes
 from raytrain.errors import DataError, TrainingError
 from raytrain.ray_internals import data as tasks_of_ray
@@ -83,15 +86,15 @@ def test_the_running_stream_is_adopted_only_from_the_same_place(two_nodes, pets)
     early = feed._stream
     feed.begin("a", Position(), 1, 0)
     assert feed._stream is early, "what the driver started ahead is used"
-    half = (np.arange(160) < 40) | (np.arange(160) >= 80)
-    feed.begin("b", Position(0, half), 1, 0)
+    half = position(0, np.arange(80) < 40)
+    feed.begin("b", half, 1, 0)
     assert feed._stream is not early
     assert sorted(np.concatenate([b.key for b in take_all(feed, attempt="b")])) == list(range(40, 80))
     stale = feed.take("a", 0, 1)
     assert stale.end
     assert isinstance(stale.error, TrainingError)
     assert "belongs to an earlier attempt" in str(stale.error)
-    feed.begin("c", Position(0, half), 2, 0)
+    feed.begin("c", half, 2, 0)
     ranks = [take_all(feed, rank, "c") for rank in range(2)]
     assert [sum(len(b.key) for b in batches) for batches in ranks] == [20, 20]
 
@@ -410,3 +413,38 @@ def test_a_worker_that_shares_its_core_has_less_cpu_time_than_wall_time(two_node
     wall_s = sum(header.stage_wall_s["compute"] for header in headers)
     assert 80 * 0.03 * 0.95 < cpu_s < 80 * 0.03 * 1.3
     assert wall_s > 1.3 * cpu_s
+
+
+def prepared(two_nodes, pets, *, is_global, selector=None, slow_host=None):
+    """By rank: place in the plan, ids and pixels of every batch, in the order in which it came."""
+
+    def speckle(image, rng):
+        if node_id() == slow_host:
+            time.sleep(0.01)  # of a host
+        return np.clip(image + rng.normal(0, 20, image.shape), 0, 255).astype(np.uint8)
+
+    feed = make_feed(two_nodes, pets, [speckle], is_global=is_global, selector=selector, batches_per_task=2)
+    feed.begin("a", Position(), 2, 0)
+    return [
+        [(b.header.segment, b.header.batch, b.key.tolist(), b.fields["image"].tobytes()) for b in take_all(feed, rank)]
+        for rank in range(2)
+    ]
+
+
+@pytest.mark.parametrize("is_global", [True, False], ids=["a global batch", "a rank's batch"])
+def test_batches_do_not_depend_on_hosts_and_their_speed(two_nodes, pets, is_global, monkeypatch):
+    arrived: list[tuple[int, int]] = []
+    arrive = Router.arrive
+
+    def noted(router, segment, batch, *more):
+        arrived.append((segment, batch))
+        arrive(router, segment, batch, *more)
+
+    alone = prepared(two_nodes, pets, is_global=is_global, selector="train")
+    monkeypatch.setattr(Router, "arrive", noted)
+    slow = next(host.node_id for host in two_nodes.topology.hosts if host.group == "cpu")
+    together = prepared(two_nodes, pets, is_global=is_global, slow_host=slow)
+    assert arrived != sorted(arrived), "the slow host's came late"
+    assert sorted(sum(alone, [])) == sorted(sum(together, [])), "the same samples, and the same random numbers"
+    if is_global:
+        assert alone == together, "and every rank has the same ones in the same order"

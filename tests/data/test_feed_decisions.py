@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from feed_by_hand import ByHand
+from plan_model import position
 
 from raytrain.data import feed as feeds
 from raytrain.data.order import Position, StreamSpec
@@ -93,9 +94,7 @@ def test_a_worker_of_an_earlier_attempt_gets_nothing(make):
 
 
 def consumed(*ids, num=40):
-    mask = np.arange(2 * num) >= num
-    mask[list(ids)] = True
-    return mask
+    return position(0, np.isin(np.arange(num), ids))
 
 
 def test_a_running_stream_is_adopted_where_it_stands_and_is_untouched(make):
@@ -108,9 +107,10 @@ def test_a_running_stream_is_adopted_where_it_stands_and_is_untouched(make):
     assert feed.status().attempts == 2, "what the driver starts ahead is no attempt"
     for other in (
         (Position(1), 1, 10),
-        (Position(0, consumed(3)), 1, 1),
-        (Position(0, consumed(4)), 1, 1),
-        (Position(0, consumed(4)), 2, 1),
+        (consumed(3), 1, 1),
+        (consumed(4), 1, 1),
+        (consumed(4), 2, 1),
+        (Position(0, owed=np.array([4])), 2, 1),
         (Position(), 1, 0),
     ):
         before = feed._stream

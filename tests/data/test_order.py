@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from plan_model import position
 
 from raytrain.data.order import Groups, Position, SampleRng, StreamPlan, StreamSpec, batch_sizes, epoch_order
+from raytrain.train.ledger import Ledger
 
 sizes = st.integers(1, 400)
 worlds = st.integers(1, 9)
@@ -98,8 +100,7 @@ def test_tails_by_hand():
 @given(st.integers(20, 300), st.integers(0, 40), st.integers(1, 16), worlds, st.integers(1, 3), st.floats(0, 1))
 def test_the_plan_holds_every_remaining_id_exactly_once(train, validation, batch, world, epochs, share):
     consumed = np.random.default_rng(0).random(train) < share
-    before = np.append(consumed, np.ones(train, dtype=bool))
-    plan = StreamPlan(StreamSpec(train, validation, batch, 7, epochs=epochs), Position(0, before), world)
+    plan = StreamPlan(StreamSpec(train, validation, batch, 7, epochs=epochs), position(0, consumed), world)
     for segment in plan.segments:
         ids = plan.segment_keys(segment.number)
         bounds = [plan.bounds(segment.number, b) for b in range(segment.num_batches)]
@@ -128,9 +129,8 @@ def test_the_order_does_not_depend_on_the_shape_of_the_cluster():
 def test_a_resumed_epoch_keeps_the_order_of_what_is_left():
     spec = StreamSpec(50, 0, 8, 5, epochs=1)
     whole = StreamPlan(spec, Position(), 1).segment_keys(0)
-    consumed = np.arange(100) >= 50
-    consumed[whole[:20]] = True
-    assert np.array_equal(StreamPlan(spec, Position(0, consumed), 2).segment_keys(0), whole[20:])
+    consumed = np.isin(np.arange(50), whole[:20])
+    assert np.array_equal(StreamPlan(spec, position(0, consumed), 2).segment_keys(0), whole[20:])
 
 
 tails = st.sampled_from(["share", "drop_last", "pad", "carry"])
@@ -166,10 +166,10 @@ def test_an_epoch_goes_on_where_it_was_left_on_another_cluster(train, batch, wor
     """Left at any step, and again: what is still to come is what was not consumed, carried samples included."""
     train = max(train, batch * world, batch * other)
     spec = StreamSpec(train, 0, batch, 3, epochs=3, tail=tail)
-    position, consumed, worlds = Position(), np.zeros((3, train), dtype=int), [world, other, world]
+    at, consumed, worlds = Position(), np.zeros((3, train), dtype=int), [world, other, world]
     lost = repeated = 0
     for attempt, size in enumerate(worlds):
-        plan = StreamPlan(spec, position, size)
+        plan = StreamPlan(spec, at, size)
         steps = sum(part.num_batches for part in plan.segments) // size
         left = data.draw(st.integers(0, steps)) if attempt < 2 else steps
         for part in plan.segments:
@@ -182,15 +182,12 @@ def test_an_epoch_goes_on_where_it_was_left_on_another_cluster(train, batch, wor
             np.add.at(consumed, (part.epoch - earlier, ids), 1)
             if over:
                 lost, repeated = lost + part.dropped, repeated + part.repeated
-                position = Position(part.epoch + 1, plan.after(part.number))
+                at = Position(part.epoch + 1, owed=plan.after(part.number))
                 continue
-            before = plan.position.consumed if part.epoch == plan.position.epoch else None
-            if before is None and part.epoch > plan.position.epoch:
-                before = plan.after(part.number - 1)
-            mask = np.arange(2 * train) >= train if before is None else before.copy()
-            assert not mask[keys].any()
-            mask[keys] = True
-            position = Position(part.epoch, mask)
+            began = at if at.epoch == part.epoch else Position(part.epoch)
+            ledger = Ledger(train, began.consumed, began.owed)
+            ledger.add(keys)
+            at = Position(part.epoch, ledger.consumed, ledger.owed)
             break
     assert consumed.max() <= 1
     assert (consumed == 0).sum() == lost
@@ -203,15 +200,14 @@ def test_what_is_carried_over_by_hand():
     first, second = epoch_order(10, 0, 0), epoch_order(10, 0, 1)
     assert plan.segment_keys(0).tolist() == first[:8].tolist()
     assert plan.segment_keys(1).tolist() == [*(first[8:] + 10), *second]
-    assert np.flatnonzero(~plan.after(0)).tolist() == sorted([*range(10), *(first[8:] + 10)])
-    assert plan.after(1) is None and plan.after(2) is None
+    assert plan.after(0).tolist() == first[8:].tolist()
+    assert not len(plan.after(1)) and not len(plan.after(2))
 
 
 def test_the_rest_of_an_epoch_may_be_carried_over_as_a_whole():
     order = epoch_order(10, 0, 0)
-    consumed = np.ones(20, dtype=bool)  # nothing was carried over to the first epoch
-    consumed[order[8:]] = False
-    plan = StreamPlan(StreamSpec(10, 0, 4, 0, epochs=2, tail="carry"), Position(0, consumed), 1, 2)
+    consumed = np.isin(np.arange(10), order[:8])
+    plan = StreamPlan(StreamSpec(10, 0, 4, 0, epochs=2, tail="carry"), position(0, consumed), 1, 2)
     assert [part.sizes.tolist() for part in plan.segments] == [[], [4, 4, 4]]
     assert plan.segment_keys(1).tolist() == [*(order[8:] + 10), *epoch_order(10, 0, 1)]
 

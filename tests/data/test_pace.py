@@ -84,8 +84,15 @@ class Still(Stream):
         pass
 
 
-def still(batches_per_task: int | None = None, num_train: int = 80, epochs: int = 1, world_size: int = 1, **options):
-    plan = StreamPlan(StreamSpec(num_train, 0, 2, 0, epochs=epochs), Position(), world_size)
+def still(
+    batches_per_task: int | None = None,
+    num_train: int = 80,
+    epochs: int = 1,
+    world_size: int = 1,
+    is_global: bool = False,
+    **options,
+):
+    plan = StreamPlan(StreamSpec(num_train, 0, 2, 0, epochs=epochs, is_global=is_global), Position(), world_size)
     return Still(plan, b"", FeedOptions(2, {}, batches_per_task, 0.0, **options), threading.Condition())
 
 
@@ -100,6 +107,15 @@ def test_the_first_leg_is_two_blocks_a_slot_and_shows_what_a_batch_costs():
     assert ([task.tolist() for task in few], taken) == ([[[0, 0, 1, -1]]], 1)
     fixed, taken = still(batches_per_task=5)._leg(stream.plan.places(), True)
     assert ([len(task) for task in fixed], taken) == ([5] * 8, 40), "who says how many knows what they cost"
+
+
+def test_tasks_are_short_where_every_batch_waits_for_the_one_before_it():
+    for is_global, longest in ((False, 15), (True, 2)):
+        stream = still(num_train=400, is_global=is_global)
+        stream._learn(entry(seconds=2.0, num_bytes=800), 1, -1)
+        tasks, taken = stream._leg(stream.plan.places(), False)
+        assert taken == 200
+        assert max(map(len, tasks)) == longest, "of half a minute, or of five seconds at most"
 
 
 def test_a_later_leg_has_the_pace_of_what_was_seen():

@@ -73,6 +73,12 @@ class Whole(Photos):
         ),
         ([SOURCE], {"validation_stages": 3}, "Pipeline: validation_stages must be a list of stages"),
         ([SOURCE], {"batch_size": "8"}, "batch_size must be a whole number of at least 1 (given: '8')"),
+        ([SOURCE], {"global_batch_size": 0}, "global_batch_size must be a whole number of at least 1 (given: 0)"),
+        (
+            [SOURCE],
+            {"batch_size": 4, "global_batch_size": 8},
+            "Pipeline: give `batch_size`, of a rank, or `global_batch",
+        ),
         ([SOURCE], {"max_corrupt_share": 3}, "max_corrupt_share must be a share from 0 to 1 (given: 3)"),
         ([SOURCE], {"max_corrupt_share": "1%"}, "max_corrupt_share must be a share from 0 to 1 (given: '1%')"),
         ([SOURCE], {"stage_timeout_s": 0}, "stage_timeout_s must be seconds above 0, or None (given: 0)"),
@@ -317,20 +323,20 @@ def test_a_model_has_no_fewer_classes_than_the_data(options, classes, message):
     job = Job.from_dict({**TRAINING, "model": {"name": "resnet18", "options": options}})
     opened = labelled(*classes)
     own = job.model_copy(update={"training": job.training.model_copy(update={"loop": "mine:loop"})})
-    check_data(opened, 4, False, job)  # a loop of one's own knows better
-    check_data(opened, 4, True, own)
+    check_data(opened, False, job)  # a loop of one's own knows better
+    check_data(opened, True, own)
     if message is None:
-        check_data(opened, 4, True, job)
+        check_data(opened, True, job)
         return
     with pytest.raises(ConfigError) as caught:
-        check_data(opened, 4, True, job)
+        check_data(opened, True, job)
     assert message in str(caught.value)
 
 
 def test_a_model_takes_no_encoded_images(images):
     opened = Pipeline(image_folder(images / "train"), batch_size=4).open(0)
     with pytest.raises(ConfigError) as caught:
-        check_data(opened, 4, True, Job.from_dict({**TRAINING, "model": {"name": "resnet18"}}))
+        check_data(opened, True, Job.from_dict({**TRAINING, "model": {"name": "resnet18"}}))
     told = "data.stages: field `image` arrives as encoded bytes, and no stage decodes them; add `decode`"
     assert str(caught.value) == told
 
@@ -377,7 +383,7 @@ def test_how_many_classes_there_are_is_read_where_nobody_says_so(labels, target,
     opened = Pipeline(Numbered(labels), [stage(coarse, on="*")], batch_size=2).open(0)
     if isinstance(number, str):
         with pytest.raises(DataError) as caught:
-            check_data(opened, 2, True, job)
+            check_data(opened, True, job)
         assert number in str(caught.value)
         return
-    assert check_data(opened, 2, True, job).num_classes == number
+    assert check_data(opened, True, job).num_classes == number

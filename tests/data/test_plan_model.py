@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -57,12 +59,11 @@ def test_what_follows_an_epoch_is_what_it_left_over(tail, world, data):
             continue
         steps += part.num_batches // world
         after = plan.after(part.number)
-        if not each.left_over:
-            assert after is None
-            continue
-        owed = {(part.epoch, int(key) - spec.num_train) for key in np.flatnonzero(~after) if key >= spec.num_train}
+        owed = {(part.epoch, index) for index in after.tolist()}
         assert owed == set(each.left_over)
-        assert not after[: spec.num_train].any(), "nothing of the next epoch's own is done"
+        assert after.tolist() == [i for _, i in own_samples(spec, part.epoch) if (part.epoch, i) in owed], "in order"
+        if not owed:
+            continue
         kept = own_samples(spec, part.epoch + 1) + own_samples(spec, part.epoch)
         rest = planned(spec, world, part.epoch + 1, {s for s in kept if s[0] == part.epoch and s not in owed}, steps)
         later = [p for p in plan.segments if p.epoch > part.epoch]
@@ -92,7 +93,7 @@ def test_every_id_comes_exactly_once_but_for_what_the_tail_says(tail, world, dat
     for part in train:
         assert part.num_batches % world == 0, "all ranks step alike"
         if spec.tail != "share" and part.carried + part.dropped + part.repeated:
-            assert set(part.sizes.tolist()) <= {spec.batch_size}
+            assert set(part.sizes.tolist()) <= {plan.batch_size}
 
 
 @few
@@ -118,6 +119,36 @@ def test_the_order_and_its_seeds_are_those_of_no_shape(spec, world, other, data)
     numbers = {sample: there.of(*sample).integers(0, 2**40) for sample in some}
     assert numbers == {sample: back.of(*sample).integers(0, 2**40) for sample in reversed(some)}
     assert len(set(numbers.values())) == len(set(some))
+
+
+@few
+@given(specs(), num_ranks, st.data())
+def test_steps_that_are_settled_are_those_of_one_rank(spec, world, data):
+    """Their samples, their order, and who comes when: also of what is left of a run that stands after any step."""
+    if not spec.is_global:
+        spec = replace(
+            spec, is_global=True, batch_size=12 * spec.batch_size, num_train=12 * spec.num_train, buckets=None
+        )
+    one = steps_of(spec, planned(spec, 1))
+    assert steps_of(spec, planned(spec, world)) == one
+    done = data.draw(st.integers(0, len(one) - 1))
+    epoch, step = one[done][:2]
+    consumed = {sample for at, _, samples in one[:done] for sample in samples if at == epoch or sample[0] < epoch}
+    consumed |= {(epoch - 1, i) for i in range(spec.num_train)} if spec.tail != "carry" else set()
+    consumed |= set() if epoch else {(-1, i) for i in range(spec.num_train)}
+    rest = steps_of(spec, planned(spec, world, epoch, consumed, done))
+    assert [samples for *_, samples in rest] == [samples for *_, samples in one[done:]], step
+
+
+def steps_of(spec, plan) -> list[tuple[int, int, frozenset]]:
+    """Of training: epoch, step of it, and the samples of all ranks, in the order in which they come."""
+    found = []
+    for part in plan.segments:
+        if part.split == "train":
+            samples, ends = samples_of(plan, part), np.cumsum(part.sizes)[plan.world_size - 1 :: plan.world_size]
+            for step, (start, stop) in enumerate(pairwise([0, *ends.tolist()])):
+                found.append((part.epoch, step, frozenset(samples[start:stop])))
+    return found
 
 
 @few

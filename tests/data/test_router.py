@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from plan_model import position
 
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pace import MAX_BLOCKS_A_TASK, Pace, cut_blocks, deal_tasks, num_batches
@@ -137,6 +138,6 @@ def test_tasks_of_a_fixed_size_do_not_shrink():
 
 
 def test_nothing_to_do_is_no_task():
-    done = StreamPlan(StreamSpec(4, 0, 2, 0, epochs=1), Position(0, np.ones(8, dtype=bool)), 1)
+    done = StreamPlan(StreamSpec(4, 0, 2, 0, epochs=1), position(0, np.ones(4)), 1)
     assert deal_tasks(cut_blocks(done.places(), 1), 2, 3) == []
     assert Router(done).done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +19,14 @@ small_plans = plans(most=20)
 
 
 def given_out(plan: StreamPlan, arrived: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """What each rank has been given, in order: by segment the full rounds as they come, then every other round."""
+    """What each rank has been given, in order: by segment the full rounds as they come, then every other round; or
+    every batch behind the one before it."""
     ranks: list[list] = [[] for _ in range(plan.world_size)]
+    if plan.spec.is_global:
+        places = map(tuple, plan.places().tolist())
+        for segment, batch in takewhile(set(arrived).__contains__, places):
+            ranks[batch % plan.world_size].append((segment, batch))
+        return ranks
     for part in plan.segments:
         here = [batch for segment, batch in arrived if segment == part.number]
         sizes = part.sizes.reshape(-1, plan.world_size)

@@ -116,7 +116,7 @@ def test_validation_is_not_mixed_and_the_loop_learns_from_both():
     stages = [mixup(num_classes=CLASSES)]
     opened = Pipeline(from_torch(Labelled()), stages, batch_size=2, validation=held_out(0.4)).open(0)
     assert opened.on_device["validation"].at() == ()
-    assert check_data(opened, 2, True, job()).num_classes == CLASSES
+    assert check_data(opened, True, job()).num_classes == CLASSES
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_validation_is_not_mixed_and_the_loop_learns_from_both():
             "stage 'cutmix' mixes images and class labels, and one",
         ),
         (
-            lambda: check_data(Pipeline(from_torch(Labelled()), [mixup(num_classes=5)]).open(0), 2, True, job()),
+            lambda: check_data(Pipeline(from_torch(Labelled()), [mixup(num_classes=5)]).open(0), True, job()),
             "a stage mixes labels of 5 classes, and field `label` has 3; say so with its num_classes",
         ),
     ],

@@ -142,13 +142,15 @@ def test_two_ranks_and_every_setting_train_what_one_process_trains(folder, tmp_p
 
 
 def test_a_run_in_three_parts_is_one_run_bit_by_bit(folder, tmp_path):
-    """With dropout, momentum and bf16: model, optimizer and random numbers have to come back, twice."""
+    """With dropout, momentum and bf16: model, optimizer and random numbers have to come back, twice. The batches of the
+    one run come from three CPUs of two hosts, in whatever order, those of the parts from one."""
     options = {**OPTIONS, "proj_drop_rate": 0.3}
-    whole = job(folder, tmp_path / "whole", epochs=3, precision="bf16")
-    parts = job(folder, tmp_path / "parts", epochs=3, precision="bf16", checkpoint={"keep": 1})
+    whole = job(folder, tmp_path / "whole", epochs=3, precision="bf16", threads=1)
+    parts = job(folder, tmp_path / "parts", epochs=3, precision="bf16", threads=1, checkpoint={"keep": 1})
     for tree in (whole, parts):
         tree["model"]["options"] = options
-    expected = train(whole, tmp_path / "whole.yaml", "--nodes", "train=1x1")
+        tree["data"] |= {"global_batch_size": tree["data"].pop("batch_size")}
+    expected = train(whole, tmp_path / "whole.yaml", "--nodes", "train=1x1,cpu=1x2")
     for epochs in (1, 2, 3):
         words = ("--resume",) if epochs > 1 else ()
         record = train(

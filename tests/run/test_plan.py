@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from raytrain.config.job import Job
 from raytrain.data.pipeline import Pipeline
-from raytrain.errors import CheckpointError
+from raytrain.errors import CheckpointError, ConfigError
+from raytrain.run.checks import check_placed, check_size
 from raytrain.run.plan import DataPlan, RunOptions
 from raytrain.train.checkpoints import checkpoint, shelf
 from raytrain.train.checkpoints.keeper import Keeper
@@ -40,7 +45,7 @@ def planned(tmp_path, *classes, resume=False):
 def test_a_run_goes_on_with_the_classes_that_it_has_learnt(tmp_path):
     options, plan = planned(tmp_path, "cat", "dog")
     facts = shelf.Facts(1, 2, 2, 4, 0, plan.opened.train.fingerprint, 0, 1, classes=["cat", "dog"])
-    state = checkpoint.pack({"consumed": None})
+    state = checkpoint.pack({"consumed": torch.zeros(0, dtype=torch.uint8), "owed": torch.zeros(0, dtype=torch.int64)})
     text = shelf.describe(facts, {shelf.STATE: shelf.digest(state)})
     assert Keeper(str(options.folder.checkpoints), "attempt", keep=1).save(text, [shelf.STATE], state) is None
 
@@ -52,3 +57,38 @@ def test_a_run_goes_on_with_the_classes_that_it_has_learnt(tmp_path):
         f"{again.resumed_from} was written for other classes of field `label` (cat, dog, and not dog, cat); start "
         "without resume=True"
     )
+
+
+@pytest.mark.parametrize(
+    ("world", "sizes", "message"),
+    [
+        (
+            3,
+            {"global_batch_size": 16},
+            "data.global_batch_size=16 cannot be shared evenly by 3 ranks; make it 15 or 18, or",
+        ),
+        (
+            3,
+            {"global_batch_size": 20},
+            "data.global_batch_size=20 cannot be shared evenly by 3 ranks; make it 18 or 21, or",
+        ),
+        (
+            8,
+            {"global_batch_size": 4},
+            "data.global_batch_size=4 cannot be shared evenly by 8 ranks; make it 8, or take an",
+        ),
+        (3, {"batch_size": 7}, "a step of 3 ranks x data.batch_size=7 is larger than the training set of 20 samples"),
+        (4, {"global_batch_size": 20}, None),
+        (4, {"batch_size": 5}, None),
+    ],
+)
+def test_a_step_that_the_ranks_cannot_share_is_refused(world, sizes, message):
+    pipeline, job = Pipeline(Pets("cat"), **sizes), Job.from_dict({"name": "pets", "training": {"epochs": 1}})
+    with pytest.raises(ConfigError) if message else contextlib.nullcontext() as caught:
+        check_placed(job, pipeline, 20, SimpleNamespace(world_size=world, has_real_gpus=False), attached=False)
+    assert message is None or message in str(caught.value)
+
+
+def test_a_step_larger_than_the_data_is_refused():
+    with pytest.raises(ConfigError, match="data.global_batch_size=21 is larger than the training set of 20 samples"):
+        check_size(Pipeline(Pets("cat"), global_batch_size=21), 20)

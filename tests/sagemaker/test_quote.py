@@ -15,10 +15,11 @@ from raytrain.sagemaker.quote import check_cap, quote
 from raytrain.sagemaker.request import Places, build
 
 
-def quoted(groups, region="us-east-1", prices=None, priced=True, **asked):
+def quoted(groups, region="us-east-1", prices=None, priced=True, data=None, **asked):
     tree = {
         "name": "digits",
         "training": {"epochs": 1},
+        "data": data,
         "cluster": {"groups": groups},
         "sagemaker": {"role": ROLE, **asked},
     }
@@ -85,6 +86,11 @@ def test_without_prices_nothing_is_guessed():
     [
         ([{**GPU, "cpus": 8}], {}, "group 'gpu' says cpus: 8, but ml.g5.xlarge has 4; leave it out"),
         ([{**GPU, "gpus": 2}], {}, "group 'gpu' says gpus: 2, but ml.g5.xlarge has 1"),
+        (
+            [{**GPU, "hosts": 3}],
+            {"data": {"train": {"kind": "synthetic", "num_samples": 99}, "global_batch_size": 32}},
+            "data.global_batch_size=32 cannot be shared evenly by 3 ranks; make it 30 or 33, or take another number",
+        ),
         ([{**GPU, "instance_type": "ml.g5.xlarg"}], {}, "unknown instance type 'ml.g5.xlarg'; did you mean"),
         ([GPU], {"region": "mars-1"}, "no prices of region 'mars-1' here"),
         ([GPU, CPU], {"max_usd_per_hour": 2}, r"the job costs \$2.224 an hour, more than .*max_usd_per_hour: 2"),

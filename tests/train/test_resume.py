@@ -197,12 +197,12 @@ def test_what_was_skipped_is_not_consumed(tmp_path):
     loud = dict.fromkeys(range(19), 100.0)
     case = replace(case_of(tmp_path, precision="fp16"), model="linear", loud=loud, holes=frozenset(), epochs=1)
     outcome = train_rank(case, 0)
-    first = [(facts, checkpoint.load(path)[1]["consumed"].numpy()) for path, facts in shelf.whole(tmp_path)][0]
+    first = [(facts, checkpoint.load(path)[1]["consumed"]) for path, facts in shelf.whole(tmp_path)][0]
     skipped = outcome.counts["skipped_steps"]
     ids = [ids for _, ids, _, _ in outcome.batches]
     facts, consumed = first
     assert facts.steps == 1 and facts.updates == 0, "every_steps counts batches"
-    assert not consumed[:19].any()
+    assert not len(consumed)
     assert shelf.read_facts(shelf.latest(tmp_path)).samples == 19 - sum(map(len, ids[:skipped]))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from raytrain.errors import CheckpointError
 
-VERSION = 3
+VERSION = 4
 STATE = "state.pt"
 
 
