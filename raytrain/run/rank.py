@@ -103,7 +103,7 @@ def _train(
     from raytrain.device.busy import find_source
     from raytrain.device.loader import RankIngest
     from raytrain.train.context import TrainContext
-    from raytrain.train.contract import StopTraining
+    from raytrain.train.contract import Leaving, StopTraining
     from raytrain.train.loop import loop_of
 
     arrived = arrivals(work.schema, work.fields, work.normalize)
@@ -143,7 +143,8 @@ def _train(
         counts=ctx.counts,
         measured=ctx.measured,
     )
-    ray.get(work.feed.finish.remote(attempt, rank, result))
+    if ray.get(work.feed.finish.remote(attempt, rank, result)) and stream.stopped:
+        raise Leaving("a host of the ranks is about to go")
 
 
 class Writer:
@@ -230,8 +231,11 @@ def _explain(work: RankWork, error: Exception, world_size: int, attempt: str | N
     import ray
 
     import raytrain
+    from raytrain.train.contract import Leaving
 
-    if isinstance(error, ray.exceptions.RayError):
+    if isinstance(error, Leaving):
+        leave_error_to_the_driver()
+    if isinstance(error, ray.exceptions.RayError | Leaving):
         return
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if is_own(frame.filename)]
