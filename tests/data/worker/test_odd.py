@@ -10,6 +10,7 @@ from raytrain.config.job import Job
 from raytrain.data import padded, random_crop, resize, stage
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.producer import Producer, StreamWork
+from raytrain.data.worker.odd import nan_in
 from raytrain.errors import DataError
 
 ODD = 7
@@ -63,6 +64,15 @@ def test_a_sample_that_comes_out_otherwise_is_left_out_with_the_stage_and_its_id
     assert (failure.id, failure.stage, failure.reason) == (ODD, "odd", reason)
     assert failure.where.endswith(f"Images[{ODD}]")
     assert batch.header.left_out == [ODD] and sorted(batch.key) == [n for n in range(12) if n != ODD]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_what_is_no_number_is_seen_in_any_type(dtype):
+    values = np.array([np.inf, -np.inf, 0.0, -0.0, np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal], dtype)
+    assert nan_in({"x": values, "y": np.int64(3), "z": "text"}) is None
+    for nan in (np.nan, -np.nan):
+        assert nan_in({"y": values, "x": np.append(values, dtype(nan))[::-1].reshape(1, 7)}) == "x"
+    assert nan_in({"x": dtype(np.nan)}) is None, "a single number may be missing"
 
 
 def test_what_agrees_again_behind_a_later_stage_is_not_odd():
