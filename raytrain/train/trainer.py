@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from raytrain.cluster.environment import prepare_public_ray_train, public_ray, without_own
 from raytrain.errors import RaytrainError, TrainingError
-from raytrain.ray_internals.train import NoNewRay, causes, trainer_class
+from raytrain.ray_internals.train import NoNewRay, causes, quieten, trainer_class
 from raytrain.train.contract import Leaving
 
 ABANDON_S = 5.0  # a controller answers within one exchange with its ranks
@@ -126,6 +127,7 @@ class Training:
         Otherwise its next call would end this process, or start a Ray of its own, as any of Ray's functions does
         without a connection.
         """
+        quieten(logging.CRITICAL)  # what it meets from now on is no news
         with contextlib.suppress(RuntimeError):  # it has ended meanwhile
             self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(self._loop)])
         if not self.ended(ABANDON_S):
