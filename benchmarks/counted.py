@@ -200,6 +200,8 @@ def _kind(title: str) -> str | None:
         name = title.removeprefix("ray::").split(".")[0].split(":")[0].split(" ")[0]
         if name.startswith(RANK_CLASSES):
             return "rank"
+        if "Agent" in name:  # a node ends with its agents
+            return None
         return name if name in ("Feed", "Keeper", "Sampler") else "worker"
     return next((name for name in ("gcs_server", "raylet") if f"/{name} " in title or title.endswith(f"/{name}")), None)
 

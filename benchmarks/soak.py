@@ -74,40 +74,42 @@ def drawn(seed: int, steps: int, cpu: int, ranks: int) -> list[Fault]:
 
 @dataclass
 class Damage(threading.Thread):
-    """Does what is due, one after the other, and looks at the memory of every process.
+    """Does what is due, one after the other; its thread looks at the memory of every process.
 
     Attributes:
-        steps: of the furthest rank, as the feed has told.
         memory: MB by process, as (seconds, value).
     """
 
     nodes: Nodes
     faults: list[Fault]
     seed: int
-    steps: int = 0
     memory: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     over: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         super().__init__(daemon=True)
-        self._rng, self._began, self._looked_s = random.Random(self.seed), time.monotonic(), 0.0
+        self._rng, self._began, self._left = random.Random(self.seed), time.monotonic(), list(self.faults)
 
     __hash__ = threading.Thread.__hash__
 
     def run(self) -> None:
-        left = list(self.faults)
-        while not self.over.wait(0.2):
-            now = time.monotonic() - self._began
-            if now - self._looked_s >= SAMPLE_EVERY_S:
-                self._looked_s = now
-                self._look(now)
-            if left and self.steps >= left[0].step:
-                fault = left[0]
-                victim = self._do(fault.kind)
-                if victim is not None:
-                    fault.at_s, fault.victim = round(now, 1), victim
-                    print(f"{now:7.1f} s  step {self.steps:6}  {fault.kind}: {victim}", flush=True)
-                    left.pop(0)
+        while not self.over.wait(SAMPLE_EVERY_S):
+            self._look(time.monotonic() - self._began)
+
+    def act(self, steps: int) -> None:
+        """In the main thread, without which Ray starts no node.
+
+        Args:
+            steps: of the furthest rank.
+        """
+        if not self._left or steps < self._left[0].step:
+            return
+        fault, now = self._left[0], time.monotonic() - self._began
+        victim = self._do(fault.kind)
+        if victim is not None:
+            self._left.pop(0)
+            fault.at_s, fault.victim = round(now, 1), victim
+            print(f"{now:7.1f} s  step {steps:6}  {fault.kind}: {victim}", flush=True)
 
     def _do(self, kind: str) -> str | None:
         """Who was hit; None if there is nobody to hit now."""
@@ -161,7 +163,7 @@ def trained(folder: Path, steps: int, pace_s: float, faults: list[Fault], seed: 
         if isinstance(news, str):
             told.append(news)
         elif news.progress:
-            damage.steps = max(each.step for each in news.progress.values())
+            damage.act(max(each.step for each in news.progress.values()))
 
     began = time.monotonic()
     damage.start()
@@ -179,7 +181,7 @@ def trained(folder: Path, steps: int, pace_s: float, faults: list[Fault], seed: 
         "attempts": record.totals.attempts,
         "steps": trace.steps,
         "steps_done_again": trace.done_again,
-        "samples": record.totals.samples,
+        "samples": sum(len(line["ids"]) for line in trace.counted()),
         "wrong": trace.wrong(NUM_SAMPLES, steps // STEPS_AN_EPOCH),
         "corrupt": record.corrupt.train,
         "loss_first": sum(losses[:50]) / len(losses[:50]),
