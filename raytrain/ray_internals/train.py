@@ -30,7 +30,6 @@ def lean_trainer() -> type[Any]:
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
     from ray.train.v2._internal.execution.callback import WorkerCallback
     from ray.train.v2._internal.execution.controller import TrainController
-    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
     from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
     from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
@@ -66,16 +65,6 @@ def lean_trainer() -> type[Any]:
 
             builtins.print = _original_print
 
-    class Forgiving(DefaultFailurePolicy):
-        """Begins anew as often as ranks ask for it, and does not count that."""
-
-        is_no_failure: Callable[[BaseException], bool]
-
-        def make_decision(self, training_failed_error: Any) -> FailureDecision:
-            if any(map(self.is_no_failure, causes(training_failed_error))):
-                return FailureDecision.RETRY
-            return super().make_decision(training_failed_error)
-
     class LeanTrainer(TorchTrainer):
         run: Callable[[Coroutine[Any, Any, None]], None] = staticmethod(asyncio.run)
         rank_environment: Callable[[Mapping[str, str]], dict[str, str]] = staticmethod(dict)
@@ -88,17 +77,27 @@ def lean_trainer() -> type[Any]:
         def _initialize_and_run_controller(self, **parts: Any) -> Any:
             group = type("RankGroup", (RankGroup,), {"rank_environment": staticmethod(self.rank_environment)})
             kind = type("Controller", (TrainController,), {"worker_group_cls": group})
-            policy = type("Policy", (Forgiving,), {"is_no_failure": staticmethod(self.is_no_failure)})
-            own = {
-                "scaling_policy": FixedRanks(self.scaling_config),
-                "failure_policy": policy(self.run_config.failure_config),
-            }
+            policy = _forgiving(self.is_no_failure)(self.run_config.failure_config)
+            own = {"scaling_policy": FixedRanks(self.scaling_config), "failure_policy": policy}
             controller = kind(**{**parts, **own})
             quieten(logging.WARNING)
             self.run(controller.run())
             return controller.get_result()
 
     return LeanTrainer
+
+
+def _forgiving(is_no_failure: Callable[[BaseException], bool]) -> type[Any]:
+    """A failure policy that begins anew as often as ranks ask for it, and does not count that."""
+    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+
+    class Forgiving(DefaultFailurePolicy):
+        def make_decision(self, training_failed_error: Any) -> FailureDecision:
+            if any(map(is_no_failure, causes(training_failed_error))):
+                return FailureDecision.RETRY
+            return super().make_decision(training_failed_error)
+
+    return Forgiving
 
 
 def _without_an_actor(method: FunctionType) -> FunctionType:
