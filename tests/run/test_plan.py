@@ -116,8 +116,8 @@ def test_a_batch_that_no_object_store_holds_is_refused_with_the_arithmetic():
     assert str(caught.value) == (
         "a batch of 300 samples x 2,400,008 bytes (`image` is float32(400, 500, 3) image) is 687 MiB, and one on each "
         "of the 2 CPUs of cpu 1,373 MiB, whose object store has 1,373 MiB; make data.batch_size (or a rank's share of "
-        "data.global_batch_size) 299, end the stages with a smaller type (uint8, float16), or give Ray's nodes a larger "
-        "store"
+        "data.global_batch_size) 299, end the stages with a smaller type (uint8, float16), or give Ray's nodes a "
+        "larger store"
     )
     check_store(opened, 299, [node("cpu", 2, 2 * batch - 1)], ())
 
