@@ -65,7 +65,7 @@ def job_tree(folder: Path, num_samples: int, **training: Any) -> dict[str, Any]:
         "data": {
             "train": {"kind": "synthetic", "num_samples": num_samples, "shape": list(SHAPE), "num_classes": 10},
             "stages": [{"counted:seen_to": {"work_s": 0.004}}],
-            "batch_size": 16,
+            "global_batch_size": 32,
         },
         "training": {"loop": "counted:train", "checkpoint": {"every_steps": 25}, "max_failures": 1000, **training},
     }
@@ -122,12 +122,13 @@ class Trace:
                 found.append(f"epoch {epoch + 1}: {len(wrong)} ids, such as {dict(list(wrong.items())[:5])}")
         return found
 
-    def losses(self) -> list[float]:
-        """Mean over the ranks, step by step."""
-        by_step: dict[int, list[float]] = {}
+    def by_step(self) -> list[tuple[list[int], float]]:
+        """Of each step that counts: the samples of all ranks, and the mean of their losses."""
+        found: dict[int, tuple[list[int], float]] = {}
         for line in self.counted():
-            by_step.setdefault(line["steps"], []).append(line["loss"])
-        return [sum(each) / len(each) for _, each in sorted(by_step.items())]
+            ids, total = found.get(line["steps"], ([], 0.0))
+            found[line["steps"]] = ids + line["ids"], total + line["loss"] * len(line["ids"])
+        return [(sorted(ids), total / max(len(ids), 1)) for _, (ids, total) in sorted(found.items())]
 
     def _each(self) -> Iterator[tuple[list[int], int, list[dict[str, Any]]]]:
         for attempts in self.attempts.values():

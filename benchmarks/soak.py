@@ -8,8 +8,8 @@ or a host that dies and is replaced; of ranks, one that is killed, or its host. 
     python benchmarks/soak.py --smoke            a minute, nothing written
     python benchmarks/soak.py --scenario NAME    one damage of its own (--scenario list), written to results/damage.json
 
-What must hold: every id of every epoch consumed exactly once, as counted from the restored checkpoints; as many steps
-and samples as without faults; the memory of every process that lives long enough flat.
+What must hold: every id of every epoch consumed exactly once, as counted from the restored checkpoints; each step has
+the samples that it has without faults, and its loss; the memory of every process that lives long enough is flat.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ QUIET_STEPS = 20  # at either end without a fault
 SAMPLE_EVERY_S = 5.0
 GROWTH_MB, GROWTH_SHARE = 40.0, 0.10  # of a process's memory, over the second half of a run
 LONG_LIVED_SHARE = 0.5  # of the run
+LOSS_DIFFERS = 1e-3  # two ranks add up their gradients in any order
 CPU_FAULTS = {"kill a worker": 0.6, "stop a worker": 0.1, "kill a CPU host": 0.3}
 RANK_FAULTS = {"kill a rank": 0.67, "kill a rank's host": 0.33}
 
@@ -152,8 +153,10 @@ def _resume(process: psutil.Process) -> None:
         process.resume()
 
 
-def trained(folder: Path, steps: int, pace_s: float, faults: list[Fault], seed: int) -> tuple[dict[str, Any], Damage]:
-    """One run, and what came of it."""
+def trained(
+    folder: Path, steps: int, pace_s: float, faults: list[Fault], seed: int
+) -> tuple[dict[str, Any], Damage, Any]:
+    """One run: what came of it, who damaged it, and the samples and loss of each step."""
     (folder / "pace_s").write_text(str(pace_s))
     running = local.start(parse_nodes(NODES))
     damage = Damage(Nodes(running), faults, seed)
@@ -174,7 +177,7 @@ def trained(folder: Path, steps: int, pace_s: float, faults: list[Fault], seed: 
         damage.join(30)
         running.close()
     trace = Trace(folder)
-    losses = trace.losses()
+    by_step = trace.by_step()
     found = {
         "wall_s": round(time.monotonic() - began, 1),
         "status": record.status,
@@ -184,11 +187,9 @@ def trained(folder: Path, steps: int, pace_s: float, faults: list[Fault], seed: 
         "samples": sum(len(line["ids"]) for line in trace.counted()),
         "wrong": trace.wrong(NUM_SAMPLES, steps // STEPS_AN_EPOCH),
         "corrupt": record.corrupt.train,
-        "loss_first": sum(losses[:50]) / len(losses[:50]),
-        "loss_last": sum(losses[-50:]) / len(losses[-50:]),
         "told": told[-20:],
     }
-    return found, damage
+    return found, damage, by_step
 
 
 def growth(damage: Damage) -> dict[str, dict[str, float]]:
@@ -210,6 +211,8 @@ def wrong_in(damaged: dict[str, Any], plain: dict[str, Any], grown: dict[str, di
         f"{name}: {damaged[name]}, not {plain[name]}" for name in ("steps", "samples") if damaged[name] != plain[name]
     ]
     found += [f"{damaged['corrupt']} samples were left out"] if damaged["corrupt"] else []
+    if damaged["steps_of_other_samples"] or damaged["largest_loss_difference"] > LOSS_DIFFERS:
+        found.append("steps have other samples or losses than without faults")
     for name, row in grown.items():
         if row["end_mb"] - row["middle_mb"] > max(GROWTH_MB, GROWTH_SHARE * row["middle_mb"]):
             found.append(f"{name} grew from {row['middle_mb']:.0f} to {row['end_mb']:.0f} MB")
@@ -222,9 +225,12 @@ def soak(arguments: argparse.Namespace) -> int:
     steps, pace_s = epochs * STEPS_AN_EPOCH, 0.05 if arguments.smoke else arguments.step_s
     faults = drawn(arguments.seed, steps, cpu, ranks)
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        damaged, damage = trained(Path(one), steps, pace_s, faults, arguments.seed)
-        plain, _ = trained(Path(other), steps, 0.0, [], arguments.seed)
+        damaged, damage, seen = trained(Path(one), steps, pace_s, faults, arguments.seed)
+        plain, _, other_seen = trained(Path(other), steps, 0.0, [], arguments.seed)
     grown = growth(damage)
+    pairs = list(zip(seen, other_seen, strict=False))
+    damaged["steps_of_other_samples"] = sum(ids != others for (ids, _), (others, _) in pairs)
+    damaged["largest_loss_difference"] = max(abs(a - b) for (_, a), (_, b) in pairs)
     undone = [fault.kind for fault in faults if fault.at_s is None]
     problems = wrong_in(damaged, plain, grown) + ([f"not done: {undone}"] if undone else [])
     print(json.dumps({"damaged": damaged, "plain": plain, "grown": grown}, indent=1))
