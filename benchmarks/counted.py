@@ -140,7 +140,7 @@ class Nodes:
     """Emulated hosts of a cluster that this process has started, which die and come."""
 
     def __init__(self, running: local.RunningCluster):
-        self._cluster, self._made = running._nodes.cluster, 0
+        self._nodes, self._cluster, self._made = running._nodes, running._nodes.cluster, 0
         self._by_id = {node.node_id: node for node in (self._cluster.head_node, *self._cluster.worker_nodes)}
 
     def ids(self, group: str) -> list[str]:
@@ -158,14 +158,11 @@ class Nodes:
         self._made += 1
         labels = {GROUP_LABEL: group, EMULATED_LABEL: "true", HOST_LABEL: f"{group}-new-{self._made}"}
         resources = {EMULATED_GPU: gpus} if gpus else {}
-        node = self._cluster.add_node(
-            num_cpus=cpus,
-            num_gpus=0,
-            resources=resources,
-            labels=labels,
-            object_store_memory=STORE_BYTES,
-            include_dashboard=False,
-        )
+        before = set(self._cluster.worker_nodes)
+        self._nodes.add(
+            num_cpus=cpus, num_gpus=0, resources=resources, labels=labels, object_store_memory=STORE_BYTES
+        )  # without Ray's agents, as the others are
+        [node] = set(self._cluster.worker_nodes) - before
         self._by_id[node.node_id] = node
         return str(node.node_id)
 

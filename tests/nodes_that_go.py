@@ -13,15 +13,16 @@ STORE_BYTES = 100 << 20
 
 def add_node(running: RunningCluster, name: str, group: str, cpus: int = 1, gpus: int = 0) -> Any:
     """A host that comes later; its `node_id` is Ray's."""
-    labels = {GROUP_LABEL: group, HOST_LABEL: name, EMULATED_LABEL: "true"}
-    return running._nodes.cluster.add_node(
+    before = set(running._nodes.cluster.worker_nodes)
+    running._nodes.add(
         num_cpus=cpus,
         num_gpus=0,
         resources={EMULATED_GPU: gpus} if gpus else {},
-        labels=labels,
+        labels={GROUP_LABEL: group, HOST_LABEL: name, EMULATED_LABEL: "true"},
         object_store_memory=STORE_BYTES,
-        include_dashboard=False,
     )
+    [added] = set(running._nodes.cluster.worker_nodes) - before
+    return added
 
 
 def kill_node(running: RunningCluster, node: Any) -> None:
