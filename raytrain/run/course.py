@@ -145,7 +145,8 @@ class Course:
         """At the ranks and their hosts."""
         hosts, status, now_s = self._hosts, self._status, time.monotonic()
         if hosts is not None and status.attempts and not status.stopping:
-            leaving = hosts.look(status.processes, now_s)
+            at_work = {rank: each for rank, each in status.processes.items() if rank not in status.results}
+            leaving = hosts.look(at_work, now_s)
             if leaving:
                 feed.leave.remote(leaving)
         if self._hangs.hangs(status, now_s, without_hosts=hosts is not None and hosts.lacking > 0):

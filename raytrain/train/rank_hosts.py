@@ -55,7 +55,7 @@ class RankHosts:
         """Node ids that the ranks should leave, each once.
 
         Args:
-            processes: of the ranks at work.
+            processes: of the ranks that are still at work.
             now_s: by a clock that only goes forward.
 
         Raises:
@@ -65,12 +65,12 @@ class RankHosts:
             return []
         self._asked_s = now_s
         alive = {node["NodeID"]: node for node in self._nodes() if node.get("Alive")}
-        going = alive.keys() & self._draining()
-        leaving = sorted({process.node for process in processes.values()} & going - self._left)
+        going, used = alive.keys() & self._draining(), {process.node for process in processes.values()}
+        leaving = sorted(used & going - self._left)
         self._left |= set(leaving)
         for node_id in leaving:
             self._told(f"{self._name(node_id)} is about to go; the ranks begin anew after the step in flight")
-        self._count(alive, going, now_s)
+        self._count(alive, going - used, now_s)  # as long as they are there, they have a place
         return leaving
 
     def _count(self, alive: Mapping[str, Any], going: Set[str], now_s: float) -> None:

@@ -80,6 +80,8 @@ def test_ranks_leave_a_host_that_is_about_to_go_once():
     assert cluster.told == ["b is about to go; the ranks begin anew after the step in flight"], "d has a place"
     cluster.going |= {"d"}
     assert cluster.look(30, "a", "d") == ["d"]
+    assert cluster.look(1000, "a", "d") == [] and cluster.hosts.lacking == 0, "as long as the rank is there"
+    cluster.look(1010, "a")
     assert cluster.told[1:] == [
         "d is about to go; the ranks begin anew after the step in flight",
         "b about to go: 1 of 2 ranks have no place; waiting 60 s for another host",
