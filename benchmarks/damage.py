@@ -182,7 +182,8 @@ def network(
 
 def _network(hosts: SimulatedHosts, victim: str, seconds: float, latency_s: float, ends: bool) -> tuple[Any, list[str]]:
     hosts.place(HOSTS)
-    tree = job_tree(Path("/opt/ml/checkpoints"), NUM_SAMPLES, epochs=EPOCHS)
+    epochs = 2 if latency_s else EPOCHS  # a step takes some seconds then
+    tree = job_tree(Path("/opt/ml/checkpoints"), NUM_SAMPLES, epochs=epochs)
     for host in hosts.hosts.values():
         for folder in ("code", "checkpoints"):
             (host.ml / folder).mkdir(exist_ok=True)
@@ -222,7 +223,7 @@ def _network(hosts: SimulatedHosts, victim: str, seconds: float, latency_s: floa
         "told": [line for line in hosts["algo-1"].output.splitlines() if line.startswith("raytrain")][-12:],
     }
     if statuses["algo-1"] == 0:
-        found["wrong"] = trace().wrong(NUM_SAMPLES, EPOCHS)
+        found["wrong"] = trace().wrong(NUM_SAMPLES, epochs)
     elif not (ends and found["failure"]):
         found["wrong"] = [f"the job ended: {found['failure']}"]
     return found, list(found["wrong"])
