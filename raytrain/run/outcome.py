@@ -62,6 +62,7 @@ def build_record(plan: RunPlan, seen: Seen, error: RaytrainError | None, *, comm
         corrupt=_corrupt(status),
         torch_in_preprocessing_workers=any(result.torch_in_workers for result in results),
         resumed_from=data.resumed_from,
+        warnings=list(status.warnings[:LISTED_FAILURES]),
         unusual=_unusual(status, before.counts if before else {}),
         checkpoint=_text(seen.checkpoints.last),
         best_checkpoint=_text(seen.checkpoints.best),
