@@ -210,6 +210,8 @@ class Crew:
             with contextlib.suppress(ClusterError):
                 alive, ranks = await node.census()
                 now = time.monotonic()
+                if ranks:  # where there are none any more, they have left
+                    self._ranks = {node_id: known for node_id, known in self._ranks.items() if node_id not in alive}
                 self._ranks |= {node_id: (count, now) for node_id, count in ranks.items()}
                 for mate in self.mates.values():
                     if mate.node_id not in alive:

@@ -303,6 +303,10 @@ class Data(Section):
         300.0,
         description="that a stage, or reading, may be at one sample before its worker is ended; null: for ever",
     )
+    allow_nan: bool = Field(
+        False,
+        description="a sample whose arrays are NaN in places behind a stage, and not before, is not left out for it",
+    )
     batches_per_task: PositiveInt | None = Field(None, description="default: chosen from the data set's size")
 
     @model_validator(mode="before")

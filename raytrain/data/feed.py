@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,7 @@ class Feed:
         self._stop_requested = False
         self._fatal: Exception | None = None
         self._ending: HostsLost | None = None  # why it stops, as if it had been asked to
+        self._leaving = False  # it stops to begin anew
         self._failures: dict[tuple[Split, int], Failure] = {}
         self._progress: dict[int, RankProgress] = {}
         self._spent: dict[int, Spent] = {}
@@ -84,6 +86,8 @@ class Feed:
                     killers=[(split, each) for (split, _), each in self._failures.items() if each.killed],
                 )
             self._attempt, self._stop_at = attempt, None
+            if self._leaving:
+                self._leaving = self._stop_requested = False
             self._positions.clear()
             self._spent.clear()
             self._results.clear()
@@ -174,8 +178,16 @@ class Feed:
     def request_stop(self) -> None:
         """Every rank stops after the same step, the next that all can reach."""
         with self._changed:
-            self._stop_requested = True
+            self._stop_requested, self._leaving = True, False
             self._changed.notify_all()
+
+    def leave(self, nodes: Sequence[str]) -> None:
+        """Every rank stops after the same step, and begins anew, where one is on these nodes, which are about to go."""
+        with self._changed:
+            here = any(process.node in nodes for process in self._processes.values())
+            if here and not self._stop_requested:
+                self._stop_requested = self._leaving = True
+                self._changed.notify_all()
 
     def progress(
         self, attempt: str, rank: int, told: RankProgress | None, position: int, exact: bool, spent: Spent | None = None
@@ -210,10 +222,12 @@ class Feed:
         done = {rank: position for rank, (position, _) in self._positions.items() if rank not in self._results}
         return any(stream.taken[rank] <= at and not stream.router.queues[rank] for rank, at in done.items())
 
-    def finish(self, attempt: str, rank: int, result: RankResult) -> None:
+    def finish(self, attempt: str, rank: int, result: RankResult) -> bool:
+        """Note what came of a rank. Returns whether it is to begin anew, if it was stopped."""
         with self._changed:
             if attempt == self._attempt:
                 self._results[rank] = result
+            return self._leaving
 
     def _first_ready_at(self) -> float | None:
         """Of the run's first stream: what start-up ended with."""

@@ -58,6 +58,7 @@ class Pipeline:
             out; None for as long as it likes.
         global_batch_size: in place of `batch_size`, samples of a step of all ranks together, which share it evenly.
             Steps then have the same samples in the same order on any number of ranks.
+        allow_nan: a sample whose arrays are NaN in places behind a stage, and not before, is not left out for it.
     """
 
     train: Source
@@ -74,6 +75,7 @@ class Pipeline:
     tail: Tail = "share"
     stage_timeout_s: float | None = 300.0
     global_batch_size: int | None = None
+    allow_nan: bool = False
 
     def __post_init__(self) -> None:
         _check_source("train", self.train)
@@ -128,6 +130,7 @@ class Pipeline:
             fields=data.fields,
             max_corrupt_share=data.max_corrupt_share,
             stage_timeout_s=data.stage_timeout_s,
+            allow_nan=data.allow_nan,
             batches_per_task=data.batches_per_task,
             tail=data.tail,
         )
@@ -185,7 +188,8 @@ class Pipeline:
 
     def _work(self, manifest: Manifest, settled: Settled) -> SplitWork:
         collations = {**self.collate, **dict.fromkeys(settled.device.decoded, Encoded())}
-        return SplitWork(manifest, settled.cpu, collations, {cut: settled.cpu_at(cut) for cut in settled.cuts})
+        stages_at = {cut: settled.cpu_at(cut) for cut in settled.cuts}
+        return SplitWork(manifest, settled.cpu, collations, stages_at, self.allow_nan)
 
     def _settled(self, key: str, stages: Sequence[Stage], manifest: Manifest) -> Settled:
         found = settle(stages, manifest.schema, f"data.{key}", on_cpu=self.collate)

@@ -21,12 +21,13 @@ from raytrain.data.made import Made, copied, overlaps
 from raytrain.data.order import SampleRng, Segment, Split, StreamPlan
 from raytrain.data.samples.block import UNCUT, Header, Prepared, to_table
 from raytrain.data.samples.collate import Collation, Column, Encoded, check_fields, columns_of, without_samples
-from raytrain.data.samples.fields import Sample
+from raytrain.data.samples.fields import Sample, encoded_bytes
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.stage_clock import StageClock
 from raytrain.data.stages.stage import WHERE, Stage, StageFailed
 from raytrain.data.stages.torchvision import apply_named, apply_transform
 from raytrain.data.worker.crumb import HERE
+from raytrain.data.worker.odd import OddOnes
 from raytrain.errors import ConfigError, DataError, RaytrainError, named
 from raytrain.record.status import READ, Failure
 
@@ -41,12 +42,14 @@ class SplitWork:
     Attributes:
         stages: that they run.
         stages_at: instead, by cut, where more or fewer of them run on the device.
+        allow_nan: stages may make numbers that are none.
     """
 
     manifest: Manifest
     stages: tuple[Stage, ...]
     collations: Mapping[str, Collation | Encoded] = field(default_factory=dict)
     stages_at: Mapping[int, tuple[Stage, ...]] = field(default_factory=dict)
+    allow_nan: bool = False
 
     @property
     def is_decoded_later(self) -> bool:
@@ -125,6 +128,7 @@ class Producer:
         every = (stages for split in self.splits.values() for stages in (split.stages, *split.stages_at.values()))
         if any(stage.function in (apply_named, apply_transform) for stages in every for stage in stages):
             import torchvision.transforms.v2  # noqa: F401 - now, where nothing disturbs it
+        self._odd = OddOnes(self._rng)
         self._copies = False  # whether a stage reuses the memory that it returns
         self.crumb = HERE
         self.left_out = {split: dict(work.left_out.get(split, {})) for split in self.splits}
@@ -207,7 +211,7 @@ class Producer:
         raw = self._read(name, split.manifest, epochs, ids)
         clock.lap(READ)
         clock.settle([READ])
-        read_bytes = _encoded_bytes(raw)
+        read_bytes = encoded_bytes(raw)
         kept = [{} if isinstance(each, Exception) else {n: each[n] for n in keep if n in each} for each in raw]
         made = self._stages_of(split, raw, epochs.tolist(), ids.tolist(), clock)
         if made is None:  # what came before has been overwritten
@@ -263,6 +267,8 @@ class Producer:
         if len(made.samples) == 1 and made.places[0] + 1 < len(ids) and not self._copies:
             return None  # a stage that reuses its memory may have put there what failed after it
         self.crumb.rests()
+        rules = split.collations if len(each) == len(split.stages) else None
+        self._odd.leave_out(split.manifest, each, made, epochs, ids, rules=rules, allow_nan=split.allow_nan)
         if made.samples and len(each) < len(split.stages):
             self._on_batch(split.stages[len(each) :], split, made, epochs, ids, clock)
         return made
@@ -380,17 +386,6 @@ class Producer:
             while len(self._keys) > CACHED_SEGMENTS:
                 self._keys.popitem(last=False)
         return self._keys[segment]
-
-
-def _encoded_bytes(samples: list[Sample | Exception]) -> int:
-    """What was read from files."""
-    return sum(
-        len(value)
-        for sample in samples
-        if not isinstance(sample, Exception)
-        for value in sample.values()
-        if isinstance(value, bytes)
-    )
 
 
 def node_id() -> str:

@@ -21,8 +21,8 @@ def lean_trainer() -> type[Any]:
     """A TorchTrainer without the actors that are not needed here; each costs one or two seconds at the start.
 
     Its controller runs in the calling thread, which has imported everything, and not in an actor, which has not. It has
-    two attributes more: `run`, which runs the controller, and `rank_environment`, which chooses of Ray Train's settings
-    those that ranks are started with.
+    three attributes more: `run`, which runs the controller; `rank_environment`, which chooses of Ray Train's settings
+    those that ranks are started with; and `is_no_failure`, whether what a rank raised only asks for a new beginning.
     """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -68,6 +68,7 @@ def lean_trainer() -> type[Any]:
     class LeanTrainer(TorchTrainer):
         run: Callable[[Coroutine[Any, Any, None]], None] = staticmethod(asyncio.run)
         rank_environment: Callable[[Mapping[str, str]], dict[str, str]] = staticmethod(dict)
+        is_no_failure: Callable[[BaseException], bool] = staticmethod(lambda error: False)
 
         def _create_default_callbacks(self) -> list[Any]:
             kept = [each for each in super()._create_default_callbacks() if not isinstance(each, spared)]
@@ -76,12 +77,27 @@ def lean_trainer() -> type[Any]:
         def _initialize_and_run_controller(self, **parts: Any) -> Any:
             group = type("RankGroup", (RankGroup,), {"rank_environment": staticmethod(self.rank_environment)})
             kind = type("Controller", (TrainController,), {"worker_group_cls": group})
-            controller = kind(**{**parts, "scaling_policy": FixedRanks(self.scaling_config)})
+            policy = _forgiving(self.is_no_failure)(self.run_config.failure_config)
+            own = {"scaling_policy": FixedRanks(self.scaling_config), "failure_policy": policy}
+            controller = kind(**{**parts, **own})
             quieten(logging.WARNING)
             self.run(controller.run())
             return controller.get_result()
 
     return LeanTrainer
+
+
+def _forgiving(is_no_failure: Callable[[BaseException], bool]) -> type[Any]:
+    """A failure policy that begins anew as often as ranks ask for it, and does not count that."""
+    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+
+    class Forgiving(DefaultFailurePolicy):
+        def make_decision(self, training_failed_error: Any) -> FailureDecision:
+            if any(map(is_no_failure, causes(training_failed_error))):
+                return FailureDecision.RETRY
+            return super().make_decision(training_failed_error)
+
+    return Forgiving
 
 
 def _without_an_actor(method: FunctionType) -> FunctionType:
@@ -111,7 +127,8 @@ RAY_TRAIN = Contract(
         f"{INTERNAL}.callbacks.placement_group_callback:PlacementGroupCleanerCallback",
         f"{INTERNAL}.constants:get_env_vars_to_propagate",
         f"{INTERNAL}.execution.callback:WorkerCallback.after_init_train_context",
-        f"{INTERNAL}.execution.controller:TrainController with scaling_policy callbacks train_fn_ref",
+        f"{INTERNAL}.execution.controller:TrainController with scaling_policy failure_policy callbacks train_fn_ref",
+        f"{INTERNAL}.execution.failure_handling:FailureDecision.RETRY",
         f"{INTERNAL}.execution.controller:TrainController.run",
         f"{INTERNAL}.execution.controller:TrainController.get_result",
         f"{INTERNAL}.execution.scaling_policy.fixed:FixedScalingPolicy.after_controller_start",
@@ -124,6 +141,9 @@ RAY_TRAIN = Contract(
         "ray.train.torch:TorchTrainer._initialize_and_run_controller": "ray.train.v2.api.data_parallel_trainer",
         "ray.train.torch:TorchTrainer._create_default_callbacks": "ray.train.v2.api.data_parallel_trainer",
         f"{INTERNAL}.execution.controller:TrainController.worker_group_cls": (
+            f"{INTERNAL}.execution.controller.controller"
+        ),
+        f"{INTERNAL}.execution.failure_handling:DefaultFailurePolicy.make_decision": (
             f"{INTERNAL}.execution.controller.controller"
         ),
         f"{INTERNAL}.execution.scaling_policy.fixed:FixedScalingPolicy._maybe_send_resource_request": (

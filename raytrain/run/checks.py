@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from raytrain.cluster.placement import check_free_gpus
-from raytrain.cluster.topology import Topology
+from raytrain.cluster.topology import GROUP_LABEL, HOST_LABEL, Topology
 from raytrain.config.data import check_shared
 from raytrain.config.job import Job
 from raytrain.config.own_code import import_object, torch_by_name
 from raytrain.data.pipeline import OpenPipeline, Pipeline
-from raytrain.data.samples.fields import Field, Schema
+from raytrain.data.samples.fields import DTYPES, Field, Schema, np_dtype
 from raytrain.data.sources.lengths import MOST_READ
 from raytrain.data.sources.manifest import Manifest
 from raytrain.errors import ConfigError, DataError, named
@@ -192,6 +193,45 @@ def _read_labels(manifest: Manifest, target: str) -> np.ndarray | None:
             )
         found.append(int(label))
     return np.array(found, dtype=np.int64)
+
+
+def check_store(
+    opened: OpenPipeline, batch_size: int, nodes: Sequence[Mapping[str, Any]], groups: Sequence[str]
+) -> None:
+    """Compare a batch, as far as its size is known, with the object stores of the hosts that prepare.
+
+    Args:
+        nodes: as `ray.nodes()` has them.
+        groups: whose hosts they are; without, those of every group.
+
+    Raises:
+        ConfigError: not even one batch a CPU fits into a host's.
+    """
+    if opened.on_device["train"].stages:  # what travels is something else
+        return
+    known = {
+        name: math.prod(each.shape) * np_dtype(each.dtype).itemsize
+        for name, each in opened.schema.items()
+        if each.dtype in DTYPES and each.shape is not None and None not in each.shape
+    }
+    sample_bytes = sum(known.values())
+    batch_bytes = batch_size * sample_bytes
+    for node in nodes:
+        labels, has = node.get("Labels") or {}, node.get("Resources", {})
+        cpus, store_bytes = int(has.get("CPU", 0)), has.get("object_store_memory")
+        prepares = node.get("Alive") and (not groups or labels.get(GROUP_LABEL) in groups)
+        if not prepares or store_bytes is None or cpus * batch_bytes <= store_bytes:
+            continue
+        largest = max(known, key=known.__getitem__)
+        name = labels.get(HOST_LABEL) or labels.get(GROUP_LABEL) or node.get("NodeManagerAddress", "a host")
+        fits = int(store_bytes / cpus / sample_bytes)
+        batch, all_, store = (each / 2**20 for each in (batch_bytes, cpus * batch_bytes, store_bytes))
+        raise ConfigError(
+            f"a batch of {batch_size:,} samples x {sample_bytes:,} bytes (`{largest}` is {opened.schema[largest]}) is "
+            f"{batch:,.0f} MiB, and one on each of the {cpus} CPUs of {name} {all_:,.0f} MiB, whose object store has "
+            f"{store:,.0f} MiB; make data.batch_size (or a rank's share of data.global_batch_size) {fits:,}, end the "
+            "stages with a smaller type (uint8, float16), or give Ray's nodes a larger store"
+        )
 
 
 def check_placed(job: Job, pipeline: Pipeline, num_train: int, topology: Topology, attached: bool) -> None:

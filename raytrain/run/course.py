@@ -18,6 +18,7 @@ from raytrain.record.timeline import Machine, ProgressLog
 from raytrain.run.hanging import HangWatch
 from raytrain.run.load import Samplers
 from raytrain.train.checkpoints import shelf
+from raytrain.train.rank_hosts import RankHosts
 from raytrain.train.trainer import Training
 
 POLL_S = 0.25
@@ -57,15 +58,23 @@ class Course:
     Args:
         folder: its checkpoints'.
         hangs: ends ranks that do nothing; None for nobody.
+        hosts: looks after the ranks' hosts; None for nobody.
 
     Attributes:
         began_at: time.time() at which the training processes were started; None before.
     """
 
-    def __init__(self, folder: Path, samplers: Samplers, watch: Watch, hangs: HangWatch | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        samplers: Samplers,
+        watch: Watch,
+        hangs: HangWatch | None = None,
+        hosts: RankHosts | None = None,
+    ):
         self.began_at: float | None = None
         self._folder, self._samplers, self._watch = folder, samplers, watch
-        self._hangs = hangs or HangWatch(None, folder)
+        self._hangs, self._hosts = hangs or HangWatch(None, folder), hosts
         self._status, self._progress = Status(), ProgressLog()
         self._decisions: dict[float, Decision] = {}
         self._failures: dict[tuple[str, int], tuple[str, Failure]] = {}
@@ -113,6 +122,7 @@ class Course:
 
         Raises:
             Stopped: by a second signal.
+            TrainingError: there has been no place for the ranks for too long.
         """
         import ray
 
@@ -130,10 +140,19 @@ class Course:
                 with contextlib.suppress(ray.exceptions.RayActorError):
                     self.note(replace(ray.get(ready[0]), stopping=deadline is not None))
                 asked = None
-                if self._hangs.hangs(self._status, time.monotonic()):
-                    self._watch(f"{self._hangs.end_ranks(self._status)}; the ranks are ended and begin anew")
+                self._look(feed)
             self._samplers.look(training_began=self._status.attempts > 0)
         return True
+
+    def _look(self, feed: Any) -> None:
+        """At the ranks and their hosts."""
+        hosts, status, now_s = self._hosts, self._status, time.monotonic()
+        if hosts is not None and status.attempts and not status.stopping:
+            leaving = hosts.look(status.processes, now_s)
+            if leaving:
+                feed.leave.remote(leaving)
+        if self._hangs.hangs(status, now_s, without_hosts=hosts is not None and hosts.lacking > 0):
+            self._watch(f"{self._hangs.end_ranks(status)}; the ranks are ended and begin anew")
 
     def close(self) -> Seen:
         """What the samplers have not told yet is asked for."""

@@ -44,6 +44,7 @@ from raytrain.run.load import Samplers, machines
 from raytrain.run.outcome import build_record
 from raytrain.run.plan import DataPlan, RunOptions, RunPlan
 from raytrain.run.rank import RankWork, run_rank
+from raytrain.train.rank_hosts import RankHosts
 from raytrain.train.trainer import Ranks, Training, import_ahead
 
 Loop = Callable[[Any], None]
@@ -103,7 +104,8 @@ def run(
             plan = RunPlan.of(options, pipeline, train_loop, data, cluster)
             samplers = Samplers(machines(plan.topology, cluster.attached))
             hangs = HangWatch(job.training.hang_timeout_s, options.folder.path)
-            course = Course(options.folder.checkpoints, samplers, watch, hangs)
+            hosts = RankHosts.of(plan.topology, watch)
+            course = Course(options.folder.checkpoints, samplers, watch, hangs, hosts)
             error = _carry_out(plan, course, watch, heard)
         return _end(plan, course, error)
     except Exception as error:

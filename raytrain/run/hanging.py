@@ -98,13 +98,14 @@ class HangWatch:
         self._timeout_s, self._folder = timeout_s, folder
         self._moved_s, self._done = 0.0, (-1, -1)
 
-    def hangs(self, status: Status, now_s: float) -> bool:
+    def hangs(self, status: Status, now_s: float, without_hosts: bool = False) -> bool:
         """
         Args:
             now_s: by a clock that only goes forward.
+            without_hosts: the ranks wait for a host to begin on.
         """
         done = status.attempts, sum(status.positions.values())
-        if done != self._done or status.starved or status.stopping or not status.attempts:
+        if done != self._done or status.starved or status.stopping or without_hosts or not status.attempts:
             self._moved_s, self._done = now_s, done
         if self._timeout_s is None:
             return False

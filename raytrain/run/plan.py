@@ -21,7 +21,7 @@ from raytrain.data.placement.decider import Choice
 from raytrain.data.sources.files import telling
 from raytrain.data.stages.settling import DevicePart
 from raytrain.errors import CheckpointError
-from raytrain.run.checks import check_data, check_placed, check_size
+from raytrain.run.checks import check_data, check_placed, check_size, check_store
 from raytrain.run.folder import RunFolder, open_run_folder
 from raytrain.run.hosted import hosted
 from raytrain.run.rank import position_of
@@ -174,10 +174,14 @@ class RunPlan:
         Raises:
             RaytrainError: the job does not fit the cluster.
         """
+        import ray
+
         connected_at, job, topology = time.time(), options.job, cluster.topology
         check_placed(job, pipeline, data.spec.num_train, topology, cluster.attached)
         reserved = job.cluster.reserved_cpus
         placed = place_stages(topology, job.cluster.placement, reserved)
+        size = pipeline.size // topology.world_size if pipeline.is_global else pipeline.size
+        check_store(data.opened, size, ray.nodes(), placed.groups)
         choice = None
         if job.cluster.placement == "auto" and topology.num_gpus and topology.is_labelled:
             first = placed.slots - topology.cpu_slots(topology.cpu_groups)

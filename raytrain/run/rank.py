@@ -106,7 +106,7 @@ def _train(
     from raytrain.device.loader import RankIngest
     from raytrain.train.checkpoints.writer import Writer
     from raytrain.train.context import TrainContext
-    from raytrain.train.contract import StopTraining
+    from raytrain.train.contract import Leaving, StopTraining
     from raytrain.train.loop import loop_of
 
     arrived = arrivals(work.schema, work.fields, work.normalize)
@@ -155,7 +155,9 @@ def _train(
         counts=ctx.counts,
         measured=ctx.measured,
     )
-    ray.get(work.feed.finish.remote(attempt, rank, result))
+    leaving = ray.get(work.feed.finish.remote(attempt, rank, result))
+    if leaving and stream.stopped:
+        raise Leaving("a host of the ranks is about to go")
     if unsaved is not None:
         raise unsaved
 
@@ -236,8 +238,11 @@ def _explain(work: RankWork, error: Exception, world_size: int, attempt: str | N
     import ray
 
     import raytrain
+    from raytrain.train.contract import Leaving
 
-    if isinstance(error, ray.exceptions.RayError):
+    if isinstance(error, Leaving):
+        leave_error_to_the_driver()
+    if isinstance(error, ray.exceptions.RayError | Leaving):
         return
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if is_own(frame.filename)]

@@ -22,12 +22,11 @@ import psutil
 
 from raytrain.cluster.environment import ML_FOLDER, simulated_environment
 from raytrain.errors import ClusterError
+from raytrain.simulate.network import INTERFACE, Network
+from raytrain.simulate.quota import CGROUPS, cgroup
 
 NETWORK = "10.213.7"  # inside namespaces that are connected to nothing else
-INTERFACE = "eth0"
 SHM_BYTES = 2 << 30
-CPU_PERIOD_US = 100_000
-CGROUPS = Path("/sys/fs/cgroup")
 GONE_WITHIN_S = 10.0
 INIT_WITHIN_S = 5.0
 
@@ -190,6 +189,7 @@ class SimulatedHosts:
             raise ClusterError(reason)
         _remove_leftovers()
         self._prefix = f"raytrain-{os.getpid()}-{id(self) % 10_000}"
+        self._network = Network(self._prefix)
         try:
             for number, name in enumerate(self.names, start=1):
                 self.hosts[name] = self._prepare(number, name)
@@ -210,6 +210,7 @@ class SimulatedHosts:
         for host in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 host.process.wait(GONE_WITHIN_S)
+        self._network.close()
         _remove_leftovers(self._prefix)
 
     def _prepare(self, number: int, name: str) -> SimulatedHost:
@@ -221,18 +222,12 @@ class SimulatedHosts:
             (host.folder / part).touch()
         host.know({other: f"{NETWORK}.{i}" for i, other in enumerate(self.names, start=1)})
         if name in self.cpus:
-            host.cgroup = _cgroup(host.namespace, self.cpus[name])
+            host.cgroup = cgroup(host.namespace, self.cpus[name])
         return host
 
     def _connect(self) -> None:
         hosts = self.hosts.values()
-        _switch(
-            do="connect",
-            switch=f"{self._prefix}-switch",
-            interface=INTERFACE,
-            namespaces=[host.namespace for host in hosts],
-            addresses=[host.address for host in hosts],
-        )
+        self._network.connect([host.namespace for host in hosts], [host.address for host in hosts])
 
     def place(self, groups: Mapping[str, tuple[str, Sequence[str]]]) -> None:
         """Give every host the files that SageMaker writes for a job of these groups.
@@ -260,8 +255,22 @@ class SimulatedHosts:
 
     def unplug(self, name: str) -> None:
         """The host runs on, and nothing reaches it or leaves it any more."""
-        number = list(self.hosts).index(name) + 1
-        _switch(do="unplug", switch=f"{self._prefix}-switch", port=f"port{number}")
+        self._network.plug(self._number(name), "down")
+
+    def plug(self, name: str) -> None:
+        """After `unplug`."""
+        self._network.plug(self._number(name), "up")
+
+    def delay(self, name: str, seconds: float) -> None:
+        """From now on all that reaches the host or leaves it comes so much later.
+
+        Raises:
+            ClusterError: this machine does not allow it.
+        """
+        self._network.delay(self._number(name), seconds)
+
+    def _number(self, name: str) -> int:
+        return list(self.hosts).index(name) + 1
 
     def start(
         self,
@@ -331,48 +340,6 @@ class SimulatedHosts:
             time.sleep(0.01)
         # unshare itself fails when its child is killed (util-linux 2.38), so that its own status says nothing then
         return {name: 137 if host.killed else host.process.returncode for name, host in started.items()}
-
-
-def _switch(**wanted: object) -> None:
-    """Have `switch` do something.
-
-    Raises:
-        ClusterError: this machine does not allow it.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", "raytrain.simulate.switch"],
-        input=json.dumps(wanted),
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        start_new_session=True,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ClusterError(f"this machine does not allow a simulated network: {last}")
-
-
-def _cgroup(name: str, cpus: float) -> Path:
-    """A cgroup that may use so many CPUs, of version 1 or 2.
-
-    Raises:
-        ClusterError: this machine does not allow one.
-    """
-    version_1 = (CGROUPS / "cpu" / "cpu.cfs_quota_us").exists() or (CGROUPS / "cpu" / "cgroup.procs").exists()
-    folder = (CGROUPS / "cpu" if version_1 else CGROUPS) / name
-    quota = str(int(cpus * CPU_PERIOD_US))
-    try:
-        if not version_1:
-            (CGROUPS / "cgroup.subtree_control").write_text("+cpu")
-        folder.mkdir()
-        if version_1:
-            (folder / "cpu.cfs_period_us").write_text(str(CPU_PERIOD_US))
-            (folder / "cpu.cfs_quota_us").write_text(quota)
-        else:
-            (folder / "cpu.max").write_text(f"{quota} {CPU_PERIOD_US}")
-    except OSError as error:
-        raise ClusterError(f"this machine does not allow a CPU quota: {error}") from None
-    return folder
 
 
 def _remove_leftovers(prefix: str | None = None) -> None:

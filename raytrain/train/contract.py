@@ -33,6 +33,10 @@ class StopTraining(BaseException):
     """Ends the loop from within when the run has been asked to stop; not an error, and not for users to catch."""
 
 
+class Leaving(Exception):
+    """On a rank, after the checkpoint: a host of the ranks is about to go, and all begin anew; no failure."""
+
+
 @dataclass(frozen=True)
 class Restored:
     """A checkpoint that the run goes on from.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from typing import Any
 
 from raytrain.cluster.environment import prepare_public_ray_train, public_ray, without_own
 from raytrain.errors import RaytrainError, TrainingError
-from raytrain.ray_internals.train import NoNewRay, causes, trainer_class
+from raytrain.ray_internals.train import NoNewRay, causes, quieten, trainer_class
+from raytrain.train.contract import Leaving
 
 ABANDON_S = 5.0  # a controller answers within one exchange with its ranks
+LEAST_STARTS = 3  # of ranks that find no place, a minute each: whoever looks at their hosts says sooner what is wrong
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,13 @@ def run_trainer(
         run_config=ray.train.RunConfig(
             name=attempt,
             storage_path=str(storage.absolute()),
-            failure_config=ray.train.FailureConfig(max_failures=failures, controller_failure_limit=failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=failures, controller_failure_limit=max(failures, LEAST_STARTS)
+            ),
         ),
     )
     trainer.run, trainer.rank_environment = run, without_own
+    trainer.is_no_failure = lambda error: isinstance(error, Leaving)
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -121,6 +127,7 @@ class Training:
         Otherwise its next call would end this process, or start a Ray of its own, as any of Ray's functions does
         without a connection.
         """
+        quieten(logging.CRITICAL)  # what it meets from now on is no news
         with contextlib.suppress(RuntimeError):  # it has ended meanwhile
             self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(self._loop)])
         if not self.ended(ABANDON_S):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import write_images
 from feeding import make_feed, take_all
+from nodes_that_go import add_node, drain, kill_node
 from patience import wait_for
 from plan_model import position
 
@@ -21,6 +22,7 @@ from raytrain.data import stream as module
 from raytrain.data.order import Position
 from raytrain.data.producer import node_id
 from raytrain.data.router import Router
+from raytrain.data.samples.block import batches_of
 from raytrain.data.stock import STORE_SHARE, stock_bytes
 from raytrain.errors import DataError, TrainingError
 from raytrain.ray_internals import data as tasks_of_ray
@@ -273,23 +275,62 @@ def test_failures_are_counted_once_and_end_the_run_past_the_limit(two_nodes, pet
     assert feed.status().fatal is fatal
 
 
-def test_a_lost_node_loses_no_sample(two_nodes, pets):
-    """A CPU node is killed while it works; its tasks run elsewhere."""
-    extra = two_nodes._nodes.cluster.add_node(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)
+@pytest.mark.parametrize("taken", [0, 13, 29], ids=["before-the-first-batch", "mid-epoch", "in-the-last-batch"])
+def test_a_lost_node_loses_no_sample(two_nodes, pets, taken):
+    """A CPU node is killed while it works, when so many of 10 batches an epoch have been taken; its tasks run
+    elsewhere."""
+    extra = add_node(two_nodes, "extra", "extra", cpus=2)
 
     def slow(image):
         time.sleep(0.02)
         return image
 
-    feed = make_feed(two_nodes, pets, [slow], epochs=2)
+    feed = make_feed(two_nodes, pets, [slow], epochs=3)
     feed.begin("a", Position(), 1, 0)
-    while not feed.take("a", 0, 1).batches:
-        pass
+    batches = take_some(feed, taken)
+    kill_node(two_nodes, extra)
+    batches += take_all(feed)
+    for epoch in range(3):
+        assert sorted(np.concatenate([b.key for b in batches if b.header.segment == epoch])) == list(range(80))
+
+
+def test_a_drained_node_finishes_what_it_is_at_and_takes_nothing_new(two_nodes, pets):
+    extra = add_node(two_nodes, "extra", "extra", cpus=2)
+
+    def slow(image):
+        time.sleep(0.01)
+        return image
+
+    feed = make_feed(two_nodes, pets, [slow], epochs=12, batches_per_task=2)
+    feed.begin("a", Position(), 1, 0)
+    batches = take_some(feed, 24)
+    assert extra.node_id in {batch.header.node for batch in batches}
+    drain(extra.node_id)
+    batches += take_all(feed)
+    for epoch in range(12):
+        assert sorted(np.concatenate([b.key for b in batches if b.header.segment == epoch])) == list(range(80))
+    late = [batch.header.node for batch in batches if batch.header.segment >= 8]
+    assert late and extra.node_id not in late
+    wait_for(lambda: not alive(extra.node_id), 30, "the node has gone by itself")
     two_nodes._nodes.cluster.remove_node(extra, allow_graceful=False)
-    rest = take_all(feed)
-    second = np.concatenate([b.key for b in rest if b.header.segment == 1])
-    assert sorted(second) == list(range(80))
-    assert sum(b.header.segment == 0 for b in rest) == 9
+
+
+def take_some(feed, count):
+    """So many batches, of rank 0."""
+    import ray
+
+    batches = []
+    while len(batches) < count:
+        taken = feed.take("a", 0, 1)
+        assert taken.error is None, taken.error
+        batches += [batches_of(ray.get(block))[index] for *_, (block, index) in taken.batches]
+    return batches
+
+
+def alive(node_id):
+    import ray
+
+    return next(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id)
 
 
 def node(store, cpus, alive=True):

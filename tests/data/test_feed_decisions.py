@@ -12,11 +12,11 @@ from feed_by_hand import ByHand
 from plan_model import position
 
 from raytrain.data import feed as feeds
-from raytrain.data.order import Position, StreamSpec
+from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.placement.hosts import HostsLost
 from raytrain.data.stream import FeedOptions, most_corrupt
 from raytrain.errors import DataError, TrainingError
-from raytrain.record.status import Failure
+from raytrain.record.status import Failure, RankProcess
 
 
 @pytest.fixture
@@ -181,6 +181,37 @@ def test_a_stop_does_not_wait_for_a_batch(make, monkeypatch):
     taken = feed.take("a", 0, 1)
     assert taken.stop and taken.batches == []
     assert time.monotonic() - began < 30
+
+
+def process(node):
+    return RankProcess(1, 0.0, node, "")
+
+
+def test_ranks_leave_a_host_after_one_step_and_begin_anew(make):
+    feed = make(world_size=2)
+    feed._stream.fill(range(8))
+    for rank, node in enumerate(("here", "there")):
+        feed.at_work("a", rank, process(node))
+        feed.progress("a", rank, {}, 2 + rank, True)
+    feed.leave(["elsewhere"])
+    assert feed.progress("a", 0, {}, 3, True) is None, "no rank is there"
+    feed.leave(["there"])
+    assert [feed.progress("a", rank, {}, 3, True) for rank in (0, 1)] == [4, 4]
+    assert feed.finish("a", 0, None) and feed.finish("a", 1, None), "they begin anew"
+    assert isinstance(feed.begin("b", Position(), 2, 4), StreamPlan), "which is no end of the run"
+    feed.leave(["there"])
+    assert feed.progress("b", 0, {}, 0, True) is None and not feed.finish("b", 0, None), "and not once more"
+
+
+def test_a_stop_is_a_stop_though_the_ranks_were_to_begin_anew(make):
+    feed = make()
+    feed.at_work("a", 0, process("here"))
+    feed.leave(["here"])
+    feed.request_stop()
+    feed.leave(["here"])
+    assert not feed.finish("a", 0, None)
+    feed.begin("b", Position(), 1, 4)
+    assert feed.take("b", 0, 9).stop
 
 
 def failure(number):

@@ -487,7 +487,7 @@ def test_lengths_that_vary_are_padded_or_left_as_the_pipeline_says():
 
 def test_samples_whose_fields_differ_are_told_before_a_stage_of_the_batch():
     def some(sample):
-        return {"x": sample["x"]} if sample["number"] == 3 else sample
+        return {"x": sample["x"]} if sample["number"] > 1 else sample
 
     for more in ([], [stage(lambda fields: fields, whole_batch=True, name="whole")]):
         with pytest.raises(

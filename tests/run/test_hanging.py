@@ -58,6 +58,12 @@ def test_who_waits_for_data_stops_or_has_not_begun_does_not_hang(tmp_path, chang
     assert watch.hangs(told(3), 1010 + 50)
 
 
+def test_who_waits_for_a_host_does_not_hang(tmp_path):
+    watch = HangWatch(60.0, tmp_path)
+    assert not any(watch.hangs(told(3), now, without_hosts=True) for now in range(0, 1000, 50))
+    assert not watch.hangs(told(3), 1000) and watch.hangs(told(3), 1010)
+
+
 def test_nobody_hangs_where_it_is_not_asked(tmp_path):
     watch = HangWatch(None, tmp_path)
     assert not any(watch.hangs(told(3), now) for now in (0, 1e9))

@@ -1,4 +1,4 @@
-"""Whether a run may go on from a checkpoint, before anything is started."""
+"""Whether a run may go on from a checkpoint, and whether it fits, before it begins."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import pytest
 import torch
 from keeping import keeper_of, save
 
+from raytrain.cluster.topology import GROUP_LABEL
 from raytrain.config.job import Job
+from raytrain.data import stage, synthetic
 from raytrain.data.pipeline import Pipeline
 from raytrain.errors import CheckpointError, ConfigError
-from raytrain.run.checks import check_placed, check_size
+from raytrain.run.checks import check_placed, check_size, check_store
 from raytrain.run.plan import DataPlan, RunOptions
 from raytrain.train.checkpoints import checkpoint, shelf
 
@@ -92,3 +94,34 @@ def test_a_step_that_the_ranks_cannot_share_is_refused(world, sizes, message):
 def test_a_step_larger_than_the_data_is_refused():
     with pytest.raises(ConfigError, match="data.global_batch_size=21 is larger than the training set of 20 samples"):
         check_size(Pipeline(Pets("cat"), global_batch_size=21), 20)
+
+
+def node(group, cpus, store, alive=True):
+    resources = {"CPU": float(cpus), "object_store_memory": float(store)}
+    return {"Alive": alive, "Labels": {GROUP_LABEL: group}, "Resources": resources, "NodeManagerAddress": "10.0.0.1"}
+
+
+def of_noise(*stages):
+    """Of 400 x 500 x 3 float32 and a label of int64: 2,400,008 bytes a sample."""
+    source = synthetic(num_samples=1000, shape=(400, 500, 3), num_classes=2)
+    return Pipeline(source, stages, batch_size=300).open(0)
+
+
+def test_a_batch_that_no_object_store_holds_is_refused_with_the_arithmetic():
+    opened, batch = of_noise(), 300 * 2_400_008
+    check_store(opened, 300, [node("cpu", 2, 2 * batch), node("gpu", 9, batch, alive=False)], ())
+    check_store(opened, 300, [node("cpu", 2, 2 * batch), node("gpu", 9, batch)], ("cpu",))
+    with pytest.raises(ConfigError) as caught:
+        check_store(opened, 300, [node("gpu", 9, 9 * batch), node("cpu", 2, 2 * batch - 1)], ())
+    assert str(caught.value) == (
+        "a batch of 300 samples x 2,400,008 bytes (`image` is float32(400, 500, 3) image) is 687 MiB, and one on each "
+        "of the 2 CPUs of cpu 1,373 MiB, whose object store has 1,373 MiB; make data.batch_size (or a rank's share of "
+        "data.global_batch_size) 299, end the stages with a smaller type (uint8, float16), or give Ray's nodes a "
+        "larger store"
+    )
+    check_store(opened, 299, [node("cpu", 2, 2 * batch - 1)], ())
+
+
+def test_what_nobody_knows_the_size_of_is_not_refused():
+    check_store(of_noise(stage(lambda image: image)), 300, [node("cpu", 2, 10_000)], ())
+    check_store(of_noise(), 300, [{"Alive": True, "Resources": {"CPU": 2.0}}], ())

@@ -15,6 +15,7 @@ from simulated_job import needs_hosts
 
 from raytrain.errors import ClusterError
 from raytrain.simulate import hosts as simulated
+from raytrain.simulate import quota
 from raytrain.simulate.hosts import SimulatedHosts, unavailable
 
 
@@ -60,6 +61,12 @@ def test_hosts_talk_until_one_is_unplugged_or_killed(hosts):
     wait_for(lambda: "200" in hosts.look("algo-2", look), 20, "algo-1 serves", lambda: hosts["algo-1"].output)
     hosts.unplug("algo-1")
     assert "silence" in hosts.look("algo-2", look)
+    hosts.plug("algo-1")
+    assert "200" in hosts.look("algo-2", look)
+    hosts.delay("algo-1", 0.1)
+    took = "import time\nbegan = time.monotonic()\n" + ask + "print(time.monotonic() - began)"
+    assert float(hosts.look("algo-2", [sys.executable, "-c", took]).split()[-1]) >= 0.4, "there and back, twice"
+    hosts.unplug("algo-1")
     with pytest.raises(ClusterError, match="still running after 0.1 s: algo-1, algo-2"):
         hosts.wait(0.1)
     below = hosts["algo-1"].init()
@@ -138,6 +145,6 @@ def test_a_network_that_is_not_allowed(hosts):
 
 
 def test_a_quota_that_is_not_allowed(monkeypatch, tmp_path):
-    monkeypatch.setattr(simulated, "CGROUPS", tmp_path / "gone")
+    monkeypatch.setattr(quota, "CGROUPS", tmp_path / "gone")
     with pytest.raises(ClusterError, match="this machine does not allow a CPU quota"):
-        simulated._cgroup("raytrain-1-1-1", 0.5)
+        quota.cgroup("raytrain-1-1-1", 0.5)

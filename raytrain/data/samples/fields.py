@@ -114,6 +114,12 @@ class Schema(Mapping[str, Field]):
         return ", ".join(f"{name}: {each}" for name, each in self.items()) + ("" if self.whole else ", …")
 
 
+def encoded_bytes(samples: Iterable[Sample | Exception]) -> int:
+    """What was read from files."""
+    read = (sample.values() for sample in samples if not isinstance(sample, Exception))
+    return sum(len(value) for values in read for value in values if isinstance(value, bytes))
+
+
 def np_dtype(name: str) -> np.dtype:
     """The NumPy dtype of a name in DTYPES."""
     if name == BFLOAT16:
