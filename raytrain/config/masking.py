@@ -1,9 +1,10 @@
 """What looks like a secret, by the name it goes under, is not written down: in no record, profile, page or message.
 
 The one place that decides. A name is a secret's if one of its words is (`db_password`, `clientSecret`), if two that
-follow each other are (`api_key`, `AWS_SECRET_ACCESS_KEY`), or if it ends in `token` (`HF_TOKEN`; not `token_dim`). Of
-such a name all text is masked, and numbers but for a token's; of any other text, what a URL holds of credentials
-(`raytrain.errors.without_credentials`). A secret under another name is not found.
+follow each other are (`api_key`, `AWS_SECRET_ACCESS_KEY`), or if it ends in `token` (`HF_TOKEN`; neither `token_dim`
+nor what models of text have, `pad_token`). Of such a name all text is masked, and numbers but for a token's; of any
+other text, what a URL holds of credentials (`raytrain.errors.without_credentials`). A secret under another name is not
+found.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from raytrain.errors import HIDDEN, ConfigError, without_credentials
 WORDS = {"password", "passwd", "passphrase", "pwd", "secret", "secrets", "credential", "credentials", "apikey"}
 PAIRS = {(first, "key") for first in ("api", "access", "private", "secret", "account", "signing", "encryption")}
 LAST = "token"
+OF_TEXT = {"pad", "bos", "eos", "sep", "cls", "class", "mask", "unk", "start", "end", "special"}  # tokens of models
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _NAMED = re.compile(r"""([A-Za-z_][\w.-]*)["']?\s*[:=]\s*""")
 _VALUE = re.compile(r"""\"[^"]*"|'[^']*'|[^\s,{}\[\]"']+""")
@@ -28,7 +30,7 @@ def is_secret(name: str) -> bool:
     return bool(
         words
         and (
-            words[-1] == LAST
+            (words[-1] == LAST and OF_TEXT.isdisjoint(words))
             or not WORDS.isdisjoint(words)
             or not PAIRS.isdisjoint(zip(words, words[1:], strict=False))
         )
@@ -70,7 +72,7 @@ def masked_text(text: str) -> str:
     """Without the values that it gives to names of secrets, as `name=value` or `name: value`."""
     parts, at = [], 0
     for found in _NAMED.finditer(text):
-        in_url = text[: found.start()].endswith(("?", "&"))
+        in_url = found.start() > 0 and text[found.start() - 1] in "?&"
         if found.start() < at or in_url or not is_secret(found[1].rpartition(".")[2]):
             continue
         if value := _VALUE.match(text, found.end()):

@@ -26,6 +26,7 @@ def test_names_of_secrets(name):
     "name",
     [
         *("tokens", "max_tokens", "token_dim", "tokenizer", "num_tokens_per_batch", "key", "key_dim", "keyboard"),
+        *("pad_token", "eos_token", "class_token", "maskToken"),
         *("secretary", "compass", "passes", "bypass", "embed_dim", "class_tokens", "author", "", "123", "monkey"),
     ],
 )
@@ -35,13 +36,13 @@ def test_other_names(name):
 
 def test_a_job_is_written_down_without_them():
     job = {
-        "model": {"options": {"api_key": "s1", "dim": 16, "class_token": False, "cls_token": 101}},
+        "model": {"options": {"api_key": "s1", "dim": 16, "class_token": False, "hub_token": 101}},
         "data": {"train": {"path": "s3://AKIA:s2@bucket/train?region=x", "credentials": {"user": "s3", "n": [7]}}},
         "stages": [{"own:fetch": {"password": 1234, "url": "https://x.org/a?token=s4&size=3"}}],
         "empty": {"password": "", "secret": None},
     }
     assert masked(job) == {
-        "model": {"options": {"api_key": "***", "dim": 16, "class_token": False, "cls_token": 101}},
+        "model": {"options": {"api_key": "***", "dim": 16, "class_token": False, "hub_token": 101}},
         "data": {
             "train": {
                 "path": "s3://***@bucket/train?region=x",

@@ -20,7 +20,7 @@ BAD = {
     "bomb": (NINE_OF_NINE, "its aliases repeat so much that it is more than 1,000,000 values"),
     "merge bomb": (MERGED, "its aliases repeat so much that it is more than 1,000,000 values"),
     "ring": ("name: x\na: &a [1, *a]\n", "what begins in line 2 has an alias of itself in it"),
-    "depth": ("a: " + "[" * 20_000 + "]" * 20_000, "it is nested too deeply"),
+    "depth": ("a: " + "[" * 2_000 + "]" * 2_000, "it is nested too deeply"),
     "code": ("a: !!python/object/apply:os.system [exit]", "could not determine a constructor for the tag"),
     "name": ("a: !!python/name:os.system", "could not determine a constructor for the tag"),
     "date": ("a: 2026-13-45", "month must be in 1..12"),
@@ -34,8 +34,11 @@ def test_a_job_file_of_evil_is_one_line(what, tmp_path):
     (tmp_path / "job.yaml").write_text(text)
     with pytest.raises(ConfigError, match=rf"^\S*job.yaml is not YAML: .*{message}"):
         Job.from_yaml(tmp_path / "job.yaml")
-    with pytest.raises(ConfigError, match="is not YAML|are not YAML"):
-        (tmp_path / "prices.yaml").write_text(text)
+
+
+def test_a_file_of_prices_is_read_as_carefully(tmp_path):
+    (tmp_path / "prices.yaml").write_text(NINE_OF_NINE)
+    with pytest.raises(ConfigError, match="prices.yaml are not YAML: its aliases repeat so much"):
         catalog(tmp_path / "prices.yaml")
 
 
@@ -47,4 +50,4 @@ def test_aliases_that_a_person_writes_are_taken():
 
 
 def test_a_long_document_without_aliases_has_no_limit():
-    assert len(from_yaml("[" + "1," * 20_000 + "1]")) == 20_001
+    assert len(from_yaml("[" + "1," * 3_000 + "1]")) == 3_001

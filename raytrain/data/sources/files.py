@@ -235,9 +235,8 @@ def _walked(root: str) -> Iterator[str]:
     Raises:
         DataError: a link leads back to a folder that it is in.
     """
-    ways: dict[str, tuple[str, ...]] = {
-        root: (os.path.realpath(root),)
-    }  # by folder: what it and those above really are
+    # by folder: what it and those above it really are
+    ways: dict[str, tuple[str, ...]] = {root: (os.path.realpath(root),)}
     for folder, folders, files in os.walk(root, onerror=_raised, followlinks=True):
         way = ways.pop(folder)
         for name in folders:
