@@ -8,7 +8,7 @@ DEMO_NODES ?= train=1x1,cpu=1x1
 RAY ?= 2.59
 OTHER := .venv-ray-$(RAY)
 
-.PHONY: demo test test-ray quick lint hooks install-demo install-test freeze clean
+.PHONY: demo test test-ray quick lint audit hooks install-demo install-test freeze clean
 
 demo: install-demo
 	$(BIN)/raytrain sample-data digits data/digits
@@ -53,6 +53,10 @@ lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: install-test  # what is known to be vulnerable of constraints.txt; fails where the service on the internet does not answer
+	$(BIN)/uv pip install --quiet --python $(BIN)/python pip-audit
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r constraints.txt
 
 hooks: install-test  # before every commit
 	$(BIN)/pre-commit install

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -12,12 +13,21 @@ from typing import Any
 
 MOST_IDS = 16  # that a message lists
 DESCRIBED = 3
+HIDDEN = "***"
+_IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s@'\"]+@")
+_IN_QUERY = re.compile(
+    r"([?&][\w.-]*(?:token|signature|secret|password|api_?key|credential|\bsig|\bauth)[\w.-]*=)[^&\s#'\"]+",
+    re.IGNORECASE,
+)
 
 
 class RaytrainError(Exception):
     """Base of every error that is the user's to mend; the command line prints it and exits with `exit_code`."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return without_credentials(super().__str__())
 
     def told(self) -> str:
         """The message, and the notes that came with it."""
@@ -127,6 +137,13 @@ def show_uncaught_errors_briefly() -> None:
 
     show.brief = True  # type: ignore[attr-defined]
     sys.excepthook = show
+
+
+def without_credentials(text: str) -> str:
+    """Text whose URLs show neither user and password nor tokens and signatures: `s3://***@bucket`, `?token=***`."""
+    if "://" not in text:
+        return text
+    return _IN_QUERY.sub(rf"\1{HIDDEN}", _IN_URL.sub(rf"\1{HIDDEN}@", text))
 
 
 def one_line(error: BaseException, limit: int | None = None) -> str:

@@ -21,7 +21,7 @@ from raytrain.config.job import Job
 from raytrain.record.schema import RunRecord
 from raytrain.record.status import RankProgress, RankTimes
 
-pytest_plugins = ["cloud_job", "docs_lines", "feeding", "ranks", "trained_models"]
+pytest_plugins = ["buckets", "cloud_job", "docs_lines", "feeding", "ranks", "trained_models"]
 ROOT = Path(__file__).parent.parent
 settings.register_profile("mutation", deadline=None, phases=(Phase.explicit, Phase.generate))  # to fail is enough, soon
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 leaves its workers 3 % of a core beside a busy process

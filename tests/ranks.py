@@ -24,13 +24,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from keeping import asked, keeper_of
 
 from raytrain.config.job import Job
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.device.batch import DeviceBatch
 from raytrain.device.meter import RankMeter
 from raytrain.train.checkpoints import checkpoint, shelf
-from raytrain.train.checkpoints.keeper import Keeper
+from raytrain.train.checkpoints.writer import Writer
 from raytrain.train.context import TrainContext
 from raytrain.train.contract import Restored, StopTraining
 from raytrain.train.loop import train_loop
@@ -223,7 +224,7 @@ def train_rank(case: Case, rank: int) -> Outcome:
     plan = StreamPlan(case.spec, position, case.world_size, steps)
     batches: list[Any] = []
     stream = MemoryStream(case, plan, rank, lambda *seen: batches.append(seen))
-    keeper = Keeper(case.folder, f"attempt{steps}", case.job.training.checkpoint.keep) if case.folder else None
+    writer = Every(case, steps) if case.folder else Nowhere()
     ctx = TrainContext(
         case.job,
         stream,
@@ -234,7 +235,7 @@ def train_rank(case: Case, rank: int) -> Outcome:
         num_train=case.num_train,
         task=Task(num_classes=CLASSES),
         restored=restored,
-        keep=partial(_keep, keeper),
+        keep=writer,
     )
     rates: list[float] = []
     error, stopped = None, False
@@ -247,6 +248,8 @@ def train_rank(case: Case, rank: int) -> Outcome:
             stopped = True
         except Exception as raised:  # noqa: BLE001 - the test looks at it
             error = f"{type(raised).__name__}: {raised}\n{traceback.format_exc()}"
+        unsaved = writer.close()
+    assert unsaved is None, unsaved
     model = ctx._modules[0].state_dict() if ctx._modules else {}
     return Outcome(
         {name: value.cpu().clone() for name, value in model.items()},
@@ -276,13 +279,27 @@ def _watching_rates(ctx: TrainContext, rates: list[float]) -> None:
     ctx.prepare = watched
 
 
-def _keep(keeper: Keeper | None, facts: shelf.Facts, state: dict[str, Any], objects: list[Any]) -> None:
-    if keeper is None:
-        return
-    files = {shelf.STATE: checkpoint.pack(state)}
-    files |= {shelf.object_file(n): checkpoint.pack(each.state_dict()) for n, each in enumerate(objects)}
-    text = shelf.describe(facts, {name: shelf.digest(data) for name, data in files.items()})
-    assert keeper.save(text, list(files), *files.values()) is None
+class Every(Writer):
+    """Puts none off: the one that is due waits until the one before is on disk."""
+
+    busy = False
+
+    def __init__(self, case: Case, steps: int):
+        keeper = keeper_of(Path(case.folder), f"attempt{steps}", case.job.training.checkpoint.keep)
+        super().__init__(asked(keeper), warnings.warn, waits_s=())
+
+
+class Nowhere:
+    busy = False
+
+    def check(self) -> None:
+        pass
+
+    def __call__(self, *_: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _restored(case: Case, read: list[int]) -> Restored | None:

@@ -25,6 +25,7 @@ BENCHMARKS = {
     "wire": ("round 1/1 from another node, chunk 5 MB: {'gb_per_s':", "ray"),
     "inference": ("vit_96: streams / run_cpu, samples_per_s {'min':", "process"),
     "tuning": ("the pick / the best of the grid, samples_per_s {'min':", "process"),
+    "checkpointing": ("stall, beside / waiting {'min':", "ray"),
     "bootstrap": ("bootstrap, all_gone_s {'min':", "hosts ray"),
 }
 

@@ -12,8 +12,9 @@ from raytrain.bootstrap.host import Outcome, ThisHost
 from raytrain.bootstrap.program import Program, exit_status
 from raytrain.bootstrap.roster import Roster
 from raytrain.cluster import network
-from raytrain.cluster.environment import STOP_GRACE, training_job
+from raytrain.cluster.environment import LOCALHOST_KEPT, STOP_GRACE, training_job
 from raytrain.errors import ClusterError, RaytrainError, one_line
+from raytrain.ray_internals.loopback import LOOPBACK
 
 POLL_S = 0.1
 STRAYS_S = 3.0
@@ -63,13 +64,15 @@ async def _start_ray(here: ThisHost, crew: Crew) -> str:
 
 
 def _own_address(roster: Roster) -> tuple[str, str | None]:
-    """Of this host; a single one needs no network, but Ray wants the address that it would find itself."""
+    """Of this host, and its interface."""
+    if roster.alone:
+        return LOOPBACK, network.interface_of(LOOPBACK)
     try:
         return network.own_address(roster.interface, roster.me.name)
     except ClusterError:
         if roster.others:
             raise
-        return network.LOOPBACK, None
+        return LOOPBACK, None
 
 
 def _say_the_way(here: ThisHost, dashboard: str) -> None:
@@ -90,9 +93,8 @@ async def _run(here: ThisHost, crew: Crew, address: str) -> Outcome:
     if here.stopped.done():
         number = here.stopped.result()
         return Outcome(128 + number, f"stopped by {signal.Signals(number).name} before the program started")
-    environment = here.environment(
-        {"RAY_ADDRESS": address, STOP_GRACE: f"{here.options.grace_s:g}", **here.collective_settings(None)}
-    )
+    settings = {"RAY_ADDRESS": address, STOP_GRACE: f"{here.options.grace_s:g}", **here.collective_settings(None)}
+    environment = here.environment({**settings, **(LOCALHOST_KEPT if address.startswith(LOOPBACK) else {})})
     program = await Program.start(here.options.program, environment)
     here.awaited.add(program.process.pid)
     here.node.guard(program.process.pid)

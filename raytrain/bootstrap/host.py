@@ -24,6 +24,7 @@ from raytrain.bootstrap.roster import Roster
 from raytrain.cluster import environment, network
 from raytrain.cluster.topology import GROUP_LABEL, HOST_LABEL, INSTANCE_TYPE_LABEL
 from raytrain.errors import Stopped
+from raytrain.ray_internals.loopback import LOOPBACK
 
 T = TypeVar("T")
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -171,7 +172,11 @@ class ThisHost:
             labels={name: value for name, value in labels.items() if value},
             resources={f"group:{me.group}": 1, **({f"instance:{me.instance_type}": 1} if me.instance_type else {})},
             # without the address, Ray's own helpers look for a cluster on their host, for 20 s if need be
-            environment={"RAY_ADDRESS": head_address, **self.collective_settings(interface)},
+            environment={
+                "RAY_ADDRESS": head_address,
+                **(environment.LOCALHOST_KEPT if address == LOOPBACK else {}),
+                **self.collective_settings(interface),
+            },
             cpus=options.head_cpus if head else None,
             gpus=options.head_gpus if head else None,
             coordinator=head and options.head_cpus == 0 and options.head_gpus == 0,

@@ -18,9 +18,10 @@ import yaml
 
 from raytrain.bootstrap.host import Options, ThisHost
 from raytrain.cluster.environment import remote_write_password, training_job
-from raytrain.cluster.network import LOOPBACK, port_is_free
+from raytrain.cluster.network import port_is_free
 from raytrain.cluster.topology import GROUP_LABEL, HOST_LABEL, INSTANCE_TYPE_LABEL
 from raytrain.errors import ConfigError, RaytrainError, one_line
+from raytrain.ray_internals.loopback import LOOPBACK
 
 PORT = 9090
 SCRAPE_EVERY_S = 5

@@ -36,12 +36,14 @@ class Roster:
     Attributes:
         members: in the order of the groups, and by number within a group.
         interface: the network interface that the platform names, if it does.
+        alone: this is no job's host but a machine by itself, and stays off the network.
     """
 
     members: tuple[Member, ...]
     me: Member
     head: Member
     interface: str | None = None
+    alone: bool = False
 
     @property
     def am_head(self) -> bool:
@@ -84,7 +86,7 @@ class _ResourceConfig(BaseModel):
 def local(name: str, head_group: str | None = None) -> Roster:
     """This machine alone."""
     me = Member(name, "local")
-    return Roster((me,), me, _head((me,), head_group))
+    return Roster((me,), me, _head((me,), head_group), alone=True)
 
 
 def from_resource_config(config: Mapping[str, Any], head_group: str | None = None) -> Roster:

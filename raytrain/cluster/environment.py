@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import math
 import os
 import secrets
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from raytrain.config.masking import masked_text
 from raytrain.errors import ClusterError, ConfigError, one_line
 
 # glibc's malloc maps and unmaps every temporary above 128 kB, page fault by page fault, which halves image
@@ -40,6 +45,8 @@ USUAL_GRACE_S = 30.0  # Kubernetes'; SageMaker gives 120, and `docker stop` 10
 MARGIN_S = 5.0  # for the record, and for Ray's end
 PUBLIC_RAY = "RAYTRAIN_PUBLIC_RAY"
 PUBLIC = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}  # else a rank's lines come twice
+# Ray's word for a machine that forms no cluster with others: 127.0.0.1 is then not taken for its address out there
+LOCALHOST_KEPT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 COLLECTS_METRICS = "RAY_enable_metrics_collection"
 
 ML_FOLDER = "/opt/ml"
@@ -110,17 +117,21 @@ def _default(settings: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def native_log_of_crashes() -> Iterator[None]:
-    """Around `ray.init`: what Ray's C++ has to say in this process goes to standard error, and its warnings are about
-    Ray's own parts. Not in the processes of the nodes, whose logs are files."""
-    name = "RAY_BACKEND_LOG_LEVEL"
-    before = os.environ.get(name)
-    os.environ.setdefault(name, "fatal")
+def started_with(settings: Mapping[str, str]) -> Iterator[None]:
+    """What is started meanwhile has these, where the user has set nothing else; this process does not keep them."""
+    ours = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(ours)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def native_log_of_crashes() -> contextlib.AbstractContextManager[None]:
+    """Around `ray.init`: what Ray's C++ has to say in this process goes to standard error, and its warnings are about
+    Ray's own parts. Not in the processes of the nodes, whose logs are files."""
+    return started_with({"RAY_BACKEND_LOG_LEVEL": "fatal"})
 
 
 def without_own(settings: Mapping[str, str]) -> dict[str, str]:
@@ -153,6 +164,25 @@ def ray_address(environment: Mapping[str, str] | None = None) -> str | None:
 def token_mode() -> bool:
     """Whether this process shows Ray clusters a token."""
     return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def own_token() -> dict[str, str]:
+    """What a cluster of this machine is started with, so that it lets nobody else in; empty where the user has said
+    whether there is a token. The token is this process's: other processes find it in a file that is gone with it."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return {}
+    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ}
+    return {"RAY_AUTH_MODE": "token", **({} if given else {"RAY_AUTH_TOKEN_PATH": _token_of_this_process()})}
+
+
+@cache
+def _token_of_this_process() -> str:
+    folder = tempfile.mkdtemp(prefix="raytrain-token-")  # for this user alone
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = os.path.join(folder, "token")
+    with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(new_token())
+    return path
 
 
 def uses_tls() -> bool:
@@ -274,7 +304,7 @@ def write_failure(text: str) -> None:
     output = _folder() / "output"
     if (_folder() / "input/config/resourceconfig.json").is_file():
         output.mkdir(parents=True, exist_ok=True)
-        (output / "failure").write_text(text[:FAILURE_CHARACTERS], encoding="utf-8")
+        (output / "failure").write_text(masked_text(text)[:FAILURE_CHARACTERS], encoding="utf-8")
 
 
 def training_job() -> tuple[str | None, str | None]:

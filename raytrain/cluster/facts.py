@@ -8,6 +8,7 @@ from typing import Any
 
 from raytrain.cluster import hardware
 from raytrain.cluster.topology import Topology
+from raytrain.config.masking import masked_text
 from raytrain.errors import RaytrainError, Stopped
 from raytrain.record.schema import Hardware, HostFacts
 
@@ -15,7 +16,7 @@ from raytrain.record.schema import Hardware, HostFacts
 def ended(error: RaytrainError | None) -> dict[str, Any]:
     """`status` and `error`."""
     status = "finished" if error is None else "stopped" if isinstance(error, Stopped) else "failed"
-    return {"status": status, "error": str(error) if error else None}
+    return {"status": status, "error": masked_text(str(error)) if error else None}
 
 
 def time_of_day(at: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -12,14 +13,24 @@ from typing import Any
 import psutil
 
 from raytrain.cluster import guardian, hardware
-from raytrain.cluster.environment import native_log_of_crashes, prepare_emulated_cluster, public_ray, ray_address
+from raytrain.cluster.environment import (
+    native_log_of_crashes,
+    own_token,
+    prepare_emulated_cluster,
+    public_ray,
+    ray_address,
+    started_with,
+)
 from raytrain.cluster.finding import find, no_native_log
 from raytrain.cluster.logs import forward_worker_output
+from raytrain.cluster.network import collective_settings, interface_of
 from raytrain.cluster.topology import EMULATED_GPU, EMULATED_LABEL, GROUP_LABEL, INSTANCE_TYPE_LABEL, Topology, from_ray
 from raytrain.config.cluster import Group
 from raytrain.errors import ClusterError, one_line
 from raytrain.ray_internals.devices import usable_gpus
+from raytrain.ray_internals.entry import TOKEN, read_token_again
 from raytrain.ray_internals.logs import leave_output_to_ray
+from raytrain.ray_internals.loopback import LOOPBACK, localhost_kept
 from raytrain.ray_internals.node import LocalNodes
 from raytrain.ray_internals.sigterm import sigterm_left_alone
 
@@ -42,6 +53,7 @@ class RunningCluster:
     joined: bool = False
     _nodes: LocalNodes | None = field(default=None, repr=False)
     _guardian: Any = field(default=None, repr=False)
+    _held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
 
     def close(self) -> None:
         import ray
@@ -54,6 +66,7 @@ class RunningCluster:
             _end_nodes(self._nodes)
             guardian.dismiss(self._guardian)
             self._nodes = None
+        self._held.close()
 
 
 def _end_nodes(nodes: LocalNodes) -> None:
@@ -122,14 +135,15 @@ def join() -> RunningCluster | None:
 def _connect(address: str) -> None:
     import ray
 
-    with native_log_of_crashes(), no_native_log():
+    with native_log_of_crashes(), no_native_log(), localhost_kept(public_ray()):
         ray.init(address=address, logging_level="warning", log_to_driver=True)
 
 
 def start(groups: Sequence[Group]) -> RunningCluster:
     """Start the nodes of `groups` on this machine, or this machine as one node when there are none.
 
-    The first group that declares GPUs (else the first) is the training group and holds the head.
+    The first group that declares GPUs (else the first) is the training group and holds the head. All of it, and what
+    ranks say to each other, stays on the loopback interface, and Ray asks for a token.
 
     Raises:
         ClusterError: Ray did not start.
@@ -140,21 +154,36 @@ def start(groups: Sequence[Group]) -> RunningCluster:
     logging.getLogger("ray").setLevel(logging.WARNING)
     groups = _head_first(groups)
     plan = [group for group in groups for _ in range(group.hosts)]
+    held = _with_a_token()
     nodes = LocalNodes(public_ray())
     try:
-        for group in plan or [None]:
-            nodes.add(**_node(group, max(len(plan), 1)))
+        with started_with(collective_settings(interface_of(LOOPBACK), "auto", {}) if nodes.on_loopback else {}):
+            for group in plan or [None]:
+                nodes.add(**_node(group, max(len(plan), 1)))
         guarded = guardian.start(nodes.pids())
         _connect(nodes.address)
         if len(plan) > 1:
             nodes.cluster.wait_for_nodes(timeout=60)
     except BaseException as error:  # Ctrl-C too
         _end_nodes(nodes)
+        held.close()
         if isinstance(error, ConnectionError | RuntimeError | TimeoutError | OSError | ValueError):
             raise ClusterError(f"Ray did not start on this machine: {one_line(error, 300)}") from None
         raise
     forward_worker_output()
-    return RunningCluster(from_ray(ray.nodes()), nodes.address, attached=False, _nodes=nodes, _guardian=guarded)
+    return RunningCluster(
+        from_ray(ray.nodes()), nodes.address, attached=False, _nodes=nodes, _guardian=guarded, _held=held
+    )
+
+
+def _with_a_token() -> contextlib.ExitStack:
+    """Until it is closed, what this process starts of Ray asks for a token, and this process has it."""
+    held = contextlib.ExitStack()
+    if TOKEN.holds(public_ray()):
+        held.callback(read_token_again)
+        held.enter_context(started_with(own_token()))
+        read_token_again()
+    return held
 
 
 def _head_first(groups: Sequence[Group]) -> tuple[Group, ...]:

@@ -15,7 +15,6 @@ import psutil
 
 from raytrain.errors import ClusterError, one_line
 
-LOOPBACK = "127.0.0.1"
 SYS_INFINIBAND = Path("/sys/class/infiniband")
 FIRST_RDMA_EFA = 0xEFA1  # PCI device ids of EFA: 0xefa0 has no RDMA, those after it do (Linux, drivers/.../efa_main.c)
 
@@ -96,6 +95,11 @@ def _addresses() -> dict[str, str]:
         for found in all_found
         if name in up and found.family == socket.AF_INET
     }
+
+
+def interface_of(address: str) -> str | None:
+    """The name of the interface that has it, such as `lo` or `lo0`."""
+    return next((name for name, known in _addresses().items() if known == address), None)
 
 
 def label(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from raytrain.config.masking import masked, masked_setting
 from raytrain.config.own_code import OFFERED_SOURCES, offered
 from raytrain.errors import ConfigError, nearest, one_line
 
@@ -22,6 +23,7 @@ ONLY_FOR = {  # kinds that the other places do not have
 }
 UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 MOST_CHARACTERS_SHOWN = 80
+MOST_VALUES = 1_000_000  # of YAML with aliases
 BOOL = "tag:yaml.org,2002:bool"
 RULES = {  # by how pydantic's name for a problem begins
     "int_": "must be a whole number",
@@ -54,11 +56,43 @@ Loader.add_implicit_resolver(BOOL, re.compile("(?:true|True|TRUE|false|False|FAL
 
 
 def from_yaml(text: str) -> Any:
-    """
+    """Plain values only; what aliases (`*name`) repeat is bounded.
+
     Raises:
         yaml.YAMLError: it is none.
     """
-    return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _size(node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except ValueError as error:  # a date that is none, a number of too many digits
+        raise yaml.YAMLError(one_line(error, 200)) from None
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values it is, with what aliases repeat: nine lines of nine aliases each are 400 million.
+
+    Raises:
+        yaml.YAMLError: more than anybody means, or it holds itself.
+    """
+    if id(node) in known:
+        if known[id(node)] < 0:
+            raise yaml.YAMLError(f"what begins in line {node.start_mark.line + 1} has an alias of itself in it")
+        return known[id(node)]
+    known[id(node)] = -1
+    inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+    parts = (part for each in inner for part in (each if isinstance(each, tuple) else (each,)))
+    size = known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    if size > MOST_VALUES and size > 2 * len(known):
+        raise yaml.YAMLError(f"its aliases repeat so much that it is more than {MOST_VALUES:,} values")
+    return size
 
 
 def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
@@ -74,7 +108,7 @@ def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
     try:
         tree = from_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {one_line(error)}") from None
+        raise ConfigError(f"{path} is not YAML: {_wrong(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of job keys, such as `name:` and `training:`")
     for override in overrides:
@@ -82,22 +116,30 @@ def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
     return tree
 
 
+def _wrong(error: yaml.YAMLError) -> str:
+    """What and where, without the line itself, which may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return one_line(error, 200)
+    what = ", ".join(filter(None, (error.context, error.problem)))
+    return f"{what} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
+
+
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"--set {override!r} must look like key.sub=value, such as training.epochs=2")
+        raise ConfigError(f"--set {masked_setting(override)!r} must look like key.sub=value, such as training.epochs=2")
     try:
         parsed = from_yaml(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {one_line(error)}") from None
+        raise ConfigError(f"--set {masked_setting(override)!r}: the value is not YAML: {_wrong(error)}") from None
     node = tree
     for part in parts[:-1]:
         child = node.get(part)
         if child is None:
             child = node[part] = {}
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {override!r}: {part!r} is not a section")
+            raise ConfigError(f"--set {masked_setting(override)!r}: {part!r} is not a section")
         node = child
     node[parts[-1]] = parsed
 
@@ -173,6 +215,7 @@ def _given(found: Any) -> str:
     given = found.get("input")
     if given is None:
         return " (given: nothing)"
+    given = masked(given, str(found["loc"][-1]) if found["loc"] else "")
     return f" (given: {given!r})" if len(repr(given)) <= MOST_CHARACTERS_SHOWN else ""
 
 

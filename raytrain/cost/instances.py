@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from raytrain.config.file import from_yaml
 from raytrain.errors import ConfigError, nearest, one_line
 
 SNAPSHOT = Path(__file__).with_name("instances.json")
@@ -299,7 +300,7 @@ def _read(path: Path) -> PriceFile:
     form = "JSON" if path.suffix == ".json" else "YAML"
     try:
         text = path.read_text(encoding="utf-8")
-        return PriceFile.model_validate(json.loads(text) if form == "JSON" else yaml.safe_load(text))
+        return PriceFile.model_validate(json.loads(text) if form == "JSON" else from_yaml(text))
     except OSError as error:
         raise ConfigError(f"cannot read the prices in {path}: {error.strerror}") from None
     except ValidationError as error:

@@ -170,6 +170,11 @@ class Feed:
                 self._fatal = self._fatal or error
             self._changed.notify_all()
 
+    def warn(self, text: str) -> None:
+        """Have the user told at once."""
+        with self._changed:
+            self._warnings.append(text)
+
     def request_stop(self) -> None:
         """Every rank stops after the same step, the next that all can reach."""
         with self._changed:

@@ -51,7 +51,9 @@ class RankMeter:
         gap_s: of that, when the GPU ran no kernel: once it is known, `compute_s` is the rest. None on a CPU rank, and
             where the driver does not tell.
         evaluate_s: whole validation passes, waiting included.
-        checkpoint_s: writing and reporting checkpoints.
+        checkpoint_s: waiting for checkpoints: for the copy of the state, and at the end until it is on disk.
+        checkpoint_write_s: while they were being written, most of it beside the training.
+        late_checkpoints: that came later than they were due, since the one before was still being written.
         node_stages: by Ray node, what its workers spent on each stage.
         device_stage_s: the stages on the device, by name: of `transfer_s` on a CPU rank, of the steps on a GPU.
         device_stage_samples: that were in each of them.
@@ -67,6 +69,8 @@ class RankMeter:
     gap_s: float | None = None
     evaluate_s: float = 0.0
     checkpoint_s: float = 0.0
+    checkpoint_write_s: float = 0.0
+    late_checkpoints: int = 0
     transfer_overlaps: bool = False
     num_batches: int = 0
     num_samples: int = 0

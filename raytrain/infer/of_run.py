@@ -7,6 +7,7 @@ from typing import Any
 
 from raytrain.config.inference import PredictionJob
 from raytrain.config.job import Job
+from raytrain.config.masking import check_whole
 from raytrain.data.sources.files import filesystem_of
 from raytrain.errors import ConfigError, one_line
 from raytrain.record.schema import RunRecord, parse_record
@@ -18,12 +19,14 @@ def completed(job: PredictionJob) -> PredictionJob:
     """With the stages, the normalisation and all else of its run's validation that the job does not say itself.
 
     Raises:
-        ConfigError: the run has no record, none of what is left out, or another number of classes than is named.
+        ConfigError: the run has no record, none of what is left out, or another number of classes than is named; or
+            what is needed of it looked like a secret.
     """
     if job.model.run is None:
         return job
-    record = _record(job.model.run)
-    trained = Job.from_dict(record.job, where=f"model.run: {job.model.run}/record.json")
+    record, where = _record(job.model.run), f"model.run: {job.model.run}/record.json"
+    check_whole({part: record.job.get(part) for part in ("model", "data")}, where)
+    trained = Job.from_dict(record.job, where=where)
     named, known = len(job.model.classes), len(record.classes)
     if named and known and named != known:
         raise ConfigError(

@@ -10,6 +10,7 @@ from typing import Any
 from raytrain.cluster import hardware
 from raytrain.cluster.facts import ended, hosts_of, this_machine, time_of_day
 from raytrain.cluster.local import RunningCluster
+from raytrain.config.masking import masked, masked_command
 from raytrain.errors import RaytrainError
 from raytrain.infer.output.folder import Counts
 from raytrain.infer.plan import InferencePlan
@@ -45,8 +46,8 @@ def build_record(
         name=plan.job.name,
         **ended(error),
         started_at=time_of_day(started_at),
-        command=list(sys.argv),
-        job=plan.job.model_dump(mode="json"),
+        command=masked_command(sys.argv),
+        job=masked(plan.job.model_dump(mode="json")),
         versions=hardware.versions(),
         hardware=this_machine(),
         environment=about["environment"],

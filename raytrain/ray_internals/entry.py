@@ -6,6 +6,7 @@ import contextlib
 import logging
 
 from raytrain.ray_internals.contract import Contract
+from raytrain.ray_internals.loopback import localhost_kept
 
 ENTRY = Contract(
     does="looking for a cluster before attaching to it",
@@ -20,6 +21,22 @@ ENTRY = Contract(
     instead="ray.init tries by itself",
 )
 
+TOKEN = Contract(
+    does="a token for the clusters that raytrain starts on this machine",
+    needs=("ray._raylet:Config.initialize", "ray._raylet:AuthenticationTokenLoader.instance().reset_cache"),
+    buys="nobody else of this machine, and no page in its browser, can run code in them: Ray asks for a token only in "
+    "the clusters that its own ray.init or command line starts",
+    instead="they ask for none, unless RAY_AUTH_MODE=token is set beforehand",
+)
+
+
+def read_token_again() -> None:
+    """What this process's environment now says of the token; Ray has read it when it was imported."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
 
 def address_of_this_machine(public: bool) -> str | None:
     """HOST:PORT of the cluster that Ray takes for this machine's current one, running or not; None for none. `auto`
@@ -28,7 +45,7 @@ def address_of_this_machine(public: bool) -> str | None:
         return "auto"
     from ray._private.services import canonicalize_bootstrap_address
 
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(ConnectionError), localhost_kept(public):
         return canonicalize_bootstrap_address("auto") or None
     return None
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from raytrain.ray_internals.contract import Contract
+from raytrain.ray_internals.loopback import LOOPBACK, OFF_THE_NETWORK
 from raytrain.ray_internals.train import RANK_CLASSES
 
 HEAD_RESOURCE = "node:__internal_head__"  # Ray gives it to the head's node
@@ -277,12 +278,16 @@ class LocalNodes:
 
     Attributes:
         cluster: ray.cluster_utils.Cluster.
+        address: HOST:PORT of the first.
+        on_loopback: they listen on the loopback interface and nowhere else.
     """
 
     def __init__(self, public: bool):
         from ray.cluster_utils import Cluster
 
         self._light = LIGHT_NODES.holds(public)
+        # not where Ray names it as this machine's current cluster: the user's own `ray.init()` could not connect to it
+        self.on_loopback = self._light and OFF_THE_NETWORK.holds(public)
         self._children: list[int] = []
         self.cluster = Cluster(shutdown_at_exit=True)
 
@@ -299,12 +304,14 @@ class LocalNodes:
             finally:
                 self._children += _children() - before
             return
+        where = {"node_ip_address": LOOPBACK} if self.on_loopback else {}
         with _light_nodes():
             self.cluster.add_node(
                 wait=False,
                 include_dashboard=False,
                 no_monitor=True,  # there is nothing to scale
                 dashboard_agent_listen_port=0,  # its fixed port is another node's on this machine: 3.5 s of retries
+                **where,
                 **resources,
             )
 

@@ -112,7 +112,12 @@ def _without_an_actor(method: FunctionType) -> FunctionType:
         def __getattr__(self, name: str) -> Any:
             return getattr(ray, name)
 
-    names = {**method.__globals__, "ray": Ray()}
+    return seeing(method, ray=Ray())
+
+
+def seeing(method: Any, **changed: Any) -> FunctionType:
+    """The same function, for which these of its module's names stand for something else."""
+    names = {**method.__globals__, **changed}
     own = FunctionType(method.__code__, names, method.__name__, method.__defaults__, method.__closure__)
     own.__kwdefaults__ = method.__kwdefaults__
     return own

@@ -60,7 +60,9 @@ class RankFigures(DecodingFigures):
     """One training rank, in the last attempt. `wait_s`, `transfer_s` and `compute_s` share out its training time; where
     `transfer_overlaps` (GPU), transfers run beside the computation and `wait_s`, `gap_s` and `compute_s` do. `gap_s` is
     when no kernel ran within a step; where nobody can tell it is None, and part of `compute_s`. `device_stage_s` is
-    what the stages on the device took, by name: of `transfer_s` on a CPU, of the steps on a GPU."""
+    what the stages on the device took, by name: of `transfer_s` on a CPU, of the steps on a GPU. `checkpoint_s` is what
+    the training waited for checkpoints; they took `checkpoint_write_s` to write beside it, and `late_checkpoints` came
+    later than they were due, since the one before was still being written."""
 
     rank: int
     device: str
@@ -77,6 +79,8 @@ class RankFigures(DecodingFigures):
     device_stage_s: dict[str, float] = {}
     device_stage_samples: dict[str, int] = {}
     gap_s: float | None = None
+    checkpoint_write_s: float = 0.0
+    late_checkpoints: int = 0
 
     @property
     def train_s(self) -> float:
@@ -269,6 +273,7 @@ class RunRecord(Record):
         fields: of a sample as it arrives, by name: dtype, shape (? where it varies) and kind.
         classes: names by number.
         guarantee: what holds of the samples of an epoch.
+        warnings: what the user was told while it went on, the first hundred of them.
     """
 
     schema_version: Literal[5] = SCHEMA_VERSION
@@ -298,6 +303,7 @@ class RunRecord(Record):
     epochs: list[dict[str, int | float | None]]
     corrupt: Corrupt
     unusual: Unusual = Unusual()
+    warnings: list[str] = []
     torch_in_preprocessing_workers: bool
     resumed_from: str | None
     checkpoint: str | None

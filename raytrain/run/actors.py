@@ -32,12 +32,17 @@ def start_feed(plan: RunPlan) -> Any:
 
 
 def start_keeper(plan: RunPlan, attempt: str) -> Any:
-    """Keeps the checkpoints."""
+    """Keeps the checkpoints.
+
+    Raises:
+        CheckpointError: their folder cannot be made.
+    """
     import ray
 
-    from raytrain.train.checkpoints.keeper import Keeper
+    from raytrain.train.checkpoints.keeper import Keeper, make_folder
 
+    folder = plan.options.folder.checkpoints.absolute()
+    make_folder(folder, attempt)
     actor = ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)(Keeper)
-    folder = str(plan.options.folder.checkpoints.absolute())
     keep, world_size = plan.job.training.checkpoint.keep, plan.topology.world_size
-    return actor.options(label_selector=here()).remote(folder, attempt, keep, world_size)
+    return actor.options(label_selector=here()).remote(str(folder), attempt, keep, world_size)

@@ -78,6 +78,7 @@ class Course:
         self._status, self._progress = Status(), ProgressLog()
         self._decisions: dict[float, Decision] = {}
         self._failures: dict[tuple[str, int], tuple[str, Failure]] = {}
+        self._warnings: list[str] = []
         self._attempts_before, self._warned = 0, 0  # with earlier feeds; warnings of this one that were passed on
 
     @cached_property
@@ -102,6 +103,7 @@ class Course:
             self._attempts_before, self._warned = self._status.attempts, 0
         for text in status.warnings[self._warned :]:
             self._watch(text)
+            self._warnings.append(text)
         self._warned = len(status.warnings)
         self._failures |= {(split, failure.id): (split, failure) for split, failure in status.failures}
         status = replace(  # with what a feed that was lost had told
@@ -109,6 +111,7 @@ class Course:
             attempts=self._attempts_before + status.attempts,
             decisions=list(self._decisions.values()),
             failures=list(self._failures.values()),
+            warnings=list(self._warnings),
         )
         self._status = status
         self._progress.note(status)

@@ -10,6 +10,7 @@ from typing import Any
 
 from raytrain.cluster import hardware
 from raytrain.cluster.facts import ended, hosts_of, this_machine, time_of_day
+from raytrain.config.masking import masked, masked_command
 from raytrain.errors import RaytrainError
 from raytrain.record.placements import PlacedStage, Placement
 from raytrain.record.schema import (
@@ -39,8 +40,8 @@ def build_record(plan: RunPlan, seen: Seen, error: RaytrainError | None, *, comm
         name=plan.job.name,
         **ended(error),
         started_at=time_of_day(plan.options.started_at),
-        command=command,
-        job=plan.job.model_dump(mode="json"),
+        command=masked_command(command),
+        job=masked(plan.job.model_dump(mode="json")),
         versions=hardware.versions(),
         hardware=this_machine(),
         environment=plan.options.environment,
@@ -62,6 +63,7 @@ def build_record(plan: RunPlan, seen: Seen, error: RaytrainError | None, *, comm
         corrupt=_corrupt(status),
         torch_in_preprocessing_workers=any(result.torch_in_workers for result in results),
         resumed_from=data.resumed_from,
+        warnings=list(status.warnings[:LISTED_FAILURES]),
         unusual=_unusual(status, before.counts if before else {}),
         checkpoint=_text(seen.checkpoints.last),
         best_checkpoint=_text(seen.checkpoints.best),

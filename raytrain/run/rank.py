@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
@@ -102,6 +104,7 @@ def _train(
     from raytrain.device.arrival import arrivals
     from raytrain.device.busy import find_source
     from raytrain.device.loader import RankIngest
+    from raytrain.train.checkpoints.writer import Writer
     from raytrain.train.context import TrainContext
     from raytrain.train.contract import Leaving, StopTraining
     from raytrain.train.loop import loop_of
@@ -109,6 +112,7 @@ def _train(
     arrived = arrivals(work.schema, work.fields, work.normalize)
     busy = find_source(device, work.public_ray)
     stream = RankIngest(work.feed, attempt, rank, plan, device, arrived, work.stages, busy)
+    writer = Writer(asked(work.keeper), work.feed.warn.remote)
     ctx = TrainContext(
         work.job,
         stream,
@@ -119,16 +123,24 @@ def _train(
         num_train=work.num_train,
         task=work.task,
         restored=restored,
-        keep=Writer(work.keeper),
+        keep=writer,
     )
     work.feed.at_work.remote(attempt, rank, listen())
     try:
         (loop_of(work.job) if work.loop is None else work.loop)(ctx)
     except StopTraining:
         pass
+    except BaseException:
+        with contextlib.suppress(Exception):  # what ended the loop is told
+            writer.close(hurry=True)
+        raise
     finally:
         stream.close()
     meter = stream.meter
+    began = time.perf_counter()
+    unsaved = writer.close()
+    meter.checkpoint_s += time.perf_counter() - began
+    meter.checkpoint_write_s, meter.late_checkpoints = writer.write_s, writer.num_late
     result = RankResult(
         figures=meter.figures(rank, str(device)),
         stages=meter.stage_figures(),
@@ -143,41 +155,36 @@ def _train(
         counts=ctx.counts,
         measured=ctx.measured,
     )
-    if ray.get(work.feed.finish.remote(attempt, rank, result)) and stream.stopped:
+    leaving = ray.get(work.feed.finish.remote(attempt, rank, result))
+    if leaving and stream.stopped:
         raise Leaving("a host of the ranks is about to go")
+    if unsaved is not None:
+        raise unsaved
 
 
-class Writer:
-    """Hands checkpoints to the keeper; they are on disk when a call returns."""
+def asked(keeper: Any) -> Callable[..., Callable[[], str | None]]:
+    """How a checkpoint's writer asks the keeper. One that is lost is a reason like others: Ray starts it anew, a few
+    times."""
+    import ray
 
-    def __init__(self, keeper: Any):
-        self._keeper, self._checked = keeper, False
+    def refused(error: Exception) -> str:
+        return f"cannot write a checkpoint, since the process that keeps them failed: {named(error)}"
 
-    def __call__(self, facts: Any, state: dict[str, Any], objects: list[Any]) -> None:
-        """One object after the other goes into the object store, so that this process never holds two packed ones.
+    def ask(method: str, *args: Any) -> Callable[[], str | None]:
+        def answer() -> str | None:
+            try:
+                return ray.get(reference)
+            except ray.exceptions.RayError as error:
+                return refused(error)
 
-        Raises:
-            CheckpointError: it cannot be written, or an object's state could not be read again.
-        """
-        import ray
+        try:
+            reference = getattr(keeper, method).remote(*args)  # what is large is copied into the object store now
+        except ray.exceptions.RayError as error:
+            why = refused(error)
+            return lambda: why
+        return answer
 
-        from raytrain.errors import CheckpointError
-        from raytrain.train.checkpoints import checkpoint, shelf
-
-        files: dict[str, Any] = {}
-        digests: dict[str, str] = {}
-        parts = [(shelf.STATE, None), *((shelf.object_file(n), thing) for n, thing in enumerate(objects))]
-        for name, thing in parts:
-            data = checkpoint.pack(state if thing is None else thing.state_dict())
-            if thing is not None and not self._checked:
-                checkpoint.check(type(thing).__name__, data)
-            files[name], digests[name] = ray.put(data), shelf.digest(data)
-            del data
-        self._checked = True
-        text = shelf.describe(facts, digests)
-        problem = ray.get(self._keeper.save.remote(text, list(files), *files.values()))
-        if problem is not None:
-            raise CheckpointError(problem)
+    return ask
 
 
 def _restored(work: RankWork) -> Any:

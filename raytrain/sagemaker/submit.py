@@ -17,6 +17,7 @@ from typing import Any
 
 from raytrain.cluster.environment import TOKEN_CHANNEL, new_token
 from raytrain.config.job import Job
+from raytrain.config.masking import masked, secrets_in
 from raytrain.config.sagemaker import SageMaker
 from raytrain.cost.instances import catalog
 from raytrain.errors import CloudError, CloudUnreachable, ConfigError, Stopped
@@ -67,7 +68,7 @@ class Launch:
         """The request as it may be printed."""
         variables = self.request["Environment"]
         hidden = {"RAY_AUTH_TOKEN": "(made for every launch)"} if variables.get("RAY_AUTH_TOKEN") == self.token else {}
-        return {**self.request, "Environment": {**variables, **hidden}}
+        return {**self.request, "Environment": {**masked(variables), **hidden}}
 
 
 def prepare(
@@ -113,12 +114,23 @@ def prepare(
     check(request)
     if asked.token == "environment":
         notes.append("Ray's token is in the job's environment: whoever may describe the job can read it")
+    notes += _secrets(job)
     if asked.network_isolation:
         notes.append("with network_isolation the hosts cannot install requirements: the image must have them all")
     quoted = quote(request, job, region, prices, priced=priced)
     if capped:
         check_cap(quoted, asked.max_usd_per_hour)
     return Launch(job, quoted, places, token, tuple(notes))
+
+
+def _secrets(job: Job) -> list[str]:
+    """Where the job's own secrets go."""
+    tree = job.model_dump(mode="json", exclude_unset=True)
+    described = secrets_in(tree.pop("sagemaker").get("environment", {}))
+    return [
+        *(f"{key} is in the job's environment: whoever may describe the job can read it" for key in described),
+        *(f"{key} goes into S3 with the job file: whoever can read it there has it" for key in secrets_in(tree)),
+    ]
 
 
 def check_name_free(name: str, known: aws.Account) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from raytrain.cluster import hardware
 from raytrain.config.job import Job
+from raytrain.config.masking import masked
 from raytrain.cost.instances import Catalog
 from raytrain.cost.placing import Costs, Places
 from raytrain.cost.profile import (
@@ -329,7 +330,7 @@ def _profile(
     efficiency = [min(whole.record.world_size / part / findings.limit, MOST_EFFICIENT) for part in whole.parts]
     return Profile(
         name=job.name,
-        job=job.model_dump(mode="json", exclude_unset=True),
+        job=masked(job.model_dump(mode="json", exclude_unset=True)),
         source="raytrain diagnose",
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=hardware_of(whole.record),

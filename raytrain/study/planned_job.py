@@ -13,6 +13,7 @@ import yaml
 from raytrain.cluster.environment import ML_FOLDER, TOKEN_CHANNEL
 from raytrain.config.data import OwnSource
 from raytrain.config.job import Job
+from raytrain.config.masking import check_whole
 from raytrain.config.own_code import is_own_module
 from raytrain.config.sagemaker import SageMaker
 from raytrain.cost.instances import Catalog
@@ -86,6 +87,7 @@ def job_for(
     Raises:
         ConfigError: the job cannot be one of these hosts.
     """
+    check_whole(profile.job, f"the job of {profile.name}")
     shape, tree = planned.shape, dict(profile.job)
     names = _names(tree, 1 + len(shape.cpu_hosts))
     hosts = [(shape.gpu_type, shape.gpu_hosts), *shape.cpu_hosts]

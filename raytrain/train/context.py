@@ -21,6 +21,7 @@ from raytrain.train.checkpoints.shelf import Facts
 from raytrain.train.contract import COUNTS, Awaiting, Keep, Restored, StopTraining, Stream
 from raytrain.train.ledger import Ledger, count_bits
 from raytrain.train.losses import LossAccount
+from raytrain.train.pace import Pace
 from raytrain.train.tasks import Task
 from raytrain.train.update import Updater, step_samples, sum_of_bits
 
@@ -78,7 +79,7 @@ class TrainContext:
         before = (facts.loss_sum, facts.loss_samples) if facts and rank == 0 else (0.0, 0)
         self._losses = LossAccount(device, *before, forgiving=self._forgiving)
         self._last_checkpoint_step = self.steps
-        self._rate_mark: tuple[float, int, dict[str, Any]] | None = None
+        self._late, self._checked_at, self._pace = False, -1, Pace()
         self._before: tuple[dict[str, Any], list[torch.Tensor]] | None = None  # random state and buffers, of the window
 
     # --- what a loop calls ---
@@ -173,8 +174,8 @@ class TrainContext:
     def report(self, loss: torch.Tensor | float, *, updated: bool = True, skipped: bool = False) -> None:
         """End of a step.
 
-        Once the optimizer has stepped, the samples of the batches since then count as consumed; a checkpoint is
-        written when one is due.
+        Once the optimizer has stepped, the samples of the batches since then count as consumed; when a checkpoint is
+        due, the state is copied, and written meanwhile. One that is due before the last is on disk comes later.
 
         Args:
             loss: mean over the batch's samples.
@@ -183,7 +184,9 @@ class TrainContext:
 
         Raises:
             LossError: a loss is no finite number, and was not skipped.
+            CheckpointError: an object's state could not be read again.
         """
+        self._keep.check()
         self.steps += 1
         ids = self._pending[-1].ids if self._pending else ()
         self._losses.add(loss, len(ids), self.steps, self._epoch, ids)
@@ -201,7 +204,7 @@ class TrainContext:
         self._show()
         every = self.job.training.checkpoint.every_steps
         if every and self.steps - self._last_checkpoint_step >= every:
-            self._checkpoint(self._epoch)
+            self._checkpoint(self._epoch, every=every)
 
     def log(self, **metrics: float) -> None:
         """Figures of this epoch, such as validation accuracy, for the table and the record; whole numbers stay so."""
@@ -217,7 +220,7 @@ class TrainContext:
 
     @property
     def checkpoint_s(self) -> float:
-        """Seconds that this rank has spent on checkpoints."""
+        """Seconds that this rank's training has waited for checkpoints, which are written meanwhile."""
         return self._stream.meter.checkpoint_s
 
     # --- behind it ---
@@ -293,15 +296,13 @@ class TrainContext:
         self.history.append({name: value if math.isfinite(value) else None for name, value in entry.items()})
         self._epoch_metrics = {}
         self._pending.clear()
-        if self._is_over(epoch):
+        if over := self._is_over(epoch):
             self._losses.clear()
             part = self._stream.plan.segments[self._stream.segment_of(epoch, "train")]
             self.counts["dropped"] += part.dropped if self.rank == 0 else 0
             self.counts["carried"] += part.carried if self.rank == 0 else 0
             self._ledger = Ledger(self._num_train, owed=self._stream.plan.after(part.number))
-            self._checkpoint(epoch + 1, evaluated=True)
-        else:
-            self._checkpoint(epoch, evaluated=True)
+        self._checkpoint(epoch + over, evaluated=True)
         self._show()
 
     def _is_over(self, epoch: int) -> bool:
@@ -311,22 +312,40 @@ class TrainContext:
         whole = part.whole and self._delivered == self._stream.num_batches(part.number)
         return whole or epoch < max(s.epoch for s in segments)
 
-    def _checkpoint(self, epoch: int, *, evaluated: bool = False) -> None:
-        """Write a checkpoint, together with all other ranks.
-
-        Raises:
-            LossError: of a loss that nobody had looked at.
-            TrainingError: the model is broken; the checkpoint before it stays.
-        """
-        began = time.perf_counter()
+    def _check(self) -> None:
+        """Raises LossError of a loss that nobody had looked at, and TrainingError if the model is broken."""
         self._losses.check()
-        if not modules.are_finite(self._modules):
-            raise TrainingError(
-                f"the model's weights are no finite numbers at step {self.steps}, though every loss was: a gradient "
-                "has overflowed; a lower learning rate, training.clip_norm or precision bf16 may prevent it"
-            )
+        if self._checked_at != self.steps:
+            modules.check_finite(self._modules, self.steps)
+            self._checked_at = self.steps
+
+    def _put_off(self, every: int) -> bool:
+        """Whether a checkpoint that is due is not to be yet, on all ranks alike: the one before is being written."""
+        if not self._late:
+            self._check()  # before anybody waits for a rank that has found something
+        busy = self.sum_over_ranks(float(self.rank == 0 and self._keep.busy))[0] > 0
+        if busy and not self._late and self.rank == 0:
+            self._keep.late(every)
+        self._late = busy
+        return busy
+
+    def _checkpoint(self, epoch: int, *, evaluated: bool = False, every: int | None = None) -> None:
+        """Have a checkpoint written, together with all ranks; one of those `every` so many steps may be put off."""
+        began = time.perf_counter()
+        if every is None or not self._put_off(every):
+            self._check()
+            everyone = [self._own_part()] * self.world_size
+            if self.world_size > 1:
+                dist.all_gather_object(everyone, everyone[0])
+            own = sum_of_bits(self._ledger.own, self.device, self.world_size)
+            if self.rank == 0:
+                self._write(epoch, everyone, own, evaluated)
+            self._last_checkpoint_step, self._late = self.steps, False
+        self._stream.meter.checkpoint_s += time.perf_counter() - began
+
+    def _own_part(self) -> dict[str, Any]:
         loss_sum, loss_samples = self._losses.totals()
-        mine = {
+        return {
             "rng": checkpoint.rng_state(),
             "own": self._ledger.num_own,
             "paid": self._ledger.paid,
@@ -335,15 +354,6 @@ class TrainContext:
             "loss_sum": loss_sum,
             "loss_samples": loss_samples,
         }
-        everyone: list[Any] = [mine]
-        if self.world_size > 1:
-            everyone = [None] * self.world_size
-            dist.all_gather_object(everyone, mine)
-        own = sum_of_bits(self._ledger.own, self.device, self.world_size)
-        if self.rank == 0:
-            self._write(epoch, everyone, own, evaluated)
-        self._last_checkpoint_step = self.steps
-        self._stream.meter.checkpoint_s += time.perf_counter() - began
 
     def _write(self, epoch: int, everyone: list[dict[str, Any]], own: np.ndarray, evaluated: bool) -> None:
         counts, paid = ([each[name] for each in everyone] for name in ("own", "paid"))
@@ -374,19 +384,9 @@ class TrainContext:
         self._keep(facts, state, self._objects)
 
     def _show(self) -> None:
-        """Figures for the live panel and the timeline; the loss is read off the device only as often as it is shown."""
-        now = time.monotonic()
-        samples = self._own_samples * self.world_size
-        mark_time, mark_samples, shown = self._rate_mark or (now, samples, {})
-        if self._rate_mark is None or now - mark_time >= 0.5:
-            rate = (samples - mark_samples) / (now - mark_time) if now > mark_time else None
-            shown = {
-                "loss": self._losses.last(),
-                "samples_per_s": rate,
-                "wait_share": self._stream.meter.wait_share,
-            }
-            self._rate_mark = (now, samples, shown)
-        plan = self._stream.plan
+        """Figures for the live panel and the timeline."""
+        plan, meter = self._stream.plan, self._stream.meter
+        shown = self._pace.look(self._own_samples * self.world_size, self._losses.last, meter.wait_share)
         self._stream.progress = RankProgress(
             epoch=self._epoch + 1,
             epochs=plan.num_epochs,
@@ -394,6 +394,6 @@ class TrainContext:
             total_steps=plan.total_steps,
             history=self.history[-10:],
             counts=dict(self.counts),
-            times=self._stream.meter.so_far(),
+            times=meter.so_far(),
             **shown,
         )

@@ -56,8 +56,18 @@ class Restored:
         return self.state["consumed"].numpy(), self.state["owed"].numpy()
 
 
-Keep = Callable[[Facts, dict[str, Any], list[Any]], None]
-"""Writes a checkpoint: what it says, its state, and the objects whose `state_dict` goes into it."""
+class Keep(Protocol):
+    """Writes checkpoints, beside the training (`raytrain.train.checkpoints.writer.Writer`). On the first rank alone
+    are there any."""
+
+    @property
+    def busy(self) -> bool: ...
+
+    def late(self, every_steps: int) -> None: ...
+
+    def check(self) -> None: ...
+
+    def __call__(self, facts: Facts, state: dict[str, Any], objects: list[Any]) -> None: ...
 
 
 class Awaiting(NamedTuple):

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from raytrain.errors import TrainingError
+
 
 def is_distributed(module: torch.nn.Module, world_size: int) -> bool:
     """Whether the ranks exchange its gradients; a frozen one has none."""
@@ -62,10 +64,18 @@ def put_buffers_back(modules: Sequence[torch.nn.Module], copies: Sequence[torch.
             buffer.copy_(copy)
 
 
-def are_finite(modules: Sequence[torch.nn.Module]) -> bool:
-    """Whether every trainable parameter is a number; waits for the device once."""
+def check_finite(modules: Sequence[torch.nn.Module], step: int) -> None:
+    """Look at every trainable parameter; waits for the device once.
+
+    Raises:
+        TrainingError: one is no number.
+    """
     parameters = [each.detach() for module in modules for each in module.parameters() if each.requires_grad]
-    return bool(torch.isfinite(torch.nn.utils.get_total_norm(parameters)))
+    if not torch.isfinite(torch.nn.utils.get_total_norm(parameters)):
+        raise TrainingError(
+            f"the model's weights are no finite numbers at step {step}, though every loss was: a gradient has "
+            "overflowed; a lower learning rate, training.clip_norm or precision bf16 may prevent it"
+        )
 
 
 def synchronises_batch_norm(modules: Sequence[torch.nn.Module]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from raytrain.cluster.environment import prepare_public_ray_train, public_ray, without_own
 from raytrain.errors import RaytrainError, TrainingError
+from raytrain.ray_internals.loopback import torch_config
 from raytrain.ray_internals.train import NoNewRay, causes, quieten, trainer_class
 from raytrain.train.contract import Leaving
 
@@ -55,7 +56,7 @@ def run_trainer(
         TrainingError: any other failure, with its last line.
     """
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     kind = trainer_class(public_ray())
     if kind is TorchTrainer:
@@ -63,7 +64,7 @@ def run_trainer(
     trainer = kind(
         run_rank,
         train_loop_config={"work": config},
-        torch_config=TorchConfig(backend="nccl" if ranks.use_gpu else "gloo"),
+        torch_config=torch_config("nccl" if ranks.use_gpu else "gloo", public=public_ray() or kind is TorchTrainer),
         scaling_config=ray.train.ScalingConfig(
             num_workers=ranks.world_size,
             use_gpu=ranks.use_gpu,

@@ -112,6 +112,17 @@ def test_the_version():
     assert run_cli("--version").stdout == f"raytrain {__version__}\n"
 
 
+ALONE = """
+import psutil, ray, sys
+ray.init(logging_level='error')
+family = [each for each in psutil.Process().parents() if 'bootstrap' in ' '.join(each.cmdline())][-1]
+family = [family, *family.children(recursive=True)]
+found = [c for each in family for c in each.net_connections('inet') if c.status == 'LISTEN']
+print(len(ray.nodes()), sys.argv[1:], {c.laddr.ip.removeprefix('::ffff:') for c in found}, len(found) > 4)
+1 / 0
+"""
+
+
 def bootstrap_lines(stderr: str) -> list[dict]:
     return [json.loads(line) for line in stderr.splitlines() if line.startswith("{")]
 
@@ -119,11 +130,11 @@ def bootstrap_lines(stderr: str) -> list[dict]:
 @pytest.mark.ray
 def test_a_laptop_is_a_cluster_of_one_under_the_same_command(tmp_path):
     program = tmp_path / "program.py"
-    program.write_text("import ray, sys; ray.init(logging_level='error'); print(len(ray.nodes()), sys.argv[1:]); 1 / 0")
+    program.write_text(ALONE)
     before = ray_processes()
     result = run_cli("bootstrap", "--json", "--", program, "--json", "a b")
     assert result.returncode == 1
-    assert result.stdout == "1 ['--json', 'a b']\n"
+    assert result.stdout == "1 ['--json', 'a b'] {'127.0.0.1'} True\n", "it listens nowhere but on loopback"
     said = bootstrap_lines(result.stderr)
     assert said[-1]["message"] == "ZeroDivisionError: division by zero" and said[-1]["status"] == 1
     assert ray_processes() <= before

@@ -132,6 +132,8 @@ def test_the_failure_file_is_written_only_in_a_job(container):
     (container / "input/config/resourceconfig.json").write_text("{}")
     environment.write_failure("x" * 5000)
     assert (container / "output/failure").read_text() == "x" * 1024
+    environment.write_failure("ValueError: no such user: api_key=abc at s3://a:b@c")
+    assert (container / "output/failure").read_text() == "ValueError: no such user: api_key=*** at s3://***@c"
 
 
 def test_the_tokens_places_in_their_order(container, monkeypatch):
@@ -205,3 +207,28 @@ def test_a_grace_that_is_none(monkeypatch, text):
     monkeypatch.setenv("RAYTRAIN_STOP_GRACE_S", text)
     with pytest.raises(ConfigError, match=f"RAYTRAIN_STOP_GRACE_S must be seconds, such as 30, not '{text}'"):
         environment.prepare_environment()
+
+
+def test_settings_for_what_is_started_are_gone_afterwards(monkeypatch):
+    monkeypatch.setenv("OURS_TOO", "the user's")
+    monkeypatch.delenv("OURS", raising=False)
+    with environment.started_with({"OURS": "1", "OURS_TOO": "2"}):
+        assert (os.environ["OURS"], os.environ["OURS_TOO"]) == ("1", "the user's")
+    assert "OURS" not in os.environ and os.environ["OURS_TOO"] == "the user's"
+
+
+def test_a_cluster_of_this_machine_has_a_token_unless_the_user_has_said_which(monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    made = environment.own_token()
+    path = Path(made["RAY_AUTH_TOKEN_PATH"])
+    assert made["RAY_AUTH_MODE"] == "token" and environment.own_token() == made, "one a process"
+    assert (len(path.read_text()), path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (
+        64,
+        0o600,
+        0o700,
+    )
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "x" * 64)
+    assert environment.own_token() == {"RAY_AUTH_MODE": "token"}
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert environment.own_token() == {}

@@ -24,7 +24,7 @@ NAMES = [(does, name) for does, each in CONTRACTS.items() for name in (*each.nee
 
 
 def test_there_is_a_contract_for_each_purpose():
-    assert len(CONTRACTS) == 11
+    assert len(CONTRACTS) == 14
     assert all(each.buys and each.instead for each in CONTRACTS.values())
 
 

@@ -169,12 +169,14 @@ EVERY_ID_ONCE = Counter(range(120))
 def test_a_killed_driver_loses_and_doubles_no_sample_on_another_cluster_shape(images, tmp_path):
     """kill -9 with two ranks in mid-epoch, resumed with one."""
     driver = subprocess.Popen(counting(images, tmp_path, "gpu=1x1x2,cpu=1x1"), cwd=ROOT, start_new_session=True)
-    until_step(13, tmp_path, driver)  # epoch 1 has steps 9 to 16
+    until_step(12, tmp_path, driver)  # epoch 1 has steps 9 to 16
+    checkpoints = tmp_path / "counting" / "checkpoints"
+    wait_for(lambda: any(facts.steps > 8 for _, facts in shelf.whole(checkpoints)), 10, "that of step 11 is on disk")
     driver.kill()
     driver.wait()
     wait_for(lambda: not ray_processes(), 60, "all of Ray has ended", ray_processes, every_s=0.2)
     first = steps_of(trace(tmp_path))
-    latest = shelf.latest(tmp_path / "counting" / "checkpoints")
+    latest = shelf.latest(checkpoints)
     facts, state = checkpoint.load(latest)  # now: the run that goes on from it keeps only its own last ones
 
     resumed = run(counting(images, tmp_path, "train=1x2", "--resume"))

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from keeping import keeper_of, save
 
 from raytrain.cluster.topology import GROUP_LABEL
 from raytrain.config.job import Job
@@ -17,7 +18,6 @@ from raytrain.errors import CheckpointError, ConfigError
 from raytrain.run.checks import check_placed, check_size, check_store
 from raytrain.run.plan import DataPlan, RunOptions
 from raytrain.train.checkpoints import checkpoint, shelf
-from raytrain.train.checkpoints.keeper import Keeper
 
 
 class Pets:
@@ -49,7 +49,7 @@ def test_a_run_goes_on_with_the_classes_that_it_has_learnt(tmp_path):
     facts = shelf.Facts(1, 2, 2, 4, 0, plan.opened.train.fingerprint, 0, 1, classes=["cat", "dog"])
     state = checkpoint.pack({"consumed": torch.zeros(0, dtype=torch.uint8), "owed": torch.zeros(0, dtype=torch.int64)})
     text = shelf.describe(facts, {shelf.STATE: shelf.digest(state)})
-    assert Keeper(str(options.folder.checkpoints), "attempt", keep=1).save(text, [shelf.STATE], state) is None
+    assert save(keeper_of(options.folder.checkpoints, "attempt", keep=1), text, {shelf.STATE: state}) is None
 
     _, again = planned(tmp_path, "cat", "dog", resume=True)
     assert (again.position.epoch, again.steps) == (1, 2)

@@ -361,6 +361,19 @@ def test_uploads_are_encrypted_with_the_users_key(aws, ready):
         assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "alias/mine")
 
 
+def test_what_looks_like_a_secret_is_told_of_and_not_shown(cloud_file, launch):
+    path = cloud_file(
+        sagemaker__environment={"HF_TOKEN": "planted-1", "EPOCHS": "3"}, model__options={"api_key": "planted-2"}
+    )
+    as_json, told = launch(path, "--dry-run", "--json"), launch(path, "--dry-run")
+    assert json.loads(as_json.stdout)["request"]["Environment"]["HF_TOKEN"] == "***"
+    assert json.loads(as_json.stdout)["request"]["Environment"]["EPOCHS"] == "3"
+    said = " ".join((told.stdout + told.stderr).split())
+    assert "HF_TOKEN is in the job's environment: whoever may describe the job can read it" in said
+    assert "model.options.api_key goes into S3 with the job file: whoever can read it there has it" in said
+    assert "planted-" not in as_json.stdout + as_json.stderr + said
+
+
 def test_the_token_travels_in_the_environment_only_when_asked_to(aws, cloud_file, launch):
     result = launch(cloud_file(sagemaker__token="environment"), "--yes")
     [request] = aws.requests("CreateTrainingJob")

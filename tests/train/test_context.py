@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +21,27 @@ from raytrain.train.contract import StopTraining
 from raytrain.train.ledger import count_bits
 from raytrain.train.losses import LossAccount
 from raytrain.train.tasks import Task
+
+
+class Kept:
+    """The steps of the checkpoints that were written, each at once, unless it is `busy` for the next few looks."""
+
+    def __init__(self, busy=()):
+        self.steps, self.looks, self.lates, self.error = [], iter(busy), [], None
+
+    @property
+    def busy(self):
+        return next(self.looks, False)
+
+    def late(self, every_steps):
+        self.lates.append(every_steps)
+
+    def check(self):
+        if self.error is not None:
+            raise self.error
+
+    def __call__(self, facts, state, objects):
+        self.steps.append(facts.steps)
 
 
 class PlannedStream:
@@ -72,7 +92,7 @@ def make(monkeypatch):
             num_train=20,
             task=Task(num_classes=2),
             restored=None,
-            keep=lambda facts, state, objects: None,
+            keep=Kept(),
         )
         return ctx, written
 
@@ -121,7 +141,7 @@ def test_what_is_not_updated_is_not_consumed(make):
 
 def test_checkpoints_come_every_so_many_steps(make):
     ctx, written = make(epochs=1, every_steps=2)
-    ctx._checkpoint = lambda epoch, *, evaluated=False: (
+    ctx._checkpoint = lambda epoch, *, evaluated=False, every=None: (
         written.append((ctx.steps, evaluated)),
         setattr(ctx, "_last_checkpoint_step", ctx.steps),
     )
@@ -132,16 +152,35 @@ def test_checkpoints_come_every_so_many_steps(make):
 def test_steps_are_counted_anew_from_every_checkpoint(make, monkeypatch):
     ctx, _ = make(epochs=1, every_steps=2)
     monkeypatch.undo()  # checkpoints as they are
-    kept = []
-    ctx._keep = lambda facts, state, objects: kept.append(facts.steps)
     train(ctx)
-    assert kept == [2, 4, 5]
+    assert ctx._keep.steps == [2, 4, 5]
     assert ctx.checkpoint_s > 0
+
+
+def test_one_that_is_due_while_another_is_written_comes_later_but_the_epochs_at_once(make, monkeypatch):
+    ctx, _ = make(epochs=2, every_steps=1)
+    monkeypatch.undo()
+    ctx._keep = Kept(busy=[False, True, True, False, True, True, False, False])
+    train(ctx)
+    assert ctx._keep.steps == [1, 4, 5, 7, 8, 9, 10, 10]
+    assert ctx._keep.lates == [1, 1, 1], "those of steps 2, 5 and 6, once each"
+
+
+def test_what_went_wrong_meanwhile_ends_the_next_step(make, monkeypatch):
+    ctx, _ = make(epochs=1)
+    monkeypatch.undo()
+    with pytest.raises(ZeroDivisionError):
+        for _ in ctx.epochs():
+            for batch in ctx.batches():
+                if batch.index == 2:
+                    ctx._keep.error = ZeroDivisionError()
+                ctx.report(0.5)
+    assert ctx.steps == 2
 
 
 def test_figures_are_read_off_the_device_twice_a_second_at_most(make, monkeypatch):
     now = iter([10.0, 10.3, 10.6, 10.7, 10.8, 10.9])
-    monkeypatch.setattr("raytrain.train.context.time", SimpleNamespace(monotonic=lambda: next(now), time=time.time))
+    monkeypatch.setattr("raytrain.train.pace.time", SimpleNamespace(monotonic=lambda: next(now)))
     ctx, _ = make(epochs=1)
     seen = []
     for _ in ctx.epochs():

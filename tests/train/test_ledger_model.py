@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from plan_model import TAILS, consumed_ids, own_samples, passes, samples_of, specs
+from ranks import EXAMPLES
 
 from raytrain.data.order import Segment, StreamPlan, StreamSpec
 from raytrain.data.router import Router
@@ -194,16 +195,18 @@ class KilledAndGoneOn(RuleBasedStateMachine):
     @rule(world=st.integers(1, 4))
     def killed_and_gone_on(self, world):
         self.as_planned &= not self.run.kept[2].skipped  # else those come first now
-        self.run.begin(self.run.spec, world)
+        self.go_on(self.run.spec, world)
 
     @rule(world=st.integers(1, 4), is_global=st.booleans(), factor=st.integers(1, 2))
     def gone_on_with_another_batch(self, world, is_global, factor):
         size = 12 * factor if is_global else factor
-        if size * (1 if is_global else world) > self.spec.num_train:
-            return
         buckets = self.run.spec.buckets and replace(self.run.spec.buckets, batch_size=size)
         self.as_planned = False
-        self.run.begin(replace(self.run.spec, batch_size=size, is_global=is_global, buckets=buckets), world)
+        self.go_on(replace(self.run.spec, batch_size=size, is_global=is_global, buckets=buckets), world)
+
+    def go_on(self, spec: StreamSpec, world: int) -> None:
+        if spec.batch_size * (1 if spec.is_global else world) <= spec.num_train:  # else the run is refused
+            self.run.begin(spec, world)
 
     def teardown(self):
         if not hasattr(self, "run"):
@@ -216,7 +219,7 @@ class KilledAndGoneOn(RuleBasedStateMachine):
 
 
 TestKilledAndGoneOn = KilledAndGoneOn.TestCase
-TestKilledAndGoneOn.settings = settings(deadline=None, max_examples=60, stateful_step_count=12)
+TestKilledAndGoneOn.settings = settings(deadline=None, max_examples=int(80 * EXAMPLES), stateful_step_count=20)
 
 
 @pytest.mark.parametrize("is_global", [False, True], ids=["a rank's batch", "a global batch"])

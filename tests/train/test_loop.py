@@ -7,6 +7,7 @@ import json
 import random
 import re
 import shutil
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -181,9 +182,10 @@ def test_a_checkpoint_never_executes_code(tmp_path):
     for read in (checkpoint.load, lambda path: checkpoint.load_object(path, 0)):
         with pytest.raises(CheckpointError, match="holds more than tensors and plain values: Weights only"):
             read(folder)
-    checkpoint.check("Linear", checkpoint.pack(torch.nn.Linear(1, 1).state_dict()))
-    with pytest.raises(CheckpointError, match="the state of Best holds more than tensors"):
-        checkpoint.check("Best", checkpoint.pack({"best": np.float64(3)}))
+    checkpoint.check("Linear", torch.nn.Linear(1, 1).state_dict())
+    for wrong in (np.float64(3), Bad(), lambda: 3, threading.Lock(), {"deep": [(np.zeros(2),)]}):
+        with pytest.raises(CheckpointError, match="the state of Best holds more than tensors"):
+            checkpoint.check("Best", {"best": wrong})
 
 
 def test_what_was_packed_is_unpacked_out_of_the_memory_it_lies_in():

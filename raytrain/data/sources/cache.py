@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -103,9 +103,11 @@ def _read(path: Path, filesystem: pyarrow.fs.FileSystem) -> Manifest | None:
         module, name, given = about["reader"]
         if not module.startswith(READERS):
             return None
-        reader = getattr(import_module(module), name)(
-            filesystem=filesystem, **{key: _frozen(value) for key, value in given.items()}
-        )
+        kind: Any = getattr(import_module(module), name)
+        is_reader = is_dataclass(kind) and hasattr(kind, "read")
+        if not is_reader:  # whoever wrote it, it says which reader and no more
+            return None
+        reader = kind(filesystem=filesystem, **{key: _frozen(value) for key, value in given.items()})
         schema = {each: Field(**{key: _frozen(v) for key, v in what.items()}) for each, what in about["schema"].items()}
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, ImportError):
         return None

@@ -19,7 +19,7 @@ import pyarrow.fs
 from raytrain.config.data import Paths
 from raytrain.config.file import section_of
 from raytrain.config.section import Section
-from raytrain.errors import DataError, looked_for, one_line
+from raytrain.errors import DataError, looked_for, one_line, without_credentials
 
 Described = TypeVar("Described", bound=Section)
 Thing = TypeVar("Thing")
@@ -30,6 +30,8 @@ Places = Place | Sequence[Place]
 WILD = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
+URL = "^[A-Za-z][A-Za-z0-9+.-]+:/|://"
+LEADS_AWAY = rf"{URL}|^/|(^|/)\.\.(/|$)"  # of RE2, which Arrow has: from the folder that paths start from
 
 
 def path_of(path: Any) -> Any:
@@ -89,6 +91,11 @@ def filesystem_of(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
         raise DataError(f"cannot open {path}: {one_line(error)}") from None
 
 
+def is_local(path: str) -> bool:
+    """Of this machine, so that what it names may be anywhere there."""
+    return isinstance(filesystem_of(path)[0], pyarrow.fs.LocalFileSystem)
+
+
 def list_files(paths: Paths) -> Listing:
     """Every file that the paths name or that lies below them, hidden ones left out.
 
@@ -109,6 +116,30 @@ def list_files(paths: Paths) -> Listing:
         raise DataError(f"{', '.join(given)} lie in different file systems; a source has one")
     names = [listing.path(name) for listing in found for name in listing.names]
     return Listing(found[0].filesystem, "", list(dict.fromkeys(names)), ", ".join(given))
+
+
+def check_paths(paths: Any, told: str, *, foreign: bool) -> None:
+    """That the paths in a list or an index are what they may be. No path there is ever taken for a URL.
+
+    Args:
+        paths: text, an Arrow array or a list of Python's.
+        told: what they are in.
+        foreign: it comes from elsewhere, and may name files below its folder alone; a list of this machine is the
+            user's, and may name any file.
+
+    Raises:
+        DataError: which one is not.
+    """
+    import pyarrow.compute as pc  # takes a while, for every start
+
+    paths = paths if isinstance(paths, pa.ChunkedArray | pa.Array) else pa.array(paths, pa.string())
+    row = pc.index(pc.match_substring_regex(paths, LEADS_AWAY if foreign else URL), True).as_py()
+    if row >= 0:
+        found = without_credentials(str(paths[row].as_py()))[:200]
+        rule = "a list has paths and no URLs, and `root`, which may be s3://…, is where they start"
+        if foreign:
+            rule = "what comes from elsewhere may only name files below its folder: no URL, no / at the start and no .."
+        raise DataError(f"{told}: row {row + 1} names {found!r}; {rule}")
 
 
 def expand_braces(path: str) -> list[str]:
@@ -170,7 +201,7 @@ def counted(things: Iterable[Thing], doing: str, what: str) -> Iterator[Thing]:
     for number, thing in enumerate(things, start=1):
         if tell is not None and number % 256 == 0 and time.monotonic() - told_at > TELL_EVERY_S:
             told_at = time.monotonic()
-            tell(f"{doing}: {number:,} {what} so far")
+            tell(f"{without_credentials(doing)}: {number:,} {what} so far")
         yield thing
 
 
@@ -188,9 +219,7 @@ def below(path: str) -> Listing:
         if info.is_file:
             return Listing(filesystem, str(PurePosixPath(root).parent), [PurePosixPath(root).name], path)
         if isinstance(filesystem, pyarrow.fs.LocalFileSystem):  # pyarrow leaves out links to nothing
-            walk = os.walk(root, onerror=_raised, followlinks=True)
-            each = (os.path.join(folder, name) for folder, _, files in walk for name in files)
-            paths = list(counted(each, f"listing {path}", "files"))
+            paths = list(counted(_walked(root), f"listing {path}", "files"))
         else:
             found = filesystem.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))
             paths = [entry.path for entry in found if entry.type != pyarrow.fs.FileType.Directory]
@@ -198,6 +227,25 @@ def below(path: str) -> Listing:
         raise DataError(f"cannot list {path}: {one_line(error)}") from None
     names = (path[len(root) :].lstrip("/") for path in paths)
     return Listing(filesystem, root, sorted(n for n in names if "." not in _firsts(n)), path)
+
+
+def _walked(root: str) -> Iterator[str]:
+    """Files below a folder of this machine. Links are followed wherever they lead, as a shell does: it is the user's.
+
+    Raises:
+        DataError: a link leads back to a folder that it is in.
+    """
+    # by folder: what it and those above it really are
+    ways: dict[str, tuple[str, ...]] = {root: (os.path.realpath(root),)}
+    for folder, folders, files in os.walk(root, onerror=_raised, followlinks=True):
+        way = ways.pop(folder)
+        for name in folders:
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path) if os.path.islink(path) else os.path.join(way[-1], name)
+            if real in way:
+                raise DataError(f"cannot list {root}: the link {path} leads back to {real}; remove it")
+            ways[path] = (*way, real)
+        yield from (os.path.join(folder, name) for name in files)
 
 
 def _raised(error: OSError) -> None:

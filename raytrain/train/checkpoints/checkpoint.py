@@ -16,14 +16,29 @@ import numpy as np
 import torch
 
 from raytrain.errors import CheckpointError, one_line
-from raytrain.train.checkpoints.shelf import STATE, Facts, check_digests, describe, digest, object_file, read_facts
+from raytrain.train.checkpoints.host_copy import mapped
+from raytrain.train.checkpoints.shelf import (
+    FACTS,
+    STATE,
+    Facts,
+    check_digests,
+    describe,
+    digest,
+    object_file,
+    read_facts,
+)
 from raytrain.train.modules import is_distributed
+
+
+def write(state: Any, file: Any) -> None:
+    """The contents of a file, to what has a `write`: piece by piece, and without a copy."""
+    torch.save(state, file)
 
 
 def pack(state: Any) -> np.ndarray:
     """The contents of a file, uint8."""
     file = io.BytesIO()
-    torch.save(state, file)
+    write(state, file)
     return np.frombuffer(file.getbuffer(), np.uint8)
 
 
@@ -38,15 +53,16 @@ def unpack(facts: Facts, name: str, data: np.ndarray) -> Any:
     return _load_safely(_View(data), name)
 
 
-def check(name: str, data: np.ndarray) -> None:
+def check(name: str, state: Any) -> None:
     """Refuse, at the first checkpoint rather than at the resume, state that would not load without executing code.
 
     Raises:
         CheckpointError: naming the object.
     """
     try:
-        torch.load(_View(data), map_location="meta", weights_only=True)  # no tensor is read
-    except pickle.UnpicklingError:
+        hollow = mapped(state, lambda tensor: tensor.new_empty(0), lambda other: other)
+        torch.load(_View(pack(hollow)), weights_only=True)
+    except (pickle.PickleError, AttributeError, TypeError):
         raise CheckpointError(
             f"the state of {name} holds more than tensors and plain values, and could not be loaded again without "
             "executing code; make its state_dict return tensors, numbers, text and lists"
@@ -84,7 +100,7 @@ def save(folder: Path, facts: Facts, state: dict[str, Any], objects: Sequence[An
     files = {STATE: pack(state)} | {object_file(number): pack(each) for number, each in enumerate(objects)}
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    (folder / "checkpoint.json").write_text(describe(facts, {name: digest(data) for name, data in files.items()}))
+    (folder / FACTS).write_text(describe(facts, {name: digest(data) for name, data in files.items()}))
 
 
 def load(folder: Path) -> tuple[Facts, dict[str, Any]]:

@@ -19,7 +19,7 @@ import numpy as np
 from raytrain.errors import CheckpointError
 
 VERSION = 4
-STATE = "state.pt"
+FACTS, STATE = "checkpoint.json", "state.pt"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def read_facts(folder: Path) -> Facts:
     Raises:
         CheckpointError: not there, not ours, or of another version.
     """
-    path = folder / "checkpoint.json"
+    path = folder / FACTS
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         version = tree["version"]
@@ -97,7 +97,7 @@ def read_facts(folder: Path) -> Facts:
 def whole(folder: Path) -> list[tuple[Path, Facts]]:
     """The checkpoints below a run's folder of them, in the order of writing; their files are not looked into."""
     found = []
-    for path in folder.glob("*/checkpoint_*/checkpoint.json"):
+    for path in folder.glob(f"*/checkpoint_*/{FACTS}"):
         if number_of(path.parent) < 0:
             continue
         try:

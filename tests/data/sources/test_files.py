@@ -9,14 +9,12 @@ import pickle
 import re
 from dataclasses import replace
 
-import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_images
 from formats import write_parquet, write_shards, write_tar
-from moto.server import ThreadedMotoServer
 
 from raytrain.data.order import epoch_order
 from raytrain.data.samples.fields import Schema
@@ -341,23 +339,6 @@ def test_a_file_that_is_no_shard_says_so(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(DataError, match="cannot read .*x.tar"):
         open_manifest(webdataset(tmp_path))
-
-
-@pytest.fixture(scope="module")
-def s3():
-    """A bucket of moto's HTTP server."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        client = boto3.client("s3", region_name="us-east-1", endpoint_url=f"http://{host}:{port}")
-        client.create_bucket(Bucket="data")
-        yield client
-    server.stop()
 
 
 def test_s3_holds_the_same_samples(s3, folder, tmp_path):

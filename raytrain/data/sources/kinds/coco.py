@@ -13,7 +13,7 @@ import pyarrow.fs
 
 from raytrain.config.data import CocoSource
 from raytrain.data.samples.fields import BYTES, Field, Sample, Schema
-from raytrain.data.sources.files import Listing, Place, described, filesystem_of, path_of
+from raytrain.data.sources.files import Listing, Place, check_paths, described, filesystem_of, is_local, path_of
 from raytrain.data.sources.kinds.image_folder import refuse_unreadable
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.readers import FileReader
@@ -71,6 +71,7 @@ def open_coco(source: CocoSource, like: Schema | None, seed: int) -> Manifest:
     images = tree["images"]
     filesystem, root = filesystem_of(source.images)
     keys = [str(each["file_name"]) for each in images]
+    check_paths(keys, f"{source.annotations}, `file_name`", foreign=not is_local(source.annotations))
     refuse_unreadable(Listing(filesystem, root, [], source.images), keys)
     image = Field(BYTES, (), "image")
     if source.task == "segmentation":

@@ -14,7 +14,7 @@ import pyarrow.fs
 from raytrain.config.data import HuggingFaceSource
 from raytrain.data.samples.fields import BYTES, IMAGE, Field, Sample, Schema
 from raytrain.data.sources.arrow import cell, cells, field_of_type, lengths_of, looks_like_image
-from raytrain.data.sources.files import Place, described, filesystem_of, path_of
+from raytrain.data.sources.files import Place, check_paths, described, filesystem_of, path_of
 from raytrain.data.sources.labels import check_alike, check_apart, classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.readers import at_places
@@ -103,9 +103,10 @@ def open_huggingface(source: HuggingFaceSource, like: Schema | None, seed: int) 
     state = _json(filesystem, f"{root}/{STATE}", source.path)
     if state.get("_indices_data_files"):
         raise DataError(f"{source.path} was selected from or shuffled; call flatten_indices() before save_to_disk()")
-    names = [each["filename"] for each in state.get("_data_files", [])]
+    names = [str(each["filename"]) for each in state.get("_data_files", [])]
     if not names:
         raise DataError(f"{source.path} names no data files in {STATE}")
+    check_paths(names, f"{source.path}/{STATE}", foreign=True)  # who wrote it named files beside it
     features = _json(filesystem, f"{root}/{INFO}", source.path).get("features") or {}
     reader = ArrowReader(filesystem, tuple(f"{root}/{name}" for name in names), {})
     tables = []

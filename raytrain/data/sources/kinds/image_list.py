@@ -13,7 +13,16 @@ import pyarrow.json
 from raytrain.config.data import ImageListSource
 from raytrain.data.samples.fields import BYTES, Field, Schema
 from raytrain.data.sources.arrow import field_of_type
-from raytrain.data.sources.files import Listing, Place, Places, described, filesystem_of, list_files, path_of
+from raytrain.data.sources.files import (
+    Listing,
+    Place,
+    Places,
+    check_paths,
+    described,
+    filesystem_of,
+    list_files,
+    path_of,
+)
 from raytrain.data.sources.kinds.image_folder import refuse_unreadable
 from raytrain.data.sources.labels import classes_of, label_field, names_classes, numbered
 from raytrain.data.sources.manifest import Manifest
@@ -60,7 +69,13 @@ def open_image_list(source: ImageListSource, like: Schema | None, seed: int) -> 
     listing = list_files(source.path)
     lists = [listing.path(name) for name in listing.names]
     told = listing.told
-    table, root = _together(_read(listing, lists, source), lists, source)
+    tables = _read(listing, lists, source)
+    for path, table in zip(lists, tables, strict=True):
+        for column in {*source.files.values()} & {*table.column_names}:
+            check_paths(
+                table.column(column).cast(pa.string()), f"{path}, column {column!r}", foreign=not listing.is_local
+            )
+    table, root = _together(tables, lists, source)
     for field, column in source.files.items():
         if column not in table.column_names:
             near = nearest(column, table.column_names)
