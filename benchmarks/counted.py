@@ -53,7 +53,7 @@ def seen_to(image: np.ndarray, rng: np.random.Generator, work_s: float = 0.0) ->
     until = time.thread_time() + work_s
     image = image + rng.standard_normal(image.shape, dtype=np.float32)
     while time.thread_time() < until:
-        image = np.ascontiguousarray(image[::-1])
+        np.ascontiguousarray(image[::-1])
     return image
 
 
