@@ -157,5 +157,8 @@ async def _linger(here: ThisHost, outcome: Outcome) -> None:
         return
     here.say(f"the job's status is {outcome.status}; the cluster stays for {here.options.linger_s:g} s (--linger)")
     if here.token:
-        here.say(f"to look at it from a shell here: export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={here.token_path}")
+        needed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": here.token_path}
+        needed |= LOCALHOST_KEPT if here.roster.alone else {}
+        words = " ".join(f"{name}={value}" for name, value in needed.items())
+        here.say(f"to look at it from a shell here: export {words}")
     await asyncio.wait({here.stopped, here.node.ended}, timeout=here.options.linger_s, return_when="FIRST_COMPLETED")
