@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from of_models import anything, trees, words
 
 from raytrain.config.cluster import Group
-from raytrain.config.data import Collate
+from raytrain.config.data import Collate, Data
 from raytrain.config.file import read_tree
 from raytrain.config.job import Job
 from raytrain.config.training import Training
@@ -27,6 +27,12 @@ def one_length(tree):
     return {**tree, "steps": None} if tree.get("epochs") is not None else tree
 
 
+def one_batch_size(tree):
+    if tree.get("global_batch_size") is not None:
+        return {**tree, "batch_size": None}
+    return {**tree, "batch_size": tree.get("batch_size") or 64}
+
+
 def of_some_size(tree):
     return tree if tree.get("instance_type") is not None else {**tree, "cpus": tree.get("cpus") or 2}
 
@@ -37,7 +43,7 @@ def one_of_two(tree):
 
 @cache
 def job_trees() -> st.SearchStrategy[dict]:
-    return trees(Job, {Training: one_length, Group: of_some_size, Collate: one_of_two})
+    return trees(Job, {Training: one_length, Group: of_some_size, Collate: one_of_two, Data: one_batch_size})
 
 
 def flow(value) -> str:
