@@ -252,7 +252,9 @@ class Buckets(Section):
     batches: PositiveInt = Field(32, description="so many are drawn together and then sorted")
 
 
-ONE_SIZE = "give `batch_size`, of a rank, or `global_batch_size`, of all ranks together: exactly one of them"
+ONE_SIZE = (
+    "give `batch_size`, of a rank, or `global_batch_size`, of all ranks together: exactly one of them, the other null"
+)
 
 
 def check_shared(global_batch_size: int, ranks: int) -> None:

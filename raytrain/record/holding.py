@@ -54,4 +54,6 @@ def take(folder: Path) -> IO[str]:
         folder.mkdir(parents=True, exist_ok=True)
         return hold(folder)
     except OSError as error:
-        raise ConfigError(f"cannot use the run folder {folder}: {error.strerror or error}") from None
+        why = error.strerror or error
+        todo = "make it one that can be written to, or choose another run_dir"
+        raise ConfigError(f"cannot use the run folder {folder}: {why}; {todo}") from None

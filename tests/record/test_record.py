@@ -212,7 +212,7 @@ def test_a_run_folder_belongs_to_one_process(tmp_path):
 
 def test_a_run_folder_that_cannot_be_made_or_resumed_says_so(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot use the run folder"):
+    with pytest.raises(ConfigError, match="cannot use the run folder .* choose another run_dir"):
         open_run_folder(str(tmp_path / "file"), "x", resume=False)
     with pytest.raises(CheckpointError, match="has no checkpoint to resume from; start without --resume"):
         open_run_folder(str(tmp_path), "x", resume=True)

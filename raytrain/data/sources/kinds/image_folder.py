@@ -61,13 +61,17 @@ def open_image_folder(source: ImageFolderSource, like: Schema | None, seed: int)
 def refuse_unreadable(listing: Listing, names: list[str]) -> None:
     """
     Raises:
-        DataError: a local file that cannot be read, before an hour has been spent on others.
+        DataError: local files that cannot be read, before an hour has been spent on others.
     """
     if not listing.is_local:
         return
+    bad = []
     for name in counted(names, f"looking at {listing.told}", "files"):
         path = listing.path(name)
         if not os.path.isfile(path):
-            raise DataError(f"cannot read {path}: not a file, or a link to nothing")
-        if not os.access(path, os.R_OK):
-            raise DataError(f"cannot read {path}: permission denied")
+            bad.append(f"{path}: not a file, or a link to nothing")
+        elif not os.access(path, os.R_OK):
+            bad.append(f"{path}: permission denied")
+    if bad:
+        more = f" (and {len(bad) - 1:,} more)" if len(bad) > 1 else ""
+        raise DataError(f"cannot read {bad[0]}{more}; mend it, or take it out of the data")

@@ -81,6 +81,12 @@ def test_lists_of_several_folders_start_from_their_own(tmp_path):
         ("path,label\n0.png,\n0.png,1\n", "l.csv", {}, "1 labels in column 'label' are null"),
         ("path,label\n0.png,-1\n", "l.csv", {}, "column 'label' holds the negative label -1"),
         ("path,label\nnone.png,1\n", "l.csv", {}, "none.png: not a file, or a link to nothing"),
+        (
+            "path,label\nnone.png,1\n0.png,1\nno.png,1\n",
+            "l.csv",
+            {},
+            "a link to nothing (and 1 more); mend it, or take",
+        ),
         ("path,seg\n0.png,none.png\n", "l.csv", {"files": {"image": "path", "m": "seg"}}, "none.png: not a file"),
         (
             '{"path": "0.png", "x": {"a": 1}}\n',
