@@ -128,6 +128,7 @@ def test_this_machine_alone_is_a_roster_of_one():
             {"instance_groups": [GROUPS[0], {"instance_type": "a", "hosts": ["b"]}]},
             "instance_group_name: Field required",
         ),
+        ({"instance_groups": None, "current_group_name": "\ud800"}, "_group_name: Input should be a valid string"),
         ({"current_group_name": "gpu"}, "says that it is in group 'gpu' but instance_groups lists it in 'cpu'"),
     ],
 )
