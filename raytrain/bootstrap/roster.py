@@ -127,7 +127,8 @@ def _declared_group(read: _ResourceConfig) -> str | None:
 
 def _natural(name: str) -> list[Any]:
     """algo-2 before algo-10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    parts = (part.lstrip("0") if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name)))
+    return [(len(part), part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _check(read: _ResourceConfig, groups: list[_Group], members: tuple[Member, ...]) -> None:
