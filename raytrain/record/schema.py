@@ -344,7 +344,7 @@ class RunRecord(Record):
     @property
     def device_stage_s_per_sample(self) -> dict[str, float]:
         """Of the stages on the device, by name, for a training sample; empty where no sample was trained on."""
-        samples = sum(rank.num_samples for rank in self.ranks)
+        samples = sum(float(rank.num_samples) for rank in self.ranks)
         taken = of_device_stages(self.ranks) if samples else {}
         return {name: seconds / samples for name, (_, seconds) in taken.items() if is_of_training(name)}
 

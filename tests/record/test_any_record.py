@@ -13,7 +13,15 @@ from pydantic import BaseModel
 
 from raytrain.errors import ConfigError
 from raytrain.record.job import check_job
-from raytrain.record.schema import SCHEMA_VERSION, HostTimeline, Progress, RunRecord, parse_record, read_record
+from raytrain.record.schema import (
+    SCHEMA_VERSION,
+    HostTimeline,
+    Progress,
+    RankFigures,
+    RunRecord,
+    parse_record,
+    read_record,
+)
 
 few = settings(deadline=None, max_examples=40)
 
@@ -143,3 +151,10 @@ def test_a_job_that_cannot_be_read_again(job, told):
     with pytest.raises(ValueError) as caught:
         check_job(job)
     assert str(caught.value).startswith(told)
+
+
+def test_numbers_of_samples_that_nobody_can_have():
+    """Each fits a float, and their sum does not."""
+    ranks = [RankFigures.model_construct(num_samples=int(1e308), device_stage_s={"resize": 1.0}) for _ in range(3)]
+    record = RunRecord.model_construct(ranks=ranks)
+    assert record.device_stage_s_per_sample == {"resize": 0.0}
