@@ -145,6 +145,20 @@ def test_a_bomb_is_refused_wherever_it_would_be_decoded():
     assert _usual(torch.frombuffer(bytearray(KINDS["jpeg"]), dtype=torch.uint8)) is not None
 
 
+@pytest.mark.parametrize("name", [b"IDAT", b"eXIf", b"iCCP", b"tEXt", b"acTL"])
+def test_a_chunk_that_says_it_is_2_gb_takes_none(name):
+    data = KINDS["png"]
+    wild = data[:33] + struct.pack(">I", 2**31 - 1) + name + data[33:]
+    tracemalloc.start()
+    try:
+        for kind in ("image", "mask"):
+            with pytest.raises(ValueError, match="not a decodable image: it was cut off"):
+                decode_field(wild, kind)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_the_limit_is_pillows():
     assert MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
 

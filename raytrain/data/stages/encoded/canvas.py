@@ -19,8 +19,11 @@ _BY_ITSELF = (b"\xff\xd8", PNG)  # what is decoded although its header cannot be
 def check_size(data: bytes) -> None:
     """
     Raises:
-        ValueError: it has more than MOST_PIXELS pixels, or is of no known form.
+        ValueError: it has more than MOST_PIXELS pixels, is of no known form, or says that more follows than does, for
+            which OpenCV would take up to 2 GB.
     """
+    if data.startswith(PNG):
+        _check_chunks(data)
     size = size_of(data)
     if size is None:
         if not data.startswith(_BY_ITSELF):
@@ -31,6 +34,15 @@ def check_size(data: bytes) -> None:
             f"{width:,} x {height:,} pixels are more than the {MOST_PIXELS:,} that are decoded; make the image smaller "
             "or cut it into tiles"
         )
+
+
+def _check_chunks(data: bytes) -> None:
+    at = 8
+    while at + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        at += 12 + length
+        if at > len(data):
+            raise ValueError("not a decodable image: it was cut off")
 
 
 def is_too_large(size: tuple[int, int]) -> bool:
