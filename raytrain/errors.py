@@ -13,6 +13,7 @@ from typing import Any
 
 MOST_IDS = 16  # that a message lists
 DESCRIBED = 3
+MOST_CHARACTERS = 3000  # of a message
 HIDDEN = "***"
 _IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s@'\"]+@")
 _IN_QUERY = re.compile(
@@ -27,7 +28,13 @@ class RaytrainError(Exception):
     exit_code = 2
 
     def __str__(self) -> str:
-        return without_credentials(super().__str__())
+        """One line that can be shown: what a message repeats of a file may hold anything, and be of any length."""
+        said = without_credentials(super().__str__())
+        if not said.isprintable():
+            said = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in said)
+        if len(said) > MOST_CHARACTERS:
+            said = f"{said[: MOST_CHARACTERS // 2]} … {said[-MOST_CHARACTERS // 3 :]}"
+        return said
 
     def told(self) -> str:
         """The message, and the notes that came with it."""

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 Mend = dict[type[BaseModel], Callable[[dict[str, Any]], dict[str, Any]]]
 
-words = st.text(max_size=6)
+words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6)
 floats = st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | floats | words
 anything = scalars | st.lists(scalars, max_size=2) | st.dictionaries(words, scalars, max_size=2)

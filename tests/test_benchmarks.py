@@ -21,6 +21,7 @@ BENCHMARKS = {
     "sampling": ("sampling alone, percent of a core {'min':", "ray"),
     "ledger": ("ledger / step, batches of 256, percent {'min':", "process"),
     "gpu": ("raytrain_with_cpu_node / dataloader, samples_per_s {'min':", "ray"),
+    "fuzz": (" cases, 0 wrong, in ", "process"),
     "mutation": ("raytrain/train/ledger.py", "process"),
     "wire": ("round 1/1 from another node, chunk 5 MB: {'gb_per_s':", "ray"),
     "inference": ("vit_96: streams / run_cpu, samples_per_s {'min':", "process"),

@@ -102,17 +102,17 @@ def from_resource_config(config: Mapping[str, Any], head_group: str | None = Non
     """
     try:
         read = _ResourceConfig.model_validate(dict(config))
+        groups = read.instance_groups or [
+            _Group(
+                instance_group_name=_declared_group(read) or ONE_GROUP,
+                instance_type=read.current_instance_type,
+                hosts=read.hosts,
+            )
+        ]
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ClusterError(f"resourceconfig.json: {where}: {first['msg']}") from None
-    groups = read.instance_groups or [
-        _Group(
-            instance_group_name=_declared_group(read) or ONE_GROUP,
-            instance_type=read.current_instance_type,
-            hosts=read.hosts,
-        )
-    ]
     members = tuple(
         Member(name, group.name, group.instance_type) for group in groups for name in sorted(group.hosts, key=_natural)
     )
@@ -127,7 +127,8 @@ def _declared_group(read: _ResourceConfig) -> str | None:
 
 def _natural(name: str) -> list[Any]:
     """algo-2 before algo-10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    parts = (part.lstrip("0") if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name)))
+    return [(len(part), part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _check(read: _ResourceConfig, groups: list[_Group], members: tuple[Member, ...]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import math
 import os
 import secrets
@@ -19,6 +18,7 @@ from typing import Any
 
 from raytrain.config.masking import masked_text
 from raytrain.errors import ClusterError, ConfigError, one_line
+from raytrain.record.plain_json import from_json
 
 # glibc's malloc maps and unmaps every temporary above 128 kB, page fault by page fault, which halves image
 # preprocessing; these keep the pages. (glibc caps the second at 32 MiB.)
@@ -287,7 +287,7 @@ def read_resource_config() -> tuple[dict[str, Any], str] | None:
     except Exception as error:  # noqa: BLE001 - it reads other files too, and stumbles over any of them
         reader = f"raytrain, since the toolkit failed: {type(error).__name__}: {one_line(error, 200)}"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ClusterError(f"{path} cannot be read: {one_line(error, 200)}") from None
     if not isinstance(config, dict):

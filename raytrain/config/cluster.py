@@ -46,7 +46,7 @@ class Cluster(Section):
     )
 
 
-_NODES = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9-]*)=(?P<hosts>\d+)x(?P<cpus>\d+)(x(?P<gpus>\d+))?$")
+_NODES = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9-]*)=(?P<hosts>\d{1,6})x(?P<cpus>\d{1,6})(x(?P<gpus>\d{1,6}))?$")
 
 
 def parse_nodes(text: str) -> tuple[Group, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import types
 from difflib import get_close_matches
@@ -23,11 +24,15 @@ ONLY_FOR = {  # kinds that the other places do not have
 }
 UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 MOST_CHARACTERS_SHOWN = 80
-MOST_VALUES = 1_000_000  # of YAML with aliases
-BOOL = "tag:yaml.org,2002:bool"
+MOST_VALUES = 1_000_000
+MOST_LEVELS = 100
+TAG = "tag:yaml.org,2002:"
+BOOL = f"{TAG}bool"
+NOT_JSON = ("set", "omap", "pairs", "binary", "timestamp")
 RULES = {  # by how pydantic's name for a problem begins
     "int_": "must be a whole number",
     "float_": "must be a number",
+    "finite_number": "must be a finite number",
     "bool_": "must be true or false",
     "string_type": "must be text",
     "string_pattern_mismatch": "does not have the form that it must have, {pattern}",
@@ -45,13 +50,42 @@ RULES = {  # by how pydantic's name for a problem begins
 
 
 class Loader(yaml.SafeLoader):
-    """`on`, `off`, `yes` and `no` are text, as in YAML 1.2: a stage has an option `on`, and a class may be `no`."""
+    """`on`, `off`, `yes`, `no` and dates are text, as in YAML 1.2: a stage has an option `on`, and a class may be `no`.
+    There is nothing that JSON has not."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._depth += 1
+        if self._depth > MOST_LEVELS:
+            raise yaml.YAMLError(f"it is nested too deeply, in more than {MOST_LEVELS} levels")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def construct_yaml_int(self, node: Any) -> int:
+        number: int = super().construct_yaml_int(node)
+        if not -(2**63) <= number < 2**63:
+            raise yaml.MarkedYAMLError(None, None, f"{node.value[:20]} has more than 64 bits", node.start_mark)
+        return number
+
+    def construct_yaml_float(self, node: Any) -> float:
+        number = super().construct_yaml_float(node)
+        if not math.isfinite(number):
+            raise yaml.MarkedYAMLError(None, None, f"{node.value} is no finite number", node.start_mark)
+        return number
 
 
 Loader.yaml_implicit_resolvers = {
-    first: [each for each in resolvers if each[0] != BOOL]
+    first: [each for each in resolvers if each[0] not in (BOOL, f"{TAG}timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+Loader.yaml_constructors = {
+    tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag not in {TAG + each for each in NOT_JSON}
+}
+Loader.add_constructor(f"{TAG}int", Loader.construct_yaml_int)
+Loader.add_constructor(f"{TAG}float", Loader.construct_yaml_float)
 Loader.add_implicit_resolver(BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
@@ -59,7 +93,8 @@ def from_yaml(text: str) -> Any:
     """Plain values only; what aliases (`*name`) repeat is bounded.
 
     Raises:
-        yaml.YAMLError: it is none.
+        yaml.YAMLError: it is none, or holds what no description does: itself, more than MOST_VALUES, or text that
+            cannot be written.
     """
     loader = Loader(text)
     try:
@@ -68,9 +103,7 @@ def from_yaml(text: str) -> Any:
             return None
         _size(node, {})
         return loader.construct_document(node)
-    except RecursionError:
-        raise yaml.YAMLError("it is nested too deeply") from None
-    except ValueError as error:  # a date that is none, a number of too many digits
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:  # of an empty number
         raise yaml.YAMLError(one_line(error, 200)) from None
     finally:
         loader.dispose()
@@ -87,12 +120,23 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
             raise yaml.YAMLError(f"what begins in line {node.start_mark.line + 1} has an alias of itself in it")
         return known[id(node)]
     known[id(node)] = -1
+    if isinstance(node, yaml.ScalarNode):
+        _check_text(node.value)
     inner = node.value if isinstance(node, yaml.CollectionNode) else ()
     parts = (part for each in inner for part in (each if isinstance(each, tuple) else (each,)))
     size = known[id(node)] = 1 + sum(_size(part, known) for part in parts)
     if size > MOST_VALUES and size > 2 * len(known):
         raise yaml.YAMLError(f"its aliases repeat so much that it is more than {MOST_VALUES:,} values")
     return size
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise yaml.YAMLError("it holds half a surrogate pair, which is no text") from None
+    if "\0" in text:
+        raise yaml.YAMLError("it holds a text with the character \\0")
 
 
 def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
@@ -129,7 +173,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {masked_setting(override)!r} must look like key.sub=value, such as training.epochs=2")
+    if len(parts) > MOST_LEVELS:
+        raise ConfigError(f"--set {masked_setting(override)!r}: no key lies in more than {MOST_LEVELS} others")
     try:
+        _check_text(key)
         parsed = from_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {masked_setting(override)!r}: the value is not YAML: {_wrong(error)}") from None
@@ -172,8 +219,7 @@ def explain(error: ValidationError, root: type[BaseModel], where: str) -> str:
     keys.sort(key=lambda key: problems[key][1]["type"] == "missing")  # what is missing may only be mistyped
     place, first = problems[keys[0]]
     more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-    said = f"{where}: {_problem(first, place, root)}{more}"
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in said)  # a key may hold anything
+    return f"{where}: {_problem(first, place, root)}{more}"
 
 
 def _problem(found: Any, place: tuple[Any, ...], root: type[BaseModel]) -> str:

@@ -23,6 +23,6 @@ ObjectPath = Annotated[str, AfterValidator(_is_a_path)]
 
 
 class Section(BaseModel):
-    """Every part of a job: immutable, and a key that does not exist is an error."""
+    """Every part of a job: immutable, and a key that does not exist is an error, as is a number that is none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -6,7 +6,6 @@ those that CreateTrainingJob takes: the Inferentia families (inf1, inf2) are not
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from raytrain.config.file import from_yaml
 from raytrain.errors import ConfigError, nearest, one_line
+from raytrain.record.plain_json import from_json
 
 SNAPSHOT = Path(__file__).with_name("instances.json")
 FACTS = "ec2"  # the snapshot's source of what is not a price
@@ -28,7 +28,7 @@ REGIONS = ("us-east-1", "us-west-2", "eu-west-1", "ap-northeast-1")  # that the 
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class InstanceType(_Entry):
@@ -300,7 +300,7 @@ def _read(path: Path) -> PriceFile:
     form = "JSON" if path.suffix == ".json" else "YAML"
     try:
         text = path.read_text(encoding="utf-8")
-        return PriceFile.model_validate(json.loads(text) if form == "JSON" else from_yaml(text))
+        return PriceFile.model_validate(from_json(text) if form == "JSON" else from_yaml(text))
     except OSError as error:
         raise ConfigError(f"cannot read the prices in {path}: {error.strerror}") from None
     except ValidationError as error:

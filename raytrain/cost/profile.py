@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from raytrain.cost.instances import Catalog
 from raytrain.errors import ConfigError
+from raytrain.record.job import check_job
 from raytrain.record.schema import RunRecord
 from raytrain.record.status import READ
 
@@ -140,6 +141,12 @@ class Profile(_Part):
     on_sagemaker: bool = False
     estimated: str | None = None
 
+    @field_validator("job")
+    @classmethod
+    def _is_a_job(cls, job: dict[str, Any]) -> dict[str, Any]:
+        check_job(job, trained=False)
+        return job
+
     @model_validator(mode="after")
     def _not_absurd(self) -> Profile:
         times = {"startup_s": self.startup_s, "efficiency": self.efficiency}
@@ -244,14 +251,24 @@ def profile_of_record(record: RunRecord, known: Catalog) -> Profile:
     figure of each: no spread.
 
     Raises:
-        ConfigError: nothing was trained on.
+        ConfigError: nothing was trained on, or its figures cannot be.
     """
+    try:
+        return _profile_of(record, known)
+    except ValidationError as error:
+        what = error.errors()[0]["msg"].removeprefix("Value error, ")
+    except ArithmeticError as error:
+        what = str(error)
+    raise ConfigError(f"the record of {record.name} has figures that cannot be: {what}")
+
+
+def _profile_of(record: RunRecord, known: Catalog) -> Profile:
     totals = record.totals
     stages = [stage for stage in record.stages if stage.of_training and stage.num_samples]
     computed = sum(rank.train_s - rank.wait_s for rank in record.ranks)
     cpu_s = sum(stage.cpu_s_per_sample for stage in stages)
     wall_s = sum(stage.wall_s_per_sample for stage in stages)
-    if not (totals.samples and totals.samples_per_s > 0 and computed > 0 and cpu_s > 0):
+    if not (totals.samples > 0 and record.num_train > 0 and totals.samples_per_s > 0 and computed > 0 and cpu_s > 0):
         raise ConfigError(f"the record of {record.name} has no training to learn from: its run {record.status}")
     both = {stage.name for stage in stages}
     moved = sum(s for rank in record.ranks for name, s in rank.device_stage_s.items() if name in both)

@@ -16,6 +16,7 @@ from raytrain.data.order import Split
 from raytrain.data.samples.block import RaggedArray
 from raytrain.data.samples.fields import Kind
 from raytrain.data.stages.draws import both_sides
+from raytrain.data.stages.encoded.canvas import is_too_large
 from raytrain.data.stages.encoded.jpeg import JpegHead, jpeg_head
 from raytrain.data.stages.images import decode_field
 from raytrain.data.stages.settling import DevicePart
@@ -181,7 +182,7 @@ def _files(encoded: RaggedArray) -> list[torch.Tensor]:
 
 def _usual(data: torch.Tensor) -> JpegHead | None:
     head = jpeg_head(memoryview(data.numpy()))
-    return head if head is not None and head.is_usual else None
+    return head if head is not None and head.is_usual and not is_too_large(head.size) else None
 
 
 def upright(image: torch.Tensor, orientation: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from raytrain.errors import ConfigError
 from raytrain.record.part import Part, Record
+from raytrain.record.plain_json import from_json
 from raytrain.record.schema import Hardware, HostFacts
 
 INFERENCE_VERSION: Final = 1
@@ -119,8 +120,12 @@ def read_inference_record(path: Path) -> InferenceRecord:
         ConfigError: it cannot be read, or is no record of a prediction.
     """
     try:
-        return InferenceRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
+        return InferenceRecord.model_validate(from_json(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except ValidationError as error:
-        raise ConfigError(f"{path} is not the record of a prediction: {error.errors()[0]['msg']}") from None
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise ConfigError(f"{path} is not the record of a prediction: {where}: {first['msg']}") from None
+    except ValueError:
+        raise ConfigError(f"{path} is not JSON, or was cut off") from None

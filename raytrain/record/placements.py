@@ -1,4 +1,4 @@
-"""Where the stages of a run were, and why."""
+"""Where the stages of a run were, and why; and what decoding on the device took."""
 
 from __future__ import annotations
 
@@ -42,3 +42,16 @@ class Placement(Part):
     def share_on_device(self, stage: str) -> float:
         """Of the batches."""
         return 1.0 if stage in self.on_device else self.share if stage in self.sometimes_on_device else 0.0
+
+
+class DecodingFigures(Part):
+    """`decode` on the device, of one rank.
+
+    Attributes:
+        decode_s: of its seconds among `device_stage_s`, those for training, which ran beside it.
+        decoded_on_device, decoded_on_host: images and masks, by the device's decoder and by the rank's CPU.
+    """
+
+    decode_s: float = 0.0
+    decoded_on_device: int = 0
+    decoded_on_host: int = 0

@@ -5,18 +5,18 @@ All durations are in seconds, sizes in bytes, times of day in ISO 8601 with UTC 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator, model_validator
 
 from raytrain.errors import ConfigError
-from raytrain.record.decoding import DecodingFigures
 from raytrain.record.guarantee import EXACTLY_ONCE
+from raytrain.record.job import check_job
 from raytrain.record.part import Part, Record
-from raytrain.record.placements import Placement
+from raytrain.record.placements import DecodingFigures, Placement
+from raytrain.record.plain_json import from_json
 
 SCHEMA_VERSION: Final = 5
 POINTS = 600  # of a timeline
@@ -204,7 +204,20 @@ class HostLoad(Part):
     sent_mbit_per_s: Utilization | None = None
 
 
-class Progress(Part):
+class _Lines(Part):
+    """Lists side by side, each with a number for every point."""
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        counts = {
+            name: len(value) for name in type(self).model_fields if isinstance(value := getattr(self, name), list)
+        }
+        if len({*counts.values()}) > 1:
+            raise ValueError(f"the lists are not of one length: {counts}")
+        return self
+
+
+class Progress(_Lines):
     """How a run went on, in at most POINTS points: all ranks together between one point and the one before.
 
     Attributes:
@@ -216,7 +229,7 @@ class Progress(Part):
     wait_share: list[float]
 
 
-class HostTimeline(Part):
+class HostTimeline(_Lines):
     """What a host did meanwhile, in at most POINTS points, percentages as in Utilization. A list is None where nobody
     measured; emulated nodes are one host, this machine.
 
@@ -314,6 +327,12 @@ class RunRecord(Record):
     timelines: list[HostTimeline] = []
     placements: list[Placement] = []
 
+    @field_validator("job")
+    @classmethod
+    def _is_a_job(cls, job: dict[str, Any]) -> dict[str, Any]:
+        check_job(job)
+        return job
+
     @property
     def left_out(self) -> list[tuple[int, int, str]]:
         """Samples that could not be prepared, of how many, for each split that had some."""
@@ -325,7 +344,7 @@ class RunRecord(Record):
     @property
     def device_stage_s_per_sample(self) -> dict[str, float]:
         """Of the stages on the device, by name, for a training sample; empty where no sample was trained on."""
-        samples = sum(rank.num_samples for rank in self.ranks)
+        samples = sum(float(rank.num_samples) for rank in self.ranks)
         taken = of_device_stages(self.ranks) if samples else {}
         return {name: seconds / samples for name, (_, seconds) in taken.items() if is_of_training(name)}
 
@@ -351,7 +370,7 @@ def parse_record(text: str, path: str) -> RunRecord:
         ConfigError: it is cut off, or has another schema version.
     """
     try:
-        tree = json.loads(text)
+        tree = from_json(text)
         if isinstance(tree, dict) and tree.get("schema_version") != SCHEMA_VERSION:
             raise ConfigError(
                 f"{path} has schema version {tree.get('schema_version')!r}; this raytrain reads {SCHEMA_VERSION}: "

@@ -128,7 +128,7 @@ def _busy(busy: dict[str, float]) -> str:
 
 def _against(column: Column) -> str:
     """Of a sample, against the first column's."""
-    return "-" if column.price_efficiency is None else f"{1 / (1 + column.price_efficiency) - 1:+.0%}"
+    return "-" if column.break_even is None else f"{column.break_even / column.speedup - 1:+.0%}"
 
 
 def _startup(column: Column) -> str:

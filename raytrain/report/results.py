@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from raytrain.config.file import section_of
 from raytrain.config.training import CheckpointPolicy
 from raytrain.cost.compare import Column, Comparison
 from raytrain.record.gaps import gap_share
@@ -89,7 +90,8 @@ def _final(record: RunRecord, metric: str) -> str:
 
 def _best(record: RunRecord) -> str:
     """Of the metric whose best checkpoint is kept."""
-    policy = CheckpointPolicy.model_validate(record.job["training"]["checkpoint"])
+    given = record.job["training"].get("checkpoint", {})
+    policy = section_of(CheckpointPolicy, given, f"training.checkpoint of the record of {record.name}")
     scored = [(score, entry) for entry in record.epochs if (score := policy.score(entry)) is not None]
     if not scored:
         return "-"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import random
 import time
@@ -201,7 +200,7 @@ def _restored(work: RankWork) -> Any:
     if path is None:
         return None
     text, files = ray.get(work.keeper.read.remote(path))
-    facts = shelf.Facts(**json.loads(text))
+    facts = shelf.parse_facts(text, path)
 
     def read(name: str) -> Any:
         return checkpoint.unpack(facts, name, ray.get(files[name]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from raytrain.cost.profile import Figure, Profile, parse_profile, profile_of_rec
 from raytrain.cost.typical import needs_estimate, with_typical
 from raytrain.data.samples.fields import IMAGE
 from raytrain.errors import ConfigError, nearest
+from raytrain.record.plain_json import from_json
 from raytrain.record.schema import RunRecord, parse_record
 from raytrain.study.flops import training_work
 
@@ -45,7 +45,7 @@ def read_either(path: Path) -> Profile | RunRecord:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        tree = json.loads(text)
+        tree = from_json(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:

@@ -104,6 +104,12 @@ def test_a_homogeneous_job_is_one_group(groups):
     assert roster.head.name == "algo-1" and roster.head.instance_type == "ml.c5.4xlarge"
 
 
+def test_hosts_are_in_the_order_of_their_numbers_however_long():
+    hosts = ["algo-2", "algo-010", "algo-11", "algo-1" + "0" * 5_000, "²", "x"]
+    found = config(hosts=[*reversed(hosts)], current_host="x", current_group_name=None, instance_groups=None)
+    assert [member.name for member in from_resource_config(found).members] == hosts[:4] + ["x", "²"]
+
+
 def test_this_machine_alone_is_a_roster_of_one():
     roster = local("laptop")
     assert roster.am_head and roster.others == () and str(roster.me) == "laptop (local)"
@@ -128,6 +134,7 @@ def test_this_machine_alone_is_a_roster_of_one():
             {"instance_groups": [GROUPS[0], {"instance_type": "a", "hosts": ["b"]}]},
             "instance_group_name: Field required",
         ),
+        ({"instance_groups": None, "current_group_name": "\ud800"}, "_group_name: Input should be a valid string"),
         ({"current_group_name": "gpu"}, "says that it is in group 'gpu' but instance_groups lists it in 'cpu'"),
     ],
 )

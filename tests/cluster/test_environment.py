@@ -102,7 +102,13 @@ def test_a_container_without_the_toolkit_is_read_by_ourselves(container):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "resourceconfig.json cannot be read: Expecting"), ("[]", "must hold a JSON object")]
+    ("text", "message"),
+    [
+        ("{", "resourceconfig.json cannot be read: Expecting"),
+        ("[" * 100_000, "resourceconfig.json cannot be read: it is nested too deep"),
+        ('{"current_host": "\\ud800"}', "resourceconfig.json cannot be read: "),
+        ("[]", "must hold a JSON object"),
+    ],
 )
 def test_a_broken_resource_config(container, text, message):
     (container / "input/config/resourceconfig.json").write_text(text)

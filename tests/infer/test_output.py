@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -47,6 +49,18 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "_predictions.json").write_text("{")
     with pytest.raises(ConfigError, match=r"_predictions.json cannot be read: .*; give output.path another folder"):
         OutputFolder(str(tmp_path)).begin(ABOUT, SHARDS)
+    for text, why in [
+        ("[]", "all of it: Input should be"),
+        ('{"made_by": 3}', "is of no run: "),
+        (json.dumps({**asdict(ABOUT), "made_by": None}), "is of no run: made_by: "),
+        (json.dumps({**asdict(ABOUT), "more": 1}), "is of no run: more: "),
+        ("[" * 100_000, "cannot be read: "),
+    ]:
+        (tmp_path / "_predictions.json").write_text(text)
+        with pytest.raises(
+            ConfigError, match=rf"_predictions.json .*{re.escape(why)}.*; give output.path another folder"
+        ):
+            OutputFolder(str(tmp_path)).begin(ABOUT, SHARDS)
     (tmp_path / "_predictions.json").unlink()
     (tmp_path / "own.parquet").touch()
     with pytest.raises(ConfigError, match="holds Parquet files and no _predictions.json"):

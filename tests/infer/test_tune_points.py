@@ -120,6 +120,25 @@ def lines_that_can_be_read(path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
+    "line", ["[" * 100_000, "NaN", '{"samples_per_s": 1e999}', "3", "{}", '{"samples_per_s": -1.0}', '{"setting": []}']
+)
+def test_a_line_that_is_no_point_is_left_alone(tmp_path, line):
+    path = tmp_path / "points.jsonl"
+    expected = tuned(physical(2), path)
+    first, *rest = path.read_text().splitlines()
+    damaged = line if not line.startswith("{") else json.dumps({**json.loads(first), **from_json_or_wild(line)})
+    path.write_text("\n".join([damaged, *rest]) + "\n")
+    points = Points(path, SUBJECT)
+    points.read()
+    assert points.unreadable == 1 - (line == "{}") and points.known == len(rest) + (line == "{}")
+    assert tuned(physical(2), path).pick == expected.pick
+
+
+def from_json_or_wild(line: str) -> dict:
+    return json.loads(line.replace("1e999", "Infinity"))
+
+
+@pytest.mark.parametrize(
     "change", [{"model": "other"}, {"versions": {"torch": "2.10"}}, {"hardware": {"cpu_cores": 4}}, {"data": "text"}]
 )
 def test_points_of_something_else_are_left_alone_and_that_is_said(tmp_path, change):

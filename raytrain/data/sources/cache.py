@@ -27,7 +27,8 @@ from raytrain.data.samples.fields import Field, Schema
 from raytrain.data.sources.manifest import Manifest
 
 READERS = "raytrain.data.sources."  # where they are
-VERSION = 3
+VERSION = 4
+DIGEST_BYTES = 32  # of SHA-256, behind the rest
 MOST_KEPT = 16  # the latest
 _FOLDER: ContextVar[Path | None] = ContextVar("manifests", default=None)
 
@@ -83,9 +84,14 @@ def _write(path: Path, manifest: Manifest) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{uuid4().hex}")  # hosts that share the folder may have one process id
     rows = manifest.rows.replace_schema_metadata({"about": json.dumps(about)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    body = sink.getvalue()
     try:
-        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
-            writer.write_table(rows)
+        with draft.open("wb") as file:
+            file.write(body)
+            file.write(hashlib.sha256(body).digest())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -95,10 +101,12 @@ def _write(path: Path, manifest: Manifest) -> None:
 
 
 def _read(path: Path, filesystem: pyarrow.fs.FileSystem) -> Manifest | None:
-    """None where there is none, or it was cut off."""
+    """None where there is none, or it was cut off or changed."""
     try:
-        with pa.OSFile(str(path), "rb") as source:
-            rows = pa.ipc.open_file(source).read_all()
+        data = memoryview(path.read_bytes())
+        if hashlib.sha256(data[:-DIGEST_BYTES]).digest() != data[-DIGEST_BYTES:]:
+            return None
+        rows = pa.ipc.open_file(pa.py_buffer(data[:-DIGEST_BYTES])).read_all()
         about = json.loads(rows.schema.metadata[b"about"])
         module, name, given = about["reader"]
         if not module.startswith(READERS):
@@ -109,11 +117,11 @@ def _read(path: Path, filesystem: pyarrow.fs.FileSystem) -> Manifest | None:
             return None
         reader = kind(filesystem=filesystem, **{key: _frozen(value) for key, value in given.items()})
         schema = {each: Field(**{key: _frozen(v) for key, v in what.items()}) for each, what in about["schema"].items()}
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, ImportError):
+        groups = about["groups"] and Groups(np.array(about["groups"]["starts"], np.int64), about["groups"]["window"])
+        rows = rows.replace_schema_metadata(None)
+        return Manifest(rows, reader, Schema(schema), tuple(about["known"]), groups, about["guarantee"])
+    except Exception:  # noqa: BLE001 - of a file of another version, whatever it holds
         return None
-    groups = about["groups"] and Groups(np.array(about["groups"]["starts"], np.int64), about["groups"]["window"])
-    rows = rows.replace_schema_metadata(None)
-    return Manifest(rows, reader, Schema(schema), tuple(about["known"]), groups, about["guarantee"])
 
 
 def _of_reader(reader: Any) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
@@ -29,7 +30,8 @@ Places = Place | Sequence[Place]
 
 WILD = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{([^{}]*)\}")
-RANGE = re.compile(r"(\d+)\.\.(\d+)")
+RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+MOST_PATHS, MOST_BRACES = 1_000_000, 100
 URL = "^[A-Za-z][A-Za-z0-9+.-]+:/|://"
 LEADS_AWAY = rf"{URL}|^/|(^|/)\.\.(/|$)"  # of RE2, which Arrow has: from the folder that paths start from
 
@@ -143,19 +145,32 @@ def check_paths(paths: Any, told: str, *, foreign: bool) -> None:
 
 
 def expand_braces(path: str) -> list[str]:
-    """As a shell does: `{a,b}`, and ranges of numbers such as `{000..012}`, with as many digits."""
+    """As a shell does: `{a,b}`, and ranges of numbers such as `{000..012}`, with as many digits.
+
+    Raises:
+        DataError: they stand for more than MOST_PATHS.
+    """
+    found = [*islice(_expanded(path), MOST_PATHS + 1)] if path.count("{") <= MOST_BRACES else []
+    if not 0 < len(found) <= MOST_PATHS:
+        raise DataError(f"{path}: its braces stand for more than {MOST_PATHS:,} paths")
+    return found
+
+
+def _expanded(path: str) -> Iterator[str]:
     match = BRACES.search(path)
     if match is None:
-        return [path]
+        yield path
+        return
     inner = match.group(1)
     numbers = RANGE.fullmatch(inner)
     if numbers:
         first, last = numbers.groups()
         step = 1 if int(first) <= int(last) else -1
-        parts = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + step, step)]
+        parts: Iterable[str] = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + step, step))
     else:
         parts = inner.split(",")
-    return [whole for part in parts for whole in expand_braces(f"{path[: match.start()]}{part}{path[match.end() :]}")]
+    for part in parts:
+        yield from _expanded(f"{path[: match.start()]}{part}{path[match.end() :]}")
 
 
 def _matching(path: str) -> Listing:
@@ -223,7 +238,7 @@ def below(path: str) -> Listing:
         else:
             found = filesystem.get_file_info(pyarrow.fs.FileSelector(root, recursive=True))
             paths = [entry.path for entry in found if entry.type != pyarrow.fs.FileType.Directory]
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter of characters that no path has
         raise DataError(f"cannot list {path}: {one_line(error)}") from None
     names = (path[len(root) :].lstrip("/") for path in paths)
     return Listing(filesystem, root, sorted(n for n in names if "." not in _firsts(n)), path)

@@ -22,11 +22,11 @@ from raytrain.data.order import Groups
 from raytrain.data.samples.fields import Sample, Schema
 from raytrain.data.sources.arrow import cell
 from raytrain.data.sources.readers import reading_pool
-from raytrain.errors import DataError, one_line
+from raytrain.errors import DataError, RaytrainError, one_line
 from raytrain.record.guarantee import EXACTLY_ONCE
 
 WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # before another try to read a sample
-PASSING = (None, errno.EAGAIN, errno.EIO, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNRESET, errno.EMFILE)
+PASSING = (errno.EAGAIN, errno.EIO, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNRESET, errno.EMFILE)
 
 
 class Reader(Protocol):
@@ -146,9 +146,12 @@ class Manifest:
                 begins(index)
                 samples.append(self._read(index))
         for name, column in self._known.items():
-            values = column[ids] if isinstance(column, np.ndarray) else [cell(column[int(index)]) for index in ids]
-            for sample, value in zip(samples, values, strict=True):
-                if not isinstance(sample, Exception):
+            values = column[ids] if isinstance(column, np.ndarray) else [_cell(column, int(index)) for index in ids]
+            for place, value in enumerate(values):
+                sample = samples[place]
+                if isinstance(value, Exception):
+                    samples[place] = value
+                elif not isinstance(sample, Exception):
                     sample[name] = value
         return samples
 
@@ -159,13 +162,29 @@ class Manifest:
                 return self.reader.read(self.rows, int(index))
             except (OSError, pa.ArrowInvalid) as error:
                 reason = getattr(error, "strerror", None) or one_line(error)
-                if isinstance(error, pa.ArrowInvalid) or error.errno not in PASSING:
+                if isinstance(error, pa.ArrowInvalid) or not self._may_pass(error):
                     return DataError(f"cannot read it: {reason}")
                 if (wait_s := next(waits, None)) is None:
                     return DataError(f"cannot read it, after {len(WAITS_S) + 1} tries in {sum(WAITS_S):g} s: {reason}")
                 time.sleep(wait_s * random.uniform(0.8, 1.2))  # not all workers at once
-            except ValueError as error:  # what is there is not what it should be
+            except RaytrainError:
+                raise
+            except Exception as error:  # noqa: BLE001 - what is there is not what it should be, in whatever way
                 return error.with_traceback(None)
+
+    def _may_pass(self, error: OSError) -> bool:
+        """Without a number it is a storage service's, or of a local file what it holds is damaged."""
+        if error.errno is not None:
+            return error.errno in PASSING
+        return not isinstance(getattr(self.reader, "filesystem", None), pyarrow.fs.LocalFileSystem)
+
+
+def _cell(column: pa.ChunkedArray, index: int) -> Any:
+    """Or why it is no value of a field."""
+    try:
+        return cell(column[index])
+    except ValueError as error:
+        return error
 
 
 def _column(column: pa.ChunkedArray) -> np.ndarray | pa.ChunkedArray:

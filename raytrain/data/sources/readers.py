@@ -241,7 +241,7 @@ class ParquetReader:
                     each = [lengths_of(batch.column(0)) for batch in batches]
                     known = [part for part in each if part is not None]
                     found.append(np.concatenate([np.empty(0, np.int64), *known]) if len(known) == len(each) else None)
-        except (OSError, pa.ArrowException) as error:
+        except Exception as error:  # noqa: BLE001 - of a damaged file pyarrow raises anything
             raise DataError(f"cannot read {path}: {one_line(error)}") from None
         return found
 

@@ -6,6 +6,7 @@ float32.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
@@ -22,13 +23,13 @@ from raytrain.data.stages.draws import (
     random_erasing_draws,
     random_grayscale_draws,
 )
+from raytrain.data.stages.encoded.canvas import PNG, check_size
 from raytrain.data.stages.encoded.jpeg import jpeg_head
 from raytrain.data.stages.options import check_order, check_range
 from raytrain.data.stages.stage import FEWER_PIXELS, STORE_SMALLER, On, Stage, built_in
 from raytrain.errors import ConfigError, nearest, one_line
 
 BLUR_TOLERANCE = 1e-6
-_PNG = b"\x89PNG"
 _PALETTE = 3  # a PNG's colour type
 
 _on_images = partial(built_in, kinds=("image",), movable=True)
@@ -43,6 +44,10 @@ Range = float | tuple[float, float]
 def decode(*, scaled: bool = True, on: On = None) -> Stage:
     """Encoded bytes of an image to uint8 (height, width, 3), RGB, turned upright as its EXIF data says; those of a mask
     to (height, width), its values as they are stored (of a palette, the numbers of the colours).
+
+    As Pillow's `ImageOps.exif_transpose` and `convert("RGB")` have it: CMYK becomes RGB, transparency is left out, of
+    an animation the first picture is taken, and of 16 bits the upper 8 (where Pillow cuts greys off at 255). An image
+    of more than 178,956,970 pixels, which Pillow refuses as well, counts as one that cannot be decoded, by its header.
 
     Args:
         scaled: decode a JPEG at a half, a quarter or an eighth of its size where the next stage, a `resize` or
@@ -64,12 +69,25 @@ def decode(*, scaled: bool = True, on: On = None) -> Stage:
 
 
 def decode_field(value: bytes | np.ndarray, kind: Kind, scaled: bool = True) -> Image:
-    """Raises ValueError when `value` is not a whole image (OpenCV 4 let truncated ones pass)."""
+    """Raises ValueError when `value` is not a whole image (OpenCV 4 let truncated ones pass), or one of more than
+    MOST_PIXELS, before memory is taken for them."""
     if not isinstance(value, bytes):
         return value  # already an array
     if kind == "mask":
         return decode_mask(value)
-    image = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_COLOR_RGB) if value else None
+    return by_opencv(value, cv2.IMREAD_COLOR_RGB)
+
+
+def by_opencv(data: bytes, flags: int) -> Image:
+    """
+    Raises:
+        ValueError: it is no whole image, or too large a one.
+    """
+    check_size(data)
+    try:
+        image: Image | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
     if image is None:
         raise ValueError("not a decodable image")
     return image
@@ -82,7 +100,8 @@ def decoded_size(data: bytes, kind: Kind) -> tuple[int, int]:
     Raises:
         ValueError: it is no whole image.
     """
-    if kind == "mask" and data.startswith(_PNG) and len(data) > 24:
+    check_size(data)
+    if kind == "mask" and data.startswith(PNG) and len(data) > 24:
         height, width = int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
         return height, width
     head = jpeg_head(data) if kind == "image" else None
@@ -93,12 +112,10 @@ def decoded_size(data: bytes, kind: Kind) -> tuple[int, int]:
 
 
 def decode_mask(data: bytes) -> np.ndarray:
-    depth, color = data[24:26] if data.startswith(_PNG) and len(data) > 25 else (8, 0)
+    depth, color = data[24:26] if data.startswith(PNG) and len(data) > 25 else (8, 0)
     if color == _PALETTE:
         return _palette_numbers(data)
-    mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-    if mask is None:
-        raise ValueError("not a decodable image")
+    mask = by_opencv(data, cv2.IMREAD_UNCHANGED)
     if mask.ndim != 2:
         raise ValueError(f"a mask has one channel, this has {mask.shape[2]}")
     return mask if depth >= 8 else mask // np.uint8(255 // (2**depth - 1))  # which OpenCV spreads over 0 to 255
@@ -108,10 +125,13 @@ def _palette_numbers(data: bytes) -> np.ndarray:
     """OpenCV gives the colours."""
     from PIL import Image as pillow
 
+    check_size(data)
     try:
-        with pillow.open(BytesIO(data)) as picture:
-            return np.array(picture)
-    except (OSError, SyntaxError) as error:  # the latter of a broken PNG
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
+            with pillow.open(BytesIO(data)) as picture:
+                return np.array(picture)
+    except Exception as error:  # noqa: BLE001 - of a damaged file it raises anything
         raise ValueError(f"not a decodable image: {one_line(error)}") from None
 
 

@@ -124,7 +124,7 @@ def parse_stage(spec: str | dict[str, dict[str, Any] | None]) -> Stage:
         ConfigError: an unknown stage (naming the nearest), an option that it does not have, a module without it.
     """
     name, options = next(iter(spec.items())) if isinstance(spec, dict) else (spec, None)
-    found = STAGES[name] if name in STAGES else import_object(name if ":" in name else _offered(name))
+    found = STAGES[name] if name in STAGES else import_object(name if ":" in name else _offered(name), "data.stages")
     makes = _makes_stages(found)
     known = list(inspect.signature(found).parameters.values()) if makes else []
     if not isinstance(options, dict | None):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs
 
+from raytrain.config.file import section_of
 from raytrain.config.inference import PredictingModel
 from raytrain.config.training import Model
 from raytrain.data.sources.files import filesystem_of
@@ -85,7 +86,7 @@ def _of_run(section: PredictingModel) -> ModelFile:
     file = ModelFile(
         "module",
         b"",
-        Model.model_validate(described),
+        section_of(Model, described, f"model.run: the model of {run}/record.json"),
         len(record.classes) or None,
         _arguments(section),
         section.classes or tuple(record.classes),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import re
 import zipfile
 from collections.abc import Iterator
@@ -64,8 +63,11 @@ def check_program(data: bytes, told: str) -> None:
             parts = {info.filename.partition("/")[2]: info for info in archive.infolist()}
             if "models/model.json" not in parts:
                 raise ConfigError(f"{told} is no file of torch.export.save, of torch 2.8 or later")
-            unplain = _unplain(archive, parts)
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+            packed = [name for name, info in parts.items() if info.file_size > len(data)]
+            unplain = f"a packed part {packed[0][:80]!r}" if packed else _unplain(archive, parts)
+    except ConfigError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of a damaged archive zipfile raises anything
         raise ConfigError(f"{told} is no file of torch.export.save, or was cut off: {one_line(error, 200)}") from None
     if unplain is not None:
         raise ConfigError(
@@ -118,6 +120,6 @@ def _is_plain_pickle(data: bytes) -> bool:
 
     try:
         torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+    except Exception:  # noqa: BLE001 - of a damaged file torch raises anything
         return False
     return True

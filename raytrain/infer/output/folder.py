@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from raytrain.data.sources.files import filesystem_of
 from raytrain.errors import ConfigError, PredictionError, one_line
@@ -38,6 +39,8 @@ class About:
         samples: of the data.
         finished: all shards are there; `rows` and `errors` are of all of them then.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
     made_by: dict[str, Any]
@@ -128,8 +131,12 @@ class OutputFolder:
         try:
             with self._files.open_input_stream(f"{self._root}/{ABOUT}") as file:
                 tree = json.loads(file.read())
-            return About(**tree)
-        except (OSError, ValueError, TypeError) as error:
+            return TypeAdapter(About).validate_python(tree)
+        except ValidationError as error:
+            first = error.errors()[0]
+            why = f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
+            raise ConfigError(f"{self.path}/{ABOUT} is of no run: {why}; {AFRESH}") from None
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{self.path}/{ABOUT} cannot be read: {one_line(error, 200)}; {AFRESH}") from None
 
     def write(self, shard: int, rows: pa.Table, errors: Sequence[Failure]) -> None:
@@ -160,7 +167,7 @@ class OutputFolder:
     def _rows(self, name: str) -> int:
         try:
             return int(pyarrow.parquet.read_metadata(f"{self._root}/{name}", filesystem=self._files).num_rows)
-        except (OSError, pa.ArrowInvalid) as error:
+        except Exception as error:  # noqa: BLE001 - of a damaged file pyarrow raises anything
             raise PredictionError(f"cannot read {self.path}/{name}: {one_line(error, 200)}; {AFRESH}") from None
 
     def _names(self) -> set[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -15,11 +14,13 @@ from raytrain.config.section import Section
 from raytrain.errors import ConfigError
 from raytrain.infer.contract import Setting, Timed
 from raytrain.infer.tune.search import Measured, Refused
+from raytrain.record.plain_json import from_json
 
 FILE = "points.jsonl"
 PERCENTILES = (0.5, 0.95, 0.99)
 PACKAGES = ("onnx", "onnxruntime", "openvino")  # beside those that every record has
 
+NotNegative = Annotated[float, Field(ge=0)]
 What = Literal["model", "whole"]
 """The model alone, or the whole path: read, prepare, predict, write."""
 
@@ -53,12 +54,12 @@ class Point(Section):
     what: What
     setting: Setting
     effort_s: float
-    samples_per_s: float | None = None
-    p50_s: float | None = None
-    p95_s: float | None = None
-    p99_s: float | None = None
-    model_samples_per_s: float | None = None
-    prepare_samples_per_s: float | None = None
+    samples_per_s: NotNegative | None = None
+    p50_s: NotNegative | None = None
+    p95_s: NotNegative | None = None
+    p99_s: NotNegative | None = None
+    model_samples_per_s: NotNegative | None = None
+    prepare_samples_per_s: NotNegative | None = None
     refused: str | None = None
     wall_s: float = Field(ge=0)
     at: str
@@ -67,7 +68,7 @@ class Point(Section):
     @property
     def measured(self) -> Measured:
         """As the search has it; percentiles stand for the latencies."""
-        if self.samples_per_s is None or self.p95_s is None:
+        if not self.samples_per_s or not self.p95_s:
             return Refused(self.refused or "no figures", self.wall_s)
         return Timed(self.samples_per_s, [self.p95_s], self.wall_s)
 
@@ -126,7 +127,7 @@ class Points:
         self._broken_end = bool(text) and not text.endswith("\n")  # it was killed while it wrote
         for line in filter(None, text.split("\n")):
             try:
-                point = Point.model_validate(json.loads(line))
+                point = Point.model_validate(from_json(line))
             except (ValueError, ValidationError):
                 self.unreadable += 1
                 continue

@@ -120,7 +120,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it holds more than tensors and plain values.
     """
-    return _load_safely(folder / STATE, str(folder / STATE))
+    return _checked_state(_load_safely(folder / STATE, str(folder / STATE)), str(folder / STATE))
 
 
 def load_object(folder: Path, number: int) -> Any:
@@ -139,6 +139,21 @@ def _load_safely(source: Any, name: str) -> Any:
     except pickle.UnpicklingError as error:
         first = str(error).splitlines()[0]
         raise CheckpointError(f"{name} holds more than tensors and plain values: {first}") from None
+    except Exception as error:  # noqa: BLE001 - of a damaged file torch raises anything
+        raise CheckpointError(f"{name} is damaged, or no file of torch.save: {one_line(error, 200)}") from None
+
+
+def _checked_state(state: Any, name: str) -> dict[str, Any]:
+    """
+    Raises:
+        CheckpointError: it is none of ours.
+    """
+    whole = {"consumed": None, "modules": [], "rng": [], **state} if isinstance(state, dict) else {}
+    consumed, modules, rng = map(whole.get, ("consumed", "modules", "rng"))
+    is_mask = consumed is None or (isinstance(consumed, torch.Tensor) and consumed.dim() == 1)
+    if not is_mask or not isinstance(rng, list) or not isinstance(modules, list) or {*map(type, modules)} - {int}:
+        raise CheckpointError(f"{name} is not the state of a raytrain checkpoint")
+    return whole
 
 
 def restore(objects: Sequence[Any], readers: list[Callable[[], Any]], rank: int, world_size: int) -> None:
@@ -158,7 +173,9 @@ def restore(objects: Sequence[Any], readers: list[Callable[[], Any]], rank: int,
             continue
         try:
             thing.load_state_dict(read())
-        except (RuntimeError, ValueError, KeyError) as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # noqa: BLE001 - of a state of another form an object raises anything
             name = type(thing).__name__
             raise CheckpointError(f"the checkpoint does not fit this {name}: {one_line(error, 300)}") from None
     readers.clear()
@@ -193,11 +210,18 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what `rng_state` returned."""
-    torch.set_rng_state(state["torch"].cpu())
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+    """Put back what `rng_state` returned.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    try:
+        torch.set_rng_state(state["torch"].cpu())
+        version, numbers, gauss = state["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"].cpu())
+    except Exception as error:  # noqa: BLE001 - each of the three raises its own
+        raise CheckpointError(f"the checkpoint's random numbers are of another form: {one_line(error, 200)}") from None

@@ -12,14 +12,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from raytrain.errors import CheckpointError
 
 VERSION = 4
 FACTS, STATE = "checkpoint.json", "state.pt"
+CUT_OFF = "is not a raytrain checkpoint, or was cut off while it was written"
+Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,16 @@ class Facts:
         sha256: hexadecimal, by file name.
     """
 
-    epoch: int
-    steps: int
-    updates: int
-    samples: int
-    consumed_in_epoch: int
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    epoch: Count
+    steps: Count
+    updates: Count
+    samples: Count
+    consumed_in_epoch: Count
     fingerprint: str
     seed: int
-    world_size: int
+    world_size: Count
     history: list[dict[str, Any]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     loss_sum: float = 0.0
@@ -84,13 +89,27 @@ def read_facts(folder: Path) -> Facts:
     """
     path = folder / FACTS
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        return parse_facts(path.read_text(encoding="utf-8"), str(folder))
+    except (OSError, UnicodeDecodeError):
+        raise CheckpointError(f"{folder} {CUT_OFF}") from None
+
+
+def parse_facts(text: str, told: str) -> Facts:
+    """What `describe` wrote; `told` is where it came from.
+
+    Raises:
+        CheckpointError: not ours, or of another version.
+    """
+    try:
+        tree = json.loads(text)
         version = tree["version"]
-        facts = Facts(**tree) if version == VERSION else None
-    except (OSError, ValueError, TypeError, KeyError):
-        raise CheckpointError(f"{folder} is not a raytrain checkpoint, or was cut off while it was written") from None
+        facts = TypeAdapter(Facts).validate_python(tree) if version == VERSION else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise CheckpointError(f"{told} {CUT_OFF}") from None
     if facts is None:
-        raise CheckpointError(f"{folder} has checkpoint version {version}; this raytrain reads {VERSION}")
+        raise CheckpointError(f"{told} has checkpoint version {version!r}; this raytrain reads {VERSION}")
+    if {*facts.sha256} != {STATE, *map(object_file, range(len(facts.sha256) - 1))}:
+        raise CheckpointError(f"{told} names other files than a checkpoint has")
     return facts
 
 

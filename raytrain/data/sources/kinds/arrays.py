@@ -121,6 +121,7 @@ def load(filesystem: pyarrow.fs.FileSystem, where: Stored) -> np.ndarray:
     Raises:
         OSError: it cannot be read.
         ValueError: it is no array, or one of Python objects.
+        Exception: of a damaged file NumPy raises anything.
     """
     if where.memory is not None:
         dtype, shape, offset, order = where.memory
@@ -129,7 +130,10 @@ def load(filesystem: pyarrow.fs.FileSystem, where: Stored) -> np.ndarray:
         return mapped
     with filesystem.open_input_stream(where.path) as stream:
         found: Any = np.load(BytesIO(stream.read()), allow_pickle=False)
-    return found if where.member is None else found[where.member]  # type: ignore[no-any-return]
+    array: Any = found if where.member is None else found[where.member]
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it is no array")
+    return array
 
 
 def _value(row: Any) -> Any:
@@ -180,7 +184,7 @@ def _native(array: np.ndarray) -> np.ndarray:
 def _loaded(reader: ArraysReader, name: str) -> np.ndarray:
     try:
         array = reader._array(name)
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except Exception as error:  # noqa: BLE001 - see `load`
         raise DataError(f"cannot read the array `{name}` of {reader.told}: {one_line(error)}") from None
     if array.ndim == 0:
         raise DataError(f"{reader.told}: `{name}` is a single number; an array has the samples along its first axis")
@@ -206,7 +210,7 @@ def _stored(listing: Listing) -> Mapping[str, Stored]:
             elif name.endswith(".npz"):
                 with listing.filesystem.open_input_file(path) as file, np.load(file, allow_pickle=False) as members:
                     found |= {member: Stored(path, member) for member in members.files}
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except Exception as error:  # noqa: BLE001 - see `load`
             raise DataError(f"cannot read {path}: {one_line(error)}") from None
     return found
 

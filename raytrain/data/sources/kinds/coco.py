@@ -20,6 +20,38 @@ from raytrain.data.sources.readers import FileReader
 from raytrain.errors import DataError, one_line
 
 PART = list[Any] | dict[str, Any]
+LONGEST = 1 << 20  # pixels: what lies further out is none of an image's
+
+
+def _is_id(value: Any) -> bool:
+    return (type(value) is int and abs(value) < 1 << 62) or _is_name(value)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and (value.isascii() or value == value.encode(errors="replace").decode())
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int | float) and 1 <= value <= LONGEST
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_coordinate, value))
+
+
+def _is_coordinate(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= LONGEST
+
+
+FORMS = {
+    "id": _is_id,
+    "image_id": _is_id,
+    "category_id": _is_id,
+    "file_name": _is_name,
+    "height": _is_side,
+    "width": _is_side,
+    "bbox": _is_box,
+}
 
 
 def coco(
@@ -119,8 +151,17 @@ def _check_keys(source: CocoSource, tree: dict[str, Any]) -> None:
     }
     for name, keys in wanted.items():
         for number, each in enumerate(tree[name]):
+            where = f"{source.annotations}: {name}[{number}]"
+            if not isinstance(each, dict):
+                raise DataError(f"{where} is no JSON object")
             if lacks := [key for key in keys if key not in each]:
-                raise DataError(f"{source.annotations}: {name}[{number}] has no `{lacks[0]}`")
+                raise DataError(f"{where} has no `{lacks[0]}`")
+            for key in keys:
+                if not FORMS[key](each[key]):
+                    raise DataError(f"{where} has a `{key}` of another form: {str(each[key])[:60]}")
+    for ids in ([each["id"] for each in tree[name]] for name in ("categories", "images")):
+        if len({*map(type, ids)}) > 1:
+            raise DataError(f"{source.annotations}: some ids are numbers, and others text")
 
 
 @dataclass(frozen=True)
@@ -149,9 +190,11 @@ def draw(mask: np.ndarray, number: int, part: PART) -> None:
     import cv2
 
     if isinstance(part, list):
-        outlines = [np.rint(np.reshape(each, (-1, 2))).astype(np.int32) for each in part if len(each) >= 6]
+        outlines = [np.rint(np.reshape(each, (-1, 2))) for each in part if len(each) >= 6]
+        if not all((np.abs(each) <= LONGEST).all() for each in outlines):
+            raise ValueError(f"an outline that leaves the image by more than {LONGEST:,} pixels")
         if outlines:
-            cv2.fillPoly(mask, outlines, number)
+            cv2.fillPoly(mask, [each.astype(np.int32) for each in outlines], number)
         return
     height, width = part["size"]
     if (height, width) != mask.shape:
@@ -196,9 +239,11 @@ def _tree(path: str) -> dict[str, Any]:
             tree = json.loads(stream.read())
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; check the path in the job file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {path}: {one_line(error)}") from None
-    missing = [key for key in ("images", "annotations", "categories") if not isinstance(tree, dict) or key not in tree]
-    if missing:
-        raise DataError(f"{path} is not in COCO's form: it has no `{missing[0]}`")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(tree, dict) or key not in tree:
+            raise DataError(f"{path} is not in COCO's form: it has no `{key}`")
+        if not isinstance(tree[key], list):
+            raise DataError(f"{path} is not in COCO's form: `{key}` is no list")
     return tree  # type: ignore[no-any-return]

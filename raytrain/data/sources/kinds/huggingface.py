@@ -88,6 +88,18 @@ class ArrowReader:
             self._tables[number] = pa.ipc.open_stream(source).read_all()
         return self._tables[number]
 
+    def check(self, number: int) -> pa.Table:
+        """A table whose every offset lies within it: Arrow itself would end the process at the first that does not.
+
+        Raises:
+            OSError, ArrowException: it cannot be read, or is damaged.
+        """
+        table = self.table(number)
+        for column in table.columns:
+            plain = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(column.type)
+            (column if plain is None else column.cast(plain)).validate(full=True)  # text is read for each sample
+        return table
+
     def lengths(self, rows: pa.Table, name: str) -> np.ndarray | None:
         """Of one field, int64 by row; None of what has no length."""
         each = [lengths_of(self.table(number).column(self.columns[name])) for number in range(len(self.files))]
@@ -103,20 +115,22 @@ def open_huggingface(source: HuggingFaceSource, like: Schema | None, seed: int) 
     state = _json(filesystem, f"{root}/{STATE}", source.path)
     if state.get("_indices_data_files"):
         raise DataError(f"{source.path} was selected from or shuffled; call flatten_indices() before save_to_disk()")
-    names = [str(each["filename"]) for each in state.get("_data_files", [])]
+    names = _names_of(state.get("_data_files") or [], source.path)
     if not names:
         raise DataError(f"{source.path} names no data files in {STATE}")
     check_paths(names, f"{source.path}/{STATE}", foreign=True)  # who wrote it named files beside it
-    features = _json(filesystem, f"{root}/{INFO}", source.path).get("features") or {}
+    features = _features_of(_json(filesystem, f"{root}/{INFO}", source.path))
     reader = ArrowReader(filesystem, tuple(f"{root}/{name}" for name in names), {})
     tables = []
     for number, path in enumerate(reader.files):
         try:
-            tables.append(reader.table(number))
-        except (OSError, pa.ArrowException) as error:
+            tables.append(reader.check(number))
+        except Exception as error:  # noqa: BLE001 - of a damaged file pyarrow raises anything
             raise DataError(f"cannot read {path}: {one_line(error)}") from None
     types = tables[0].schema
     columns = dict(source.columns or {name: name for name in types.names})
+    if not columns:
+        raise DataError(f"{source.path} has no columns")
     for column in columns.values():
         if column not in types.names:
             near = nearest(column, types.names)
@@ -130,16 +144,37 @@ def open_huggingface(source: HuggingFaceSource, like: Schema | None, seed: int) 
     known = tuple(name for name in fields if name in named or name == source.weights)
     check_apart(known, rows, source.path)
     for name in known:
-        values = pa.chunked_array([chunk for table in tables for chunk in table.column(columns[name]).chunks])
+        chunks = [chunk for table in tables for chunk in table.column(columns[name]).chunks]
+        values = pa.chunked_array(chunks, types.field(columns[name]).type)
         rows[name] = values
         if name in named:
-            own = tuple((features.get(columns[name]) or {}).get("names") or ())
+            told = features.get(columns[name], {}).get("names")
+            own = tuple(map(str, told)) if isinstance(told, list) else ()
             check_alike(own, classes_of(like, name), f"{source.path}: column {columns[name]!r}")
             rows[name], classes = numbered(values, classes_of(like, name), columns[name], source.path)
             fields[name] = label_field(classes or own)
     read = {name: column for name, column in columns.items() if name not in known}
     _tell_images(fields, read, tables[0])
     return Manifest(pa.table(rows), replace(reader, columns=read), Schema(fields), known)
+
+
+def _names_of(files: Any, told: str) -> list[str]:
+    """
+    Raises:
+        DataError: they are not told as `save_to_disk` does.
+    """
+    names: list[Any] = [None]
+    if isinstance(files, list):
+        names = [each.get("filename") if isinstance(each, dict) else None for each in files]
+    for name in names:
+        if not isinstance(name, str) or not name.isprintable():
+            raise DataError(f"{told} is no data set that `save_to_disk` has written: {STATE} names a file {name!r}")
+    return names
+
+
+def _features_of(info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    features = info.get("features")
+    return {name: each for name, each in features.items() if type(each) is dict} if type(features) is dict else {}
 
 
 def _of_split(source: HuggingFaceSource, filesystem: pyarrow.fs.FileSystem, root: str) -> str:
@@ -150,7 +185,7 @@ def _of_split(source: HuggingFaceSource, filesystem: pyarrow.fs.FileSystem, root
         if source.split is not None:
             raise DataError(f"{source.path} is one data set and has no splits; leave `split` out")
         return root
-    splits = _json(filesystem, f"{root}/{SPLITS}", source.path).get("splits", [])
+    splits = [str(each) for each in _json(filesystem, f"{root}/{SPLITS}", source.path).get("splits") or ()]
     if source.split not in splits:
         near = nearest(source.split or "", splits)
         raise DataError(f"{source.path} holds several data sets; give `split`, one of {', '.join(splits)}{near}")
@@ -160,13 +195,15 @@ def _of_split(source: HuggingFaceSource, filesystem: pyarrow.fs.FileSystem, root
 def _json(filesystem: pyarrow.fs.FileSystem, path: str, told: str) -> dict[str, Any]:
     try:
         with filesystem.open_input_stream(path) as stream:
-            tree: dict[str, Any] = json.loads(stream.read())
-            return tree
+            tree = json.loads(stream.read())
+        if not isinstance(tree, dict):
+            raise ValueError("it is no JSON object")
+        return tree
     except FileNotFoundError:
         raise DataError(
             f"{told} is no data set that `save_to_disk` has written: it has no {path.rpartition('/')[2]}"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {path}: {one_line(error)}") from None
 
 
@@ -179,7 +216,7 @@ def _field(name: str, column: str, types: pa.Schema, features: Mapping[str, Any]
         )
     if name in source.masks:
         return replace(found, kind="mask")
-    if found.dtype == BYTES and (features.get(column) or {}).get("_type") == "Image":
+    if found.dtype == BYTES and features.get(column, {}).get("_type") == "Image":
         return replace(found, kind="image")
     return found
 

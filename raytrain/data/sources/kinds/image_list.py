@@ -158,6 +158,7 @@ def _read(listing: Listing, lists: list[str], source: ImageListSource) -> list[p
                     tables.append(pyarrow.csv.read_csv(stream, parse_options=options, convert_options=convert))
                 else:
                     raise DataError(f"{path} is no list of files: its name must end in .csv, .tsv or .jsonl")
+            tables[-1].column_names  # noqa: B018 - which are no UTF-8 either where the first line is not
         except UnicodeDecodeError as error:
             raise DataError(f"cannot read {path}: not UTF-8 ({error.reason})") from None
         except (OSError, pa.ArrowException) as error:

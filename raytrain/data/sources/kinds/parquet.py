@@ -76,6 +76,8 @@ def _made(source: ParquetSource, listing: Listing, files: list[str], like: Schem
                 if types is None:
                     types = file.schema_arrow
                     columns = columns or {name: name for name in types.names}
+                    if not columns:
+                        raise DataError(f"{path} has no columns")
                     beforehand = {name: [] for name in columns if _is_known(name, columns[name], types, source)}
                 for column in columns.values():
                     if column not in file.schema_arrow.names:
@@ -88,7 +90,9 @@ def _made(source: ParquetSource, listing: Listing, files: list[str], like: Schem
                 sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
                 kept = {column for name, column in columns.items() if name not in beforehand}
                 longest = max([longest, *(group_bytes(file.metadata.row_group(g), kept) for g in range(len(sizes)))])
-        except (OSError, pa.ArrowException) as error:
+        except DataError:
+            raise
+        except Exception as error:  # noqa: BLE001 - of a damaged file pyarrow raises anything
             raise DataError(f"cannot read {path}: {one_line(error)}") from None
         for group, size in enumerate(sizes):
             starts.append(total)
@@ -143,8 +147,13 @@ def _with_images(fields: dict[str, Field], reader: ParquetReader, rows: Mapping[
     encoded = [name for name in reader.columns if fields[name].dtype == "bytes" and not fields[name].kind]
     if not encoded:
         return fields
-    first = reader._row_group((int(rows["file"][0]), int(rows["group"][0])))
+    number = int(rows["file"][0])
+    try:
+        first = reader._row_group((number, int(rows["group"][0])))
+        looks = {name: looks_like_image(cell(first.column(reader.columns[name])[0])) for name in encoded}
+    except Exception as error:  # noqa: BLE001 - of a damaged file pyarrow raises anything
+        raise DataError(f"cannot read {reader.files[number]}: {one_line(error)}") from None
     for name in encoded:
-        if name == IMAGE or looks_like_image(cell(first.column(reader.columns[name])[0])):
+        if name == IMAGE or looks[name]:
             fields[name] = replace(fields[name], kind="image")
     return fields

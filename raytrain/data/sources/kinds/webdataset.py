@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tarfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, cast
 
@@ -22,6 +21,7 @@ from raytrain.data.sources.manifest import Manifest
 from raytrain.data.sources.readers import PACKED, ShardReader
 from raytrain.errors import DataError, one_line
 
+LONGEST_LABEL = 64 << 10  # bytes
 FORMS = {"txt": "text", "text": "text", "cls": "integer", "index": "integer", "json": "json", "npy": "npy"}
 
 
@@ -69,7 +69,9 @@ def _made(source: WebDatasetSource, listing: Listing, shards: list[str], like: S
         try:
             with listing.filesystem.open_input_file(path) as handle, tarfile.open(fileobj=handle, mode="r:*") as tar:
                 found = _samples_of(tar, path, extensions.get(LABEL, "cls" if not extensions else ""))
-        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # noqa: BLE001 - of a damaged archive tarfile raises anything
             raise DataError(f"cannot read {path}: {one_line(error)}") from None
         for key, parts in found.items():
             extensions = extensions or _extensions(parts)
@@ -147,7 +149,11 @@ def _extensions(parts: Mapping[str, Any]) -> dict[str, str]:
 def _samples_of(tar: tarfile.TarFile, told: str, label_extension: str) -> dict[str, dict[str, Any]]:
     """By key, and then by extension: (offset, size), or the label itself."""
     samples: dict[str, dict[str, Any]] = {}
+    end = -1
     for member in counted(tar, f"reading {told}", "members"):
+        if member.size < 0 or member.offset_data <= end:  # which tarfile would go round in for ever
+            raise DataError(f"cannot read {told}: the member {member.name!r} does not lie behind the one before it")
+        end = member.offset_data
         if not member.isfile():
             continue
         folder, _, base = member.name.rpartition("/")
@@ -156,7 +162,8 @@ def _samples_of(tar: tarfile.TarFile, told: str, label_extension: str) -> dict[s
             continue
         parts = samples.setdefault(f"{folder}/{stem}".lstrip("/"), {})
         if extension == label_extension:
-            parts[extension] = _label(cast(IO[bytes], tar.extractfile(member)).read(), member.name)
+            data = cast(IO[bytes], tar.extractfile(member)).read(min(member.size, LONGEST_LABEL + 1))
+            parts[extension] = _label(data, member.name)
         else:
             parts[extension] = (member.offset_data, member.size)
     return samples
@@ -167,8 +174,8 @@ def _label(data: bytes, name: str) -> int | str:
     text = data.decode(errors="replace").strip()
     try:
         value = json.loads(text)
-    except ValueError:
-        value = text
+    except (ValueError, RecursionError):
+        value = text if len(data) <= LONGEST_LABEL else ""
     if isinstance(value, dict):
         value = value.get(LABEL)
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":

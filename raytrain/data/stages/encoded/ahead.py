@@ -18,7 +18,7 @@ from raytrain.data.samples.fields import Kind
 from raytrain.data.stages.draws import Canvas, both_sides, random_box
 from raytrain.data.stages.encoded.jpeg import upright_size
 from raytrain.data.stages.geometry import random_resized_crop_field, resize_field, resized_canvas
-from raytrain.data.stages.images import decode_field
+from raytrain.data.stages.images import by_opencv, decode_field
 from raytrain.data.stages.stage import DECODED_FROM, Stage
 
 REDUCED = {
@@ -62,9 +62,7 @@ def decode_for(
         times = shrinks_by(canvas, shrinks, options, rng)
         factor = next((each for each in REDUCED if each <= times), None)
         if factor is not None:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), REDUCED[factor])
-            if image is None:
-                raise ValueError("not a decodable image")
+            image = by_opencv(data, REDUCED[factor])
             if image.shape[:2] == tuple(-(-side // factor) for side in canvas):  # else OpenCV has read EXIF otherwise
                 image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
                 return {name: image, f"{name}{DECODED_FROM}": np.array(canvas)}
