@@ -27,7 +27,7 @@ few = settings(deadline=None, max_examples=40)
 
 
 def of_a_job(tree):
-    return {**tree, "job": {"training": {"epochs": 3}}}
+    return {**tree, "job": {"training": {"epochs": 3}}, "epochs": [{**e, "epoch": 1} for e in tree["epochs"]]}
 
 
 def of_one_length(tree):
@@ -123,6 +123,14 @@ def test_a_missing_key_is_named(record, data):
 def test_a_record_that_was_cut_off_is_refused(record, share):
     text = record.model_dump_json()
     assert "is not JSON, or was cut off" in refused(text[: int(share * len(text))])
+
+
+@few
+@given(any_record(), st.integers(1, 3))
+def test_an_epoch_without_its_number(record, more):
+    tree = record.model_dump(mode="json")
+    tree["epochs"] = [{"epoch": 1}] * more + [{"train_loss": 2.0}]
+    assert "one of its epochs has no number" in refused(json.dumps(tree))
 
 
 @few
