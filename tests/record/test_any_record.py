@@ -152,6 +152,8 @@ def test_lines_side_by_side_are_of_one_length(record, more):
         ({"training": {}, "cluster": {"groups": [{}]}}, "cluster.groups.0.name of the job: Field required"),
         ({"training": {}, "sagemaker": {"region": 3}}, "sagemaker.region of the job: "),
         ({"training": {}, "model": []}, "model of the job: "),
+        ({"training": {"threads": "3"}}, "training.threads of the job: "),
+        ({"training": {}, "data": {"train": {}, "validation": 0.5}}, "data.validation of the job: "),
     ],
 )
 def test_a_job_that_cannot_be_read_again(job, told):
