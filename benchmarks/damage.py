@@ -73,11 +73,11 @@ def emulated(
     return go
 
 
-def on(nodes: str, *runs: Callable[..., Any]) -> list[dict[str, Any]]:
+def on(nodes: str, *runs: Callable[..., Any], pace_s: float = 0.15) -> list[dict[str, Any]]:
     """Runs one after the other on one cluster."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "pace_s").write_text("0.15")
+        (folder / "pace_s").write_text(str(pace_s))
         running = local.start(parse_nodes(nodes))
         try:
             return [each(folder, running) for each in runs]
@@ -87,16 +87,16 @@ def on(nodes: str, *runs: Callable[..., Any]) -> list[dict[str, Any]]:
 
 def preemption() -> tuple[Any, list[str]]:
     """Four hosts of a rank are drained, each when another has come."""
-    nodes, left = "gpu=2x1x1,cpu=1x1", [15, 45, 80, 115]
+    nodes, left, came = "gpu=2x1x1,cpu=1x1", [15, 45, 80, 115], []
 
     def act(step: int, there: Nodes) -> None:
         if left and step >= left[0]:
             left.pop(0)
-            [victim] = there.ids("gpu")[:1]
-            there.add("gpu", 1, 1)
+            victim = came[-1] if came else there.ids("gpu")[0]
+            came.append(there.add("gpu", 1, 1))
             there.drain(victim)
 
-    [found] = on(nodes, emulated(nodes, act, checkpoint={}, max_failures=0))
+    [found] = on(nodes, emulated(nodes, act, checkpoint={}, max_failures=0), pace_s=0.4)
     wrong = found["wrong"] + ([f"{found['steps_done_again']} steps again"] if found["steps_done_again"] > 4 else [])
     return found, wrong + ([] if found["attempts"] == 5 else [f"{found['attempts']} attempts"])
 
