@@ -21,6 +21,7 @@ from patience import patient, wait_for
 
 from raytrain.cluster import finding
 from raytrain.errors import ClusterError
+from raytrain.ray_internals.loopback import OFF_THE_NETWORK
 from raytrain.record.schema import read_record
 
 USERS_OWN = """
@@ -29,6 +30,12 @@ ray.init(num_cpus=2, include_dashboard=False, logging_level="error")
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_as_it_is():
+    """What a process knows of it is kept, and tests here change it."""
+    assert OFF_THE_NETWORK.broken() == []
 
 
 @pytest.fixture
