@@ -14,8 +14,9 @@ from typing import Any
 MOST_IDS = 16  # that a message lists
 DESCRIBED = 3
 MOST_CHARACTERS = 3000  # of a message
+LONGEST_NAME = 200  # that another is likened to
 HIDDEN = "***"
-_IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s@'\"]+@")
+_IN_URL = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z0-9+.-]++://)[^/\s@'\"]++@")
 _IN_QUERY = re.compile(
     r"([?&][\w.-]*(?:token|signature|secret|password|api_?key|credential|\bsig|\bauth)[\w.-]*=)[^&\s#'\"]+",
     re.IGNORECASE,
@@ -29,7 +30,10 @@ class RaytrainError(Exception):
 
     def __str__(self) -> str:
         """One line that can be shown: what a message repeats of a file may hold anything, and be of any length."""
-        said = without_credentials(super().__str__())
+        said = super().__str__()
+        if len(said) > 20 * MOST_CHARACTERS:  # of which the ends alone are shown
+            said = said[: 10 * MOST_CHARACTERS] + said[-10 * MOST_CHARACTERS :]
+        said = without_credentials(said)
         if not said.isprintable():
             said = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in said)
         if len(said) > MOST_CHARACTERS:
@@ -172,5 +176,7 @@ def looked_for(path: str | Path) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as `; did you mean 'resize'?`, or an empty string when nothing is near."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    if len(name) > LONGEST_NAME:  # compared with the square of its length
+        return ""
+    matches = difflib.get_close_matches(name, [each for each in known if len(each) <= LONGEST_NAME], n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""

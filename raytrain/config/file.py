@@ -229,7 +229,9 @@ def _problem(found: Any, place: tuple[Any, ...], root: type[BaseModel]) -> str:
         fields = {name for section in _models_in(here) for name in section.model_fields}
         hint = nearest(str(place[-1]), fields)
         return f"unknown key {key!r}{hint}" + ("" if hint else f" (known here: {', '.join(sorted(fields))})")
-    if kind == "union_tag_not_found" and (mistyped := get_close_matches("kind", map(str, found["input"]), n=1)):
+    if kind == "union_tag_not_found" and (
+        mistyped := get_close_matches("kind", [str(k) for k in found["input"] if len(str(k)) < 80], n=1)
+    ):
         return f"unknown key {f'{key}.{mistyped[0]}'!r}; did you mean 'kind'?"
     if kind == "missing":
         return f"{key!r} is missing"

@@ -20,7 +20,7 @@ PAIRS = {(first, "key") for first in ("api", "access", "private", "secret", "acc
 LAST = "token"
 OF_TEXT = {"pad", "bos", "eos", "sep", "cls", "class", "mask", "unk", "start", "end", "special"}  # tokens of models
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-_NAMED = re.compile(r"""([A-Za-z_][\w.-]*)["']?\s*[:=]\s*""")
+_NAMED = re.compile(r"""(?<![\w.-])([\w.-]++)["']?\s*[:=]\s*""")  # from where a word begins: each is looked at once
 _VALUE = re.compile(r"""\"[^"]*"|'[^']*'|[^\s,{}\[\]"']+""")
 
 

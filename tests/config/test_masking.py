@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from raytrain.config.file import section_of
 from raytrain.config.job import Job
 from raytrain.config.masking import check_whole, is_secret, masked, masked_command, masked_text, secrets_in
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -116,3 +118,19 @@ def test_a_job_that_lost_a_secret_is_not_used_as_if_it_had_it():
         check_whole(masked({"model": {"options": {"api_key": "s"}}}), "record.json")
     with pytest.raises(ConfigError, match=r"does not have data.train.path, which"):
         check_whole(masked({"data": {"train": {"path": "s3://a:b@c/d"}}}), "record.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x" * 100_000, "a1" * 50_000, "a." * 50_000 + "=", "a" + " " * 100_000, "://" + "x" * 100_000, "://" * 50_000],
+)
+def test_a_text_as_long_as_a_book_is_looked_through_once(text):
+    began = time.process_time()
+    assert masked_text(text) == text == without_credentials(text)
+    assert str(ConfigError(text))
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("text", ["1password=", "--password=", "x.db-password: ", "?a=1 secret="])
+def test_a_name_is_looked_at_as_a_whole(text):
+    assert masked_text(f"{text}hunter2") == f"{text}***"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from of_models import anything
 
-from raytrain.errors import ConfigError, RaytrainError
+from raytrain.errors import ConfigError, RaytrainError, nearest
 from raytrain.record.plain_json import from_json
 from raytrain.record.schema import parse_record
 
@@ -51,6 +52,13 @@ def test_a_message_is_one_line_that_can_be_printed(text):
     said = str(RaytrainError(f"a\n{text}"))
     assert said.isprintable() and said.startswith("a\\n")
     said.encode()
+
+
+def test_a_name_as_long_as_a_book_is_near_to_nothing():
+    began = time.process_time()
+    assert nearest("sagemake" + "re" * 50_000, ["sagemaker"]) == "" == nearest("sagemaker", ["re" * 50_000])
+    assert time.process_time() - began < 0.5
+    assert nearest("sagemakre", ["sagemaker", "re" * 50_000]) == "; did you mean 'sagemaker'?"
 
 
 def test_a_long_message_keeps_its_ends():
