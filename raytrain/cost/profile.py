@@ -359,7 +359,8 @@ def gpu_of(record: RunRecord, known: Catalog) -> str:
 
 def cpu_kind_of(record: RunRecord) -> str:
     """The family of the CPU hosts, or the CPU's name where no host says its instance type."""
-    typed = [(host.samples_prepared, host.instance_type) for host in record.hosts if host.instance_type and host.cpus]
+    named = [(host.samples_prepared, host.instance_type or "") for host in record.hosts if host.cpus]
+    typed = [(prepared, kind) for prepared, kind in named if "." in kind]
     if typed:
         _, kind = max(typed, key=lambda each: each[0])
         return kind.split(".")[1]

@@ -266,7 +266,7 @@ def _told(bad: list[Failure], total: int, split: Split) -> str:
 
 
 def _some(bad: list[Failure]) -> str:
-    return "; ".join(f"{failure.where} ({failure.reason})" for failure in bad[:3]) + ("; …" if len(bad) > 3 else "")
+    return "; ".join(f"{failure.where} ({failure.why})" for failure in bad[:3]) + ("; …" if len(bad) > 3 else "")
 
 
 def _same_start(one: StreamPlan, other: StreamPlan) -> bool:

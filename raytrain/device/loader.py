@@ -230,7 +230,7 @@ class RankIngest:
         """
         like = self._seen.get((split, empty.header.cut))
         if like is None:
-            some = "; ".join(f"{failure.where} ({failure.reason})" for failure in empty.header.failures[:3])
+            some = "; ".join(f"{failure.where} ({failure.why})" for failure in empty.header.failures[:3])
             raise DataError(
                 f"no {split} sample could be prepared, neither of the first batch nor of those tried all over the data "
                 f"set, so that there is nothing to train on: {some or 'the batch was empty'}; mend the files or "

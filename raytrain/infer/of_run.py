@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def completed(job: PredictionJob) -> PredictionJob:
     if job.model.run is None:
         return job
     record, where = _record(job.model.run), f"model.run: {job.model.run}/record.json"
-    check_whole({part: record.job.get(part) for part in ("model", "data")}, where)
+    _check_whole(job, record.job, where)
     trained = Job.from_dict(record.job, where=where)
     named, known = len(job.model.classes), len(record.classes)
     if named and known and named != known:
@@ -51,6 +52,15 @@ def completed(job: PredictionJob) -> PredictionJob:
     return job.model_copy(
         update={"model": job.model.model_copy(update=model), "data": job.data.model_copy(update=data)}
     )
+
+
+def _check_whole(job: PredictionJob, trained: Mapping[str, Any], where: str) -> None:
+    """Of where the training data came from nothing is needed."""
+    data = trained.get("data") or {}
+    names = [name for name in FROM_DATA if getattr(job.data, name) is None]
+    if job.data.stages is None:
+        names.append("validation_stages" if data.get("validation_stages") else "stages")
+    check_whole({"model": trained.get("model"), "data": {name: data.get(name) for name in names}}, where)
 
 
 def _record(run: str) -> RunRecord:

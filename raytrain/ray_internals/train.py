@@ -183,7 +183,9 @@ def causes(error: Any) -> list[BaseException]:
 
 
 def quieten(level: int) -> None:
-    """Ray Train's log on this process's terminal, from `level` on; what it writes to files of the Ray session stays."""
+    """Ray Train's log on this process's terminal, from `level` on; what it writes to files of the Ray session stays,
+    but for its traceback of every rank that has died."""
+    logging.getLogger(f"{INTERNAL}.callbacks.backend_setup").setLevel(logging.ERROR)
     for handler in logging.getLogger("ray.train").handlers:
         if isinstance(handler, logging.StreamHandler):  # the others write to those files
             handler.setLevel(level)

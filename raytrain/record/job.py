@@ -4,36 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
-class _Training(BaseModel):
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Training(_Section):
     epochs: float | None = None
     steps: int | None = None
     threads: int | None = None
 
 
-class _Data(BaseModel):
+class _Data(_Section):
     train: dict[str, Any]
+    validation: dict[str, Any] | None = None
     stages: list[str | dict[str, dict[str, Any] | None]] | None = None
 
 
-class _Group(BaseModel):
+class _Group(_Section):
     name: str
     instance_type: str | None = None
 
 
-class _Cluster(BaseModel):
+class _Cluster(_Section):
     groups: list[_Group] = []
     reserved_cpus: int | None = None
     placement: str | None = None
 
 
-class _SageMaker(BaseModel):
+class _SageMaker(_Section):
     region: str | None = None
 
 
-class _Job(BaseModel):
+class _Job(_Section):
     training: _Training | None = None
     model: dict[str, Any] | None = None
     data: _Data | None = None

@@ -376,7 +376,10 @@ def parse_record(text: str, path: str) -> RunRecord:
                 f"{path} has schema version {tree.get('schema_version')!r}; this raytrain reads {SCHEMA_VERSION}: "
                 "run the job again, or read it with the raytrain that wrote it"
             )
-        return RunRecord.model_validate(tree)
+        record = RunRecord.model_validate(tree)
+        if any(entry.get("epoch") is None for entry in record.epochs):
+            raise ConfigError(f"{path} is not a run record: one of its epochs has no number, `epoch`")
+        return record
     except ValidationError as error:
         first = error.errors()[0]
         where = " ".join(".".join(str(part) for part in first["loc"]).split())

@@ -28,6 +28,11 @@ class Failure:
     stage: str | None = None
     killed: bool = False
 
+    @property
+    def why(self) -> str:
+        """As it is told: the stage, where one failed, and the reason, which names it itself of a worker that died."""
+        return self.reason if self.stage is None or self.killed else f"`{self.stage}`: {self.reason}"
+
 
 @dataclass(frozen=True)
 class RankTimes:

@@ -102,8 +102,7 @@ class Course:
         if status.feed != self._status.feed:
             self._attempts_before, self._warned = self._status.attempts, 0
         for text in status.warnings[self._warned :]:
-            self._watch(text)
-            self._warnings.append(text)
+            self._tell(text)
         self._warned = len(status.warnings)
         self._failures |= {(split, failure.id): (split, failure) for split, failure in status.failures}
         status = replace(  # with what a feed that was lost had told
@@ -111,11 +110,16 @@ class Course:
             attempts=self._attempts_before + status.attempts,
             decisions=list(self._decisions.values()),
             failures=list(self._failures.values()),
-            warnings=list(self._warnings),
         )
-        self._status = status
-        self._progress.note(status)
-        self._watch(status)
+        if status.attempts > max(self._status.attempts, 1):
+            self._tell(f"the ranks have begun anew from the last checkpoint (attempt {status.attempts})")
+        self._status = replace(status, warnings=list(self._warnings))
+        self._progress.note(self._status)
+        self._watch(self._status)
+
+    def _tell(self, text: str) -> None:
+        self._watch(text)
+        self._warnings.append(text)
 
     def wait(self, training: Training, feed: Any, heard: Signals) -> bool:
         """Until the training has ended; after a signal, ask it to stop and wait `stop_grace_s`. Whether it did.

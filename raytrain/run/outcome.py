@@ -162,7 +162,7 @@ def _stages(results: Sequence[RankResult]) -> list[StageFigures]:
 def _corrupt(status: Status) -> Corrupt:
     return Corrupt(
         **{split: sum(where == split for where, _ in status.failures) for split in ("train", "validation")},
-        listed=[f"{split}: {f.where}: {f.reason}" for split, f in status.failures[:LISTED_FAILURES]],
+        listed=[f"{split}: {f.where}: {f.why}" for split, f in status.failures[:LISTED_FAILURES]],
     )
 
 

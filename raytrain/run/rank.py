@@ -139,6 +139,8 @@ def _train(
     meter = stream.meter
     began = time.perf_counter()
     unsaved = writer.close()
+    if stream.stopped and world_size > 1:
+        ctx.sum_over_ranks(0)  # the first that leaves ends all others, and the checkpoint is to be on disk by then
     meter.checkpoint_s += time.perf_counter() - began
     meter.checkpoint_write_s, meter.late_checkpoints = writer.write_s, writer.num_late
     result = RankResult(

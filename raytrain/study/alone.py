@@ -123,9 +123,7 @@ def _check_some(batch: Prepared) -> None:
     """
     if batch.header.failures and not len(batch.key):
         failed = batch.header.failures[0]
-        raise DataError(
-            f"none of {len(batch.header.failures)} samples could be prepared; {failed.where}: {failed.reason}"
-        )
+        raise DataError(f"none of {len(batch.header.failures)} samples could be prepared; {failed.where}: {failed.why}")
 
 
 def _prepare(

@@ -88,6 +88,7 @@ def job_for(
         ConfigError: the job cannot be one of these hosts.
     """
     check_whole(profile.job, f"the job of {profile.name}")
+    Job.from_dict(profile.job, where=f"the job of {profile.name}")
     shape, tree = planned.shape, dict(profile.job)
     names = _names(tree, 1 + len(shape.cpu_hosts))
     hosts = [(shape.gpu_type, shape.gpu_hosts), *shape.cpu_hosts]

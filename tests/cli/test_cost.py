@@ -334,7 +334,8 @@ def test_at_a_terminal_it_says_how_long_and_asks(call, trained, job_file, monkey
     assert "one after the other: small (" in said
     assert "small: roughly 23 days without validation, at the 64 samples/s of a probe of 3 steps of 8" in said
     assert "run them?" in err
-    probe = ["training.steps=3", "training.epochs=null", "run_dir=TMP", "data.batch_size=8", "data.validation=null"]
+    sizes = ["data.batch_size=8", "data.global_batch_size=null"]
+    probe = ["training.steps=3", "training.epochs=null", "run_dir=TMP", *sizes, "data.validation=null"]
     sets = [word for each in ("seed=3", *probe) for word in ("--set", each)]
     assert trained == [["train", str(path), *sets, "--json"], ["train", str(path), "--set", "seed=3", "--json"]]
 

@@ -261,7 +261,8 @@ def test_a_stage_that_always_fails_in_the_same_way_is_named_in_place_of_the_samp
     assert str(feed.status().fatal) == (
         "the stage `speckle` failed on 2 of 40 train samples (5.00%), always with IndexError: tuple index out of "
         "range; mend it, or what comes before it; data.max_corrupt_share: 0.025 allows 1 of them: "
-        "1.jpg (IndexError: tuple index out of range); 2.jpg (IndexError: tuple index out of range)"
+        "1.jpg (`speckle`: IndexError: tuple index out of range); "
+        "2.jpg (`speckle`: IndexError: tuple index out of range)"
     )
 
 

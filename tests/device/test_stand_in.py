@@ -42,7 +42,7 @@ class ByHand(RankIngest):
 
 def prepared(number: int, samples: list[dict], collate=None, like: dict | None = None) -> Prepared:
     """`like` is a sample whose form the worker knew where there is none."""
-    failures = [] if samples else [Failure(9, "a.jpg", "ValueError: broken")]
+    failures = [] if samples else [Failure(9, "a.jpg", "ValueError: broken", "speckle")]
     columns = columns_of(samples or [like], collate or {}, str, together=True) if samples or like else {}
     if not samples:
         columns = {name: without_samples(column) for name, column in columns.items()}
@@ -76,7 +76,7 @@ def test_without_any_sample_the_run_ends_and_says_why():
         ranks_batches(prepared(0, []))
     assert str(error.value) == (
         "no train sample could be prepared, neither of the first batch nor of those tried all over the data set, so "
-        "that there is nothing to train on: a.jpg (ValueError: broken); mend the files or data.stages"
+        "that there is nothing to train on: a.jpg (`speckle`: ValueError: broken); mend the files or data.stages"
     )
 
 

@@ -46,3 +46,19 @@ def test_a_run_that_does_not_say_is_told(record, tmp_path):
     with pytest.raises(ConfigError, match="had its data from a script, so that its record does not say"):
         completed(job(tmp_path))
     assert completed(job(tmp_path, stages=["decode"])).data.stages == ("decode",)
+
+
+def test_a_secret_of_the_run_is_missed_only_where_the_job_needs_it(record, tmp_path):
+    """Where the training data came from, and stages that the job has of its own, are not needed."""
+    record.job["data"]["train"] |= {"path": "s3://***@bucket/train"}
+    record.write(tmp_path / "record.json")
+    assert completed(job(tmp_path)).data.normalize.mean == (0.5,)
+    record.job["data"]["stages"] = [{"mine:own": {"api_key": "***"}}]
+    record.write(tmp_path / "record.json")
+    assert completed(job(tmp_path, stages=["decode"])).data.stages == ("decode",)
+    with pytest.raises(ConfigError, match=r"does not have data.stages.0.mine:own.api_key, which looked like a secret"):
+        completed(job(tmp_path))
+    record.job["model"]["options"] = {"api_key": "***"}
+    record.write(tmp_path / "record.json")
+    with pytest.raises(ConfigError, match=r"does not have model.options.api_key"):
+        completed(job(tmp_path, stages=["decode"]))

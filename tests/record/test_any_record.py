@@ -27,7 +27,7 @@ few = settings(deadline=None, max_examples=40)
 
 
 def of_a_job(tree):
-    return {**tree, "job": {"training": {"epochs": 3}}}
+    return {**tree, "job": {"training": {"epochs": 3}}, "epochs": [{**e, "epoch": 1} for e in tree["epochs"]]}
 
 
 def of_one_length(tree):
@@ -127,6 +127,14 @@ def test_a_record_that_was_cut_off_is_refused(record, share):
 
 @few
 @given(any_record(), st.integers(1, 3))
+def test_an_epoch_without_its_number(record, more):
+    tree = record.model_dump(mode="json")
+    tree["epochs"] = [{"epoch": 1}] * more + [{"train_loss": 2.0}]
+    assert "one of its epochs has no number" in refused(json.dumps(tree))
+
+
+@few
+@given(any_record(), st.integers(1, 3))
 def test_lines_side_by_side_are_of_one_length(record, more):
     tree = record.model_dump(mode="json")
     tree["progress"] = {"at_s": [1.0] * more, "samples_per_s": [], "wait_share": []}
@@ -144,6 +152,8 @@ def test_lines_side_by_side_are_of_one_length(record, more):
         ({"training": {}, "cluster": {"groups": [{}]}}, "cluster.groups.0.name of the job: Field required"),
         ({"training": {}, "sagemaker": {"region": 3}}, "sagemaker.region of the job: "),
         ({"training": {}, "model": []}, "model of the job: "),
+        ({"training": {"threads": "3"}}, "training.threads of the job: "),
+        ({"training": {}, "data": {"train": {}, "validation": 0.5}}, "data.validation of the job: "),
     ],
 )
 def test_a_job_that_cannot_be_read_again(job, told):

@@ -144,3 +144,11 @@ def test_a_page_is_small_however_long_the_run_and_however_many_hosts(record, tmp
     assert [row[1] for row in table.rows[99:102]] == ["9901", "10000", "1"]
     last = epoch_charts([("a", run), ("b", run)])[0].series[0]
     assert last.x[-1] == 10_000 and len(last.x) <= 2501
+
+
+def test_figures_at_the_end_of_what_a_float_can_be(record):
+    """Each can be read from a record; how far they lie apart is no number."""
+    progress = Progress(at_s=[-1.7e308, 1.7e308], samples_per_s=[-1.7e308, 1.7e308], wait_share=[0.0, 1.0])
+    run = run_on(record, "far", {"ml.g5.xlarge": ("gpu", 1, 1)}, progress=progress)
+    for chart in time_charts([("far", run)]):
+        assert draw(chart)

@@ -23,4 +23,12 @@ def test_what_a_lost_feed_had_told_stays(tmp_path):
         [("train", 1), ("validation", 1), ("train", 2)],
         [("train", 1), ("validation", 1), ("train", 2), ("train", 3)],
     ]
-    assert [each for each in told if isinstance(each, str)] == ["slow", "lost", "slow"]
+    assert [each for each in told if isinstance(each, str)] == [
+        "slow",
+        "lost",
+        "the ranks have begun anew from the last checkpoint (attempt 2)",
+        "slow",
+        "the ranks have begun anew from the last checkpoint (attempt 3)",
+        "the ranks have begun anew from the last checkpoint (attempt 4)",
+    ]
+    assert statuses[-1].warnings == [each for each in told if isinstance(each, str)]

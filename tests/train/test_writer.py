@@ -197,8 +197,14 @@ def test_one_that_cannot_be_saved_is_no_harm_once_a_later_one_is(store, tmp_path
     assert len(told) == 2 and "step 4 is on disk" in told[1]
 
 
-@pytest.mark.parametrize(("saved", "stands"), [(True, "that of step 1 stands"), (False, "no other was saved")])
-def test_a_last_one_that_cannot_be_saved_is_an_error_of_one_line(store, told, saved, stands):
+@pytest.mark.parametrize(
+    ("saved", "stands", "then"),
+    [
+        (True, "that of step 1 stands", "resume"),
+        (False, "no other was saved", "resume if there is an older one, else start again"),
+    ],
+)
+def test_a_last_one_that_cannot_be_saved_is_an_error_of_one_line(store, told, saved, stands, then):
     keep, thing = Writer(store.ask, told.append, waits_s=(0, 0)), Weights()
     if saved:
         keep(facts(1), {}, [thing])
@@ -207,7 +213,7 @@ def test_a_last_one_that_cannot_be_saved_is_an_error_of_one_line(store, told, sa
     keep(facts(2), {}, [thing])
     assert str(keep.close()) == (
         f"the last checkpoint, of step 2, could not be saved ({stands}): cannot write a checkpoint into /store: it "
-        "fails; mend the store and resume"
+        f"fails; mend the store and {then}"
     )
     assert store.calls[-3:] == ["begin"] * 3, "nothing is sent to a store that does not begin"
 

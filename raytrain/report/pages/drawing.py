@@ -11,6 +11,7 @@ from raytrain.report.pages.charts import Bars, Chart, Series
 SIDE = 1000
 COLORS = 6  # that the page's style has
 DASHES = 4
+FURTHEST = 1e300  # that an axis leads to: none is infinitely long
 MANY_POWERS = 5  # of ten, on a logarithmic axis: then these alone are written beside it
 
 
@@ -100,7 +101,7 @@ def _x_axis(chart: Chart, xs: list[float]) -> Axis:
     elif chart.log_x:
         low, high = min(xs) / 1.1, max(xs) * 1.1
     else:
-        low, high = min(xs), max(xs)
+        low, high = max(min(xs), -FURTHEST), min(max(xs), FURTHEST)
     return Axis(low, high if high > low else low + 1, chart.log_x)
 
 
@@ -111,7 +112,7 @@ def _x_ticks(chart: Chart, axis: Axis) -> list[tuple[float, str]]:
 
 
 def _y_axis(chart: Chart, ys: list[float]) -> Axis:
-    lowest, highest = chart.y_range or (min(ys), max(ys))
+    lowest, highest = chart.y_range or (max(min(ys), -FURTHEST), min(max(ys), FURTHEST))
     if chart.log_y:
         return Axis(lowest / 1.2, highest * 1.2, logarithmic=True)
     low, high = (min(0.0, lowest), highest) if chart.zero else (lowest, highest)

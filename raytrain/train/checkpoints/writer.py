@@ -106,9 +106,11 @@ class Writer:
         if self._unsaved is None:
             return None
         step, why = self._unsaved
-        else_saved = "no other was saved" if self._saved is None else f"that of step {self._saved} stands"
+        stands, then = f"that of step {self._saved} stands", "resume"
+        if self._saved is None:  # by this attempt, but perhaps by one before it
+            stands, then = "no other was saved", "resume if there is an older one, else start again"
         return CheckpointError(
-            f"the last checkpoint, of step {step}, could not be saved ({else_saved}): {why}; mend the store and resume"
+            f"the last checkpoint, of step {step}, could not be saved ({stands}): {why}; mend the store and {then}"
         )
 
     def _await_last(self, *, hurry: bool) -> None:

@@ -47,11 +47,11 @@ def told(*arguments, error=DataError, **options):
 
 
 LATER = {
-    "shape": (lambda i: np.zeros(3 if i == 4 else 2), "shapes", "(2,) float64", "(3,) float64"),
-    "rank": (lambda i: np.zeros((2, 1) if i == 4 else 2), "shapes", "(2,) float64", "(2, 1) float64"),
-    "dtype": (lambda i: np.zeros(2, "f4" if i == 4 else "f8"), "types", "(2,) float64", "(2,) float32"),
-    "text": (lambda i: "four" if i == 4 else np.zeros(2), "types", "(2,) float64", "text"),
-    "bytes": (lambda i: b"four" if i == 4 else "text", "types", "text", "bytes"),
+    "shape": (lambda i: np.zeros(3 if i >= 4 else 2), "shapes", "(2,) float64", "(3,) float64"),
+    "rank": (lambda i: np.zeros((2, 1) if i >= 4 else 2), "shapes", "(2,) float64", "(2, 1) float64"),
+    "dtype": (lambda i: np.zeros(2, "f4" if i >= 4 else "f8"), "types", "(2,) float64", "(2,) float32"),
+    "text": (lambda i: "four" if i >= 4 else np.zeros(2), "types", "(2,) float64", "text"),
+    "bytes": (lambda i: b"four" if i >= 4 else "text", "types", "text", "bytes"),
 }
 
 
