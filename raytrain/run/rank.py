@@ -99,7 +99,6 @@ def _train(
 ) -> None:
     """One attempt of one rank, from its first batch to its result."""
     import ray
-    import torch
 
     from raytrain.device.arrival import arrivals
     from raytrain.device.busy import find_source
@@ -159,8 +158,6 @@ def _train(
     )
     leaving = ray.get(work.feed.finish.remote(attempt, rank, result))
     if leaving and stream.stopped:
-        if world_size > 1:
-            torch.distributed.barrier()  # the first to raise ends all, and one is still writing the checkpoint
         raise Leaving("a host of the ranks is about to go")
     if unsaved is not None:
         raise unsaved
