@@ -78,7 +78,7 @@ def test_the_first_batch_takes_one_batchs_work_not_the_epochs(two_nodes, public_
         taken = feed.take("a", 0, 1)
     done = counter.stat().st_size
     feed.request_stop()
-    feed.begin("b", Position(1, None), 1, 0)  # abandons the stream
+    feed.begin("b", Position(1), 1, 0)  # abandons the stream
     assert done <= 5 * 8, f"{done} of 4000 samples were prepared before the first batch of 8 was there"
 
 
