@@ -301,15 +301,15 @@ def test_a_drained_node_finishes_what_it_is_at_and_takes_nothing_new(two_nodes, 
         time.sleep(0.01)
         return image
 
-    feed = make_feed(two_nodes, pets, [slow], epochs=12, batches_per_task=2)
+    feed = make_feed(two_nodes, pets, [slow], epochs=20, batches_per_task=2)
     feed.begin("a", Position(), 1, 0)
     batches = take_some(feed, 24)
     assert extra.node_id in {batch.header.node for batch in batches}
     drain(extra.node_id)
     batches += take_all(feed)
-    for epoch in range(12):
+    for epoch in range(20):
         assert sorted(np.concatenate([b.key for b in batches if b.header.segment == epoch])) == list(range(80))
-    late = [batch.header.node for batch in batches if batch.header.segment >= 8]
+    late = [batch.header.node for batch in batches if batch.header.segment >= 15]
     assert late and extra.node_id not in late
     wait_for(lambda: not alive(extra.node_id), 30, "the node has gone by itself")
     two_nodes._nodes.cluster.remove_node(extra, allow_graceful=False)

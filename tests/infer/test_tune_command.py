@@ -251,7 +251,7 @@ def test_tuning_for_real(tmp_path):
     """Two batch sizes, the model alone and the whole path; then the tuned job is one that predicts."""
     path = tmp_path / "job.yaml"
     tune = {"backends": ["eager"], "precisions": ["fp32"], "batch_sizes": [1, 8], "streams": [[1, 1]]}
-    tune |= {"allocators": ["default"], "budget_s": 20, "samples": 32}
+    tune |= {"allocators": ["default"], "budget_s": patient(20), "samples": 32}
     path.write_text(yaml.safe_dump(synthetic(tmp_path, tune=tune)))
     command = [sys.executable, "-m", "raytrain", "tune", str(path), "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=patient(200))
