@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from raytrain.ray_internals.contract import Contract
+from raytrain.ray_internals.contract import Contract, standing_in
 from raytrain.ray_internals.train import seeing
 
 LOOPBACK = "127.0.0.1"
@@ -35,12 +35,8 @@ def localhost_kept(public: bool) -> Iterator[None]:
         return
     from ray._private import services
 
-    kept = services.resolve_ip_for_localhost
-    services.resolve_ip_for_localhost = lambda host: host
-    try:
+    with standing_in((services, "resolve_ip_for_localhost", lambda host: host)):
         yield
-    finally:
-        services.resolve_ip_for_localhost = kept
 
 
 @cache

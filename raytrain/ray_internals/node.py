@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from raytrain.ray_internals.contract import Contract
+from raytrain.ray_internals.contract import Contract, standing_in
 from raytrain.ray_internals.loopback import LOOPBACK, OFF_THE_NETWORK
 from raytrain.ray_internals.train import RANK_CLASSES
 
@@ -343,8 +343,7 @@ def _children() -> set[int]:
     return found
 
 
-@contextlib.contextmanager
-def _light_nodes() -> Iterator[None]:
+def _light_nodes() -> contextlib.AbstractContextManager[None]:
     """Nodes as where Ray is installed without its dashboard, for nobody asks it anything here.
 
     Otherwise Ray starts an API server, waits a second for it, and gives every node an agent that serves its pages. And
@@ -355,17 +354,9 @@ def _light_nodes() -> Iterator[None]:
     from ray._private import services, utils
     from ray._private.node import Node
 
-    places: tuple[tuple[Any, str, Any], ...] = (
+    return standing_in(
         (Node, "start_api_server", lambda node, **_: setattr(node, "_webui_url", "")),
         (utils, "get_dashboard_dependency_error", lambda: ImportError("left out")),
         (utils, "write_ray_address", lambda *_: None),
         (services, "ConsolePopen", partial(services.ConsolePopen, process_group=0)),
     )
-    kept = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
-    for owner, name, ours in places:
-        setattr(owner, name, ours)
-    try:
-        yield
-    finally:
-        for owner, name, rays in kept:
-            setattr(owner, name, rays)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from raytrain.ray_internals.contract import Contract
+from raytrain.ray_internals.contract import Contract, standing_in
 
 SIGTERM = Contract(
     does="a stop while Ray starts",
@@ -24,9 +24,5 @@ def sigterm_left_alone(public: bool) -> Iterator[None]:
         return
     from ray._private import utils
 
-    kept = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda _handler: None
-    try:
+    with standing_in((utils, "set_sigterm_handler", lambda _handler: None)):
         yield
-    finally:
-        utils.set_sigterm_handler = kept
