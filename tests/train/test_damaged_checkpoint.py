@@ -83,7 +83,17 @@ def test_files_that_torch_cannot_load(folder, damage, tmp_path):
 
 @pytest.mark.parametrize(
     "state",
-    [3, [], {"modules": 3}, {"modules": ["../x"]}, {"consumed": 3}, {"consumed": torch.zeros(2, 2)}, {"rng": {}}],
+    [
+        3,
+        [],
+        {"modules": 3},
+        {"modules": ["../x"]},
+        {"consumed": 3},
+        {"consumed": torch.zeros(2, 2)},
+        {"consumed": None},
+        {"owed": 3},
+        {"rng": {}},
+    ],
 )
 def test_a_state_of_another_form(folder, state):
     (folder / "state.pt").write_bytes(checkpoint.pack(state).tobytes())

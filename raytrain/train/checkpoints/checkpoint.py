@@ -29,6 +29,8 @@ from raytrain.train.checkpoints.shelf import (
 )
 from raytrain.train.modules import is_distributed
 
+LEDGER = ("consumed", "owed")
+
 
 def write(state: Any, file: Any) -> None:
     """The contents of a file, to what has a `write`: piece by piece, and without a copy."""
@@ -148,10 +150,12 @@ def _checked_state(state: Any, name: str) -> dict[str, Any]:
     Raises:
         CheckpointError: it is none of ours.
     """
-    whole = {"consumed": None, "modules": [], "rng": [], **state} if isinstance(state, dict) else {}
-    consumed, modules, rng = map(whole.get, ("consumed", "modules", "rng"))
-    is_mask = consumed is None or (isinstance(consumed, torch.Tensor) and consumed.dim() == 1)
-    if not is_mask or not isinstance(rng, list) or not isinstance(modules, list) or {*map(type, modules)} - {int}:
+    nothing = torch.zeros(0, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
+    ours = {**dict(zip(LEDGER, nothing, strict=True)), "modules": [], "rng": []}
+    whole = {**ours, **state} if isinstance(state, dict) else {}
+    ledger, modules, rng = map(whole.get, LEDGER), whole.get("modules"), whole.get("rng")
+    has_ledger = all(isinstance(each, torch.Tensor) and each.dim() == 1 for each in ledger)
+    if not has_ledger or not isinstance(rng, list) or not isinstance(modules, list) or {*map(type, modules)} - {int}:
         raise CheckpointError(f"{name} is not the state of a raytrain checkpoint")
     return whole
 
