@@ -9,7 +9,7 @@ and cheap, CPUs that the ranks want too would be at work on batches of the far f
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,12 @@ AT_FIRST = 16  # times the least, until then
 LEAST_TASKS_A_BLOCK = 4  # one of them may hand over a block in each of Ray Data's ten rounds a second, at least
 
 
+def hosts_that_prepare(nodes: Sequence[Mapping[str, Any]], groups: Sequence[str] = ()) -> list[Mapping[str, Any]]:
+    """Of `ray.nodes()`, the living ones of these groups; without, of every group."""
+    ours = (node for node in nodes if not groups or (node.get("Labels") or {}).get(GROUP_LABEL) in groups)
+    return [node for node in ours if node.get("Alive")]
+
+
 def stock_bytes(nodes: Sequence[dict[str, Any]], groups: Sequence[str] = ()) -> int | None:
     """What may lie ready in all of the hosts (`ray.nodes()`) that prepare, each holding a share by its CPUs.
 
@@ -30,8 +36,7 @@ def stock_bytes(nodes: Sequence[dict[str, Any]], groups: Sequence[str] = ()) -> 
     Args:
         groups: whose hosts the tasks run on (see cluster.placement); without, those of every group.
     """
-    ours = [node for node in nodes if not groups or (node.get("Labels") or {}).get(GROUP_LABEL) in groups]
-    hosts = [node.get("Resources", {}) for node in ours if node.get("Alive")]
+    hosts = [node.get("Resources", {}) for node in hosts_that_prepare(nodes, groups)]
     sizes = [
         (host["object_store_memory"], host["CPU"]) for host in hosts if {"object_store_memory", "CPU"} <= set(host)
     ]

@@ -18,6 +18,7 @@ from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.data.samples.fields import DTYPES, Field, Schema, np_dtype
 from raytrain.data.sources.lengths import MOST_READ
 from raytrain.data.sources.manifest import Manifest
+from raytrain.data.stock import hosts_that_prepare
 from raytrain.errors import ConfigError, DataError, named
 from raytrain.train.models import CLASSES, check_classes, check_model
 from raytrain.train.tasks import Task
@@ -216,11 +217,10 @@ def check_store(
     }
     sample_bytes = sum(known.values())
     batch_bytes = batch_size * sample_bytes
-    for node in nodes:
+    for node in hosts_that_prepare(nodes, groups):
         labels, has = node.get("Labels") or {}, node.get("Resources", {})
         cpus, store_bytes = int(has.get("CPU", 0)), has.get("object_store_memory")
-        prepares = node.get("Alive") and (not groups or labels.get(GROUP_LABEL) in groups)
-        if not prepares or store_bytes is None or cpus * batch_bytes <= store_bytes:
+        if store_bytes is None or cpus * batch_bytes <= store_bytes:
             continue
         largest = max(known, key=known.__getitem__)
         name = labels.get(HOST_LABEL) or labels.get(GROUP_LABEL) or node.get("NodeManagerAddress", "a host")
