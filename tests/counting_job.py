@@ -1,6 +1,6 @@
 """A user's job that writes down every sample its loop sees: python counting_job.py IMAGES RUNS NODES [--resume]
 
-With a file `die` in RUNS, one rank kills itself at step 7, once.
+With a file `die` in RUNS, one rank kills itself at step 7, once; a file `step_s` says how long a step takes.
 """
 
 import json
@@ -25,6 +25,7 @@ def note(folder: Path, **facts) -> None:
 
 def train_loop(ctx) -> None:
     folder = Path(ctx.job.run_dir)
+    step_s = float((folder / "step_s").read_text()) if (folder / "step_s").exists() else 0.1
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8 * 8 * 3, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     model, optimizer = ctx.prepare(model, optimizer)
@@ -35,7 +36,7 @@ def train_loop(ctx) -> None:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            time.sleep(0.1)
+            time.sleep(step_s)
             ids = batch.ids.tolist()
             note(folder, event="step", pid=os.getpid(), rank=ctx.rank, epoch=epoch, steps=ctx.steps + 1, ids=ids)
             ctx.report(loss)

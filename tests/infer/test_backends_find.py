@@ -9,12 +9,11 @@ import pickle
 import zipfile
 from dataclasses import replace
 
-import boto3
 import numpy as np
 import pytest
 import small_models
 import torch
-from moto.server import ThreadedMotoServer
+from buckets import bucket
 from safetensors.torch import save_file
 
 from raytrain.config.inference import PredictingModel
@@ -99,16 +98,7 @@ def test_labels_without_names_have_as_many_classes_as_the_checkpoint(run):
 
 def test_a_run_elsewhere(run):
     folder = run()
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        client = boto3.client("s3", region_name="us-east-1", endpoint_url=f"http://{host}:{port}")
-        client.create_bucket(Bucket="models")
+    with bucket("models") as client:
         for path in folder.rglob("*.*"):
             client.upload_file(str(path), "models", f"run/{path.relative_to(folder)}")
         torch.save(weights(4), folder / "w.pt")
@@ -117,7 +107,6 @@ def test_a_run_elsewhere(run):
         assert same(find(name=ENCODER, weights="s3://models/w.pt"), weights(4))
         with pytest.raises(ConfigError, match="s3://models/other has no record.json: give the folder of a run"):
             find(run="s3://models/other")
-    server.stop()
 
 
 def test_runs_that_cannot_be_predicted_with(run, tmp_path):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from counting_job import train_loop
 from nodes_that_go import add_node, drain, kill_node
 from patience import patient
 
@@ -26,29 +25,6 @@ from raytrain.train.checkpoints import checkpoint, shelf
 
 EPOCHS = 4
 EVERY_ID_ONCE = Counter(range(120))
-
-
-def train_loop(ctx) -> None:
-    """Steps of so many seconds that the ranks can stop after any of them; each is written down."""
-    runs = Path(ctx.job.run_dir)
-    step_s = float((runs / "step_s").read_text())
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8 * 8 * 3, 3))
-    model, optimizer = ctx.prepare(model, torch.optim.SGD(model.parameters(), lr=0.01))
-
-    def note(**facts) -> None:
-        with open(runs / "trace.jsonl", "a") as file:
-            file.write(json.dumps({"rank": ctx.rank, **facts}) + "\n")
-
-    note(begun=ctx.steps)
-    for epoch in ctx.epochs():
-        for batch in ctx.batches("train"):
-            loss = torch.nn.functional.cross_entropy(model(batch.image), batch.label)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            time.sleep(step_s)
-            note(epoch=epoch, steps=ctx.steps + 1, ids=batch.ids.tolist())
-            ctx.report(loss)
 
 
 def trained(images, runs: Path, act, step_s: float) -> list[str]:
@@ -76,10 +52,10 @@ def attempts_in(runs: Path) -> list[tuple[int, list[dict]]]:
     """The steps with which rank 0 began each attempt, and those of all ranks in it."""
     found: list[tuple[int, list[dict]]] = []
     for line in map(json.loads, (runs / "trace.jsonl").read_text().splitlines()):
-        if "steps" in line:
+        if line["event"] == "step":
             found[-1][1].append(line)
         elif line["rank"] == 0:
-            found.append((line["begun"], []))
+            found.append((line["steps"], []))
     return found
 
 
