@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import signal
@@ -17,7 +18,7 @@ from conftest import write_images
 from raytrain.config.data import Normalize
 from raytrain.data.order import Position, StreamPlan, StreamSpec
 from raytrain.data.pipeline import Pipeline
-from raytrain.data.process import prepare_process, undisturbed
+from raytrain.data.process import bind_submodules, prepare_process, undisturbed
 from raytrain.data.producer import Producer, StreamWork
 from raytrain.data.samples.block import batches_of
 from raytrain.data.sources.kinds.image_folder import image_folder
@@ -233,6 +234,24 @@ def test_a_worker_imports_neither_torch_nor_pydantic():
 def test_preparing_the_process_is_harmless_and_done_once():
     prepare_process()
     assert prepare_process.cache_info().currsize == 1
+
+
+def test_an_import_that_was_broken_off_is_made_whole(tmp_path, monkeypatch):
+    (tmp_path / "cut_short" / "core").mkdir(parents=True)
+    (tmp_path / "cut_short" / "core" / "__init__.py").touch()
+    (tmp_path / "cut_short" / "core" / "frame.py").write_text("DataFrame = dict")
+    (tmp_path / "cut_short" / "__init__.py").write_text(
+        "import builtins\nfrom cut_short.core.frame import DataFrame\nif builtins.cut: raise KeyboardInterrupt"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("builtins.cut", True, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        importlib.import_module("cut_short")
+    monkeypatch.setattr("builtins.cut", False)
+    package = importlib.import_module("cut_short")
+    assert not hasattr(package, "core"), "Python binds it now, and nothing has to be mended"
+    bind_submodules("cut_short")
+    assert package.core.frame.DataFrame is package.DataFrame
 
 
 def test_normalize_is_a_value():
