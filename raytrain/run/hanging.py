@@ -30,6 +30,9 @@ def listen() -> RankProcess:
 
     handle, path = tempfile.mkstemp(prefix=f"raytrain-rank-{os.getpid()}-", suffix=".stacks")
     faulthandler.register(ASK, file=handle, all_threads=True)  # the file stays open with the process
+    if os.path.exists(by_number := f"/proc/{os.getpid()}/fd/{handle}"):  # where there is one, it goes with the process
+        os.unlink(path)
+        path = by_number
     node = ray.get_runtime_context().get_node_id()
     return RankProcess(os.getpid(), psutil.Process().create_time(), node, path)
 

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import psutil
 import pytest
@@ -102,6 +104,7 @@ def test_what_a_process_is_at_and_its_end(rank, stopped):
     if stopped:
         os.kill(rank.pid, signal.SIGSTOP)
         wait_for(lambda: psutil.Process(rank.pid).status() == psutil.STATUS_STOPPED, 10, "it stops")
+    assert not list(Path(tempfile.gettempdir()).glob(f"raytrain-rank-{rank.pid}-*")), "nothing stays behind"
     found = stacks_of({1: rank})
     assert list(found) == [1]
     first, *rest = found[1].splitlines()
