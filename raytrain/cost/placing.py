@@ -23,15 +23,12 @@ class Costs:
         device_s: of a device, of each stage; None of one that cannot run there.
         step_s: of a device, of the model's step.
         interference: the share of its rate that a device loses when all cores of its host prepare batches.
-        mixing: the share of the rate that is left where batches have two cuts: while a device finishes some, the CPUs
-            have nowhere to put more of the others.
     """
 
     cpu_s: Sequence[float]
     device_s: Sequence[float | None]
     step_s: float
     interference: float = 0.0
-    mixing: float = 1.0
 
     @property
     def cuts(self) -> range:
@@ -95,8 +92,7 @@ def rate_of(costs: Costs, places: Places, cut: int, other: int, share: float, ho
     devices = places.devices * (1 - costs.interference * places.busy(host_cores))
     cores = places.cores(host_cores)
     by_cpus = (cores / cpu_s if cpu_s else float("inf")) if cores else 0.0  # somebody has to read
-    rate = min(by_cpus, devices / device_s if device_s else float("inf"))
-    return rate * costs.mixing if 0 < share < 1 and cut != other else rate
+    return min(by_cpus, devices / device_s if device_s else float("inf"))
 
 
 def best(costs: Costs, places: Places) -> Placing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import replace
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -108,18 +107,3 @@ def test_by_hand():
 def test_somebody_reads_even_where_that_costs_nothing():
     costs = Costs([0.0], [None], 0.002)
     assert [best(costs, Places(cpu_cores, 2, 1)).host_cores for cpu_cores in (0, 1)] == [1, 0]
-
-
-def test_what_is_left_of_mixtures_decides_whether_there_is_one():
-    """One core makes a sample in 10 ms, or 4 without the last stage, for which a device takes 20: 100 a second, or 8 in
-    9 of them on the core and 112.5 (1 / 9 of 21 ms and 8 / 9 of 1 take the device 3.2 ms)."""
-    costs = Costs([0.004, 0.006], [None, 0.020], 0.001)
-    places = Places(1, 0, 1)
-    for mixing, mixed in ((1.0, True), (0.95, True), (0.5, False)):
-        found = best(replace(costs, mixing=mixing), places)
-        assert (found.share > 0) == mixed
-        if mixed:
-            whole = rate_of(costs, places, found.cut, found.other, found.share, found.host_cores)
-            assert found.rate == pytest.approx(mixing * whole) and found.rate > 100
-        else:
-            assert found.rate == pytest.approx(100)

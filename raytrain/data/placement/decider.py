@@ -97,7 +97,7 @@ class Decider:
         self._look_at = now_s + LOOK_S[min(self._looks, len(LOOK_S) - 1)]
         self._measured.look(told, self._in_force, self._choice.places, settled=self._settled)
         self._settled = True
-        costs = self._measured.costs(self._choice.places)
+        costs = self._measured.costs()
         if costs is None:
             return False
         self._looks += 1

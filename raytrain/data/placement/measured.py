@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from raytrain.cost.placing import Costs, Places, Placing, rate_of
+from raytrain.cost.placing import Costs, Places, Placing
 from raytrain.record.status import READ, Amount, Spent
 
 INTERFERENCE = 0.1  # until it has been measured; 0.09 to 0.12 on an H200 whose host had 3 of its 4 cores at work
@@ -39,7 +39,6 @@ class Measured:
     host_speed: float | None = None
     _before: dict[int, Spent] = field(default_factory=dict)
     _overheads: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-    _mixed: deque[tuple[Placing, float]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def look(self, told: Mapping[int, Spent], placing: Placing, places: Places, *, settled: bool = True) -> None:
         """Take in what has been spent since the last look, while the stages ran as `placing` says.
@@ -53,9 +52,7 @@ class Measured:
         spent = [_since(before, now) for before, now in since if before is not None]  # else its first step warms up
         if len(spent) == len(told) and all(each.step[0] for each in spent):
             self._step(spent, placing, places)
-            if settled and _mixes(placing):
-                self._mixed.append((placing, sum(each.step[0] for each in spent) / _wall_s(spent)))
-            elif settled:
+            if settled:
                 self._overhead(spent, placing, places)
 
     @property
@@ -63,7 +60,7 @@ class Measured:
         """What handing over a sample costs the CPUs beside its stages: the least seen lately, more than once."""
         return min(self._overheads) if len(self._overheads) >= BELIEVED else 0.0
 
-    def costs(self, places: Places) -> Costs | None:
+    def costs(self) -> Costs | None:
         """None as long as some are not known."""
         movable = self.stages[self.first :]
         if not self.step_s or not {READ, *self.stages} <= {*self.cpu_s} or not {*movable} <= {*self.device_s}:
@@ -71,19 +68,7 @@ class Measured:
         step_s, interference = self._quiet_step()
         cpu_s = [self.cpu_s[READ] + self.overhead_s, *(self.cpu_s[name] for name in self.stages)]
         device_s = [None, *(self.device_s[n] if at >= self.first else None for at, n in enumerate(self.stages))]
-        costs = Costs(cpu_s, device_s, step_s, interference)
-        return replace(costs, mixing=self._mixing(costs, self.places(places)))
-
-    def _mixing(self, costs: Costs, places: Places) -> float:
-        """What came of mixtures, as a share of what the costs promise of them: the most of the last looks, as of the
-        overhead the least."""
-        if len(self._mixed) < BELIEVED:
-            return 1.0
-        seen = (
-            rate / rate_of(costs, places, each.cut + 1, each.other + 1, each.share, each.host_cores)  # reading is one
-            for each, rate in self._mixed
-        )
-        return min(max(seen), 1.0)
+        return Costs(cpu_s, device_s, step_s, interference)
 
     def _quiet_step(self) -> tuple[float, float]:
         """What a step takes where no core of the host prepares, and the interference: a rate that falls linearly with
@@ -130,28 +115,22 @@ class Measured:
             self.step_s[busy] = _smoothed(self.step_s.get(busy), mean + always)
 
     def _overhead(self, spent: Sequence[Spent], placing: Placing, places: Places) -> None:
-        """Seen where nothing but the CPUs sets the pace, and of batches that are all alike: see Costs.mixing."""
+        """Seen where nothing but the CPUs sets the pace."""
         names = [READ, *self.stages]
         if not {*names} <= {*self.cpu_s}:
             return
-        waited, wall_s = sum(each.wait_s for each in spent), _wall_s(spent)
-        if waited < LIMITED_FROM * wall_s * len(spent):
+        waited = sum(each.wait_s for each in spent)
+        staged = sum(seconds for each in spent for _, seconds in each.device_stages.values())
+        total = waited + staged + sum(each.step[1] for each in spent)
+        if waited < LIMITED_FROM * total:
             for at, seconds in enumerate(self._overheads):  # or one stall would be believed for ever
                 self._overheads[at] = FORGOTTEN * seconds
             return
+        wall_s = total / len(spent)  # every rank spends it at once
         taken_s = wall_s / sum(each.step[0] for each in spent) * self.places(places).cores(placing.host_cores)
-        stages_s = sum(self.cpu_s[name] for name in names[: placing.cut + 1])
+        of_cut, of_other = (sum(self.cpu_s[name] for name in names[: cut + 1]) for cut in (placing.cut, placing.other))
+        stages_s = (1 - placing.share) * of_cut + placing.share * of_other
         self._overheads.append(min(max(taken_s - stages_s, 0.0), MOST_OVERHEAD * stages_s))
-
-
-def _mixes(placing: Placing) -> bool:
-    return placing.cut != placing.other and 0 < placing.share < 1
-
-
-def _wall_s(spent: Sequence[Spent]) -> float:
-    """Seconds that have gone by, which every rank spends at once."""
-    staged = sum(seconds for each in spent for _, seconds in each.device_stages.values())
-    return (sum(each.wait_s + each.step[1] for each in spent) + staged) / len(spent)
 
 
 def _since(before: Spent, now: Spent) -> Spent:

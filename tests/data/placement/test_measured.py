@@ -36,9 +36,9 @@ def measured(**options) -> Measured:
 def test_what_a_sample_costs():
     known = measured()
     known.look({0: spent()}, ALL, PLACES)
-    assert known.costs(PLACES) is None, "the first steps warm up"
+    assert known.costs() is None, "the first steps warm up"
     known.look({0: spent(2)}, ALL, PLACES)
-    costs = known.costs(PLACES)
+    costs = known.costs()
     assert costs is not None
     assert costs.cpu_s == pytest.approx([0.001, 0.010, 0.040])
     assert costs.device_s == [None, None, pytest.approx(0.002)]
@@ -79,11 +79,11 @@ def test_interference_is_what_a_busy_host_takes_from_its_devices():
     known = measured()
     known.look({0: spent()}, QUIET, PLACES)
     known.look({0: spent(2)}, QUIET, PLACES)
-    costs = known.costs(PLACES)
+    costs = known.costs()
     assert costs is not None and (costs.step_s, costs.interference) == (pytest.approx(0.005), INTERFERENCE)
     half = replace(ALL, host_cores=1)
     known.look({0: replace(spent(3), step=(300, 1.625))}, half, PLACES)  # 6.25 ms with one core of two at work
-    costs = known.costs(PLACES)
+    costs = known.costs()
     assert costs is not None
     assert costs.step_s == pytest.approx(0.005)
     # the device does 160 a second in place of 200 when half of the cores are busy: all of them would take 0.4
@@ -94,7 +94,7 @@ def test_interference_shows_as_well_where_some_cores_are_always_busy():
     known = measured()
     for cores, steps in ((1, (100, 0.5)), (1, (200, 1.0)), (2, (300, 1.6))):  # 5 ms, and 6 with the second core at work
         known.look({0: replace(spent(steps[0] // 100), step=steps)}, replace(ALL, host_cores=cores), PLACES)
-    costs = known.costs(PLACES)
+    costs = known.costs()
     assert costs is not None
     # rates of 200 and 166.7 a second at half and at all of the cores: 233.3 with none, of which all take 2 / 7
     assert (costs.step_s, costs.interference) == (pytest.approx(3 / 700), pytest.approx(2 / 7))
@@ -104,7 +104,7 @@ def test_stages_that_always_run_on_the_device_are_part_of_the_step():
     known = Measured(("a",), 1)
     for times in (1, 2):
         known.look({0: spent(times)}, QUIET, PLACES)
-    costs = known.costs(PLACES)
+    costs = known.costs()
     assert costs is not None and costs.cpu_s == pytest.approx([0.001, 0.010]) and costs.device_s == [None, None]
     assert costs.step_s == pytest.approx(0.005 + 0.002)
 
@@ -125,7 +125,7 @@ def test_what_handing_over_costs_beside_the_stages(wait_s, expected):
     assert known.overhead_s == 0, "once is by chance"
     known.look({0: spent(3, wait_s)}, ALL, PLACES)
     assert known.overhead_s == pytest.approx(expected)
-    costs = known.costs(PLACES)
+    costs = known.costs()
     assert costs is not None and costs.cpu_s[0] == pytest.approx(0.001 + expected)
     known.look({0: replace(spent(4), wait_s=3 * wait_s)}, ALL, PLACES)
     assert known.overhead_s == pytest.approx(0.9 * expected), "it is forgotten while nobody waits"
@@ -153,32 +153,15 @@ def test_one_slow_look_does_not_make_handing_over_dear():
     assert seen == pytest.approx([0.0, 0.0, usual, usual, usual, usual, slow]), "the least of three"
 
 
-def test_what_comes_of_mixtures_is_not_what_handing_over_costs():
-    """5 cores of which the stages take 51 ms of 3 in 4 samples and 11 of the others: 5 / 41 ms = 122 a second; the
-    device could do 1 / (5 + 2 / 4) ms. In 1.1 s there were 100."""
-    known, mixed = measured(), replace(ALL, other=1, share=0.25)
-    for times in (1, 2):
-        known.look({0: spent(times, wait_s=0.5)}, mixed, PLACES)
-    costs = known.costs(PLACES)
-    assert costs is not None and costs.mixing == 1, "once is by chance"
-    known.look({0: spent(3, wait_s=0.5)}, mixed, PLACES)
-    costs = known.costs(PLACES)
-    assert known.overhead_s == 0
-    assert costs is not None and costs.mixing == pytest.approx((100 / 1.1) / (5 / 0.041))
-    known.look({0: replace(spent(4), wait_s=1.5)}, mixed, PLACES)  # 0.6 s for 100: more than was promised
-    costs = known.costs(PLACES)
-    assert costs is not None and costs.mixing == 1
-
-
 def test_nothing_is_known_of_nothing():
     known = measured()
     for _ in range(3):
         known.look({0: NOTHING}, ALL, PLACES)
-    assert known.costs(PLACES) is None
+    assert known.costs() is None
     only_cpu = replace(spent(), device_stages={})
     for times in (1, 2, 3):
         known.look({0: replace(spent(times), device_stages=only_cpu.device_stages)}, ALL, PLACES)
-    assert known.costs(PLACES) is None, "what a stage takes on the device has not been seen"
+    assert known.costs() is None, "what a stage takes on the device has not been seen"
 
 
 def test_a_core_is_not_slow_because_it_got_the_batches_with_more_stages():
@@ -194,6 +177,6 @@ def test_a_step_that_seems_to_have_taken_no_time_is_not_believed():
     first = spent()
     known.look({0: first}, ALL, PLACES)
     known.look({0: replace(spent(2), step=(200, first.step[1]))}, ALL, PLACES)
-    assert known.costs(PLACES) is None
+    assert known.costs() is None
     known.look({0: replace(spent(3), step=(300, 1.0))}, ALL, PLACES)
-    assert known.costs(PLACES) is not None
+    assert known.costs() is not None
