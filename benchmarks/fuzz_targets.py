@@ -189,7 +189,7 @@ def _checkpoint(folder: Path) -> str:
 def _weights(folder: Path) -> str:
     import torch
 
-    from raytrain.infer.backends.state import fit, read_state
+    from raytrain.train.learning.state import fit, read_state
 
     [path] = [*folder.iterdir()] or [folder / "w.pt"]
     fit(torch.nn.Linear(4, 4), read_state(path.read_bytes() if path.exists() else b"", str(path)), str(path), "linear")

@@ -85,6 +85,7 @@ class Case:
     """One training.
 
     Attributes:
+        more: of the job's section `model`.
         training: the job's section, without its length.
         holes: training ids that could not be prepared.
         loud: factor of each id's image, by id.
@@ -105,6 +106,7 @@ class Case:
     seed: int = 0
     model: str = "mlp"
     options: dict[str, Any] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     holes: frozenset[int] = frozenset()
     loud: dict[int, float] = field(default_factory=dict)
@@ -117,7 +119,7 @@ class Case:
     @property
     def job(self) -> Job:
         training = {"epochs": self.epochs, "steps": self.steps, "checkpoint": {"keep": 999}, **self.training}
-        model = {"name": f"ranks:{self.model}", "options": self.options}
+        model = {"name": f"ranks:{self.model}", "options": self.options, **self.more}
         return Job.from_dict({"name": "case", "seed": self.seed, "model": model, "training": training})
 
     @property

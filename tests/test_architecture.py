@@ -29,7 +29,8 @@ TORCH_AT_MODULE_LEVEL = {
     *(f"train/{name}.py" for name in ("context", "loop", "losses", "modules", "update")),
     *(f"train/checkpoints/{name}.py" for name in ("checkpoint", "host_copy")),
     *(f"infer/backends/{name}.py" for name in ("batches", "convert", "module", "of_onnx", "of_openvino", "of_torch")),
-    "infer/backends/state.py",
+    *(f"train/learning/{name}.py" for name in ("averaged", "metrics", "objectives", "optimizers", "state", "weights")),
+    "train/checkpoints/saving.py",
     "infer/output/answers.py",
     "study/moved.py",
 }

@@ -10,10 +10,11 @@ from pydantic import Field
 from raytrain.config.cluster import Cluster
 from raytrain.config.data import Data
 from raytrain.config.file import has, read_tree, section_of
+from raytrain.config.learning import Model
 from raytrain.config.own_code import OFFERED_STAGES, look_in, offered
 from raytrain.config.sagemaker import SageMaker
 from raytrain.config.section import Section
-from raytrain.config.training import Model, Training
+from raytrain.config.training import Training
 from raytrain.errors import ConfigError
 
 
@@ -45,12 +46,15 @@ class Job(Section):
 
     @property
     def imports(self) -> tuple[str, ...]:
-        """Every `package.module:name` that it names: its loop, model, sources and stages."""
+        """Every `package.module:name` that it names: its loop and its parts, model, sources and stages."""
         data = self.data
         stages = (*data.stages, *(data.validation_stages or ())) if data else ()
         known = offered(OFFERED_STAGES) if stages else {}
+        training = self.training
+        named = [training.loss, *(training.metrics or ()), training.optimizer, training.schedule]
         names = [
-            self.training.loop,
+            training.loop,
+            *(each.name for each in named if each is not None),
             self.model and self.model.name,
             *(source and source.kind for source in ((data.train, data.validation) if data else ())),
             *(known.get(name, name) for spec in stages for name in ([spec] if isinstance(spec, str) else spec)),

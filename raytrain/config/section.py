@@ -26,3 +26,8 @@ class Section(BaseModel):
     """Every part of a job: immutable, and a key that does not exist is an error, as is a number that is none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def is_smaller_better(said: str | None, metric: str) -> bool:
+    """Of a metric: what the job says, else whether its name ends in loss."""
+    return said == "min" or (said is None and metric.endswith("loss"))

@@ -1,47 +1,14 @@
-"""The sections `model` and `training`."""
+"""The section `training`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from raytrain.config.section import ObjectPath, PositiveInt, Section, Share
-
-
-class Model(Section):
-    """By its name alone where it has no options: `model: resnet18`."""
-
-    name: str = Field(description="a timm model name, or `package.module:callable` that returns a torch module")
-    options: dict[str, Any] = Field(default_factory=dict, description="passed to the model's constructor")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-
-class Optimizer(Section):
-    """What makes an update of a gradient."""
-
-    name: Literal["sgd", "adamw"] = Field("sgd", description="torch's")
-    lr: Annotated[float, Field(gt=0)] = Field(0.001, description="learning rate at the schedule's peak")
-    momentum: Share = Field(0.9, description="of `sgd`")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="torch's; biases and norms (parameters of one axis) have none"
-    )
-
-
-class Schedule(Section):
-    """The learning rate by update, as a factor of `lr`."""
-
-    name: Literal["constant", "cosine"] = Field(
-        "constant",
-        description="1, or `final_share + (1 - final_share) * (1 + cos(pi * p)) / 2` for p from 0 to 1 of what is left",
-    )
-    warmup_share: Share = Field(0.0, description="share of all updates in which it grows linearly to 1")
-    final_share: Share = Field(0.0, description="learning rate at the end as a share of the peak")
+from raytrain.config.learning import Backends, EarlyStopping, Ema, Named, Optimizer, Schedule
+from raytrain.config.section import ObjectPath, PositiveInt, Section, Share, is_smaller_better
 
 
 class CheckpointPolicy(Section):
@@ -68,14 +35,23 @@ class CheckpointPolicy(Section):
 
     @property
     def _smaller(self) -> bool:
-        return self.best_is == "min" or (self.best_is is None and (self.best or "").endswith("loss"))
+        return is_smaller_better(self.best_is, self.best or "")
+
+
+Kind = Literal[
+    "classification", "multi_label", "regression", "segmentation", "token_classification", "sequence_classification"
+]
 
 
 class Task(Section):
     """What is learnt from which field."""
 
+    kind: Kind = Field("classification", description="what is predicted of a sample; see docs/tasks.md")
     input: str = Field("image", description="field that the model is given")
     target: str = Field("label", description="field that it predicts")
+    ignore: int | None = Field(
+        None, description="value of the target that is no class: left out of loss and metrics, such as 255 of a mask"
+    )
 
 
 class Training(Section):
@@ -87,8 +63,21 @@ class Training(Section):
     )
     epochs: PositiveInt | None = Field(None, description="passes over the training data; this or `steps`")
     steps: PositiveInt | None = Field(None, description="batches a rank, over the whole run; this or `epochs`")
+    loss: Named | None = Field(
+        None, description="a class of torch.nn, or `package.module:callable`, of (output, target); default: the task's"
+    )
+    metrics: list[Named] | None = Field(
+        None,
+        description="classes of torchmetrics, or `package.module:callable` that returns one, logged as `validation_` "
+        "and their name; default: the task's",
+    )
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    ema: Ema | None = Field(
+        None, description="an average of the weights, which is evaluated and exported in their place"
+    )
+    early_stopping: EarlyStopping | None = Field(None, description="an end before `epochs`, when nothing improves")
+    backends: Backends = Backends()
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="that the model computes in (autocast; `fp16` with a scaled loss)"
     )

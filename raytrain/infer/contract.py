@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from raytrain.config.inference import Allocator, Backend, Precision
-from raytrain.config.training import Model
+from raytrain.config.learning import Model
 
 if TYPE_CHECKING:
     import torch

@@ -14,6 +14,8 @@ from raytrain.cluster.topology import GROUP_LABEL, HOST_LABEL, Topology
 from raytrain.config.data import check_shared
 from raytrain.config.job import Job
 from raytrain.config.own_code import import_object, torch_by_name
+from raytrain.config.training import Task as Asked
+from raytrain.config.training import Training
 from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.data.samples.fields import DTYPES, Field, Schema, np_dtype
 from raytrain.data.sources.lengths import MOST_READ
@@ -50,7 +52,35 @@ def checked(train_loop: Callable[[Any], None] | None, pipeline: Pipeline | None,
         raise ConfigError("the job has no `model` section, and no training loop was given")
     else:
         check_model(job.model)
+        check_learning(job.training)
     return pipeline or Pipeline.from_config(job.data)
+
+
+def check_learning(training: Training) -> None:
+    """Of the job's own loop. torch, which takes seconds to import, is asked about what is not the default alone.
+
+    Raises:
+        ConfigError: a loss, metric, optimizer or schedule that there is not, or options that are another one's.
+    """
+    schedule = training.schedule
+    own = schedule.name in ("constant", "cosine")
+    if own and schedule.options:
+        raise ConfigError(f"training.schedule.options: {schedule.name} has none, but `warmup_share` and `final_share`")
+    if not own and (schedule.warmup_share or schedule.final_share):
+        raise ConfigError(f"training.schedule: {schedule.name} has no `warmup_share` and `final_share`; give `options`")
+    if training.loss is not None:
+        from raytrain.train.learning.objectives import check_loss
+
+        check_loss(training)
+    if training.metrics:
+        from raytrain.train.learning.metrics import check_metrics
+
+        check_metrics(training)
+    if training.optimizer.name not in ("sgd", "adamw") or training.schedule.name not in ("constant", "cosine"):
+        from raytrain.train.learning.optimizers import check_optimizer, check_schedule
+
+        check_optimizer(training.optimizer)
+        check_schedule(training.schedule)
 
 
 def check_loop(loop: Any, what: str) -> None:
@@ -107,10 +137,11 @@ def check_data(opened: OpenPipeline, default_loop: bool, job: Job) -> Task:
     Raises:
         ConfigError: the loop cannot learn from its fields, or the model knows too few classes.
     """
-    classifies = default_loop and job.training.loop is None
+    own_loop = default_loop and job.training.loop is None
     asked = job.training.task
-    if classifies:
-        _check_fields(opened.schema, asked.input, asked.target)
+    if own_loop:
+        check_fields(opened.schema, asked)
+    classifies = own_loop and asked.kind in ("classification", "sequence_classification")
     own = opened.train.schema.get(asked.target, Field())
     said = classifies and job.model is not None and CLASSES in job.model.options
 
@@ -118,7 +149,8 @@ def check_data(opened: OpenPipeline, default_loop: bool, job: Job) -> Task:
         read = classifies and (not said or manifest.num_samples <= MOST_READ)
         return num_classes(manifest, asked.target, read=read)
 
-    task = Task(asked.input, asked.target, own.classes, number(opened.train))
+    known = number(opened.train) if classifies or not own_loop else outputs_of(asked, opened.schema)
+    task = Task(asked.input, asked.target, own.classes, known)
     if classifies:
         other = 0 if opened.validation is None else number(opened.validation) or 0
         check_classes(job.model, task.num_classes or 0, other)
@@ -131,22 +163,53 @@ def check_data(opened: OpenPipeline, default_loop: bool, job: Job) -> Task:
     return task
 
 
-def _check_fields(schema: Schema, input_: str, target: str) -> None:
-    schema.check_has((input_, target), "training.task")
-    what, label = schema.get(input_, Field()), schema.get(target, Field())
-    if what.is_encoded:
-        raise ConfigError(
-            f"data.stages: field `{input_}` arrives as encoded bytes, and no stage decodes them; add `decode`"
-        )
+NUMBERS = ("int", "uint", "bool", "float", "bfloat")
+AXES = {"multi_label": 1, "segmentation": 2, "token_classification": 1}  # of a target
+
+
+def check_fields(schema: Schema, task: Asked) -> None:
+    """
+    Raises:
+        ConfigError: the fields are not there, or none that the task can be learnt from.
+    """
+    schema.check_has((task.input, task.target), "training.task")
+    what, target = schema.get(task.input, Field()), schema.get(task.target, Field())
+    for name, each in ((task.input, what), (task.target, target)):
+        if each.is_encoded:
+            raise ConfigError(
+                f"data.stages: field `{name}` arrives as encoded bytes, and no stage decodes them; add `decode`"
+            )
     if not what.may_be_array:
-        raise ConfigError(f"training.task: a model takes numbers, and field `{input_}` is {what}")
-    if label.dtype == "float32" and len(label.shape or ()) == 1:  # as stages that mix make it
+        raise ConfigError(f"training.task: a model takes numbers, and field `{task.input}` is {what}")
+    if not target.dtype or (task.kind == "classification" and _is_mixed(target)):
         return
-    if label.dtype and (label.shape != () or not label.dtype.startswith(("int", "uint", "bool"))):
+    if task.kind in ("multi_label", "regression"):
+        fits, wanted = target.dtype.startswith(NUMBERS), "numbers"
+    else:
+        fits, wanted = target.dtype.startswith(("int", "uint", "bool")), "whole numbers"
+    if task.kind.startswith(("classification", "sequence")):
+        fits, wanted = fits and target.shape == (), "a whole number a sample"
+    elif task.kind in AXES and target.shape is not None:
+        axes = AXES[task.kind]
+        fits, wanted = fits and len(target.shape) == axes, f"{wanted} along {axes} {'axis' if axes == 1 else 'axes'}"
+    if not fits:
         raise ConfigError(
-            f"training.task: classification wants a whole number a sample, and field `{target}` is {label}; name "
-            "another with training.task.target, or bring a training.loop"
+            f"training.task: {task.kind} wants {wanted}, and field `{task.target}` is {target}; name another with "
+            "training.task.target, another training.task.kind, or bring a training.loop"
         )
+
+
+def _is_mixed(label: Field) -> bool:
+    """As stages that mix make it."""
+    return label.dtype == "float32" and len(label.shape or ()) == 1
+
+
+def outputs_of(task: Asked, schema: Schema) -> int | None:
+    """Of a model that can be told how many; None where the data do not say."""
+    target = schema.get(task.target, Field())
+    if task.kind in ("regression", "multi_label"):
+        return 1 if target.shape == () else target.shape[0] if target.shape and len(target.shape) == 1 else None
+    return len(target.classes) or None
 
 
 def num_classes(manifest: Manifest, target: str, *, read: bool) -> int | None:

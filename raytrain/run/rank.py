@@ -123,6 +123,7 @@ def _train(
         task=work.task,
         restored=restored,
         keep=writer,
+        warn=work.feed.warn.remote,
     )
     work.feed.at_work.remote(attempt, rank, listen())
     try:

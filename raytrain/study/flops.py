@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.config.training import Model
+from raytrain.config.learning import Model
 from raytrain.errors import ConfigError, named
 from raytrain.train.models import build_model
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,18 @@ from raytrain.errors import TrainingError
 from raytrain.record.status import RankProgress
 from raytrain.train import modules
 from raytrain.train.checkpoints import checkpoint
-from raytrain.train.checkpoints.shelf import Facts
+from raytrain.train.checkpoints.saving import Saving
 from raytrain.train.contract import COUNTS, Awaiting, Keep, Restored, StopTraining, Stream
-from raytrain.train.ledger import Ledger, count_bits
+from raytrain.train.ledger import Ledger
 from raytrain.train.losses import LossAccount
 from raytrain.train.pace import Pace
 from raytrain.train.tasks import Task
-from raytrain.train.update import Updater, step_samples, sum_of_bits
+from raytrain.train.update import Updater, step_samples
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class TrainContext:
+class TrainContext(Saving):
     """One rank's view of the run.
 
     Attributes:
@@ -41,6 +42,8 @@ class TrainContext:
         updates: optimizer steps, likewise.
         counts: over the whole run, this rank's share of what record.schema.Unusual has. What an earlier attempt had
             counted, and what concerns all ranks, the first rank has.
+        resumed: whether `prepare` gives the objects the state of a checkpoint.
+        warn: tells whoever started the run something in a line, which its record keeps.
         measured: what the loop wants to tell whoever started the run, in plain values; see Status.results.
     """
 
@@ -57,9 +60,11 @@ class TrainContext:
         task: Task,
         restored: Restored | None,
         keep: Keep,
+        warn: Callable[[str], Any] = warnings.warn,
     ):
         self.job, self.device, self.rank, self.world_size = job, device, rank, world_size
-        self.task, self.accumulates = task, False
+        self.task, self.accumulates, self.warn = task, False, warn
+        self.resumed = restored is not None
         self.measured: dict[str, Any] | None = None
         self._stream, self._fingerprint, self._num_train = stream, fingerprint, num_train
         self._restored, self._keep, self._objects, self._ready = restored, keep, [], ()
@@ -147,6 +152,22 @@ class TrainContext:
         if self._stream.stopped:
             self._stop()
 
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that prints and writes what the run needs once."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.sum_over_ranks(0)
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """What each rank has, in their order: tensors of any length along their first axis, or plain values."""
+        everyone = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(everyone, value.cpu() if isinstance(value, torch.Tensor) else value)
+        return [each.to(self.device) if isinstance(each, torch.Tensor) else each for each in everyone]
+
     def num_batches(self, split: str = "train") -> int:
         """How many batches `batches(split)` gives this rank; of validation at most, since empty ones are left out."""
         number = self._stream.segment_of(self._epoch, split)
@@ -211,23 +232,12 @@ class TrainContext:
         kinds = {name: int if isinstance(value, int | np.integer) else float for name, value in metrics.items()}
         self._epoch_metrics.update({name: kind(metrics[name]) for name, kind in kinds.items()})
 
-    def sum_over_ranks(self, *values: float) -> list[float]:
-        """Each value summed over all ranks."""
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        if self.world_size > 1:
-            dist.all_reduce(total)
-        return total.tolist()
-
     @property
     def checkpoint_s(self) -> float:
         """Seconds that this rank's training has waited for checkpoints, which are written meanwhile."""
         return self._stream.meter.checkpoint_s
 
     # --- behind it ---
-
-    @property
-    def _modules(self) -> list[torch.nn.Module]:
-        return [each for each in self._objects if isinstance(each, torch.nn.Module)]
 
     def _training_batches(self, number: int) -> Iterator[Any]:
         """Batches with their weight, and with BatchNorm's statistics safe from those that have none."""
@@ -311,77 +321,6 @@ class TrainContext:
         part = segments[self._stream.segment_of(epoch, "train")]
         whole = part.whole and self._delivered == self._stream.num_batches(part.number)
         return whole or epoch < max(s.epoch for s in segments)
-
-    def _check(self) -> None:
-        """Raises LossError of a loss that nobody had looked at, and TrainingError if the model is broken."""
-        self._losses.check()
-        if self._checked_at != self.steps:
-            modules.check_finite(self._modules, self.steps)
-            self._checked_at = self.steps
-
-    def _put_off(self, every: int) -> bool:
-        """Whether a checkpoint that is due is not to be yet, on all ranks alike: the one before is being written."""
-        if not self._late:
-            self._check()  # before anybody waits for a rank that has found something
-        busy = self.sum_over_ranks(float(self.rank == 0 and self._keep.busy))[0] > 0
-        if busy and not self._late and self.rank == 0:
-            self._keep.late(every)
-        self._late = busy
-        return busy
-
-    def _checkpoint(self, epoch: int, *, evaluated: bool = False, every: int | None = None) -> None:
-        """Have a checkpoint written, together with all ranks; one of those `every` so many steps may be put off."""
-        began = time.perf_counter()
-        if every is None or not self._put_off(every):
-            self._check()
-            everyone = [self._own_part()] * self.world_size
-            if self.world_size > 1:
-                dist.all_gather_object(everyone, everyone[0])
-            own = sum_of_bits(self._ledger.own, self.device, self.world_size)
-            if self.rank == 0:
-                self._write(epoch, everyone, own, evaluated)
-            self._last_checkpoint_step, self._late = self.steps, False
-        self._stream.meter.checkpoint_s += time.perf_counter() - began
-
-    def _own_part(self) -> dict[str, Any]:
-        loss_sum, loss_samples = self._losses.totals()
-        return {
-            "rng": checkpoint.rng_state(),
-            "own": self._ledger.num_own,
-            "paid": self._ledger.paid,
-            "samples": self._own_samples,
-            "counts": self.counts,
-            "loss_sum": loss_sum,
-            "loss_samples": loss_samples,
-        }
-
-    def _write(self, epoch: int, everyone: list[dict[str, Any]], own: np.ndarray, evaluated: bool) -> None:
-        counts, paid = ([each[name] for each in everyone] for name in ("own", "paid"))
-        consumed, owed = self._ledger.union(own, counts, paid)
-        facts = Facts(
-            epoch=epoch,
-            steps=self.steps,
-            updates=self.updates,
-            samples=self._samples_before + sum(each["samples"] for each in everyone),
-            consumed_in_epoch=count_bits(consumed),
-            fingerprint=self._fingerprint,
-            classes=list(self.task.classes),
-            seed=self.job.seed,
-            world_size=self.world_size,
-            history=self.history,
-            counts={name: sum(each["counts"][name] for each in everyone) for name in COUNTS},
-            loss_sum=sum(each["loss_sum"] for each in everyone),
-            loss_samples=sum(each["loss_samples"] for each in everyone),
-            metric=self.job.training.checkpoint.goal if evaluated else None,
-            score=self.job.training.checkpoint.score(self.history[-1]) if evaluated else None,
-        )
-        state = {
-            "modules": [i for i, thing in enumerate(self._objects) if isinstance(thing, torch.nn.Module)],
-            "rng": [each["rng"] for each in everyone],
-            "consumed": torch.from_numpy(consumed),
-            "owed": torch.from_numpy(owed),
-        }
-        self._keep(facts, state, self._objects)
 
     def _show(self) -> None:
         """Figures for the live panel and the timeline."""

@@ -1,16 +1,22 @@
-"""The loop that runs on every rank when the user brings none: supervised image classification."""
+"""The loop that runs on every rank when the user brings none: supervised learning, as the job says."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 
+from raytrain.config.learning import Backends
 from raytrain.config.own_code import import_object
-from raytrain.config.training import Optimizer, Schedule
+from raytrain.errors import ConfigError
+from raytrain.train.learning.averaged import Averaged
+from raytrain.train.learning.metrics import Watch, watches
+from raytrain.train.learning.objectives import Objective
+from raytrain.train.learning.optimizers import build_optimizer, build_scheduler
+from raytrain.train.learning.stopping import Patience
+from raytrain.train.learning.weights import freeze, load_weights
 from raytrain.train.models import build_model, check_outputs
 
 if TYPE_CHECKING:
@@ -25,17 +31,23 @@ def loop_of(job: Job) -> Callable[[TrainContext], None]:
 
 def train_loop(ctx: TrainContext) -> None:
     """Train and evaluate as the job says."""
-    training = ctx.job.training
-    model = build_model(ctx.job.model, ctx.num_classes)
-    if training.sync_batchnorm and ctx.world_size > 1:
-        from timm.layers import convert_sync_batchnorm  # torch's forgets the activations inside timm's BatchNorm
+    with switched(ctx.job.training.backends, ctx.device):
+        _train(ctx)
 
-        model = convert_sync_batchnorm(model)
+
+def _train(ctx: TrainContext) -> None:
+    training = ctx.job.training
+    model = made_model(ctx)
     optimizer = build_optimizer(model, training.optimizer)
     total_updates = ctx.updates + ctx.num_updates(training.accumulate)
     scheduler = build_scheduler(optimizer, training.schedule, total_updates)
     scaler = torch.amp.GradScaler(ctx.device.type, enabled=training.precision == "fp16")
-    model, optimizer, scheduler, scaler = ctx.prepare(model, optimizer, scheduler, scaler)
+    averaged = Averaged(model, optimizer, training.ema.decay) if training.ema else None
+    patience = Patience(training.early_stopping) if training.early_stopping else None
+    more = [each for each in (averaged, patience) if each is not None]
+    model, optimizer, scheduler, scaler, *_ = ctx.prepare(model, optimizer, scheduler, scaler, *more)
+    if compiled := ctx.job.model.compile:
+        model = torch.compile(model, **({} if compiled is True else {"backend": compiled}))
     update = ctx.updater(
         model,
         optimizer,
@@ -44,63 +56,89 @@ def train_loop(ctx: TrainContext) -> None:
         accumulate=training.accumulate,
         clip_norm=training.clip_norm,
     )
+    objective = Objective(training, ctx.device, channels_last=ctx.job.model.channels_last)
 
     def loss_of(batch: Any) -> torch.Tensor:
-        logits = model(batch[ctx.task.input])
-        check_outputs(ctx.job.model, logits.shape[-1], ctx.num_classes or 0)
-        target = batch[ctx.task.target]
-        target = target if target.is_floating_point() else target.long()  # shares of classes where labels are mixed
-        return F.cross_entropy(logits, target, label_smoothing=training.label_smoothing)
+        output = objective.outputs(model, batch)
+        if training.task.kind.endswith("classification"):
+            check_outputs(ctx.job.model, output.shape[-1], ctx.num_classes or 0)
+        return objective.loss(output, batch)
 
     for _ in ctx.epochs():
+        if patience is not None and patience.over:
+            ctx.warn(patience.over)
+            return
         model.train()
         for batch in ctx.batches("train"):
             update(batch, loss_of)
-        ctx.log(learning_rate=scheduler.get_last_lr()[0])  # as the epoch's last update left it
+        found = {"learning_rate": scheduler.get_last_lr()[0]}  # as the epoch's last update left it
         if ctx.num_batches("validation"):
-            ctx.log(**evaluate(ctx, model))
+            seen = watches(training, objective, ctx.num_classes, ctx.device)
+            found |= evaluate(ctx, averaged.module if averaged else model, objective, seen)
+        ctx.log(**found)
+        if patience is not None:
+            patience.look(found)
+
+
+def made_model(ctx: TrainContext) -> torch.nn.Module:
+    """As the job describes it, on the device.
+
+    Raises:
+        ConfigError: it cannot be made so.
+    """
+    settings = ctx.job.model
+    model = build_model(settings, ctx.num_classes)
+    if settings.weights is not None and not ctx.resumed:
+        told = load_weights(model, settings.weights)
+        if ctx.rank == 0:
+            ctx.warn(f"model.weights: {told}")
+    freeze(model, settings.freeze)
+    if ctx.job.training.sync_batchnorm and ctx.world_size > 1:
+        from timm.layers import convert_sync_batchnorm  # torch's forgets the activations inside timm's BatchNorm
+
+        model = convert_sync_batchnorm(model)
+    if settings.gradient_checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise ConfigError(
+                f"model.gradient_checkpointing: {settings.name!r} has no `set_grad_checkpointing`, as timm's models do"
+            )
+        model.set_grad_checkpointing(True)
+    return model.to(ctx.device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format)
+
+
+@contextlib.contextmanager
+def switched(settings: Backends, device: torch.device) -> Iterator[None]:
+    """torch's switches meanwhile; those of CUDA are left alone elsewhere."""
+    cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    others = cudnn.allow_tf32, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(settings.deterministic)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+        cudnn.allow_tf32, cudnn.benchmark = settings.tf32, settings.cudnn_benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(others[2])
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision(before)
+            cudnn.allow_tf32, cudnn.benchmark = others[:2]
 
 
 @torch.no_grad()
-def evaluate(ctx: TrainContext, model: torch.nn.Module) -> dict[str, float]:
-    """Mean loss and accuracy over the whole validation split, each sample once."""
+def evaluate(
+    ctx: TrainContext, model: torch.nn.Module, objective: Objective, seen: Sequence[Watch] = ()
+) -> dict[str, float]:
+    """Mean loss, and what others have seen, over the whole validation split, each sample once."""
     model = getattr(model, "module", model)  # without DDP: there is nothing to exchange
     model.eval()
-    loss = correct = count = 0.0
+    loss = count = 0.0
     for batch in ctx.batches("validation"):
         with ctx.autocast():
-            logits = model(batch[ctx.task.input])
-        target = batch[ctx.task.target].long()
-        loss += F.cross_entropy(logits.float(), target, reduction="sum").item()
-        correct += (logits.argmax(1) == target).sum().item()
+            output = objective.outputs(model, batch)
+        loss += objective.validation_loss(output.float(), batch).item() * batch.size
         count += batch.size
-    loss, correct, count = ctx.sum_over_ranks(loss, correct, count)
-    return {"validation_loss": loss / max(count, 1), "validation_accuracy": correct / max(count, 1)}
-
-
-def build_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """Weight decay leaves biases and norms (one-dimensional parameters) alone."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
-    return torch.optim.AdamW(groups, lr=settings.lr)
-
-
-def build_scheduler(
-    optimizer: torch.optim.Optimizer, settings: Schedule, total_updates: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rate by optimizer step."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(settings, step, total_updates))
-
-
-def lr_factor(settings: Schedule, step: int, total_steps: int) -> float:
-    """Learning rate at `step` of `total_steps` as a share of the peak: linear warm-up, then flat or half a cosine."""
-    warmup = round(settings.warmup_share * total_steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    if settings.name == "constant":
-        return 1.0
-    progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
-    return settings.final_share + (1 - settings.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+        for each in seen:
+            each.update(batch, output)
+    loss, count = ctx.sum_over_ranks(loss, count)
+    figures = {name: value for each in seen for name, value in each.result(ctx).items()}
+    return {"validation_loss": loss / max(count, 1), **{f"validation_{name}": each for name, each in figures.items()}}

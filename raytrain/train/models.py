@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raytrain.config.learning import Model
 from raytrain.config.own_code import check_importable, import_object
-from raytrain.config.training import Model
 from raytrain.errors import ConfigError, nearest, one_line
 
 if TYPE_CHECKING:

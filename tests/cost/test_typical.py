@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT
 from money import profile
 
-from raytrain.config.training import Model
+from raytrain.config.learning import Model
 from raytrain.cost import typical
 from raytrain.cost.bounds import Bounds
 from raytrain.cost.instances import catalog

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from raytrain.errors import CheckpointError
-from raytrain.infer.backends.state import read_state
 from raytrain.train.checkpoints import checkpoint, shelf
+from raytrain.train.learning.state import read_state
 
 FACTS = shelf.Facts(0, 3, 3, 12, 0, "f", 0, 1, metric="max accuracy", score=0.5)
 LINEAR = torch.nn.Linear(2, 2)

@@ -17,11 +17,12 @@ import torch
 from ranks import Case, train_rank
 
 from raytrain.config.job import Job
-from raytrain.config.training import CheckpointPolicy, Model, Optimizer, Schedule
+from raytrain.config.learning import Model, Optimizer, Schedule
+from raytrain.config.training import CheckpointPolicy
 from raytrain.errors import CheckpointError, ConfigError
 from raytrain.train import modules
 from raytrain.train.checkpoints import checkpoint, shelf
-from raytrain.train.loop import build_optimizer, build_scheduler, lr_factor
+from raytrain.train.learning.optimizers import build_optimizer, build_scheduler, lr_factor
 from raytrain.train.models import build_model, check_model, check_outputs
 
 

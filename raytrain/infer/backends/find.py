@@ -15,7 +15,7 @@ import pyarrow.fs
 
 from raytrain.config.file import section_of
 from raytrain.config.inference import PredictingModel
-from raytrain.config.training import Model
+from raytrain.config.learning import Model
 from raytrain.data.sources.files import filesystem_of
 from raytrain.errors import CheckpointError, ConfigError, looked_for, one_line
 from raytrain.infer.contract import ModelFile
@@ -137,7 +137,7 @@ def _of_name(section: PredictingModel) -> ModelFile:
     classes = section.classes
     file = ModelFile("module", b"", model, len(classes) or None, _arguments(section), classes)
     if section.weights:
-        from raytrain.infer.backends.state import read_state
+        from raytrain.train.learning.state import read_state
 
         told = f"model.weights: {section.weights}"
         state = read_state(_read(section.weights, "model.weights"), told)
@@ -151,8 +151,8 @@ def _with_state(file: ModelFile, state: dict[str, Tensor] | None, told: str) -> 
     import torch
 
     from raytrain.infer.backends import module as modules
-    from raytrain.infer.backends.state import fit, misfit
     from raytrain.train.checkpoints.checkpoint import pack
+    from raytrain.train.learning.state import fit, misfit
 
     assert file.model is not None
     options = {key: value for key, value in file.model.options.items() if key != PRETRAINED}
@@ -180,7 +180,7 @@ def _check_count(file: ModelFile, state: dict[str, Tensor], number: int, told: s
         ConfigError: the state is one of the model for another number of classes than there are names.
     """
     from raytrain.infer.backends import module as modules
-    from raytrain.infer.backends.state import misfit
+    from raytrain.train.learning.state import misfit
 
     try:
         other = misfit(modules.seeded(replace(file, num_classes=number)), state)

@@ -27,6 +27,7 @@ from raytrain.train.checkpoints.shelf import (
     object_file,
     read_facts,
 )
+from raytrain.train.learning.averaged import WEIGHTS
 from raytrain.train.modules import is_distributed
 
 LEDGER = ("consumed", "owed")
@@ -151,11 +152,15 @@ def _checked_state(state: Any, name: str) -> dict[str, Any]:
         CheckpointError: it is none of ours.
     """
     nothing = torch.zeros(0, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
-    ours = {**dict(zip(LEDGER, nothing, strict=True)), "modules": [], "rng": []}
+    ours = {**dict(zip(LEDGER, nothing, strict=True)), "modules": [], "averaged": [], "rng": []}
     whole = {**ours, **state} if isinstance(state, dict) else {}
-    ledger, modules, rng = map(whole.get, LEDGER), whole.get("modules"), whole.get("rng")
+    ledger, rng, numbers = map(whole.get, LEDGER), whole.get("rng"), [whole.get("modules"), whole.get("averaged")]
     has_ledger = all(isinstance(each, torch.Tensor) and each.dim() == 1 for each in ledger)
-    if not has_ledger or not isinstance(rng, list) or not isinstance(modules, list) or {*map(type, modules)} - {int}:
+    if (
+        not has_ledger
+        or not isinstance(rng, list)
+        or not all(isinstance(n, list) and {*map(type, n)} <= {int} for n in numbers)
+    ):
         raise CheckpointError(f"{name} is not the state of a raytrain checkpoint")
     return whole
 
@@ -189,13 +194,15 @@ def write_model(folder: Path, path: Path) -> None:
     """The model of a checkpoint that was looked through already (`shelf.latest`), as `torch.load(path,
     weights_only=True)` and `load_state_dict` take it.
 
-    Of a loop that prepared several modules it is the list of their states, in that order.
+    Of a loop that prepared several modules it is the list of their states, in that order; where an average of the
+    weights was kept (`training.ema`), it is that.
 
     Raises:
         CheckpointError: it holds more than tensors and plain values.
     """
     state = load_state(folder)
-    states = [load_object(folder, number) for number in state["modules"]]
+    states = [load_object(folder, number)[WEIGHTS] for number in state["averaged"]]
+    states = states or [load_object(folder, number) for number in state["modules"]]
     torch.save(states[0] if len(states) == 1 else states, path)
 
 
