@@ -13,7 +13,6 @@ import tomllib
 
 import pytest
 import typer
-import yaml
 from conftest import ROOT, ray_processes, run_cli
 from docs_lines import PAGES, as_it_stands, commands
 from money import profile, run_on
@@ -258,20 +257,3 @@ def run_python(command, folder):
     )
     assert result.returncode == 0, result.stderr
     return result
-
-
-def test_what_the_page_on_learning_says_is_so():
-    """Its examples are checked as a run would, and its table has every kind of task with its loss."""
-    from raytrain.config.learning import Model
-    from raytrain.config.training import Training
-    from raytrain.run.checks import check_learning
-    from raytrain.train.learning.objectives import DEFAULT_LOSSES
-
-    page = (ROOT / "docs" / "learning.md").read_text()
-    examples = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)```", page, re.M | re.S)]
-    assert len(examples) == 2
-    for example in examples:
-        check_learning(Training(**example["training"]))
-    Model(**examples[1]["model"])
-    rows = re.findall(r"^\| `(\w+)` \|.*\| `(\w+Loss)` \|", page, re.M)
-    assert dict(rows) == DEFAULT_LOSSES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,22 @@ def checked(train_loop: Callable[[Any], None] | None, pipeline: Pipeline | None,
         check_model(job.model)
         check_learning(job.training)
     return pipeline or Pipeline.from_config(job.data)
+
+
+def with_weights(job: Job) -> Job:
+    """With the whole path of `model.weights`: ranks read it in folders of their own.
+
+    Raises:
+        ConfigError: there is no such file here.
+    """
+    weights = job.model.weights if job.model else None
+    if job.model is None or weights is None or "://" in weights.path:
+        return job
+    path = Path(weights.path).absolute()
+    if not path.is_file():
+        raise ConfigError(f"model.weights: there is no file {path}")
+    whole = job.model.model_copy(update={"weights": weights.model_copy(update={"path": str(path)})})
+    return job.model_copy(update={"model": whole})
 
 
 def check_learning(training: Training) -> None:

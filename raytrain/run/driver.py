@@ -35,7 +35,7 @@ from raytrain.errors import (
 )
 from raytrain.record.schema import RunRecord
 from raytrain.run.actors import start_feed, start_keeper
-from raytrain.run.checks import check_sendable, checked
+from raytrain.run.checks import check_sendable, checked, with_weights
 from raytrain.run.course import Course, Seen, Watch
 from raytrain.run.folder import RunFolder
 from raytrain.run.hanging import HangWatch
@@ -82,6 +82,7 @@ def run(
     """
     times = {"environment": prepare_environment(), "started_at": started_at or time.time()}
     pipeline = checked(train_loop, pipeline, job)
+    job = with_weights(job)
     if nodes and address:
         raise ConfigError("--nodes starts a cluster and --address attaches to one; give one of them")
     groups = parse_nodes(nodes) if nodes else ()

@@ -12,14 +12,17 @@ import timm.scheduler
 import torch
 import torch.nn.functional as F
 import torchmetrics  # noqa: F401 - on a new machine it looks for fonts when it is imported
+import yaml
+from conftest import ROOT
 from ranks import Case, _updates, linear, mlp, train_rank, with_batch_norm
 
-from raytrain.config.learning import EarlyStopping, Optimizer, Schedule, Weights
+from raytrain.config.learning import EarlyStopping, Model, Optimizer, Schedule, Weights
 from raytrain.config.training import Training
 from raytrain.errors import CheckpointError, ConfigError
-from raytrain.run.checks import check_learning
+from raytrain.run.checks import check_learning, with_weights
 from raytrain.train.checkpoints import checkpoint, shelf
 from raytrain.train.learning.averaged import WEIGHTS
+from raytrain.train.learning.objectives import DEFAULT_LOSSES
 from raytrain.train.learning.optimizers import build_optimizer, build_scheduler
 from raytrain.train.learning.stopping import Patience
 from raytrain.train.learning.weights import freeze, load_weights
@@ -300,6 +303,17 @@ def test_weights_of_a_file_and_what_does_not_fit(tmp_path):
         load_weights(model, Weights(path=str(tmp_path / "code.pt")))
 
 
+def test_ranks_are_told_the_whole_path_of_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(mlp().state_dict(), "w.pt")
+    job = Case(more={"weights": "w.pt"}).job
+    assert with_weights(job).model.weights.path == str(tmp_path / "w.pt")
+    remote = Case(more={"weights": "s3://bucket/w.pt"}).job
+    assert with_weights(remote) is remote and with_weights(Case().job).model.weights is None
+    with pytest.raises(ConfigError, match="model.weights: there is no file .*nothing.pt"):
+        with_weights(Case(more={"weights": "nothing.pt"}).job)
+
+
 def test_a_run_begins_with_weights_and_says_so(tmp_path):
     other = mlp()
     torch.save(other.state_dict(), tmp_path / "w.pt")
@@ -359,3 +373,15 @@ def test_switches_are_put_back():
     finally:
         ranks.mlp = before
     assert seen == [True] and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_the_page_on_learning_says_is_so():
+    """Its examples are checked as a run would, and its table has every kind of task with its loss."""
+    page = (ROOT / "docs" / "learning.md").read_text()
+    examples = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)```", page, re.M | re.S)]
+    assert len(examples) == 2
+    for example in examples:
+        check_learning(Training(**example["training"]))
+    Model(**examples[1]["model"])
+    rows = re.findall(r"^\| `(\w+)` \|.*\| `(\w+Loss)` \|", page, re.M)
+    assert dict(rows) == DEFAULT_LOSSES
