@@ -4,6 +4,7 @@ from typing import Any
 from raytrain.config.inference import PredictionJob as PredictionJob
 from raytrain.config.job import Job as Job
 from raytrain.data.pipeline import Pipeline as Pipeline
+from raytrain.infer.export.folder import export as export
 from raytrain.infer.predict import predict as predict
 from raytrain.report.live import fit as fit
 

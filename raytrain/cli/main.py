@@ -13,7 +13,7 @@ import typer
 import typer.exceptions
 
 from raytrain import __version__
-from raytrain.cli import cloud, cores, cost, infer, prices, tune
+from raytrain.cli import cloud, cores, cost, export, infer, prices, tune
 from raytrain.cli.options import Address, JobFile, Json, Nodes, Overrides
 from raytrain.config.job import Job
 from raytrain.errors import RaytrainError
@@ -29,6 +29,7 @@ app = typer.Typer(
 app.add_typer(cloud.app)
 app.add_typer(cores.app)
 app.add_typer(cost.app)
+app.add_typer(export.app)
 app.add_typer(infer.app)
 app.add_typer(tune.app)
 app.add_typer(prices.app, name="prices")

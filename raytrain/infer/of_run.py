@@ -11,7 +11,7 @@ from raytrain.config.job import Job
 from raytrain.config.masking import check_whole
 from raytrain.data.sources.files import filesystem_of
 from raytrain.errors import ConfigError, one_line
-from raytrain.record.schema import RunRecord, parse_record
+from raytrain.record.schema import RunRecord
 
 FROM_DATA = ("normalize", "collate", "fields")
 
@@ -25,7 +25,7 @@ def completed(job: PredictionJob) -> PredictionJob:
     """
     if job.model.run is None:
         return job
-    record, where = _record(job.model.run), f"model.run: {job.model.run}/record.json"
+    record, where = record_of(job.model.run), f"model.run: {job.model.run}/record.json"
     _check_whole(job, record.job, where)
     trained = Job.from_dict(record.job, where=where)
     named, known = len(job.model.classes), len(record.classes)
@@ -63,7 +63,7 @@ def _check_whole(job: PredictionJob, trained: Mapping[str, Any], where: str) -> 
     check_whole({"model": trained.get("model"), "data": {name: data.get(name) for name in names}}, where)
 
 
-def _record(run: str) -> RunRecord:
+def record_of(run: str) -> RunRecord:
     files, root = filesystem_of(run)
     try:
         with files.open_input_stream(f"{root}/record.json") as file:
@@ -75,4 +75,4 @@ def _record(run: str) -> RunRecord:
             f"model.run: {run} has no record.json{where}{why}; give the folder of a run of `raytrain train` that has "
             "ended"
         ) from None
-    return parse_record(text, f"{run}/record.json")
+    return parserecord_of(text, f"{run}/record.json")

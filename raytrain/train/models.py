@@ -77,19 +77,23 @@ def build_model(model: Model, num_classes: int | None = None) -> torch.nn.Module
     """
     if ":" in model.name:
         build = import_object(model.name)
-        told = CLASSES in _parameters(build)
     else:
         import timm
 
-        build, told = partial(timm.create_model, model.name), True
-    options = {CLASSES: num_classes} if told and num_classes is not None else {}
+        build = partial(timm.create_model, model.name)
     try:
-        built = build(**{**options, **model.options})
+        built = build(**arguments_of(model, num_classes))
     except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot build model {model.name!r}: {one_line(error)}") from None
     if not callable(getattr(built, "state_dict", None)):
         raise ConfigError(f"model.name: {model.name!r} must return a torch module, not {type(built).__name__}")
     return built
+
+
+def arguments_of(model: Model, num_classes: int | None = None) -> dict[str, Any]:
+    """What `build_model` builds it with."""
+    told = ":" not in model.name or CLASSES in _parameters(import_object(model.name))
+    return {**({CLASSES: num_classes} if told and num_classes is not None else {}), **model.options}
 
 
 def _parameters(build: Callable[..., Any]) -> Mapping[str, Any]:

@@ -82,6 +82,13 @@ class Predictor(torch.nn.Module):
         return (output_of(self.module(**dict(zip(self._arguments, inputs, strict=True)))),)
 
 
+class First(Predictor):
+    """Returns its output alone."""
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(*inputs)[0]
+
+
 def _has_embeddings(module: torch.nn.Module) -> bool:
     head = getattr(module, "forward_head", None)
     return (
