@@ -11,7 +11,7 @@ from raytrain.config.job import Job
 from raytrain.config.masking import check_whole
 from raytrain.data.sources.files import filesystem_of
 from raytrain.errors import ConfigError, one_line
-from raytrain.record.schema import RunRecord
+from raytrain.record.schema import RunRecord, parse_record
 
 FROM_DATA = ("normalize", "collate", "fields")
 
@@ -75,4 +75,4 @@ def record_of(run: str) -> RunRecord:
             f"model.run: {run} has no record.json{where}{why}; give the folder of a run of `raytrain train` that has "
             "ended"
         ) from None
-    return parserecord_of(text, f"{run}/record.json")
+    return parse_record(text, f"{run}/record.json")

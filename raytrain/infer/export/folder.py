@@ -92,16 +92,16 @@ def _preprocessing(run: str) -> tuple[dict[str, Any], tuple[Stage, ...]]:
     own = record.job.get("data") or {}
     specs = own.get("validation_stages") or own.get("stages") or []
     check_whole({"model": record.job.get("model"), "data": {"stages": specs}}, where)
-    trained = Job.from_dict({**record.job, "data": None} if record.job.get("data") is None else record.job, where=where)
+    trained = Job.from_dict(record.job, where=where)
     kept, stages = [], []
     for spec in specs:
         stage = parse_stage(spec)
         if without_random([stage]):
             kept.append(spec)
             stages.append(stage)
-    given: dict[str, Any] = {"input": trained.training.task.input, "known": trained.data is not None, "stages": kept}
-    for key in ("normalize", "fields"):
-        given[key] = own.get(key)
+    told = {} if trained.data is None else trained.data.model_dump(mode="json")
+    given = {"input": trained.training.task.input, "known": trained.data is not None, "stages": kept}
+    given |= {key: told.get(key) for key in ("normalize", "fields")}
     return given, tuple(stages)
 
 

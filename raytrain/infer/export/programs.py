@@ -35,7 +35,7 @@ def exported_program(file: ModelFile, shape: Sequence[int]) -> bytes:
     module, out = _plain(file), io.BytesIO()
     try:
         with torch.no_grad():
-            axes = ({0: torch.export.Dim("batch", min=1)},)
+            axes = {"inputs": ({0: torch.export.Dim("batch", min=1)},)}
             program = torch.export.export(module, (torch.zeros(2, *shape),), dynamic_shapes=axes)
         torch.export.save(program, out)
     except Exception as error:  # noqa: BLE001 - of a module that it cannot trace torch raises anything
