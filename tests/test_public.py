@@ -25,7 +25,8 @@ SIGNATURES = {
     "Any] | None = None, fields: Mapping[str, Arrival | dict[str, Any]] = <factory>, max_corrupt_share: float "
     "= 0.01, batches_per_task: int | None = None, tail: Tail = share, stage_timeout_s: float | None = 300.0, "
     "global_batch_size: int | None = None, allow_nan: bool = False) -> None",
-    "raytrain.export": "X",
+    "raytrain.export": "(run: str | Path, format: Format = safetensors, "
+    "output: str | Path | None = None, *, shape: Sequence[int] | None = None) -> Exported",
     "raytrain.predict": "(job: PredictionJob, *, nodes: str | None = None, address: str | None = None, watch: Watch | "
     "None = None, started_at: float | None = None) -> InferenceRecord",
     "raytrain.PredictionJob.from_yaml": "(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> "

@@ -15,6 +15,9 @@ from patience import patient
 
 import raytrain
 from raytrain.config.inference import PredictingModel
+from raytrain.config.learning import Model
+from raytrain.data.stages.geometry import center_crop_field, resize_field
+from raytrain.data.stages.images import decode_field
 from raytrain.errors import CheckpointError, ConfigError
 from raytrain.infer.backends.find import find_model
 from raytrain.infer.backends.module import built
@@ -37,8 +40,6 @@ def run(tmp_path, record):
         job = {**record.job, "data": {**record.job["data"], "stages": FIXED, **data}}
         job["model"] = model or job["model"]
         record.model_copy(update={"job": job, "classes": ["dark", "grey", "light"]}).write(folder / "record.json")
-        from raytrain.config.learning import Model
-
         torch.manual_seed(1)
         states = [build_model(Model(**job["model"]), 3).state_dict() for _ in range(2)]
         objects = [states[0], {"updates": 1, WEIGHTS: states[1]}] if averaged else states[:1]
@@ -91,15 +92,7 @@ def test_its_preprocessing_is_that_of_the_validation(run, tmp_path):
     )
     image = np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "image.png"), image[..., ::-1])
-    from raytrain.data.stages.registry import parse_stage
-
-    sample = {"image": (tmp_path / "image.png").read_bytes()}
-    value = sample["image"]
-    from raytrain.data.stages.geometry import center_crop_field, resize_field
-    from raytrain.data.stages.images import decode_field
-
-    assert [parse_stage(each).name for each in stages] == ["decode", "resize", "center_crop"]
-    value = decode_field(value, "image")
+    value = decode_field((tmp_path / "image.png").read_bytes(), "image")
     value = resize_field(value, "image", value.shape[:2], 8)
     value = center_crop_field(value, "image", value.shape[:2], (6, 10))
     wanted = (value / 255 - np.array(options["mean"])) / np.array(options["std"])
@@ -186,3 +179,26 @@ def test_the_command(run, tmp_path):
     assert json.loads(done.stdout)["files"][0] == "model.safetensors"
     bad = run_cli("export", folder, "--shape", "3,x")
     assert bad.returncode == 2 and "--shape: '3,x' is no list of whole numbers" in bad.stderr
+
+
+def test_a_model_of_several_inputs_is_for_safetensors(run, tmp_path):
+    model = {"name": "small_models:encoder", "options": {}}
+    folder, _ = run(model)
+    job = json.loads((folder / "record.json").read_text())
+    job["job"]["training"]["task"]["input"] = {"tokens": "text", "mask": "mask"}
+    (folder / "record.json").write_text(json.dumps(job))
+    with pytest.raises(ConfigError, match="onnx is for models of one input, and this one takes tokens, mask"):
+        export(folder, "onnx", tmp_path / "out")
+    done = export(folder, output=tmp_path / "out")
+    assert "several inputs" in done.notes[0]
+    assert "model = small_models.encoder(num_classes=3)" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_of_a_run_with_data_of_a_script_the_record_does_not_know_the_stages(run, tmp_path):
+    folder, _ = run()
+    job = json.loads((folder / "record.json").read_text())
+    job["job"]["data"] = None
+    (folder / "record.json").write_text(json.dumps(job))
+    done = export(folder, output=tmp_path / "out")
+    assert done.notes == ("no preprocess.py: the data came from a script, which the record does not have",)
+    assert not json.loads((tmp_path / "out" / "preprocess.json").read_text())["known"]
