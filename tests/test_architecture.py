@@ -298,6 +298,7 @@ SURFACE = {
         "--remote-write-password-file",
         "--json",
     ],
+    "export": ["RUN", "--format", "--output", "--shape", "--json"],
     "infer": ["JOB_FILE", "--set", "--nodes", "--address", "--json"],
     "train": ["JOB_FILE", "--set", "--nodes", "--address", "--resume", "--run-dir", "--json"],
     "sample-data": ["NAME", "FOLDER", "--json"],

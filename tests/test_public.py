@@ -124,7 +124,7 @@ REVEALED = [
 
 
 def test_the_public_names_are_these():
-    assert sorted(raytrain.__all__) == ["Job", "Pipeline", "PredictionJob", "fit", "predict"]
+    assert sorted(raytrain.__all__) == ["Job", "Pipeline", "PredictionJob", "export", "fit", "predict"]
     assert {f"raytrain.data.{name}" for name in raytrain.data.__all__} == {
         name for name in SIGNATURES if name.startswith("raytrain.data.")
     }

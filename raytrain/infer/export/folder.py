@@ -163,11 +163,6 @@ def _weights(
 
     if kind == "safetensors":
         return programs.safetensors_of(file)
-    if len(file.arguments) != 1:
-        raise ConfigError(
-            f"format: {kind} is for models of one input, and this one takes {', '.join(file.arguments)}; use "
-            "safetensors"
-        )
     make = programs.exported_program if kind == "torch-export" else programs.onnx_file
     return make(file, _shape(data, stages, shape))
 

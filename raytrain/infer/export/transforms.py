@@ -58,16 +58,14 @@ def transforms_file(stages: Sequence[Stage], data: dict[str, Any]) -> tuple[str 
 
 def _not_expressed(stages: Sequence[Stage], data: dict[str, Any]) -> list[str]:
     field = data["input"]
-    left = [] if isinstance(field, str) else ["several inputs"]
-    if not stages or stages[0].name != "decode":
-        left.append("input that is not an image file")
+    left = [] if stages and stages[0].name == "decode" else ["input that is not an image file"]
     for at, stage in enumerate(stages):
         own = stage.on is not None and stage.on != (field,)
         if stage.name not in _OPTIONS or set(stage.options) - set(_OPTIONS[stage.name]) or own or stage.random:
             left.append(f"the stage {stage.name}")
         elif at and stage.name == "decode":
             left.append("a second decode")
-    return left + ([f"data.fields.{field}"] if isinstance(field, str) and field in (data["fields"] or {}) else [])
+    return left + ([f"data.fields.{field}"] if field in (data["fields"] or {}) else [])
 
 
 def _line(stage: Stage) -> str:

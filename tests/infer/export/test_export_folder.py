@@ -181,17 +181,11 @@ def test_the_command(run, tmp_path):
     assert bad.returncode == 2 and "--shape: '3,x' is no list of whole numbers" in bad.stderr
 
 
-def test_a_model_of_several_inputs_is_for_safetensors(run, tmp_path):
-    model = {"name": "small_models:encoder", "options": {}}
-    folder, _ = run(model)
-    job = json.loads((folder / "record.json").read_text())
-    job["job"]["training"]["task"]["input"] = {"tokens": "text", "mask": "mask"}
-    (folder / "record.json").write_text(json.dumps(job))
-    with pytest.raises(ConfigError, match="onnx is for models of one input, and this one takes tokens, mask"):
-        export(folder, "onnx", tmp_path / "out")
-    done = export(folder, output=tmp_path / "out")
-    assert "several inputs" in done.notes[0]
-    assert "model = small_models.encoder(num_classes=3)" in (tmp_path / "out" / "README.md").read_text()
+def test_a_model_of_ones_own_is_built_by_its_own_module(run, tmp_path):
+    folder, _ = run({"name": "small_models:encoder", "options": {}})
+    export(folder, output=tmp_path / "out")
+    lines = code_of((tmp_path / "out" / "README.md").read_text()).splitlines()
+    assert "import small_models" in lines and "model = small_models.encoder(num_classes=3)" in lines
 
 
 def test_of_a_run_with_data_of_a_script_the_record_does_not_know_the_stages(run, tmp_path):
@@ -202,3 +196,9 @@ def test_of_a_run_with_data_of_a_script_the_record_does_not_know_the_stages(run,
     done = export(folder, output=tmp_path / "out")
     assert done.notes == ("no preprocess.py: the data came from a script, which the record does not have",)
     assert not json.loads((tmp_path / "out" / "preprocess.json").read_text())["known"]
+
+
+def test_stages_with_what_looked_like_a_secret_are_not_exported(run, tmp_path):
+    folder, _ = run(stages=[{"mine:own": {"api_key": "***"}}])
+    with pytest.raises(ConfigError, match="does not have data.stages.0.mine:own.api_key, which looked like a secret"):
+        export(folder, output=tmp_path / "out")
