@@ -165,6 +165,9 @@ def test_a_model_that_cannot_be_exported_is_one_line_and_leaves_nothing(run, tmp
     monkeypatch.setattr(programs, "_opened", lambda *given: lambda x: opened(*given)(x) * 1.01)
     with pytest.raises(ConfigError, match="differs from the model by 0.01 of its largest output"):
         export(folder, "torch-export", tmp_path / "out")
+    monkeypatch.setattr(programs, "_opened", lambda *given: lambda x: opened(*given)(x) * torch.nan)
+    with pytest.raises(ConfigError, match="differs from the model by nan"):
+        export(folder, "torch-export", tmp_path / "out")
     monkeypatch.setattr(programs, "_opened", lambda *given: lambda x: opened(*given)(x)[:1])
     with pytest.raises(ConfigError, match="the torch-export file of .* does not run: it returns"):
         export(folder, "torch-export", tmp_path / "out")
