@@ -124,6 +124,7 @@ def bootstrap(
         Path | None, typer.Option(help="Holds the token of Ray's authentication, the same on every host.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Run without authentication.")] = False,
+    connect: Annotated[bool, typer.Option("--connect", help="Start a .py program connected to Ray.")] = False,
     efa: Annotated[Efa, typer.Option(help="Elastic Fabric Adapter: where it is found, or as you say.")] = Efa.auto,
     dashboard: Annotated[bool, typer.Option("--dashboard", help="Serve Ray's dashboard on the head.")] = False,
     dashboard_host: Annotated[str, typer.Option(help="Where the dashboard listens.")] = "127.0.0.1",
@@ -169,6 +170,7 @@ def bootstrap(
         port=port,
         token_file=token_file,
         insecure=insecure,
+        connect=connect,
         efa=efa.value,
         dashboard=f"{dashboard_host}:{dashboard_port}" if dashboard else None,
         prometheus=prometheus,
