@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import runpy
 import sys
-from typing import Any
 
-NOTHING_NEW = {"address", "ignore_reinit_error"}
+from raytrain.ray_internals.entry import keep_connection
 
 
 def main(words: list[str]) -> None:
@@ -18,9 +16,8 @@ def main(words: list[str]) -> None:
     program = words[0]
     sys.argv[:] = words
     sys.path[0] = os.path.dirname(os.path.realpath(program))  # before Ray, which tells its workers
-    connect = ray.init
-    connect()
-    ray.init = again(connect, ray.is_initialized, ray.shutdown)
+    ray.init()
+    keep_connection()
     try:
         runpy.run_path(program, run_name="__main__")
     except Exception as error:  # noqa: BLE001 - the program's own, shown as Python shows it
@@ -29,18 +26,6 @@ def main(words: list[str]) -> None:
             trace = trace.tb_next
         sys.excepthook(type(error), error.with_traceback(trace), trace)
         sys.exit(1)
-
-
-def again(connect: Any, is_connected: Any, leave: Any) -> Any:
-    """`ray.init` for a connected program: what is connected, or a new connection where it asks for more."""
-
-    @functools.wraps(connect)
-    def init(*given: Any, **options: Any) -> Any:
-        if is_connected() and not options.keys() <= NOTHING_NEW:
-            leave()
-        return connect(*given, **{**options, "ignore_reinit_error": True})
-
-    return init
 
 
 if __name__ == "__main__":

@@ -131,9 +131,7 @@ def bootstrap(
     dashboard_port: Annotated[int, typer.Option(min=1, max=65535)] = 8265,
     prometheus: Annotated[
         str | None,
-        typer.Option(
-            help="Run Prometheus on the head: a binary, its release archive, or path.", rich_help_panel=METRICS
-        ),
+        typer.Option(help="Run Prometheus on the head: a binary, its archive, or path.", rich_help_panel=METRICS),
     ] = None,
     remote_write: Annotated[
         str | None, typer.Option(metavar="URL", help="Where Prometheus sends it on.", rich_help_panel=METRICS)

@@ -40,8 +40,8 @@ two = ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5})
 print(TorchTrainer(loop, scaling_config=two).fit().metrics["total"])
 """
 FAILS = "def f(): raise ValueError('mine')\nf()\n"
-PROGRAMS = {"tasks": TASKS, "data": DATA, "tune": TUNE, "torch": TORCH, "fails": FAILS, "leaves": "exit(7)\n"}
-SAYS = {"tasks": "['a', '--b'] __main__ [0, 1, 4, 9]\n25\n", "data": "90", "tune": "best 1", "torch": "2.0"}
+PROGRAMS = {"tasks": TASKS, "data": DATA, "tune": TUNE, "trainer": TORCH, "fails": FAILS, "leaves": "exit(7)\n"}
+SAYS = {"tasks": "['a', '--b'] __main__ [0, 1, 4, 9]\n25\n", "data": "90", "tune": "best 1", "trainer": "2.0"}
 ALL = f"""
 import subprocess, sys
 for name in {list(PROGRAMS)}:

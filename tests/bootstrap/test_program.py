@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from patience import patient, wait_for
 
-from raytrain.bootstrap.connected import again
 from raytrain.bootstrap.program import CONNECTED, Program, command, exit_status, failure_text, last_error
 from raytrain.errors import ConfigError
+from raytrain.ray_internals.entry import again
 
 
 def test_commands(tmp_path, monkeypatch):
