@@ -287,6 +287,7 @@ SURFACE = {
         "--port",
         "--token-file",
         "--insecure",
+        "--connect",
         "--efa",
         "--dashboard",
         "--dashboard-host",

@@ -95,7 +95,7 @@ async def _run(here: ThisHost, crew: Crew, address: str) -> Outcome:
         return Outcome(128 + number, f"stopped by {signal.Signals(number).name} before the program started")
     settings = {"RAY_ADDRESS": address, STOP_GRACE: f"{here.options.grace_s:g}", **here.collective_settings(None)}
     environment = here.environment({**settings, **(LOCALHOST_KEPT if address.startswith(LOOPBACK) else {})})
-    program = await Program.start(here.options.program, environment)
+    program = await Program.start(here.options.program, environment, here.options.connect)
     here.awaited.add(program.process.pid)
     here.node.guard(program.process.pid)
     here.say(f"{program.name} runs (pid {program.process.pid})")

@@ -43,6 +43,7 @@ class Options:
         port: of Ray's GCS on the head; the next one is the bootstrap's own.
         dashboard: `host:port`, None for none.
         prometheus: a binary, a release archive, or `path` for the one on the PATH; None for none.
+        connect: whether the program starts connected to Ray.
         remote_write: where Prometheus sends on what it collects.
     """
 
@@ -56,6 +57,7 @@ class Options:
     port: int = 6379
     token_file: Path | None = None
     insecure: bool = False
+    connect: bool = False
     efa: str = "auto"
     dashboard: str | None = None
     prometheus: str | None = None

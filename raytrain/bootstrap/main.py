@@ -32,7 +32,7 @@ def run(options: Options) -> int:
         signal.signal(number, lambda number, _frame: heard.append(number))
     try:
         roster, reader = read_roster(options.head_group)
-        command(options.program)
+        command(options.program, options.connect)
         if not roster.others:
             prometheus.check(options)
         token = _token(options, roster)

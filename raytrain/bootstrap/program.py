@@ -18,6 +18,7 @@ import psutil
 from raytrain.errors import ConfigError
 
 TAIL_BYTES = 1 << 16
+CONNECTED = "raytrain.bootstrap.connected"
 FAILURE_CHARACTERS = 1000
 MESSAGE_LINES = 20  # what follows an exception's line for longer is not its message
 SHELLS = ("sh", "bash", "dash", "zsh", "ksh")
@@ -34,19 +35,22 @@ _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?::\s|$)")
 _FATAL = re.compile(r"^Fatal Python error: ")
 
 
-def command(words: Sequence[str]) -> list[str]:
+def command(words: Sequence[str], connect: bool = False) -> list[str]:
     """What to execute for a `.py` file, a `.sh` file or any other program.
 
     Raises:
-        ConfigError: no program, no such file, or no such command.
+        ConfigError: no program, no such file, no such command, or one that cannot be connected.
     """
     if not words:
         raise ConfigError("there is no program to run; name it after --, as in raytrain bootstrap -- train.py")
     first, *rest = words
+    if connect and not first.endswith(".py"):
+        raise ConfigError(f"--connect is for a .py program, and {first!r} is none; it can call ray.init() itself")
     if first.endswith((".py", ".sh")):
         if not Path(first).is_file():
             raise ConfigError(f"there is no program {first!r} in {Path.cwd()}")
-        return [sys.executable, "-u", first, *rest] if first.endswith(".py") else ["bash", first, *rest]
+        python = [sys.executable, "-u", *(["-m", CONNECTED] if connect else [])]
+        return [*python, first, *rest] if first.endswith(".py") else ["bash", first, *rest]
     found = shutil.which(first)
     if found is None:
         raise ConfigError(f"there is no command {first!r} on this host's PATH")
@@ -113,13 +117,13 @@ class Program:
         self._copier.start()
 
     @classmethod
-    async def start(cls, given: Sequence[str], environment: Mapping[str, str]) -> Program:
+    async def start(cls, given: Sequence[str], environment: Mapping[str, str], connect: bool = False) -> Program:
         """Start what `command` makes of the user's words.
 
         Raises:
             ConfigError: the file cannot be executed.
         """
-        words = command(given)
+        words = command(given, connect)
         reading, writing = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(

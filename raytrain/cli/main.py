@@ -125,15 +125,14 @@ def bootstrap(
         Path | None, typer.Option(help="Holds the token of Ray's authentication, the same on every host.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Run without authentication.")] = False,
+    connect: Annotated[bool, typer.Option("--connect", help="Start a .py program connected to Ray.")] = False,
     efa: Annotated[Efa, typer.Option(help="Elastic Fabric Adapter: where it is found, or as you say.")] = Efa.auto,
     dashboard: Annotated[bool, typer.Option("--dashboard", help="Serve Ray's dashboard on the head.")] = False,
     dashboard_host: Annotated[str, typer.Option(help="Where the dashboard listens.")] = "127.0.0.1",
     dashboard_port: Annotated[int, typer.Option(min=1, max=65535)] = 8265,
     prometheus: Annotated[
         str | None,
-        typer.Option(
-            help="Run Prometheus on the head: a binary, its release archive, or path.", rich_help_panel=METRICS
-        ),
+        typer.Option(help="Run Prometheus on the head: a binary, its archive, or path.", rich_help_panel=METRICS),
     ] = None,
     remote_write: Annotated[
         str | None, typer.Option(metavar="URL", help="Where Prometheus sends it on.", rich_help_panel=METRICS)
@@ -170,6 +169,7 @@ def bootstrap(
         port=port,
         token_file=token_file,
         insecure=insecure,
+        connect=connect,
         efa=efa.value,
         dashboard=f"{dashboard_host}:{dashboard_port}" if dashboard else None,
         prometheus=prometheus,

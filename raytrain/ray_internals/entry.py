@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+from typing import Any
 
 from raytrain.ray_internals.contract import Contract
 from raytrain.ray_internals.loopback import localhost_kept
+
+NOTHING_NEW = {"address", "ignore_reinit_error"}
 
 ENTRY = Contract(
     does="looking for a cluster before attaching to it",
@@ -69,3 +73,22 @@ def knock(address: str, found: bool, public: bool) -> None:
         logging.getLogger(tokens.__name__).setLevel(logging.ERROR)  # that there is a token is no news
         tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     GcsClient(address=address)
+
+
+def keep_connection() -> None:
+    """From now on the program's own `ray.init()` returns what is connected already."""
+    import ray
+
+    ray.init = again(ray.init, ray.is_initialized, ray.shutdown)
+
+
+def again(connect: Any, is_connected: Any, leave: Any) -> Any:
+    """`ray.init` for a connected program: what is connected, or a new connection where it asks for more."""
+
+    @functools.wraps(connect)
+    def init(*given: Any, **options: Any) -> Any:
+        if is_connected() and not options.keys() <= NOTHING_NEW:
+            leave()
+        return connect(*given, **{**options, "ignore_reinit_error": True})
+
+    return init

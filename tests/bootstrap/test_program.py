@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from patience import patient, wait_for
 
-from raytrain.bootstrap.program import Program, command, exit_status, failure_text, last_error
+from raytrain.bootstrap.program import CONNECTED, Program, command, exit_status, failure_text, last_error
 from raytrain.errors import ConfigError
+from raytrain.ray_internals.entry import again
 
 
 def test_commands(tmp_path, monkeypatch):
@@ -30,6 +31,24 @@ def test_commands(tmp_path, monkeypatch):
         command(["gone.py"])
     with pytest.raises(ConfigError, match="there is no command 'no-such-thing' on this host's PATH"):
         command(["no-such-thing"])
+
+
+def test_connected_programs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").touch()
+    assert command(["train.py", "a"], True) == [sys.executable, "-u", "-m", CONNECTED, "train.py", "a"]
+    with pytest.raises(ConfigError, match="--connect is for a .py program, and 'train.sh' is none"):
+        command(["train.sh"], True)
+
+
+def test_init_in_a_connected_program():
+    calls = []
+    init = again(lambda *given, **options: calls.append((given, options)), lambda: True, lambda: calls.append("left"))
+    init()
+    init(address="auto")
+    init(namespace="own")
+    same = {"ignore_reinit_error": True}
+    assert calls == [((), same), ((), {"address": "auto", **same}), "left", ((), {"namespace": "own", **same})]
 
 
 HANDLED = "import logging, sys\ntry: 1 / 0\nexcept Exception: logging.exception('handled')\n"
