@@ -111,15 +111,19 @@ class EarlyStopping(Section):
     min_delta: NonNegative = Field(0.0, description="by how much it must be better")
 
     def is_better(self, value: float, best: float | None) -> bool:
-        if best is None or best != best:  # nothing yet, or no number
-            return True
+        if best is None or value != value:  # the first, but for one that is no number
+            return value == value
         gain = best - value if is_smaller_better(self.mode, self.metric) else value - best
         return gain > self.min_delta
 
 
 class Backends(Section):
-    """Switches of torch, for the time of the run."""
+    """Switches of torch, while the job's own loop runs."""
 
     tf32: bool = Field(True, description="CUDA multiplies float32 matrices in TF32")
     cudnn_benchmark: bool = Field(False, description="cuDNN tries which algorithm is the fastest for a shape")
-    deterministic: bool = Field(False, description="only algorithms that always give the same; slower")
+    deterministic: bool = Field(
+        False,
+        description="only algorithms that always give the same; slower, and CUDA wants "
+        "CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment",
+    )

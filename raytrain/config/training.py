@@ -18,7 +18,10 @@ class CheckpointPolicy(Section):
         None, description="batches a rank; beside the one at the end of every epoch"
     )
     keep: PositiveInt = Field(2, description="of the latest, over all attempts")
-    best: str | None = Field("validation_accuracy", description="metric whose best checkpoint is kept beside them")
+    best: str | None = Field(
+        "validation_accuracy",
+        description="metric whose best checkpoint is kept beside them; of multi_label and regression validation_loss",
+    )
     best_is: Literal["max", "min"] | None = Field(None, description="default: min for a metric whose name ends in loss")
 
     def score(self, metrics: Mapping[str, float | None]) -> float | None:
@@ -100,6 +103,14 @@ class Training(Section):
     )
     sync_batchnorm: bool = Field(False, description="BatchNorm over the batches of all ranks together; needs GPUs")
     threads: PositiveInt | None = Field(None, description="torch threads of a CPU rank; default: its host's CPUs")
+
+    @model_validator(mode="after")
+    def _best_by_task(self) -> Training:
+        """Where nobody says what the best checkpoint is chosen by."""
+        if self.task.kind in ("multi_label", "regression") and "best" not in self.checkpoint.model_fields_set:
+            policy = self.checkpoint.model_copy(update={"best": "validation_loss"})
+            object.__setattr__(self, "checkpoint", policy)
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:

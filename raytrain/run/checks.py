@@ -54,11 +54,13 @@ def checked(train_loop: Callable[[Any], None] | None, pipeline: Pipeline | None,
     else:
         check_model(job.model)
         check_learning(job.training)
+        if job.training.early_stopping and job.data is not None and job.data.validation is None:
+            raise ConfigError("training.early_stopping: there is no validation data to look at; give data.validation")
     return pipeline or Pipeline.from_config(job.data)
 
 
-def with_weights(job: Job) -> Job:
-    """With the whole path of `model.weights`: ranks read it in folders of their own.
+def with_weights(job: Job, resume: bool) -> Job:
+    """With the whole path of `model.weights`: ranks read it in folders of their own, and not at all when they go on.
 
     Raises:
         ConfigError: there is no such file here.
@@ -67,7 +69,7 @@ def with_weights(job: Job) -> Job:
     if job.model is None or weights is None or "://" in weights.path:
         return job
     path = Path(weights.path).absolute()
-    if not path.is_file():
+    if not path.is_file() and not resume:
         raise ConfigError(f"model.weights: there is no file {path}")
     whole = job.model.model_copy(update={"weights": weights.model_copy(update={"path": str(path)})})
     return job.model_copy(update={"model": whole})
@@ -85,7 +87,11 @@ def check_learning(training: Training) -> None:
         raise ConfigError(f"training.schedule.options: {schedule.name} has none, but `warmup_share` and `final_share`")
     if not own and (schedule.warmup_share or schedule.final_share):
         raise ConfigError(f"training.schedule: {schedule.name} has no `warmup_share` and `final_share`; give `options`")
-    if training.loss is not None:
+    if training.task.ignore is not None and training.task.kind not in ("segmentation", "token_classification"):
+        raise ConfigError(
+            f"training.task.ignore: {training.task.kind} has no elements to leave out; use a `filter` stage"
+        )
+    if training.loss is not None or (training.label_smoothing and not training.task.kind.endswith("ation")):
         from raytrain.train.learning.objectives import check_loss
 
         check_loss(training)

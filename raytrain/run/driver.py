@@ -82,7 +82,7 @@ def run(
     """
     times = {"environment": prepare_environment(), "started_at": started_at or time.time()}
     pipeline = checked(train_loop, pipeline, job)
-    job = with_weights(job)
+    job = with_weights(job, resume)
     if nodes and address:
         raise ConfigError("--nodes starts a cluster and --address attaches to one; give one of them")
     groups = parse_nodes(nodes) if nodes else ()

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.config.learning import Backends
 from raytrain.config.own_code import import_object
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, nearest
 from raytrain.train.learning.averaged import Averaged
 from raytrain.train.learning.metrics import Watch, watches
+from raytrain.train.learning.named import made
 from raytrain.train.learning.objectives import Objective
-from raytrain.train.learning.optimizers import build_optimizer, build_scheduler
+from raytrain.train.learning.optimizers import build_optimizer, build_scheduler, lengths_of
 from raytrain.train.learning.stopping import Patience
 from raytrain.train.learning.weights import freeze, load_weights
 from raytrain.train.models import build_model, check_outputs
@@ -43,11 +45,17 @@ def _train(ctx: TrainContext) -> None:
     scheduler = build_scheduler(optimizer, training.schedule, total_updates)
     scaler = torch.amp.GradScaler(ctx.device.type, enabled=training.precision == "fp16")
     averaged = Averaged(model, optimizer, training.ema.decay) if training.ema else None
-    patience = Patience(training.early_stopping) if training.early_stopping else None
+    objective = Objective(training, ctx.device, channels_last=ctx.job.model.channels_last)
+    num_outputs = ctx.num_classes or ctx.job.model.options.get("num_classes")
+    figures = [each.name for each in watches(training, objective, num_outputs, ctx.device)]
+    patience = None
+    if training.early_stopping and ctx.num_batches("validation"):
+        patience = Patience(training.early_stopping, ["loss", *figures])
+    lengths = lengths_of(scheduler)
     more = [each for each in (averaged, patience) if each is not None]
     model, optimizer, scheduler, scaler, *_ = ctx.prepare(model, optimizer, scheduler, scaler, *more)
-    if compiled := ctx.job.model.compile:
-        model = torch.compile(model, **({} if compiled is True else {"backend": compiled}))
+    vars(scheduler).update(lengths)
+    model = compiled(model, ctx.job.model.compile)
     update = ctx.updater(
         model,
         optimizer,
@@ -56,7 +64,6 @@ def _train(ctx: TrainContext) -> None:
         accumulate=training.accumulate,
         clip_norm=training.clip_norm,
     )
-    objective = Objective(training, ctx.device, channels_last=ctx.job.model.channels_last)
 
     def loss_of(batch: Any) -> torch.Tensor:
         output = objective.outputs(model, batch)
@@ -66,18 +73,20 @@ def _train(ctx: TrainContext) -> None:
 
     for _ in ctx.epochs():
         if patience is not None and patience.over:
-            ctx.warn(patience.over)
+            if ctx.is_main:
+                ctx.warn(patience.over)
             return
         model.train()
         for batch in ctx.batches("train"):
             update(batch, loss_of)
         found = {"learning_rate": scheduler.get_last_lr()[0]}  # as the epoch's last update left it
         if ctx.num_batches("validation"):
-            seen = watches(training, objective, ctx.num_classes, ctx.device)
+            seen = watches(training, objective, num_outputs, ctx.device)
             found |= evaluate(ctx, averaged.module if averaged else model, objective, seen)
         ctx.log(**found)
         if patience is not None:
             patience.look(found)
+            patience.over = ctx.all_gather(patience.over)[0]  # all ranks alike, whatever rounding does
 
 
 def made_model(ctx: TrainContext) -> torch.nn.Module:
@@ -92,18 +101,46 @@ def made_model(ctx: TrainContext) -> torch.nn.Module:
         told = load_weights(model, settings.weights)
         if ctx.rank == 0:
             ctx.warn(f"model.weights: {told}")
-    freeze(model, settings.freeze)
     if ctx.job.training.sync_batchnorm and ctx.world_size > 1:
         from timm.layers import convert_sync_batchnorm  # torch's forgets the activations inside timm's BatchNorm
 
         model = convert_sync_batchnorm(model)
+    freeze(model, settings.freeze)
     if settings.gradient_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
             raise ConfigError(
                 f"model.gradient_checkpointing: {settings.name!r} has no `set_grad_checkpointing`, as timm's models do"
             )
-        model.set_grad_checkpointing(True)
-    return model.to(ctx.device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format)
+        made(model.set_grad_checkpointing, "model.gradient_checkpointing", settings.name, True)
+    model = model.to(ctx.device)
+    if settings.channels_last:
+        made(model.to, "model.channels_last", settings.name, memory_format=torch.channels_last)
+    return model
+
+
+def compiled(model: torch.nn.Module, how: bool | str) -> torch.nn.Module:
+    """
+    Raises:
+        ConfigError: torch has no such backend.
+    """
+    if how is False:
+        return model
+    known = torch.compiler.list_backends(exclude_tags=())
+    if how is not True and how not in known:
+        raise ConfigError(
+            f"model.compile: torch has no backend {how!r}{nearest(how, known)}; there are {', '.join(known)}"
+        )
+    found: torch.nn.Module = torch.compile(model, **({} if how is True else {"backend": how}))
+    return found
+
+
+def bare(model: torch.nn.Module) -> torch.nn.Module:
+    """Without DDP: there is nothing to exchange."""
+    for each in (model, getattr(model, "_orig_mod", None)):
+        if isinstance(each, DistributedDataParallel):
+            inner: torch.nn.Module = each.module
+            return inner
+    return model
 
 
 @contextlib.contextmanager
@@ -129,7 +166,7 @@ def evaluate(
     ctx: TrainContext, model: torch.nn.Module, objective: Objective, seen: Sequence[Watch] = ()
 ) -> dict[str, float]:
     """Mean loss, and what others have seen, over the whole validation split, each sample once."""
-    model = getattr(model, "module", model)  # without DDP: there is nothing to exchange
+    model = bare(model)
     model.eval()
     loss = count = 0.0
     for batch in ctx.batches("validation"):

@@ -21,7 +21,7 @@ from raytrain.config.training import Training
 from raytrain.errors import CheckpointError, ConfigError
 from raytrain.run.checks import check_learning, with_weights
 from raytrain.train.checkpoints import checkpoint, shelf
-from raytrain.train.learning.averaged import WEIGHTS
+from raytrain.train.learning.averaged import WEIGHTS, Averaged
 from raytrain.train.learning.objectives import DEFAULT_LOSSES
 from raytrain.train.learning.optimizers import build_optimizer, build_scheduler
 from raytrain.train.learning.stopping import Patience
@@ -132,6 +132,10 @@ def test_a_schedule_of_timms_goes_by_updates_and_goes_on():
         ({"loss": "MSELos"}, "training.loss: torch.nn has no 'MSELos'; did you mean 'MSELoss'"),
         ({"loss": {"name": "MSELoss", "options": {"reduction": "sum"}}}, "leave `reduction` out"),
         ({"loss": {"name": "MSELoss", "options": {"a": 1}}}, "training.loss: cannot make 'MSELoss'"),
+        ({"loss": {"name": "MSELoss", "options": {"weight": "abc"}}}, "training.loss.options.weight: cannot make"),
+        ({"loss": "MSELoss", "label_smoothing": 0.1}, "training.label_smoothing: MSELoss has none"),
+        ({"task": {"ignore": 3}}, "training.task.ignore: classification has no elements"),
+        ({"metrics": ["MulticlassAccuracy"]}, "two are logged as validation_accuracy"),
         ({"metrics": ["F1Scor"]}, "training.metrics: .*has no 'F1Scor'; did you mean 'F1Score'"),
         ({"metrics": ["F1Score", "MulticlassF1Score"]}, "two are logged as validation_f1_score"),
     ],
@@ -146,6 +150,7 @@ def test_what_there_is_not_is_said_before_anything_starts(section, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"options": {"lr": 1}}, "training.optimizer.options: lr is a key of training.optimizer itself"),
         ({"options": {"momentun": 1}}, "training.optimizer: cannot make 'sgd': .*momentun"),
         ({"name": "builtins:dict"}, "cannot make 'builtins:dict'|must return a torch optimizer"),
         ({"groups": [{"match": "5.*"}]}, "training.optimizer.groups: no parameter's name matches '5.*'"),
@@ -233,16 +238,21 @@ def test_training_ends_when_nothing_improves(tmp_path):
 
 
 def test_patience_counts_from_the_best():
-    patience = Patience(EarlyStopping(metric="loss", patience=2, min_delta=0.1))
+    settings = EarlyStopping(metric="validation_loss", patience=2, min_delta=0.1)
+    patience = Patience(settings, ["loss"])
     for epoch, value in enumerate([1.0, 0.95, 0.8, float("nan"), 0.75], start=1):
         assert patience.over is None
-        patience.look({"loss": value})
+        patience.look({"validation_loss": value})
         if epoch == 3:
-            state, patience = patience.state_dict(), Patience(EarlyStopping(metric="loss", patience=2, min_delta=0.1))
+            state, patience = patience.state_dict(), Patience(settings, ["loss"])
             patience.load_state_dict(state)
     assert patience.over and "better than 0.8 since epoch 3" in patience.over
-    with pytest.raises(ConfigError, match="'loss' was not logged; there are validation_loss"):
-        patience.look({"validation_loss": 1.0})
+    never = Patience(settings, ["loss"])
+    for _ in range(2):
+        never.look({"validation_loss": float("nan")})
+    assert never.over == "stopped early: validation_loss was never a number (training.early_stopping)"
+    with pytest.raises(ConfigError, match="'accuracy' is not logged.*there are validation_loss"):
+        Patience(EarlyStopping(metric="accuracy"), ["loss"])
 
 
 def test_what_is_frozen_stays_and_the_rest_learns_as_before(ranks):
@@ -307,11 +317,12 @@ def test_ranks_are_told_the_whole_path_of_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(mlp().state_dict(), "w.pt")
     job = Case(more={"weights": "w.pt"}).job
-    assert with_weights(job).model.weights.path == str(tmp_path / "w.pt")
+    assert with_weights(job, False).model.weights.path == str(tmp_path / "w.pt")
     remote = Case(more={"weights": "s3://bucket/w.pt"}).job
-    assert with_weights(remote) is remote and with_weights(Case().job).model.weights is None
+    assert with_weights(remote, False) is remote and with_weights(Case().job, False).model.weights is None
     with pytest.raises(ConfigError, match="model.weights: there is no file .*nothing.pt"):
-        with_weights(Case(more={"weights": "nothing.pt"}).job)
+        with_weights(Case(more={"weights": "nothing.pt"}).job, False)
+    assert with_weights(Case(more={"weights": "nothing.pt"}).job, True), "who goes on does not read it"
 
 
 def test_a_run_begins_with_weights_and_says_so(tmp_path):
@@ -361,6 +372,37 @@ def test_activations_may_be_computed_again(monkeypatch):
     assert all(torch.allclose(again.model[name], each, atol=1e-6) for name, each in plain.model.items())
     refused = train_rank(Case(8, 4, model="linear", more={"gradient_checkpointing": True}), 0)
     assert "'ranks:linear' has no `set_grad_checkpointing`" in refused.error
+
+
+def test_a_compiler_that_there_is_not():
+    outcome = train_rank(Case(8, 4, more={"compile": "indcutor"}), 0)
+    assert "model.compile: torch has no backend 'indcutor'; did you mean 'inductor'" in outcome.error
+
+
+@pytest.mark.parametrize("name", ["OneCycleLR", "CosineAnnealingLR"])
+def test_a_schedule_of_a_longer_run_goes_on_to_its_end(tmp_path, name):
+    options = {"max_lr": 0.1} if name == "OneCycleLR" else {}
+    case = Case(12, 4, epochs=1, training={"schedule": {"name": name, "options": options}}, folder=str(tmp_path))
+    assert train_rank(case, 0).error is None
+    longer = train_rank(replace(case, epochs=3), 0)
+    assert longer.error is None and longer.updates == 9
+    if name == "OneCycleLR":
+        optimizer = sgd()
+        expected = rates(torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 9), optimizer, 9)
+        assert longer.learning_rates[1:] == pytest.approx(expected[4:])
+
+
+def test_a_fused_step_that_overflowed_is_none():
+    model = linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    average = Averaged(model, optimizer, 0.5)
+    model(torch.ones(1, 2, 3, 3)).sum().backward()
+    optimizer.found_inf = torch.tensor(1.0)  # as a GradScaler leaves it there for the time of the step
+    optimizer.step()
+    assert average.state_dict()["updates"] == 0
+    optimizer.found_inf = torch.tensor(0.0)
+    optimizer.step()
+    assert average.state_dict()["updates"] == 1
 
 
 def test_switches_are_put_back():

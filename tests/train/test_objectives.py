@@ -142,6 +142,8 @@ def test_a_model_that_wants_the_mask_gets_it():
         ("multi_label", random(4, 3), torch.zeros(4, 2), r"output is float32\(4, 3\), and `label` is float32\(4, 2\)"),
         ("segmentation", random(4, 3, 8, 8), torch.zeros(4, 9, 8), r"and the mask `label` float32\(4, 9, 8\)"),
         ("token_classification", random(4, 3, 8), torch.zeros(4, 9), r"`label` is float32\(4, 9\)"),
+        ("regression", random(4), torch.zeros(4, 1), r"output is float32\(4,\), and `label` is float32\(4, 1\)"),
+        ("regression", random(4, 1), torch.zeros(4, 3), r"output is float32\(4, 1\), and `label` is float32\(4, 3\)"),
         ("regression", "text", torch.zeros(4), "the model returns str, and regression wants a tensor"),
         ("regression", random(4, 1), ["a"], "wants numbers of field `label`, which is list"),
     ],
@@ -149,6 +151,36 @@ def test_a_model_that_wants_the_mask_gets_it():
 def test_an_output_that_is_another_tasks_is_one_line(kind, output, target, message):
     with pytest.raises(TrainingError, match=message):
         objective(kind).outputs(lambda image: output, {"image": random(4, 3), "label": target})
+
+
+def test_targets_that_were_filled_up_are_refused_where_nothing_can_be_left_out():
+    batch = {"image": random(4, 3), "label": torch.zeros(4, 2), "label_mask": torch.ones(4, 2, dtype=torch.bool)}
+    with pytest.raises(TrainingError, match="multi_label wants targets of one shape; `label` was filled up"):
+        objective("multi_label").outputs(lambda image: random(4, 2), batch)
+
+
+def mean_of_all(output, target):
+    return F.cross_entropy(output, target)
+
+
+def test_a_mean_over_everything_is_refused_where_something_does_not_count():
+    of = objective("segmentation", loss="test_objectives:mean_of_all", task={"ignore": 2})
+    mask = torch.zeros(2, 4, 4, dtype=torch.long)
+    assert torch.allclose(of.loss(random(2, 3, 4, 4), {"label": mask}), F.cross_entropy(random(2, 3, 4, 4), mask))
+    mask[0, 0, 0] = 2
+    with pytest.raises(TrainingError, match="some of `label` does not count; it must be one for each element"):
+        of.loss(random(2, 3, 4, 4), {"label": mask})
+
+
+def no_tensor(output, target):
+    return 1.0
+
+
+def test_metrics_see_probabilities_however_small_the_outputs_are():
+    """torchmetrics would take 0.3 for a probability, which is 0.57 of one."""
+    of, labels = objective("multi_label"), torch.tensor([[1, 0]])
+    assert figures(of, [({"label": labels}, torch.tensor([[0.3, -9.0]]))], 2) == {"f1_score": pytest.approx(0.5)}
+    assert figures(of, [({"label": labels}, torch.tensor([[0.3, 0.0]]))], 2) == {"f1_score": pytest.approx(0.5)}
 
 
 def three(output, target):
@@ -162,6 +194,7 @@ def three(output, target):
             "CosineEmbeddingLoss",
             r"training.loss does not fit: the model's output is float32\(4, 3\), the target",
         ),
+        ("test_objectives:no_tensor", "training.loss gave float; it must be a tensor"),
         ("test_objectives:three", r"training.loss gave float32\(3,\) for 4 samples"),
     ],
 )
@@ -178,6 +211,8 @@ def test_metrics_that_do_not_fit_are_one_line():
     none = {"name": "Accuracy", "options": {"average": None}}
     with pytest.raises(TrainingError, match="Accuracy gives no single number"):
         figures(of, [(batch, random(2, 3))], 3, metrics=[none])
+    with pytest.raises(TrainingError, match="R2Score cannot be computed"):
+        figures(objective("regression"), [({"label": torch.zeros(1)}, random(1))], 1, metrics=["R2Score"])
     with pytest.raises(ConfigError, match="'builtins:dict' must be one of torchmetrics, not dict"):
         figures(of, [], 3, metrics=["builtins:dict"])
 

@@ -29,7 +29,12 @@ class Averaged:
         self.module.requires_grad_(False)
         for part, own in zip(self.module.modules(), model.modules(), strict=True):
             part._buffers.update(own._buffers)
-        optimizer.register_step_post_hook(lambda *_: self._averaged.update_parameters(model))
+        optimizer.register_step_post_hook(lambda *_: self._follow(model, optimizer))
+
+    def _follow(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        overflowed = getattr(optimizer, "found_inf", None)  # a fused one is called by a GradScaler even then
+        if overflowed is None or not bool(overflowed):
+            self._averaged.update_parameters(model)
 
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self._averaged.n_averaged, WEIGHTS: self.module.state_dict()}

@@ -23,7 +23,13 @@ KINDS = ("Multiclass", "Multilabel", "Binary")
 
 
 class Watch(Protocol):
-    """What looks at every batch of an evaluation."""
+    """What looks at every batch of an evaluation.
+
+    Attributes:
+        name: of its figure.
+    """
+
+    name: str
 
     def update(self, batch: Mapping[str, Any], output: torch.Tensor) -> None: ...
 
@@ -37,7 +43,7 @@ def check_metrics(training: Training) -> None:
     Raises:
         ConfigError: there is none of a name, or two would be logged alike.
     """
-    names: list[str] = []
+    names = ["loss", *(["accuracy"] if training.task.kind in OF_CLASSES else [])]
     for each in training.metrics or ():
         _metric_class(each.name)
         names.append(log_name(each.name))
@@ -72,6 +78,8 @@ def watches(training: Training, objective: Objective, num_classes: int | None, d
 class Accuracy:
     """Of elements, the share whose largest output is the target's."""
 
+    name = "accuracy"
+
     def __init__(self, objective: Objective):
         self._objective, self._right, self._total = objective, 0, 0
 
@@ -96,7 +104,7 @@ class OfTorchmetrics:
         num_classes: int | None,
         device: torch.device,
     ):
-        self._name, self._objective = name, objective
+        self._named, self.name, self._objective = name, log_name(name), objective
         make = _metric_class(name)
         takes, kind = parameters_of(make), objective.task.kind
         filled: dict[str, Any] = {}
@@ -115,14 +123,19 @@ class OfTorchmetrics:
         try:
             self._metric.update(output, target)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise TrainingError(f"{METRICS}: {self._name} does not fit: {one_line(error, 200)}") from None
+            raise TrainingError(f"{METRICS}: {self._named} does not fit: {one_line(error, 200)}") from None
 
     def result(self, ctx: Any) -> dict[str, float]:
         self._metric.dist_sync_fn = lambda tensor, group=None: _gathered(ctx, tensor)
-        found_ = self._metric.compute()
+        try:
+            found_ = self._metric.compute()
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise TrainingError(f"{METRICS}: {self._named} cannot be computed: {one_line(error, 200)}") from None
         if not isinstance(found_, torch.Tensor) or found_.numel() != 1:
-            raise TrainingError(f"{METRICS}: {self._name} gives no single number; does an option such as average help?")
-        return {log_name(self._name): float(found_)}
+            raise TrainingError(
+                f"{METRICS}: {self._named} gives no single number; does an option such as average help?"
+            )
+        return {self.name: float(found_)}
 
 
 def _gathered(ctx: Any, tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -39,14 +39,14 @@ def classes_of(module: Any, kind: type) -> list[str]:
     return [name for name, each in vars(module).items() if inspect.isclass(each) and issubclass(each, kind)]
 
 
-def made(make: Callable[..., Any], key: str, name: str, *args: Any, **options: Any) -> Any:
+def made(make: Callable[..., Any], key: str, name: str, /, *args: Any, **options: Any) -> Any:
     """
     Raises:
         ConfigError: it does not take its options.
     """
     try:
         return make(*args, **options)
-    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, ImportError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, ImportError, AssertionError) as error:
         raise ConfigError(f"{key}: cannot make {name!r}: {one_line(error, 200)}") from None
 
 

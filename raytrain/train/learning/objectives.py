@@ -29,6 +29,8 @@ DEFAULT_LOSSES = {
     "multi_label": "BCEWithLogitsLoss",
     "regression": "MSELoss",
 }
+OF_TOKENS = ("sequence_classification", "token_classification")
+OF_ELEMENTS = ("segmentation", "token_classification")
 OF_CLASSES = ("classification", "sequence_classification", "segmentation", "token_classification")
 
 
@@ -37,7 +39,7 @@ def check_loss(training: Training) -> None:
     Raises:
         ConfigError: there is none of this name, or it does not take its options.
     """
-    _build_loss(training)
+    _build_loss(training, training.label_smoothing)
 
 
 def _build_loss(training: Training, smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
@@ -45,20 +47,26 @@ def _build_loss(training: Training, smoothing: float = 0.0) -> Callable[..., tor
     kind, named = training.task.kind, training.loss
     name = named.name if named else DEFAULT_LOSSES[kind]
     make = found(name, LOSS, ("torch.nn", nn, nn.modules.loss._Loss))
-    options: dict[str, Any] = dict(named.options) if named else {}
-    if not inspect.isclass(make):
-        options |= {"reduction": "none"} if "reduction" in parameters_of(make) else {}
-        return partial(make, **options)
+    takes, options = parameters_of(make), dict(named.options) if named else {}
     if options.pop("reduction", "mean") != "mean":
         raise ConfigError(f"{LOSS}: the loss is the mean over the samples; leave `reduction` out")
-    options |= {"reduction": "none"} if "reduction" in parameters_of(make) else {}
-    if make is nn.CrossEntropyLoss:
-        options.setdefault("label_smoothing", smoothing)
-        if training.task.ignore is not None:
-            options.setdefault("ignore_index", training.task.ignore)
-    if "weight" in options:
-        options["weight"] = torch.tensor(options["weight"], dtype=torch.float32)
+    if smoothing and "label_smoothing" not in takes:
+        raise ConfigError(f"training.label_smoothing: {name} has none")
+    own = {"reduction": "none", "label_smoothing": smoothing, "ignore_index": training.task.ignore}
+    for option, value in own.items():
+        if option in takes and value is not None:
+            options.setdefault(option, value)
+    for option in {"weight", "pos_weight"} & options.keys():
+        options[option] = made(torch.tensor, f"{LOSS}.options.{option}", name, options[option], dtype=torch.float32)
+    if not inspect.isclass(make):
+        return partial(make, **options)
     return made(make, LOSS, name, **options)  # type: ignore[no-any-return]
+
+
+def _ignored_by(loss: Any) -> int | None:
+    """What a loss itself leaves out of a target; None where it knows of nothing such."""
+    found_ = loss.keywords if isinstance(loss, partial) else vars(loss)
+    return found_.get("ignore_index")  # type: ignore[no-any-return]
 
 
 class Objective:
@@ -77,7 +85,7 @@ class Objective:
         self._takes_mask: bool | None = None
 
     def outputs(self, model: Callable[..., torch.Tensor], batch: Mapping[str, Any]) -> torch.Tensor:
-        """The model's, of a batch; one that takes two arguments gets the mask of padded fields too.
+        """The model's, of a batch; one of tokens that takes two arguments gets the mask of what was filled up too.
 
         Raises:
             TrainingError: they do not fit the task.
@@ -85,14 +93,19 @@ class Objective:
         given = batch[self.task.input]
         if self._channels_last and given.ndim == 4:
             given = given.contiguous(memory_format=torch.channels_last)
-        mask = batch.get(padded_names(self.task.input)[0])
+        mask = batch.get(padded_names(self.task.input)[0]) if self.task.kind in OF_TOKENS else None
         if self._takes_mask is None:
-            inner = getattr(model, "module", model)
-            inner = getattr(inner, "_orig_mod", inner)
+            inner = getattr(model, "_orig_mod", model)
+            inner = inner.module if isinstance(inner, nn.parallel.DistributedDataParallel) else inner
             takes = parameters_of(getattr(inner, "forward", inner))
-            self._takes_mask = mask is not None and len(takes) > 1
+            places = [
+                each for each in takes.values() if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+            ]
+            self._takes_mask = mask is not None and len(places) > 1
         output = model(given, mask) if self._takes_mask else model(given)
         self._check(output, batch[self.task.target])
+        if self.task.kind not in OF_ELEMENTS and padded_names(self.task.target)[0] in batch:
+            raise TrainingError(f"{self.task.kind} wants targets of one shape; `{self.task.target}` was filled up")
         return output
 
     def loss(self, output: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -109,7 +122,7 @@ class Objective:
 
     def _mean(self, loss: Any, output: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
         target, valid = self._target(output, batch)
-        if self.task.kind in ("segmentation", "token_classification"):
+        if self.task.kind in OF_ELEMENTS:
             output = output.movedim(-1, 1) if self.task.kind == "token_classification" else output
         elif self.task.kind == "regression" and output.ndim == target.ndim + 1:
             output = output.squeeze(-1)
@@ -120,6 +133,13 @@ class Objective:
                 f"{LOSS} does not fit: the model's output is {_told(output)}, the target `{self.task.target}` is "
                 f"{_told(target)}: {one_line(error, 160)}"
             ) from None
+        if not isinstance(found, torch.Tensor):
+            raise TrainingError(f"{LOSS} gave {type(found).__name__}; it must be a tensor: one a sample, or a mean")
+        if valid is not None and found.ndim < 2 and not bool(valid.all()):
+            raise TrainingError(
+                f"{LOSS} gave {_told(found)}, and some of `{self.task.target}` does not count; it must be one for each "
+                "element (have it take `reduction`)"
+            )
         if found.ndim == 0:
             return found
         if len(found) != len(target):
@@ -142,20 +162,22 @@ class Objective:
         if target.is_floating_point():
             return target, None  # shares of classes, where labels are mixed
         target = target.long()
-        if self.task.kind not in ("segmentation", "token_classification"):
+        if self.task.kind not in OF_ELEMENTS:
             return target, None
-        ignored = getattr(self._losses[0], "ignore_index", IGNORED if self.task.ignore is None else self.task.ignore)
+        known = _ignored_by(self._losses[0])
+        ignored = known if known is not None else IGNORED if self.task.ignore is None else self.task.ignore
         valid = target != ignored
-        for name in (self.task.target, self.task.input) if self.task.kind == "token_classification" else ():
+        others = (self.task.input,) if self.task.kind == "token_classification" else ()
+        for name in (self.task.target, *others):
             mask = padded_names(name)[0]
             if mask in batch:
                 valid = valid & batch[mask]
                 break
-        knows = hasattr(self._losses[0], "ignore_index")
-        return target.masked_fill(~valid, ignored if knows else 0), valid
+        return target.masked_fill(~valid, 0 if known is None else ignored), valid
 
     def answers(self, output: torch.Tensor, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output and target as metrics take them: classes last but for elements, of which only those that count.
+        """Output and target as metrics take them: probabilities of classes and labels, classes last, and of elements only
+        those that count.
 
         Shapes: classification (samples, classes) and (samples,); with many elements (elements, classes) and
         (elements,); multi_label (samples, labels) both; regression as the target.
@@ -164,6 +186,7 @@ class Objective:
         output = output.float()
         if self.task.kind == "segmentation":
             output = output.movedim(1, -1)
+        output = self._probabilities(output)
         if valid is not None:
             return output[valid], target[valid]
         if self.task.kind == "multi_label":
@@ -171,6 +194,14 @@ class Objective:
         if self.task.kind == "regression" and output.ndim == target.ndim + 1:
             output = output.squeeze(-1)
         return output, target.argmax(1) if target.is_floating_point() and self.task.kind in OF_CLASSES else target
+
+    def _probabilities(self, output: torch.Tensor) -> torch.Tensor:
+        """torchmetrics makes them of what lies outside 0 and 1 alone, batch by batch."""
+        if self.task.kind == "multi_label":
+            return output if isinstance(self._losses[0], nn.BCELoss) else output.sigmoid()
+        if self.task.kind in OF_CLASSES:
+            return output.exp() if isinstance(self._losses[0], nn.NLLLoss) else output.softmax(-1)
+        return output
 
     def _check(self, output: Any, target: Any) -> None:
         kind = self.task.kind
@@ -196,7 +227,10 @@ class Objective:
             )
         if kind == "token_classification" and output.shape[:2] != target.shape[:2]:
             raise TrainingError(f"the model's output is {_told(output)}, and `{self.task.target}` is {_told(target)}")
-        if kind == "multi_label" and output.shape != target.shape:
+        as_target = output[..., 0] if kind == "regression" and output.ndim == target.ndim + 1 else output
+        if kind == "regression" and output.ndim == target.ndim + 1 and output.shape[-1] != 1:
+            as_target = output
+        if kind in ("multi_label", "regression") and as_target.shape != target.shape:
             raise TrainingError(f"the model's output is {_told(output)}, and `{self.task.target}` is {_told(target)}")
 
 

@@ -59,6 +59,8 @@ def build_optimizer(model: torch.nn.Module, settings: Optimizer) -> torch.optim.
         groups.items(), key=lambda each: (list(own).index(each[0][0]) + 1 if each[0][0] else 0, each[0][1])
     )
     options = {"momentum": settings.momentum} if settings.name == "sgd" else {}
+    if given_twice := {"lr", "weight_decay"} & settings.options.keys():
+        raise ConfigError(f"{OPTIMIZER}.options: {min(given_twice)} is a key of {OPTIMIZER} itself")
     make = _optimizer_class(settings.name)
     given = [group for _, group in ordered]
     optimizer = made(make, OPTIMIZER, settings.name, given, lr=settings.lr, **{**options, **settings.options})
@@ -99,7 +101,8 @@ def build_scheduler(optimizer: torch.optim.Optimizer, settings: Schedule, total_
     make, options = _schedule_class(settings.name), dict(settings.options)
     takes = parameters_of(make)
     if not {*UPDATES, "epochs"} & options.keys():
-        options |= {name: max(total_updates, 1) for name in UPDATES if name in takes}
+        names = (*UPDATES, "total_iters") if settings.name == "PolynomialLR" else UPDATES
+        options |= {name: max(total_updates, 1) for name in names if name in takes}
     if "t_in_epochs" in takes:
         options.setdefault("t_in_epochs", False)
     schedule = made(make, SCHEDULE, settings.name, optimizer, **options)
@@ -120,6 +123,13 @@ def _schedule_class(name: str) -> Any:
     if "Plateau" in name:
         raise ConfigError(f"{SCHEDULE}: {name} wants a metric at every step; a schedule here goes by updates")
     return kind
+
+
+def lengths_of(schedule: Any) -> dict[str, Any]:
+    """What a schedule knows of how long the run is, which is not as it was where another run goes on: a checkpoint brings
+    the old values back."""
+    names = (*UPDATES, "total_iters", "_schedule_phases")
+    return {name: value for name, value in vars(schedule).items() if name in names}
 
 
 class ByUpdate:
