@@ -88,9 +88,7 @@ def check_learning(training: Training) -> None:
     if not own and (schedule.warmup_share or schedule.final_share):
         raise ConfigError(f"training.schedule: {schedule.name} has no `warmup_share` and `final_share`; give `options`")
     if training.task.ignore is not None and training.task.kind not in ("segmentation", "token_classification"):
-        raise ConfigError(
-            f"training.task.ignore: {training.task.kind} has no elements to leave out; use a `filter` stage"
-        )
+        raise ConfigError(f"training.task.ignore: {training.task.kind} has no elements to leave out; leave samples out")
     if training.loss is not None or (training.label_smoothing and not training.task.kind.endswith("ation")):
         from raytrain.train.learning.objectives import check_loss
 

@@ -394,7 +394,7 @@ def test_a_schedule_of_a_longer_run_goes_on_to_its_end(tmp_path, name):
 
 def test_a_fused_step_that_overflowed_is_none():
     model = linear()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     average = Averaged(model, optimizer, 0.5)
     model(torch.ones(1, 2, 3, 3)).sum().backward()
     optimizer.found_inf = torch.tensor(1.0)  # as a GradScaler leaves it there for the time of the step

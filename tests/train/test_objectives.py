@@ -208,8 +208,8 @@ def test_metrics_that_do_not_fit_are_one_line():
     of, batch = objective("classification"), {"label": torch.tensor([0, 1])}
     with pytest.raises(TrainingError, match="training.metrics: R2Score does not fit"):
         figures(of, [(batch, random(2, 3))], 3, metrics=["R2Score"])
-    none = {"name": "Accuracy", "options": {"average": None}}
-    with pytest.raises(TrainingError, match="Accuracy gives no single number"):
+    none = {"name": "F1Score", "options": {"average": None}}
+    with pytest.raises(TrainingError, match="F1Score gives no single number"):
         figures(of, [(batch, random(2, 3))], 3, metrics=[none])
     with pytest.raises(TrainingError, match="R2Score cannot be computed"):
         figures(objective("regression"), [({"label": torch.zeros(1)}, random(1))], 1, metrics=["R2Score"])

@@ -132,9 +132,7 @@ class OfTorchmetrics:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise TrainingError(f"{METRICS}: {self._named} cannot be computed: {one_line(error, 200)}") from None
         if not isinstance(found_, torch.Tensor) or found_.numel() != 1:
-            raise TrainingError(
-                f"{METRICS}: {self._named} gives no single number; does an option such as average help?"
-            )
+            raise TrainingError(f"{METRICS}: {self._named} gives no single number; an option such as average may help")
         return {self.name: float(found_)}
 
 

@@ -176,8 +176,8 @@ class Objective:
         return target.masked_fill(~valid, 0 if known is None else ignored), valid
 
     def answers(self, output: torch.Tensor, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output and target as metrics take them: probabilities of classes and labels, classes last, and of elements only
-        those that count.
+        """Output and target as metrics take them: probabilities of classes and labels, classes last, and of elements
+        only those that count.
 
         Shapes: classification (samples, classes) and (samples,); with many elements (elements, classes) and
         (elements,); multi_label (samples, labels) both; regression as the target.

@@ -126,8 +126,7 @@ def _schedule_class(name: str) -> Any:
 
 
 def lengths_of(schedule: Any) -> dict[str, Any]:
-    """What a schedule knows of how long the run is, which is not as it was where another run goes on: a checkpoint brings
-    the old values back."""
+    """What a schedule knows of how long the run is. A checkpoint would bring back what was known when it was written."""
     names = (*UPDATES, "total_iters", "_schedule_phases")
     return {name: value for name, value in vars(schedule).items() if name in names}
 
