@@ -126,7 +126,7 @@ def _schedule_class(name: str) -> Any:
 
 
 def lengths_of(schedule: Any) -> dict[str, Any]:
-    """What a schedule knows of how long the run is. A checkpoint would bring back what was known when it was written."""
+    """What a schedule knows of how long the run is. A checkpoint would bring back what was known when it was made."""
     names = (*UPDATES, "total_iters", "_schedule_phases")
     return {name: value for name, value in vars(schedule).items() if name in names}
 
