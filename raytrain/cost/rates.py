@@ -21,6 +21,7 @@ from raytrain.cost.profile import Profile
 LIMITS = ("accelerator", "CPUs", "network of the CPU hosts", "network of the GPU hosts")
 LEAST_S = 1e-12  # of a CPU for a sample: no division by zero
 TRIES = 4  # for a share; the first one is right unless hosts that wait for storage have CPUs of different speed
+STEPS, ROUNDS = 8, 6  # of a search for a share: parts of what is left, each a quarter of the one before
 Array = np.ndarray
 
 
@@ -192,12 +193,15 @@ def placed(
     simple = best["rate"] * (1 + LEAST_GAIN)
     for cut, other in combinations(range(len(cuts)), 2):
         short = (each[cut].fed < each[cut].trained) & (each[cut].fed > 0)
-        places = np.flatnonzero(short & (each[other].fed > each[other].trained) & (each[other].trained > 0))
-        if len(places):
-            some = {name: values[places] for name, values in shapes.items()}
-            both = (loads[cut].where(places), loads[other].where(places))
-            share, split = _even(profile, gpus, cpus, some, *both)
-            _take(best, places, split, cut, other, share, simple[places])
+        even = short & (each[other].fed > each[other].trained) & (each[other].trained > 0)
+        grows = short & (loads[other].wire_bytes > loads[cut].wire_bytes) & (each[other].trained > 0)
+        for search, wanted in ((_even, even), (_searched, grows)):
+            places = np.flatnonzero(wanted)
+            if len(places):
+                some = {name: values[places] for name, values in shapes.items()}
+                both = (loads[cut].where(places), loads[other].where(places))
+                share, split = search(profile, gpus, cpus, some, *both)
+                _take(best, places, split, cut, other, share, simple[places])
     little = np.flatnonzero(best["rate"] <= plain.rate * (1 + LEAST_GAIN))
     _put(best, little, plain.where(little), 0, 0, np.zeros(len(little)))
     device_s = np.stack([load.device_s for load in loads])
@@ -242,3 +246,21 @@ def _even(
         low, at_low = np.where(below, share, low), np.where(below, found.gap, at_low)
         high, at_high = np.where(below, high, share), np.where(below, at_high, found.gap)
     return share, found
+
+
+def _searched(
+    profile: Profile, gpus: Ladder, cpus: Ladder, shapes: dict[str, Array], cut: Load, other: Load
+) -> tuple[Array, Admitted]:
+    """The share of `other` with which most is done, and what that is, where `other` sends more: a little of it helps
+    the CPUs and more hinders the networks, so that the best need be neither cut nor where accelerators are as fast."""
+    middle, reach = np.full(len(cut.device_s), 0.5), 0.5
+
+    def done(share: Array) -> Admitted:
+        return admitted(profile, gpus, cpus, shapes, cut.mixed(other, share))
+
+    for _ in range(ROUNDS):
+        shares = np.clip(middle + reach * np.linspace(-1, 1, STEPS + 1)[:, None], 0.0, 1.0)
+        rates = np.stack([done(share).rate for share in shares])
+        middle = np.take_along_axis(shares, rates.argmax(axis=0)[None], axis=0)[0]
+        reach *= 2 / STEPS
+    return middle, done(middle)
