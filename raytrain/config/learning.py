@@ -12,30 +12,29 @@ NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Named(Section):
+class Brief(Section):
+    """A text alone stands for its first key."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_first(cls, value: Any) -> Any:
+        return {next(iter(cls.model_fields)): value} if isinstance(value, str) else value
+
+
+class Named(Brief):
     """By its name alone where it has no options."""
 
     name: str = Field(description="the name, or `package.module:callable`")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to it")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
-
-class Weights(Section):
+class Weights(Brief):
     """What the model begins with; by its path alone where everything must fit."""
 
     path: str = Field(description="safetensors, or what torch.save wrote of a state_dict; local, or s3://")
     skip: list[str] = Field(
         default_factory=list, description="patterns of names that keep their first values, such as `head.*`"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
 
 class Model(Named):

@@ -44,6 +44,10 @@ class CheckpointPolicy(Section):
 Kind = Literal[
     "classification", "multi_label", "regression", "segmentation", "token_classification", "sequence_classification"
 ]
+OF_ONE = ("classification", "sequence_classification")  # class a sample
+OF_ELEMENTS = ("segmentation", "token_classification")
+OF_TOKENS = ("sequence_classification", "token_classification")
+OF_CLASSES = (*OF_ONE, *OF_ELEMENTS)
 
 
 class Task(Section):

@@ -15,8 +15,8 @@ from raytrain.cluster.topology import GROUP_LABEL, HOST_LABEL, Topology
 from raytrain.config.data import check_shared
 from raytrain.config.job import Job
 from raytrain.config.own_code import import_object, torch_by_name
+from raytrain.config.training import OF_CLASSES, OF_ELEMENTS, OF_ONE, Training
 from raytrain.config.training import Task as Asked
-from raytrain.config.training import Training
 from raytrain.data.pipeline import OpenPipeline, Pipeline
 from raytrain.data.samples.fields import DTYPES, Field, Schema, np_dtype
 from raytrain.data.sources.lengths import MOST_READ
@@ -65,14 +65,14 @@ def with_weights(job: Job, resume: bool) -> Job:
     Raises:
         ConfigError: there is no such file here.
     """
-    weights = job.model.weights if job.model else None
-    if job.model is None or weights is None or "://" in weights.path:
+    model = job.model
+    if model is None or model.weights is None or "://" in model.weights.path:
         return job
-    path = Path(weights.path).absolute()
+    path = Path(model.weights.path).absolute()
     if not path.is_file() and not resume:
         raise ConfigError(f"model.weights: there is no file {path}")
-    whole = job.model.model_copy(update={"weights": weights.model_copy(update={"path": str(path)})})
-    return job.model_copy(update={"model": whole})
+    weights = model.weights.model_copy(update={"path": str(path)})
+    return job.model_copy(update={"model": model.model_copy(update={"weights": weights})})
 
 
 def check_learning(training: Training) -> None:
@@ -87,9 +87,9 @@ def check_learning(training: Training) -> None:
         raise ConfigError(f"training.schedule.options: {schedule.name} has none, but `warmup_share` and `final_share`")
     if not own and (schedule.warmup_share or schedule.final_share):
         raise ConfigError(f"training.schedule: {schedule.name} has no `warmup_share` and `final_share`; give `options`")
-    if training.task.ignore is not None and training.task.kind not in ("segmentation", "token_classification"):
+    if training.task.ignore is not None and training.task.kind not in OF_ELEMENTS:
         raise ConfigError(f"training.task.ignore: {training.task.kind} has no elements to leave out; leave samples out")
-    if training.loss is not None or (training.label_smoothing and not training.task.kind.endswith("ation")):
+    if training.loss is not None or (training.label_smoothing and training.task.kind not in OF_CLASSES):
         from raytrain.train.learning.objectives import check_loss
 
         check_loss(training)
@@ -162,7 +162,7 @@ def check_data(opened: OpenPipeline, default_loop: bool, job: Job) -> Task:
     asked = job.training.task
     if own_loop:
         check_fields(opened.schema, asked)
-    classifies = own_loop and asked.kind in ("classification", "sequence_classification")
+    classifies = own_loop and asked.kind in OF_ONE
     own = opened.train.schema.get(asked.target, Field())
     said = classifies and job.model is not None and CLASSES in job.model.options
 
@@ -208,7 +208,7 @@ def check_fields(schema: Schema, task: Asked) -> None:
         fits, wanted = target.dtype.startswith(NUMBERS), "numbers"
     else:
         fits, wanted = target.dtype.startswith(("int", "uint", "bool")), "whole numbers"
-    if task.kind.startswith(("classification", "sequence")):
+    if task.kind in OF_ONE:
         fits, wanted = fits and target.shape == (), "a whole number a sample"
     elif task.kind in AXES and target.shape is not None:
         axes = AXES[task.kind]

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from raytrain.config.job import Job
 from raytrain.errors import TrainingError
@@ -160,13 +159,6 @@ class TrainContext(Saving):
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.sum_over_ranks(0)
-
-    def all_gather(self, value: Any) -> list[Any]:
-        """What each rank has, in their order: tensors of any length along their first axis, or plain values."""
-        everyone = [value] * self.world_size
-        if self.world_size > 1:
-            dist.all_gather_object(everyone, value.cpu() if isinstance(value, torch.Tensor) else value)
-        return [each.to(self.device) if isinstance(each, torch.Tensor) else each for each in everyone]
 
     def num_batches(self, split: str = "train") -> int:
         """How many batches `batches(split)` gives this rank; of validation at most, since empty ones are left out."""

@@ -47,7 +47,7 @@ def _train(ctx: TrainContext) -> None:
     averaged = Averaged(model, optimizer, training.ema.decay) if training.ema else None
     objective = Objective(training, ctx.device, channels_last=ctx.job.model.channels_last)
     num_outputs = ctx.num_classes or ctx.job.model.options.get("num_classes")
-    figures = [each.name for each in watches(training, objective, num_outputs, ctx.device)]
+    figures = [each.name for each in watches(training, num_outputs, ctx.device)]
     patience = None
     if training.early_stopping and ctx.num_batches("validation"):
         patience = Patience(training.early_stopping, ["loss", *figures])
@@ -81,7 +81,7 @@ def _train(ctx: TrainContext) -> None:
             update(batch, loss_of)
         found = {"learning_rate": scheduler.get_last_lr()[0]}  # as the epoch's last update left it
         if ctx.num_batches("validation"):
-            seen = watches(training, objective, num_outputs, ctx.device)
+            seen = watches(training, num_outputs, ctx.device)
             found |= evaluate(ctx, averaged.module if averaged else model, objective, seen)
         ctx.log(**found)
         if patience is not None:
@@ -174,8 +174,9 @@ def evaluate(
             output = objective.outputs(model, batch)
         loss += objective.validation_loss(output.float(), batch).item() * batch.size
         count += batch.size
+        answers = objective.answers(output, batch) if seen else ()
         for each in seen:
-            each.update(batch, output)
+            each.update(*answers)
     loss, count = ctx.sum_over_ranks(loss, count)
     figures = {name: value for each in seen for name, value in each.result(ctx).items()}
     return {"validation_loss": loss / max(count, 1), **{f"validation_{name}": each for name, each in figures.items()}}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from raytrain.config.learning import Model
 from raytrain.config.own_code import check_importable, import_object
 from raytrain.errors import ConfigError, nearest, one_line
+from raytrain.train.learning.named import parameters_of
 
 if TYPE_CHECKING:
     import torch
@@ -92,15 +91,8 @@ def build_model(model: Model, num_classes: int | None = None) -> torch.nn.Module
 
 def arguments_of(model: Model, num_classes: int | None = None) -> dict[str, Any]:
     """What `build_model` builds it with."""
-    told = ":" not in model.name or CLASSES in _parameters(import_object(model.name))
+    told = ":" not in model.name or CLASSES in parameters_of(import_object(model.name))
     return {**({CLASSES: num_classes} if told and num_classes is not None else {}), **model.options}
-
-
-def _parameters(build: Callable[..., Any]) -> Mapping[str, Any]:
-    try:
-        return inspect.signature(build).parameters
-    except (TypeError, ValueError):  # a builtin without a signature
-        return {}
 
 
 def check_outputs(model: Model, num_outputs: int, num_classes: int) -> None:

@@ -167,19 +167,25 @@ def no_optimizer(groups, lr):
     return 3
 
 
-def averaged_by_hand(case, decay):
-    """Weights after the first update, then decay * average + (1 - decay) * weights."""
-    torch.manual_seed(case.seed)
-    model, (images, labels) = mlp(), case.samples()
-    optimizer, average = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), None
+def steps_by_hand(case, model, optimizer):
+    """All updates of a case, one at a time."""
+    images, labels = case.samples()
     for epoch in _updates(case):
         for batches in epoch:
             ids = [i for each in batches for i in each]
             optimizer.zero_grad()
             F.cross_entropy(model(images[ids]), labels[ids]).backward()
             optimizer.step()
-            now = {name: each.clone() for name, each in model.state_dict().items()}
-            average = now if average is None else {n: decay * average[n] + (1 - decay) * now[n] for n in now}
+            yield
+
+
+def averaged_by_hand(case, decay):
+    """Weights after the first update, then decay * average + (1 - decay) * weights."""
+    torch.manual_seed(case.seed)
+    model, average = mlp(), None
+    for _ in steps_by_hand(case, model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)):
+        now = {name: each.clone() for name, each in model.state_dict().items()}
+        average = now if average is None else {n: decay * average[n] + (1 - decay) * now[n] for n in now}
     return average, model
 
 
@@ -259,15 +265,10 @@ def test_what_is_frozen_stays_and_the_rest_learns_as_before(ranks):
     frozen = Case(30, 4, more={"freeze": ["1.*"]}, training={"optimizer": SGD})
     outcome = ranks.run(frozen)[0]
     torch.manual_seed(frozen.seed)
-    model, (images, labels) = mlp(), frozen.samples()
+    model = mlp()
     first = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.SGD(model[4].parameters(), lr=0.1, momentum=0.9)
-    for epoch in _updates(frozen):
-        for batches in epoch:
-            ids = [i for each in batches for i in each]
-            optimizer.zero_grad()
-            F.cross_entropy(model(images[ids]), labels[ids]).backward()
-            optimizer.step()
+    for _ in steps_by_hand(frozen, model, torch.optim.SGD(model[4].parameters(), lr=0.1, momentum=0.9)):
+        pass
     for name, value in model.state_dict().items():
         assert torch.allclose(outcome.model[name], value, atol=2e-5), name
         assert torch.equal(outcome.model[name], first[name]) == name.startswith("1."), name

@@ -38,10 +38,10 @@ class Alone:
 
 
 def figures(of, batches, num_classes, **training):
-    seen = watches(Training(epochs=1, task=of.task, **training), of, num_classes, CPU)
+    seen = watches(Training(epochs=1, task=of.task, **training), num_classes, CPU)
     for batch, output in batches:
         for each in seen:
-            each.update(batch, output)
+            each.update(*of.answers(output, batch))
     return {name: value for each in seen for name, value in each.result(Alone()).items()}
 
 

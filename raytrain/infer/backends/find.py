@@ -103,19 +103,15 @@ def _score(facts: shelf.Facts) -> str:
 
 
 def _state_of_checkpoint(folder: Path, run: str) -> dict[str, Tensor]:
-    from raytrain.train.checkpoints.checkpoint import load_object, load_state
-    from raytrain.train.learning.averaged import WEIGHTS
+    from raytrain.train.checkpoints.checkpoint import model_states
 
-    state = load_state(folder)
-    if len(state["averaged"]) == 1:  # what was validated, and what the run's model file holds
-        return load_object(folder, state["averaged"][0])[WEIGHTS]
-    modules = state["modules"]
-    if len(modules) != 1:
+    states = model_states(folder)
+    if len(states) != 1:
         raise ConfigError(
-            f"model.run: the loop of {run} prepared {len(modules)} modules; give the one to predict with as model.name "
+            f"model.run: the loop of {run} prepared {len(states)} modules; give the one to predict with as model.name "
             "and its state as model.weights"
         )
-    return load_object(folder, modules[0])
+    return states[0]
 
 
 def _of_file(section: PredictingModel) -> ModelFile:

@@ -190,19 +190,26 @@ def restore(objects: Sequence[Any], readers: list[Callable[[], Any]], rank: int,
     readers.clear()
 
 
-def write_model(folder: Path, path: Path) -> None:
-    """The model of a checkpoint that was looked through already (`shelf.latest`), as `torch.load(path,
-    weights_only=True)` and `load_state_dict` take it.
-
-    Of a loop that prepared several modules it is the list of their states, in that order; where an average of the
-    weights was kept (`training.ema`), it is that.
+def model_states(folder: Path) -> list[dict[str, torch.Tensor]]:
+    """Of the modules that a loop prepared, in that order; where an average of the weights was kept (`training.ema`), of
+    that.
 
     Raises:
         CheckpointError: it holds more than tensors and plain values.
     """
     state = load_state(folder)
-    states = [load_object(folder, number)[WEIGHTS] for number in state["averaged"]]
-    states = states or [load_object(folder, number) for number in state["modules"]]
+    averaged = [load_object(folder, number)[WEIGHTS] for number in state["averaged"]]
+    return averaged or [load_object(folder, number) for number in state["modules"]]
+
+
+def write_model(folder: Path, path: Path) -> None:
+    """The model of a checkpoint that was looked through already (`shelf.latest`), as `torch.load(path,
+    weights_only=True)` and `load_state_dict` take it; of several `model_states` their list.
+
+    Raises:
+        CheckpointError: it holds more than tensors and plain values.
+    """
+    states = model_states(folder)
     torch.save(states[0] if len(states) == 1 else states, path)
 
 

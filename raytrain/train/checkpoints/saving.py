@@ -52,6 +52,13 @@ class Saving:
             dist.all_reduce(total)
         return total.tolist()
 
+    def all_gather(self, value: Any) -> list[Any]:
+        """What each rank has, in their order: tensors of any length along their first axis, or plain values."""
+        everyone = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(everyone, value.cpu() if isinstance(value, torch.Tensor) else value)
+        return [each.to(self.device) if isinstance(each, torch.Tensor) else each for each in everyone]
+
     @property
     def _modules(self) -> list[torch.nn.Module]:
         return [each for each in self._objects if isinstance(each, torch.nn.Module)]
@@ -78,9 +85,7 @@ class Saving:
         began = time.perf_counter()
         if every is None or not self._put_off(every):
             self._check()
-            everyone = [self._own_part()] * self.world_size
-            if self.world_size > 1:
-                dist.all_gather_object(everyone, everyone[0])
+            everyone = self.all_gather(self._own_part())
             own = sum_of_bits(self._ledger.own, self.device, self.world_size)
             if self.rank == 0:
                 self._write(epoch, everyone, own, evaluated)

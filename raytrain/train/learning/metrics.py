@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 
-from raytrain.config.training import Training
+from raytrain.config.learning import Named
+from raytrain.config.training import OF_CLASSES, Kind, Training
 from raytrain.errors import ConfigError, TrainingError, one_line
 from raytrain.train.learning.named import found, made, parameters_of
-from raytrain.train.learning.objectives import OF_CLASSES, Objective
 
 METRICS = "training.metrics"
 DEFAULTS = {
@@ -23,7 +22,7 @@ KINDS = ("Multiclass", "Multilabel", "Binary")
 
 
 class Watch(Protocol):
-    """What looks at every batch of an evaluation.
+    """What looks at every batch of an evaluation, as Objective.answers gives it.
 
     Attributes:
         name: of its figure.
@@ -31,7 +30,7 @@ class Watch(Protocol):
 
     name: str
 
-    def update(self, batch: Mapping[str, Any], output: torch.Tensor) -> None: ...
+    def update(self, output: torch.Tensor, target: torch.Tensor) -> None: ...
 
     def result(self, ctx: Any) -> dict[str, float]:
         """Figures, the same on all ranks; called once, by all of them together."""
@@ -59,20 +58,18 @@ def log_name(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", last).lower()
 
 
-def watches(training: Training, objective: Objective, num_classes: int | None, device: torch.device) -> list[Watch]:
+def watches(training: Training, num_classes: int | None, device: torch.device) -> list[Watch]:
     """The metrics of a job, or its task's; accuracy always, where there are classes.
 
     Raises:
         ConfigError: one cannot be made.
     """
     check_metrics(training)
-    found_: list[Watch] = [Accuracy(objective)] if training.task.kind in OF_CLASSES else []
-    named: Any = training.metrics
+    found_: list[Watch] = [Accuracy()] if training.task.kind in OF_CLASSES else []
+    named = training.metrics
     if named is None:
-        named = [(name, {}) for name in DEFAULTS.get(training.task.kind, ())]
-    else:
-        named = [(each.name, each.options) for each in named]
-    return [*found_, *(OfTorchmetrics(name, options, objective, num_classes, device) for name, options in named)]
+        named = [Named(name=name) for name in DEFAULTS.get(training.task.kind, ())]
+    return [*found_, *(OfTorchmetrics(each, training.task.kind, num_classes, device) for each in named)]
 
 
 class Accuracy:
@@ -80,11 +77,10 @@ class Accuracy:
 
     name = "accuracy"
 
-    def __init__(self, objective: Objective):
-        self._objective, self._right, self._total = objective, 0, 0
+    def __init__(self) -> None:
+        self._right = self._total = 0
 
-    def update(self, batch: Mapping[str, Any], output: torch.Tensor) -> None:
-        output, target = self._objective.answers(output, batch)
+    def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
         self._right += int((output.argmax(-1) == target).sum())
         self._total += target.numel()
 
@@ -96,30 +92,23 @@ class Accuracy:
 class OfTorchmetrics:
     """One that torchmetrics has, or that has its form. It gathers what the ranks have seen by itself."""
 
-    def __init__(
-        self,
-        name: str,
-        options: Mapping[str, Any],
-        objective: Objective,
-        num_classes: int | None,
-        device: torch.device,
-    ):
-        self._named, self.name, self._objective = name, log_name(name), objective
+    def __init__(self, named: Named, kind: Kind, num_classes: int | None, device: torch.device):
+        name = self._named = named.name
+        self.name = log_name(name)
         make = _metric_class(name)
-        takes, kind = parameters_of(make), objective.task.kind
+        takes = parameters_of(make)
         filled: dict[str, Any] = {}
         if "task" in takes:
             filled["task"] = "multilabel" if kind == "multi_label" else "multiclass"
         if num_classes is not None and kind != "regression":
             number = "num_labels" if kind == "multi_label" else "num_classes"
             filled |= {number: num_classes} if number in takes else {}
-        self._metric = made(make, METRICS, name, **{**filled, **options})
+        self._metric = made(make, METRICS, name, **{**filled, **named.options})
         if not all(hasattr(self._metric, method) for method in ("update", "compute", "to")):
             raise ConfigError(f"{METRICS}: {name!r} must be one of torchmetrics, not {type(self._metric).__name__}")
         self._metric = self._metric.to(device)
 
-    def update(self, batch: Mapping[str, Any], output: torch.Tensor) -> None:
-        output, target = self._objective.answers(output, batch)
+    def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
         try:
             self._metric.update(output, target)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raytrain.config.training import Training
+from raytrain.config.training import OF_CLASSES, OF_ELEMENTS, OF_TOKENS, Training
 from raytrain.data.samples.collate import padded_names
 from raytrain.errors import ConfigError, TrainingError, one_line
 from raytrain.train.learning.named import found, made, parameters_of
@@ -29,9 +29,6 @@ DEFAULT_LOSSES = {
     "multi_label": "BCEWithLogitsLoss",
     "regression": "MSELoss",
 }
-OF_TOKENS = ("sequence_classification", "token_classification")
-OF_ELEMENTS = ("segmentation", "token_classification")
-OF_CLASSES = ("classification", "sequence_classification", "segmentation", "token_classification")
 
 
 def check_loss(training: Training) -> None:
@@ -67,6 +64,15 @@ def _ignored_by(loss: Any) -> int | None:
     """What a loss itself leaves out of a target; None where it knows of nothing such."""
     found_ = loss.keywords if isinstance(loss, partial) else vars(loss)
     return found_.get("ignore_index")  # type: ignore[no-any-return]
+
+
+AXES = {  # of an output
+    "classification": "(samples, classes)",
+    "sequence_classification": "(samples, classes)",
+    "multi_label": "(samples, labels)",
+    "segmentation": "(samples, classes, height, width)",
+    "token_classification": "(samples, tokens, classes)",
+}
 
 
 class Objective:
@@ -122,10 +128,7 @@ class Objective:
 
     def _mean(self, loss: Any, output: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
         target, valid = self._target(output, batch)
-        if self.task.kind in OF_ELEMENTS:
-            output = output.movedim(-1, 1) if self.task.kind == "token_classification" else output
-        elif self.task.kind == "regression" and output.ndim == target.ndim + 1:
-            output = output.squeeze(-1)
+        output = output.movedim(-1, 1) if self.task.kind == "token_classification" else self._as_target(output, target)
         try:
             found = loss(output, target)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -191,9 +194,8 @@ class Objective:
             return output[valid], target[valid]
         if self.task.kind == "multi_label":
             return output, target.long()
-        if self.task.kind == "regression" and output.ndim == target.ndim + 1:
-            output = output.squeeze(-1)
-        return output, target.argmax(1) if target.is_floating_point() and self.task.kind in OF_CLASSES else target
+        mixed = target.is_floating_point() and self.task.kind in OF_CLASSES
+        return self._as_target(output, target), target.argmax(1) if mixed else target
 
     def _probabilities(self, output: torch.Tensor) -> torch.Tensor:
         """torchmetrics makes them of what lies outside 0 and 1 alone, batch by batch."""
@@ -212,26 +214,24 @@ class Objective:
             )
         if not isinstance(target, torch.Tensor):
             raise TrainingError(f"{kind} wants numbers of field `{self.task.target}`, which is {type(target).__name__}")
-        wanted = {
-            "classification": (2, "(samples, classes)"),
-            "sequence_classification": (2, "(samples, classes)"),
-            "multi_label": (2, "(samples, labels)"),
-            "segmentation": (4, "(samples, classes, height, width)"),
-            "token_classification": (3, "(samples, tokens, classes)"),
-        }
-        if kind in wanted and output.ndim != wanted[kind][0]:
-            raise TrainingError(f"the model's output is {_told(output)}, and {kind} wants {wanted[kind][1]}")
+        wanted = AXES.get(kind, "")
+        if wanted and output.ndim != wanted.count(",") + 1:
+            raise TrainingError(f"the model's output is {_told(output)}, and {kind} wants {wanted}")
         if kind == "segmentation" and output.shape[-2:] != target.shape[-2:]:
             raise TrainingError(
                 f"the model's output is {_told(output)}, and the mask `{self.task.target}` {_told(target)}"
             )
-        if kind == "token_classification" and output.shape[:2] != target.shape[:2]:
+        if kind == "token_classification":
+            fits = output.shape[:2] == target.shape[:2]
+        else:
+            fits = kind in OF_CLASSES or self._as_target(output, target).shape == target.shape
+        if not fits:
             raise TrainingError(f"the model's output is {_told(output)}, and `{self.task.target}` is {_told(target)}")
-        as_target = output[..., 0] if kind == "regression" and output.ndim == target.ndim + 1 else output
-        if kind == "regression" and output.ndim == target.ndim + 1 and output.shape[-1] != 1:
-            as_target = output
-        if kind in ("multi_label", "regression") and as_target.shape != target.shape:
-            raise TrainingError(f"the model's output is {_told(output)}, and `{self.task.target}` is {_told(target)}")
+
+    def _as_target(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Of one number a sample, without an axis of its own."""
+        alone = self.task.kind == "regression" and output.ndim == target.ndim + 1
+        return output.squeeze(-1) if alone else output
 
 
 def _told(tensor: torch.Tensor) -> str:
